@@ -1,0 +1,3 @@
+//! Records shared by both sides of the kernel boundary: events, map keys, iterator rows.
+#![no_std]
+#![forbid(unsafe_code)]

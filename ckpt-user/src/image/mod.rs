@@ -1,0 +1,1 @@
+//! Generations and chains on disk. Invariant: no pid, no ptrace, no eBPF in here; works on any machine, without root.

@@ -1,0 +1,1 @@
+//! The supervisor of one job, and its directory.

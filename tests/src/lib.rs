@@ -1,0 +1,1 @@
+//! The test box and the victims.

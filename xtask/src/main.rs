@@ -1,0 +1,2 @@
+//! `cargo xtask`: what a developer runs. One file a command.
+fn main() {}
