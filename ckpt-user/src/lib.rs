@@ -10,4 +10,5 @@ pub mod check;
 pub mod cli;
 pub mod image;
 pub mod job;
+pub mod phase;
 pub mod sys;
