@@ -68,7 +68,7 @@ impl EventLog {
     /// Opens or begins the log.
     pub fn open(dir: &Arc<JobDir>) -> Result<Self, DirectoryError> {
         let file = begin(dir)?;
-        let written = file.metadata().map(|found| found.len()).unwrap_or(0);
+        let written = file.metadata().map_or(0, |found| found.len());
         Ok(Self { dir: dir.clone(), file, written, limit: FILE_LIMIT })
     }
 
