@@ -54,9 +54,9 @@ pub fn report() -> Report {
 /// Without it jobs run, but `checkpoint` and `status` do not reach them.
 fn runtime_directory() -> Finding {
     let name = "runtime directory";
-    let found = Identity::of_caller(None).map_err(|error| error.to_string()).and_then(|caller| {
-        RuntimeDir::for_user(&caller.fs_ids()).map_err(|error| error.to_string())
-    });
+    let found = Identity::of_caller(None)
+        .map_err(|error| error.to_string())
+        .and_then(|caller| RuntimeDir::for_user(&caller.fs_ids()).map_err(|error| error.to_string()));
     match found {
         Ok(dir) => {
             let detail = dir.path().display().to_string();
@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_decides() {
-        let finding = |state, needed| Finding { name: "x", state, needed, detail: String::new(), remedy: None };
+        let finding =
+            |state, needed| Finding { name: "x", state, needed, detail: String::new(), remedy: None };
         let works = |findings: Vec<Finding>| Report { findings }.works();
         assert!(works(vec![finding(State::Missing, false), finding(State::Fallback, true)]));
         assert!(!works(vec![finding(State::Works, true), finding(State::Missing, true)]));

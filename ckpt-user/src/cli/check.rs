@@ -21,7 +21,9 @@ impl Check {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let report = report();
         if self.json {
-            print::json(&json!({ "works": report.works(), "findings": serde_json::to_value(&report.findings)? }))?;
+            print::json(
+                &json!({ "works": report.works(), "findings": serde_json::to_value(&report.findings)? }),
+            )?;
         } else {
             print::print(&text(&report))?;
         }
@@ -38,7 +40,9 @@ fn text(report: &Report) -> String {
             State::Missing => "missing",
         };
         rows.push(vec![finding.name.to_owned(), state.to_owned(), finding.detail.clone()]);
-        rows.extend(finding.remedy.iter().map(|remedy| vec![String::new(), String::new(), format!("→ {remedy}")]));
+        rows.extend(
+            finding.remedy.iter().map(|remedy| vec![String::new(), String::new(), format!("→ {remedy}")]),
+        );
     }
     let verdict = if report.works() {
         "programs can be checkpointed and restarted here\n"

@@ -41,7 +41,9 @@ impl Checkpoint {
             Taker::Supervisor(live) => ask(&live, self.kill)?,
             Taker::Once(options) => {
                 let pid = options.pid;
-                say(&format!("nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"));
+                say(&format!(
+                    "nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"
+                ));
                 job::checkpoint_once(options)?
             }
         };

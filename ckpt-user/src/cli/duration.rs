@@ -38,12 +38,22 @@ mod tests {
 
     #[test]
     fn seconds_minutes_hours_and_fractions() {
-        let cases =
-            [("10", 10_000), ("0.5", 500), (".5", 500), ("10s", 10_000), ("5m", 300_000), ("2h", 7_200_000), ("0", 0)];
+        let cases = [
+            ("10", 10_000),
+            ("0.5", 500),
+            (".5", 500),
+            ("10s", 10_000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+            ("0", 0),
+        ];
         for (text, milliseconds) in cases {
             assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
-        for text in ["", "s", "-1", "+1", "1e3", "inf", "nan", "1d", "1ms", "1 s", "1.2.3", ".", "0.0001", "999999h", "١"] {
+        for text in [
+            "", "s", "-1", "+1", "1e3", "inf", "nan", "1d", "1ms", "1 s", "1.2.3", ".", "0.0001", "999999h",
+            "١",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

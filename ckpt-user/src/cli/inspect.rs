@@ -32,7 +32,7 @@ impl Inspect {
             let opened = Chain::open(&self.path, None)?;
             opened.warnings.iter().for_each(|warning| say(warning));
             let chain: Vec<u64> = opened.chain.generations().iter().map(|one| one.header().id.0).collect();
-            describe(opened.chain.newest(), Some(chain))?
+            describe(opened.chain.newest(), Some(&chain))?
         } else {
             describe(&Generation::open(&self.path)?, None)?
         };
@@ -48,7 +48,7 @@ impl Inspect {
 }
 
 /// Header and summary, with what the metadata holds beside them.
-fn describe(generation: &Generation, chain: Option<Vec<u64>>) -> anyhow::Result<Value> {
+fn describe(generation: &Generation, chain: Option<&[u64]>) -> anyhow::Result<Value> {
     let header = generation.header();
     let mut value = json!({
         "file": generation.path(),
@@ -128,7 +128,9 @@ mod tests {
         let value = json!({"id": 3, "parent": null, "chain": [3, 2], "tasks": [{"pid": 7, "name": "a\u{1b}[2J"}, {"pid": 8}]});
         let mut text = String::new();
         outline(&value, 0, &mut text);
-        for line in ["id: 3", "parent: -", "chain: 3, 2", "tasks:", "  - name: a?[2J", "    pid: 7", "  - pid: 8"] {
+        for line in
+            ["id: 3", "parent: -", "chain: 3, 2", "tasks:", "  - name: a?[2J", "    pid: 7", "  - pid: 8"]
+        {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
     }

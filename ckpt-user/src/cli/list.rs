@@ -50,7 +50,9 @@ pub(super) fn object(listed: &Listed) -> Value {
     let Some(fields) = value.as_object_mut() else { return value };
     let parent = listed.header.as_ref().and_then(|header| header.parent).map(|parent| parent.0);
     fields.insert("parent".into(), parent.into());
-    if let Some(Value::Object(summary)) = listed.summary.as_ref().and_then(|summary| serde_json::to_value(summary).ok()) {
+    if let Some(Value::Object(summary)) =
+        listed.summary.as_ref().and_then(|summary| serde_json::to_value(summary).ok())
+    {
         fields.extend(summary);
     }
     if let Some(damage) = &listed.damage {

@@ -118,7 +118,10 @@ fn run(verb: Verb) -> u8 {
         Ok(Status(status)) => status,
         Err(error) => {
             complain(&error);
-            error.chain().find_map(|cause| cause.downcast_ref::<CannotRun>()).map_or(FAILED, CannotRun::exit_status)
+            error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<CannotRun>())
+                .map_or(FAILED, CannotRun::exit_status)
         }
     }
 }
@@ -161,7 +164,8 @@ fn as_owner(path: &Path) -> anyhow::Result<Assumed> {
 /// A source on another node is not a path.
 fn refuse_remote(source: &Path) -> io::Result<()> {
     if source.to_string_lossy().starts_with("tcp://") {
-        let what = "tcp:// sources are not in this version; copy the directory here, or use a shared file system";
+        let what =
+            "tcp:// sources are not in this version; copy the directory here, or use a shared file system";
         return Err(io::Error::new(io::ErrorKind::Unsupported, what));
     }
     Ok(())

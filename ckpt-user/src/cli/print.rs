@@ -36,8 +36,11 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let gap = if column == 0 { "" } else { "  " };
-            let padded =
-                if right.contains(&column) { format!("{gap}{cell:>width$}") } else { format!("{gap}{cell:<width$}") };
+            let padded = if right.contains(&column) {
+                format!("{gap}{cell:>width$}")
+            } else {
+                format!("{gap}{cell:<width$}")
+            };
             line.push_str(&padded);
         }
         text.push_str(line.trim_end());
@@ -94,7 +97,8 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect();
-        let text = table(&[row(&["ID", "KIND", "PAGES"]), row(&["10", "full", "7"]), row(&["9", "é"])], &[0, 2]);
+        let text =
+            table(&[row(&["ID", "KIND", "PAGES"]), row(&["10", "full", "7"]), row(&["9", "é"])], &[0, 2]);
         assert_eq!(text, "ID  KIND  PAGES\n10  full      7\n 9  é\n");
     }
 

@@ -6,7 +6,8 @@ use nix::sys::signal::Signal;
 pub fn parse(text: &str) -> Result<i32, String> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let number = number(name).ok_or_else(|| format!("'{text}' is no signal; write USR1, SIGUSR1, RTMIN+3 or a number"))?;
+    let number = number(name)
+        .ok_or_else(|| format!("'{text}' is no signal; write USR1, SIGUSR1, RTMIN+3 or a number"))?;
     match number {
         libc::SIGKILL | libc::SIGSTOP => Err(format!("{text} cannot be caught; take USR1, USR2 or TERM")),
         libc::SIGCHLD => Err("CHLD tells ckptbpf of the program's end; take USR1, USR2 or TERM".into()),
@@ -19,7 +20,9 @@ pub fn parse(text: &str) -> Result<i32, String> {
 
 fn number(name: &str) -> Option<i32> {
     let in_range = |number: i32| (1..=libc::SIGRTMAX()).contains(&number).then_some(number);
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i32>().ok()).flatten();
+    let digits = |text: &str| {
+        text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i32>().ok()).flatten()
+    };
     if let Some(number) = digits(name) {
         return in_range(number);
     }
@@ -50,7 +53,10 @@ mod tests {
         }
         assert_eq!(parse("RTMIN+3"), Ok(libc::SIGRTMIN() + 3));
         assert_eq!(parse("SIGRTMAX-1"), Ok(libc::SIGRTMAX() - 1));
-        let wrong = ["KILL", "STOP", "CHLD", "SEGV", "0", "65", "-1", "", "SIG", "RTMIN+99", "RTMIN+", "RTMAX-99", "FOO"];
+        let wrong = [
+            "KILL", "STOP", "CHLD", "SEGV", "0", "65", "-1", "", "SIG", "RTMIN+99", "RTMIN+", "RTMAX-99",
+            "FOO",
+        ];
         for text in wrong {
             assert!(parse(text).is_err(), "{text}");
         }

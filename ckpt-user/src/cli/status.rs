@@ -30,7 +30,9 @@ impl Status {
         if let Some(target) = &self.target {
             let shown = target.to_string_lossy();
             let found = find(&jobs, &Target::parse(target));
-            let none = || anyhow::anyhow!("no running job is {shown}; ckptbpf status shows all (root sees everybody's)");
+            let none = || {
+                anyhow::anyhow!("no running job is {shown}; ckptbpf status shows all (root sees everybody's)")
+            };
             jobs = vec![found.ok_or_else(none)?];
         }
         let asked: Vec<(Live, Option<JobStatus>)> = jobs.into_iter().map(ask).collect();
@@ -41,7 +43,9 @@ impl Status {
         } else if asked.is_empty() {
             say("no running jobs");
         } else {
-            let mut rows = vec![["PID", "SUPERVISOR", "INTERVAL", "LAST", "AGE", "DIR", "PROGRAM"].map(String::from).to_vec()];
+            let mut rows = vec![
+                ["PID", "SUPERVISOR", "INTERVAL", "LAST", "AGE", "DIR", "PROGRAM"].map(String::from).to_vec(),
+            ];
             rows.extend(asked.iter().map(row));
             print::print(&print::table(&rows, &[0, 1, 3]))?;
         }

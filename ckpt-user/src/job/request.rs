@@ -30,7 +30,12 @@ pub enum RequestError {
 }
 
 /// Decides who takes a checkpoint of `target`.
-pub fn taker(jobs: &[Live], target: &Target, dir: Option<PathBuf>, kill: bool) -> Result<Taker, RequestError> {
+pub fn taker(
+    jobs: &[Live],
+    target: &Target,
+    dir: Option<PathBuf>,
+    kill: bool,
+) -> Result<Taker, RequestError> {
     match (find(jobs, target), target) {
         (Some(live), _) if live.supervised => match dir {
             Some(_) => Err(RequestError::OtherDir(live.entry.dir)),
