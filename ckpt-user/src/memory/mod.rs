@@ -1,0 +1,8 @@
+//! Address spaces: mappings, layout, pages, vdso. Page sets and the plan are pure.
+
+pub mod capture;
+pub mod layout;
+pub mod pages;
+pub mod runs;
+pub mod vdso;
+pub mod vma;
