@@ -178,12 +178,17 @@ pub fn cpu_features() -> Vec<String> {
 /// The clocks as the process sees them: ours, moved by the difference of the time namespaces' offsets.
 fn clocks(pid: Pid) -> std::io::Result<Clocks> {
     let now = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
-    let (theirs, ours) = (offsets(&ProcDir::process(pid))?, offsets(&ProcDir::process(Pid::this()))?);
+    let (theirs, ours) = (offsets(&ProcDir::process(pid))?, own_offsets()?);
     Ok(Clocks {
         realtime: now(ClockId::CLOCK_REALTIME)?,
         monotonic: now(ClockId::CLOCK_MONOTONIC)? + theirs.0 - ours.0,
         boottime: now(ClockId::CLOCK_BOOTTIME)? + theirs.1 - ours.1,
     })
+}
+
+/// Offsets of this process's own time namespace, nanoseconds: monotonic, boottime.
+pub fn own_offsets() -> std::io::Result<(i64, i64)> {
+    offsets(&ProcDir::process(Pid::this()))
 }
 
 /// Offsets of monotonic and boottime in a process's time namespace, nanoseconds (time_namespaces(7)). The

@@ -14,6 +14,7 @@ pub mod image;
 pub mod job;
 pub mod memory;
 pub mod object;
+pub mod rebuild;
 pub mod record;
 pub mod refusal;
 pub mod sys;

@@ -4,5 +4,6 @@ pub mod capture;
 pub mod layout;
 pub mod pages;
 pub mod runs;
+pub mod shared;
 pub mod vdso;
 pub mod vma;

@@ -12,6 +12,7 @@ pub mod ptrace;
 pub mod regs;
 pub mod remote;
 pub mod sched;
+pub mod shared;
 pub mod tee;
 pub mod uffd;
 

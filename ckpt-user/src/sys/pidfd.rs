@@ -58,3 +58,22 @@ pub fn compare(a: Pid, b: Pid, kind: Kind, idx_a: i32, idx_b: i32) -> io::Result
         _ => Err(io::Error::other("kcmp(2) cannot order these objects")),
     }
 }
+
+/// A close-on-exec duplicate with a number of at least `base`.
+pub fn duplicate_above(fd: &OwnedFd, base: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and returns a fresh descriptor or -1.
+    let new = super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, base) }))?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}
+
+/// A duplicate of our own standard stream 0, 1 or 2.
+///
+/// # Errors
+/// EBADF when it is closed.
+pub fn duplicate_standard(stream: i32) -> io::Result<OwnedFd> {
+    // SAFETY: as above; the number need not be open.
+    let new = super::check(i64::from(unsafe { libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 3) }))?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}
