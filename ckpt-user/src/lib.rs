@@ -17,6 +17,7 @@ pub mod object;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;
+pub mod phase;
 pub mod sys;
 pub mod task;
 pub mod track;
