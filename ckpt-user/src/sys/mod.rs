@@ -23,3 +23,4 @@ pub(crate) fn check(value: i64) -> io::Result<i64> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 pub mod ids;
+pub mod bpf;
