@@ -1,4 +1,4 @@
-//! The unsafe code of this crate: three calls for which nix and std have no safe form.
+//! The unsafe code of this crate: four calls for which nix and std have no safe form.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -34,6 +34,13 @@ pub fn start_with_default_signals(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes system calls on
     // values that live on its stack, and allocates nothing.
     unsafe { command.pre_exec(reset) };
+}
+
+/// Sends any signal, real-time ones and 0 included; the error is an errno.
+pub fn kill(pid: i32, signal: i32) -> Result<(), i32> {
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    let sent = unsafe { libc::kill(pid, signal) };
+    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) }
 }
 
 /// One ended child and its raw wait status; `None` when no child has ended. Never blocks.

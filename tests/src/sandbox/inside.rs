@@ -24,7 +24,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::ForkResult;
 
 use super::wire::{Answer, Event, Order, Request};
 use super::{keep, leaks, process};
@@ -147,10 +147,7 @@ impl Init {
         Ok(match request {
             Request::Spawn(order) => (order.serial, self.spawn(&order)),
             Request::Kill { serial, pid, signal } => {
-                // Through the number, so that real-time signals can be sent too.
-                let sent = Signal::try_from(signal)
-                    .and_then(|signal| nix::sys::signal::kill(Pid::from_raw(pid), signal));
-                (serial, Answer::Signalled { errno: sent.err().map_or(0, |error| error as i32) })
+                (serial, Answer::Signalled { errno: sys::kill(pid, signal).err().unwrap_or(0) })
             }
             Request::Finish { serial, grace_ms } => {
                 let found = self.left_behind(Duration::from_millis(grace_ms))?;
