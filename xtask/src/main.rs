@@ -13,5 +13,31 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::BuildEbpf(args) => build_ebpf::run(args),
+//! `cargo xtask`: what a developer and CI run. One file a command.
+#![forbid(unsafe_code)]
+mod cmd;
+mod counts;
+mod load;
+mod setup;
+mod soak;
+mod test;
+mod tidy;
+/// ckptbpf's build and test commands.
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Xtask {
+    /// Installs what is missing on a Debian or Ubuntu machine
+    Setup(setup::Args),
+    /// Sets up, then passes every check and test: format, lints, house rules, unit and integration tests
+    Test(test::Args),
+    /// Repeats the integration tests, with --busy beside a load on processor, memory and disk
+    Soak(soak::Args),
+    /// Checks the house rules that no compiler knows
+    Tidy,
+    cmd::enter_repository()?;
+    match Xtask::parse() {
+        Xtask::Setup(args) => setup::run(&args),
+        Xtask::Test(args) => test::run(&args),
+        Xtask::Soak(args) => soak::run(&args),
+        Xtask::Tidy => tidy::run(),
     }
 }
