@@ -1,16 +1,20 @@
 //! The supervisor of one job, and its directory.
 
+pub mod checkpoint;
 pub mod control;
 pub mod directory;
 pub mod ended;
 pub mod events;
 pub mod identity;
+pub mod in_freeze;
 pub mod interval;
 pub mod lease;
 pub mod options;
 pub mod process;
 pub mod record;
 pub mod registry;
+pub mod residue;
 pub mod retention;
 pub mod runtime_dir;
 pub mod terminal;
+pub mod tracer;
