@@ -1,1 +1,15 @@
-//! The test box and the victims.
+//! What the tests on the real kernel stand on: the box, the victims, the scenarios.
+//!
+//! A test asks for a [`Sandbox`], runs programs and `ckptbpf` in it, and asserts on what a user sees. The box
+//! fails the test for whatever is left behind, so no test needs to clean up after others.
+#![deny(unsafe_code)]
+// A helper that cannot go on ends the test it runs in; a panic with a message is how.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod sandbox;
+pub mod skip;
+pub mod sys;
+pub mod victim;
+
+pub use sandbox::{Cmd, Finished, Process, Running, Sandbox};
+pub use victim::victim;

@@ -1,2 +1,40 @@
-//! `cargo xtask`: what a developer runs. One file a command.
-fn main() {}
+//! `cargo xtask`: what a developer and CI run. One file a command.
+#![forbid(unsafe_code)]
+
+mod build_ebpf;
+mod cmd;
+mod counts;
+mod load;
+mod setup;
+mod soak;
+mod test;
+mod tidy;
+
+use clap::Parser;
+
+/// ckptbpf's build and test commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Xtask {
+    /// Builds the eBPF programs that are committed beside their source
+    BuildEbpf(build_ebpf::Args),
+    /// Installs what is missing on a Debian or Ubuntu machine
+    Setup(setup::Args),
+    /// Sets up, then passes every check and test: format, lints, house rules, unit and integration tests
+    Test(test::Args),
+    /// Repeats the integration tests, with --busy beside a load on processor, memory and disk
+    Soak(soak::Args),
+    /// Checks the house rules that no compiler knows
+    Tidy,
+}
+
+fn main() -> anyhow::Result<()> {
+    cmd::enter_repository()?;
+    match Xtask::parse() {
+        Xtask::BuildEbpf(args) => build_ebpf::run(args),
+        Xtask::Setup(args) => setup::run(&args),
+        Xtask::Test(args) => test::run(&args),
+        Xtask::Soak(args) => soak::run(&args),
+        Xtask::Tidy => tidy::run(),
+    }
+}

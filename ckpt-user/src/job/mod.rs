@@ -8,11 +8,13 @@
 //!                     └─ interval, retention (pure); events, terminal (what is told)
 //! ```
 
+pub mod checkpoint;
 pub mod control;
 pub mod directory;
 pub mod ended;
 pub mod events;
 pub mod identity;
+pub mod in_freeze;
 pub mod interval;
 pub mod lease;
 pub mod options;
@@ -21,10 +23,12 @@ pub mod prune;
 pub mod record;
 pub mod registry;
 pub mod request;
+pub mod residue;
 pub mod retention;
 pub mod run;
 pub mod runtime_dir;
 pub mod terminal;
+pub mod tracer;
 
 use ended::Ended;
 

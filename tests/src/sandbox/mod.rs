@@ -1,0 +1,201 @@
+//! The box: every test runs in one.
+//!
+//! ```text
+//! test process ──socketpair──▶ box-init, pid 1 of its own session, pid, mount and ipc namespace
+//!      │                           ├── what the test runs (each its own process group)
+//!      └─ /proc/INIT/root ─────────┴── private /proc, and tmpfs on /tmp, /run and /dev/shm
+//! ```
+//!
+//! It promises:
+//! - Whatever a test starts dies with the box; the box dies with the test, even by kill -9 (end of file on the
+//!   socket ends init, and the end of init ends the namespace), and at its time limit.
+//! - Process ids in it are its own, so that parallel tests never take each other's.
+//! - Orphans are reaped at once.
+//! - Dropping it **fails the test** if a process, a mount, a file in /dev/shm or /run/ckptbpf, a cgroup or a pinned
+//!   BPF object of ours remains. BPF programs and links that are not pinned live only as long as a descriptor, so a
+//!   leaked one shows as the process that holds it.
+//!
+//! Environment: `CKPTBPF_TEST_TIMEOUT_SCALE` multiplies every deadline; `CKPTBPF_KEEP_BOX` keeps the directory.
+
+mod channel;
+mod cmd;
+pub mod inside;
+mod keep;
+mod leaks;
+mod process;
+mod running;
+mod wait;
+mod wire;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+pub use cmd::Cmd;
+pub use leaks::Leak;
+pub use process::Process;
+pub use running::{Finished, Running};
+pub use wait::scaled;
+
+use channel::Channel;
+use leaks::Before;
+use wire::{Answer, Request};
+
+/// How long a box lives unless its test says otherwise.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+/// How long what was just killed may take to be gone before it counts as left behind.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A box; see the module.
+pub struct Sandbox {
+    name: String,
+    channel: Channel,
+    outer: Child,
+    /// Process id of the box's init, as this process sees it.
+    init: i32,
+    base: Option<tempfile::TempDir>,
+    before: Before,
+    tolerated: Vec<Leak>,
+}
+
+impl Sandbox {
+    /// A new box for the test `name`, with two minutes to live.
+    pub fn new(name: &str) -> Self {
+        Self::with_limit(name, TIME_LIMIT)
+    }
+
+    /// A new box that ends, and fails its test, after `limit` (scaled).
+    pub fn with_limit(name: &str, limit: Duration) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the box needs root for its namespaces: run the tests as root"
+        );
+        let base = tempfile::Builder::new()
+            .prefix(&format!("ckptbpf-box-{name}-"))
+            .tempdir_in("/var/tmp")
+            .expect("a directory for the box in /var/tmp");
+        std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o755))
+            .expect("chmod of the box's directory");
+        for folder in ["work", "io"] {
+            std::fs::create_dir(base.path().join(folder)).expect("a folder in the box's directory");
+        }
+        let before = Before::now();
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let outer = Command::new(init_program())
+            .arg(scaled(limit).as_millis().to_string())
+            .args(keep::visible(base.path()))
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .spawn()
+            .expect("box-init starts");
+        let channel = Channel::over(name, ours);
+        let init = channel.ready();
+        Self { name: name.into(), channel, outer, init, base: Some(base), before, tolerated: Vec::new() }
+    }
+
+    /// The box's working directory: on disk, mode 0755, the same path inside and outside.
+    pub fn dir(&self) -> PathBuf {
+        self.base().join("work")
+    }
+
+    /// The box's file system as seen from outside: `root().join("tmp")` is its private /tmp.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init))
+    }
+
+    /// Starts a command in the box and returns at once; it is its own process group.
+    pub fn spawn(&self, cmd: impl Into<Cmd>) -> Running<'_> {
+        let cmd = cmd.into();
+        let io = self.base().join("io");
+        match self.channel.ask(|serial| Request::Spawn(cmd.order(serial, &self.dir(), &io))) {
+            (serial, Answer::Spawned { pid }) => Running::new(self, serial, pid, &io, &cmd),
+            (_, answer) => panic!("box {}: cannot start {}: {answer:?}", self.name, cmd.shown()),
+        }
+    }
+
+    /// Runs a command in the box to its end, which has 60 seconds (scaled) to come.
+    pub fn run(&self, cmd: impl Into<Cmd>) -> Finished {
+        self.spawn(cmd).wait(Duration::from_secs(60))
+    }
+
+    /// Sends a signal to a process, or with a negative id to a group, by the ids inside the box.
+    pub fn kill(&self, pid: i32, signal: i32) -> Result<(), nix::errno::Errno> {
+        match self.channel.ask(|serial| Request::Kill { serial, pid, signal }).1 {
+            Answer::Signalled { errno: 0 } => Ok(()),
+            Answer::Signalled { errno } => Err(nix::errno::Errno::from_raw(errno)),
+            answer => panic!("box {}: kill: {answer:?}", self.name),
+        }
+    }
+
+    /// The id under which the test process sees the process `pid` of the box.
+    pub fn outside_pid(&self, pid: i32) -> Option<i32> {
+        process::outside(self.init, pid)
+    }
+
+    /// Every process in the box but its init, nested namespaces included.
+    pub fn ps(&self) -> Vec<Process> {
+        process::list(&self.root().join("proc"))
+    }
+
+    /// Waits until the condition holds; fails with its name after `deadline` (scaled), or when the box has ended.
+    pub fn wait_for(&self, what: &str, deadline: Duration, cond: impl FnMut() -> bool) {
+        let given_up = wait::until(deadline, || self.channel.ended(), cond);
+        if let Some(why) = given_up {
+            panic!("box {}: waiting for {what}: {why}\n{}", self.name, self.ps_text());
+        }
+    }
+
+    /// Says beforehand that this box leaves something of a kind behind, and why that is right.
+    pub fn tolerate(&mut self, leak: Leak, _because: &str) {
+        self.tolerated.push(leak);
+    }
+
+    fn base(&self) -> &Path {
+        self.base.as_ref().expect("held until drop").path()
+    }
+
+    fn ps_text(&self) -> String {
+        let lines: Vec<String> = self.ps().iter().map(|process| format!("  {process}")).collect();
+        format!("in the box:\n{}", lines.join("\n"))
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let mut left = match self.channel.finish(scaled(GRACE)) {
+            Ok(found) => found,
+            Err(why) => vec![(Leak::Box, why)],
+        };
+        self.channel.close();
+        let _ = self.outer.wait();
+        left.extend(self.before.compare(scaled(GRACE)));
+        left.retain(|(kind, _)| !self.tolerated.contains(kind));
+        if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() {
+            let kept = self.base.take().map(tempfile::TempDir::keep);
+            eprintln!("box {}: kept in {kept:?}", self.name);
+        }
+        if !left.is_empty() {
+            let lines: Vec<String> = left.iter().map(|(kind, what)| format!("  {kind:?}: {what}")).collect();
+            let report = format!("box {}: left behind:\n{}", self.name, lines.join("\n"));
+            if std::thread::panicking() {
+                eprintln!("{report}");
+            } else {
+                panic!("{report}");
+            }
+        }
+    }
+}
+
+/// `box-init` stands beside the `deps` directory that test programs are built into.
+fn init_program() -> PathBuf {
+    let me = std::env::current_exe().expect("the path of the test program");
+    me.ancestors()
+        .skip(1)
+        .take(3)
+        .map(|folder| folder.join("box-init"))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!("no box-init near {}: build it with `cargo build --release -p ckpt-tests`", me.display())
+        })
+}

@@ -1,0 +1,52 @@
+//! The unsafe code of this crate: four calls for which nix and std have no safe form.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::unistd::ForkResult;
+
+/// Forks; only for a process with a single thread, which `box-init` is until the box is gone.
+pub fn fork_single_threaded() -> io::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!("fork with {threads} threads")));
+    }
+    // SAFETY: what makes fork dangerous is a lock that another thread holds at that moment and that the child
+    // then waits for; there is no other thread, as counted above, and none can appear between count and call.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// Lets the command start with no signal blocked and none ignored, whatever this process inherited.
+pub fn start_with_default_signals(command: &mut Command) {
+    let reset = || {
+        for signal in 1..=64_i64 {
+            let default = [0_u64; 4];
+            // SAFETY: the kernel reads one `struct kernel_sigaction` (handler, flags, restorer and a 64-bit mask,
+            // 32 bytes on x86-64), all zero meaning SIG_DFL, from a live local of that size, and writes nothing.
+            // libc's own sigaction refuses 32 and 33. SIGKILL and SIGSTOP give EINVAL, which is right.
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0_usize, 8_usize) };
+        }
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes system calls on
+    // values that live on its stack, and allocates nothing.
+    unsafe { command.pre_exec(reset) };
+}
+
+/// Sends any signal, real-time ones and 0 included; the error is an errno.
+pub fn kill(pid: i32, signal: i32) -> Result<(), i32> {
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    let sent = unsafe { libc::kill(pid, signal) };
+    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) }
+}
+
+/// One ended child and its raw wait status; `None` when no child has ended. Never blocks.
+pub fn reap() -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int through the pointer, which refers to a live local of that type.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    (pid > 0).then_some((pid, status))
+}

@@ -1,0 +1,73 @@
+//! The programs that are checkpointed, compiled from `tests/victims` once a build.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::fcntl::{Flock, FlockArg};
+
+const STATIC: &[&str] = &["-static"];
+
+/// Name, source, and the flags besides the common ones.
+const TABLE: &[(&str, &str, &[&str])] = &[("count", "count.c", &[]), ("count_static", "count.c", STATIC)];
+
+const COMMON: &[&str] =
+    &["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer"];
+
+/// The path of a victim: a script as it stands, a C program compiled if its source is newer than its binary.
+///
+/// Several tests may ask at once: one compiles, under a lock, and the others find a whole file under its name.
+pub fn victim(name: &str) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims");
+    let script = sources.join(name);
+    if script.is_file() {
+        return script;
+    }
+    let (_, source, flags) =
+        TABLE.iter().find(|row| row.0 == name).unwrap_or_else(|| panic!("no victim is called {name}"));
+    let folder = folder();
+    let (source, binary) = (sources.join(source), folder.join(name));
+    if is_fresh(&sources, &source, &binary) {
+        return binary;
+    }
+    std::fs::create_dir_all(&folder).expect("a folder for the victims");
+    let lock = File::create(folder.join(format!(".{name}.lock"))).expect("the lock file of a victim");
+    let _held =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("the lock of a victim");
+    if !is_fresh(&sources, &source, &binary) {
+        compile(&source, flags, &binary);
+    }
+    binary
+}
+
+/// Beside the build's own output, wherever that is.
+fn folder() -> PathBuf {
+    let me = std::env::current_exe().expect("the path of the test program");
+    me.ancestors().nth(3).expect("target/release/deps/test").join("victims")
+}
+
+/// Newer than its source and than the header that all share.
+fn is_fresh(sources: &Path, source: &Path, binary: &Path) -> bool {
+    let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    let Some(built) = changed(binary) else { return false };
+    [source, &sources.join("victim.h")].iter().all(|path| changed(path).is_some_and(|time| time < built))
+}
+
+fn compile(source: &Path, flags: &[&str], binary: &Path) {
+    let unfinished = binary.with_extension("new");
+    let output = Command::new("gcc")
+        .args(COMMON)
+        .arg(source)
+        .args(flags)
+        .arg("-o")
+        .arg(&unfinished)
+        .output()
+        .expect("gcc starts: `cargo xtask setup` installs it");
+    assert!(
+        output.status.success(),
+        "gcc {}:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::rename(&unfinished, binary).expect("the victim's name");
+}

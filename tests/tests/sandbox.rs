@@ -1,0 +1,153 @@
+//! The box keeps its promises: it is private, it ends with its test and in time, and it fails a test that leaks.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use ckpt_tests::{Cmd, Sandbox};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// What the box says when `test` leaves something behind in it.
+fn complaint(name: &str, limit: Duration, test: impl FnOnce(&Sandbox)) -> String {
+    let failed = catch_unwind(AssertUnwindSafe(|| {
+        let sandbox = Sandbox::with_limit(name, limit);
+        test(&sandbox);
+    }));
+    let Err(payload) = failed else { panic!("the box {name} does not fail its test") };
+    payload.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+#[test]
+fn output_status_and_directory_of_a_command() {
+    let sandbox = Sandbox::new("command");
+    let finished = sandbox.run("echo out; echo err >&2; pwd; exit 7").expect_code(7);
+    assert_eq!(finished.stdout_text(), format!("out\n{}\n", sandbox.dir().display()));
+    assert_eq!(finished.stderr_text(), "err\n");
+    assert_eq!(sandbox.run(Cmd::sh("kill -9 $$")).code(), 137);
+}
+
+#[test]
+fn ids_proc_and_folders_are_private() {
+    let sandbox = Sandbox::new("private");
+    let seen = sandbox
+        .run("ls -d /proc/[0-9]* | wc -l; ls /tmp /run /dev/shm | grep -c .; echo ${XDG_RUNTIME_DIR-none}");
+    let seen = seen.stdout_text();
+    let lines: Vec<&str> = seen.lines().collect();
+    assert!(lines[0].parse::<u32>().unwrap() < 8, "processes of others are seen: {seen}");
+    assert_eq!(lines[2], "none");
+    sandbox.run("echo inside > /tmp/mine").success();
+    assert_eq!(std::fs::read_to_string(sandbox.root().join("tmp/mine")).unwrap(), "inside\n");
+    assert!(!std::path::Path::new("/tmp/mine").exists());
+}
+
+#[test]
+fn a_running_program_is_seen_from_both_sides() {
+    let sandbox = Sandbox::new("both_sides");
+    let running = sandbox.spawn(Cmd::new("sleep").arg("1000"));
+    sandbox.wait_for("sleep to run", SOON, || sandbox.ps().iter().any(|process| process.comm == "sleep"));
+    let outside = running.outside_pid().expect("it runs");
+    let comm = std::fs::read_to_string(format!("/proc/{outside}/comm")).unwrap();
+    assert_eq!(comm, "sleep\n");
+    assert_ne!(outside, running.pid);
+    running.kill(Signal::SIGTERM);
+    assert_eq!(running.wait(SOON).code(), 143);
+}
+
+#[test]
+fn orphans_are_reaped() {
+    let sandbox = Sandbox::new("orphans");
+    sandbox.run("(sleep 0.05 &) ; (sleep 0.1 &)").success();
+    sandbox.wait_for("no process and no zombie", SOON, || sandbox.ps().is_empty());
+}
+
+#[test]
+fn no_signal_is_blocked_or_ignored() {
+    let sandbox = Sandbox::new("signals");
+    let status = sandbox.run(Cmd::new("grep").args(["-E", "^Sig(Blk|Ign)", "/proc/self/status"])).success();
+    assert_eq!(status.stdout_text(), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_named() {
+    let said = complaint("missing", SOON, |sandbox| drop(sandbox.spawn(Cmd::new("/nowhere/program"))));
+    assert!(said.contains("/nowhere/program"), "{said}");
+}
+
+#[test]
+fn a_process_left_behind_fails_the_test() {
+    let said = complaint("leftover", SOON, |sandbox| {
+        sandbox.run("setsid sleep 1000 & disown").success();
+    });
+    assert!(said.contains("left behind") && said.contains("(sleep)"), "{said}");
+}
+
+#[test]
+fn a_mount_left_behind_fails_the_test() {
+    let said = complaint("mount", SOON, |sandbox| {
+        sandbox.run("mkdir here && mount -t tmpfs planted here").success();
+    });
+    assert!(said.contains("Mount") && said.contains("planted"), "{said}");
+}
+
+#[test]
+fn a_file_left_behind_fails_the_test() {
+    let said = complaint("files", SOON, |sandbox| {
+        sandbox.run("mkdir -p /run/ckptbpf/0 && touch /run/ckptbpf/0/socket /dev/shm/segment").success();
+    });
+    assert!(said.contains("/run/ckptbpf/0/socket") && said.contains("/dev/shm/segment"), "{said}");
+}
+
+#[test]
+fn a_cgroup_left_behind_fails_the_test() {
+    let folder = "/sys/fs/cgroup/pids/ckptbpf-planted";
+    if !std::path::Path::new("/sys/fs/cgroup/pids").is_dir() {
+        ckpt_tests::skip::skip("a_cgroup_left_behind_fails_the_test", "no cgroup v1 pids hierarchy here");
+        return;
+    }
+    let said = complaint("cgroup", SOON, |sandbox| {
+        sandbox.run(Cmd::new("mkdir").arg(folder)).success();
+    });
+    std::fs::remove_dir(folder).unwrap();
+    assert!(said.contains("Cgroup") && said.contains(folder), "{said}");
+}
+
+#[test]
+fn everything_ends_at_the_time_limit() {
+    let limit = Duration::from_millis(300);
+    let said = complaint("limit", limit, |sandbox| {
+        sandbox.spawn(Cmd::new("sleep").arg("1000")).wait(SOON);
+    });
+    assert!(said.contains("time limit of") && said.contains("(sleep)"), "{said}");
+}
+
+#[test]
+fn what_did_not_come_is_named() {
+    let said = complaint("named", SOON, |sandbox| {
+        sandbox.wait_for("the moon", Duration::from_millis(20), || false);
+    });
+    assert!(said.contains("waiting for the moon: not within"), "{said}");
+}
+
+#[test]
+fn everything_dies_with_the_box() {
+    let marker = format!("{}", 1000 + std::process::id());
+    let failed = complaint("dies", SOON, |sandbox| drop(sandbox.spawn(Cmd::new("sleep").arg(&marker))));
+    assert!(failed.contains("(sleep)"), "{failed}");
+    let runs = |entry: std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.starts_with(b"sleep\0") && line.ends_with(format!("{marker}\0").as_bytes())
+    };
+    assert!(!std::fs::read_dir("/proc").unwrap().flatten().any(runs), "a sleep of the box lives on");
+}
+
+#[test]
+fn boxes_do_not_share_process_ids() {
+    let (one, two) = (Sandbox::new("one"), Sandbox::new("two"));
+    let (a, b) = (one.spawn("sleep 1000"), two.spawn("sleep 1000"));
+    assert_eq!(a.pid, b.pid, "each begins counting anew");
+    one.kill(a.pid, 9).unwrap();
+    two.wait_for("the other one lives", SOON, || !two.ps().is_empty());
+    b.kill(Signal::SIGKILL);
+    assert_eq!((a.wait(SOON).code(), b.wait(SOON).code()), (137, 137));
+}

@@ -1,0 +1,70 @@
+//! Running other programs: announced, and a failure names the command.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Every command works from the repository's root, wherever it was called from.
+pub fn enter_repository() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository's root")?;
+    std::env::set_current_dir(root).with_context(|| format!("entering {}", root.display()))
+}
+
+/// A heading that stands out between the output of the steps.
+pub fn step(what: &str) {
+    println!("\n==> {what}");
+}
+
+/// The `cargo` that runs us.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
+/// Runs a command to its end; its failure is ours.
+pub fn run(command: &mut Command) -> Result<()> {
+    let shown = shown(command);
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("starting {shown}"))?;
+    ensure!(status.success(), "{shown}: {status}");
+    Ok(())
+}
+
+/// What a command prints; its failure is ours.
+pub fn output(command: &mut Command) -> Result<String> {
+    let shown = shown(command);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {shown}"))?;
+    if !output.status.success() {
+        bail!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Whether a command can be run and succeeds, in silence.
+pub fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// Runs a command, passes on each line of both its outputs and shows it to `look`; whether it succeeded.
+pub fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> {
+    let shown = shown(command);
+    let (lines, pipe) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(pipe.try_clone()?).stderr(pipe);
+    let mut child = command.spawn().with_context(|| format!("starting {shown}"))?;
+    // The command still holds the writing end: without it in here the last line is followed by end of file.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(lines).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        look(&line);
+    }
+    Ok(child.wait()?.success())
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,79 @@
+//! `cargo xtask setup`: what the build and the tests need and a bare machine lacks. Nothing missing: nothing done.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::cmd;
+
+/// Debian and Ubuntu packages, and what each is for.
+const PACKAGES: &[(&str, &str)] = &[
+    ("libclang-dev", "the userfaultfd crate's bindings"),
+    ("gcc", "the programs that the tests checkpoint, and OpenMP"),
+    ("libc6-dev", "the same, linked statically"),
+    ("linux-libc-dev", "kernel headers for both"),
+    ("python3", "checkpointing a Python program"),
+    ("python3-numpy", "checkpointing a numpy program"),
+    ("gdb", "the test that a debugger can attach"),
+    ("sudo", "the tests of launch under sudo"),
+];
+
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// Only say what is missing; fails if something is
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if !cmd::succeeds(Command::new("dpkg-query").arg("--version")) {
+        println!("setup: no dpkg here; needed are, by their Debian names: {}", names(PACKAGES));
+        return Ok(());
+    }
+    let missing: Vec<_> = PACKAGES.iter().filter(|(name, _)| !is_installed(name)).copied().collect();
+    if missing.is_empty() {
+        println!("setup: nothing is missing");
+        return Ok(());
+    }
+    for (name, purpose) in &missing {
+        println!("setup: {name} is missing: {purpose}");
+    }
+    if args.check {
+        bail!("missing: {}", names(&missing));
+    }
+    install(&missing)
+}
+
+fn names(packages: &[(&str, &str)]) -> String {
+    packages.iter().map(|package| package.0).collect::<Vec<_>>().join(" ")
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = cmd::output(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]));
+    query.is_ok_and(|status| status == "installed")
+}
+
+fn install(missing: &[(&str, &str)]) -> Result<()> {
+    let is_root = cmd::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if !is_root && !cmd::succeeds(Command::new("sudo").args(["-n", "true"])) {
+        bail!(
+            "not root: run `sudo apt-get install --no-install-recommends {}` and then this again",
+            names(missing)
+        );
+    }
+    let apt = |args: &[&str]| {
+        let mut command = if is_root { Command::new("apt-get") } else { Command::new("sudo") };
+        if !is_root {
+            command.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        }
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args);
+        command
+    };
+    println!("setup: apt-get install {}", names(missing));
+    cmd::run(&mut apt(&["update"]))?;
+    let mut install = apt(&["install", "--no-install-recommends"]);
+    cmd::run(install.args(missing.iter().map(|package| package.0)))
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask test`: the one command that CI and a reader of the README run.
+//!
+//! Cheap checks first; the last line says how many tests passed, failed and were skipped, and skips are named.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd::{self, cargo, step};
+use crate::counts::Counts;
+use crate::{setup, tidy};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Do not look for missing packages first
+    #[arg(long)]
+    no_setup: bool,
+    /// Only the tests with this in their name, and no checks
+    filter: Option<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if !args.no_setup {
+        step("setup");
+        setup::run(&setup::Args::default())?;
+    }
+    if args.filter.is_none() {
+        checks()?;
+    }
+    build()?;
+    step("tests");
+    let counts = run_tests(&Selection { filter: args.filter.as_deref(), ..Selection::default() })?;
+    conclude(&counts)
+}
+
+/// What must hold before anything runs.
+fn checks() -> Result<()> {
+    step("cargo fmt --check");
+    cmd::run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    step("tidy");
+    tidy::run()?;
+    step("cargo clippy");
+    cmd::run(&mut cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// The programs that the integration tests run.
+pub fn build() -> Result<()> {
+    step("cargo build --release");
+    cmd::run(&mut cargo(&["build", "--release", "--workspace", "--bins"]))
+}
+
+/// Which tests to run, and how.
+#[derive(Default)]
+pub struct Selection<'a> {
+    pub filter: Option<&'a str>,
+    /// The integration tests only.
+    pub integration: bool,
+    /// Multiplies the tests' deadlines.
+    pub timeout_scale: Option<u32>,
+    /// A seed for the random tests; the fixed one of CI otherwise.
+    pub seed: Option<u64>,
+}
+
+/// Runs the tests with nextest if there is one, else with cargo's own runner. All of them, after a failure too.
+pub fn run_tests(selection: &Selection) -> Result<Counts> {
+    let skips = Path::new("target/skips");
+    fs::create_dir_all("target")?;
+    fs::write(skips, "").context("the file that collects skips")?;
+    let mut command = runner(selection);
+    command.env("CKPTBPF_SKIP_FILE", fs::canonicalize(skips)?);
+    if let Some(scale) = selection.timeout_scale {
+        command.env("CKPTBPF_TEST_TIMEOUT_SCALE", scale.to_string());
+    }
+    if let Some(seed) = selection.seed {
+        command.env("CKPTBPF_SEED", seed.to_string());
+    }
+    let mut counts = Counts::default();
+    let succeeded = cmd::watch(&mut command, |line| counts.see(line))?;
+    counts.skips(&fs::read_to_string(skips)?);
+    if !succeeded && counts.failed == 0 {
+        bail!("the test runner failed before the tests did");
+    }
+    Ok(counts)
+}
+
+fn runner(selection: &Selection) -> Command {
+    let which =
+        if selection.integration { &["--package", "ckpt-tests", "--tests"][..] } else { &["--workspace"] };
+    let mut command = if cmd::succeeds(&mut cargo(&["nextest", "--version"])) {
+        let profile = if selection.timeout_scale.is_some() { "soak" } else { "default" };
+        let mut command = cargo(&["nextest", "run", "--release", "--no-fail-fast", "--no-tests", "pass"]);
+        command.args(["--color", "never", "--profile", profile]).args(which);
+        command
+    } else {
+        let mut command = cargo(&["test", "--release", "--no-fail-fast"]);
+        command.args(which);
+        if !selection.integration {
+            command.args(["--lib", "--bins", "--tests"]);
+        }
+        command
+    };
+    command.args(selection.filter);
+    command
+}
+
+/// The closing lines; fails if a test did.
+pub fn conclude(counts: &Counts) -> Result<()> {
+    println!();
+    for (name, reason) in &counts.skipped {
+        println!("skipped: {name}: {reason}");
+    }
+    for name in &counts.failures {
+        println!("failed: {name}");
+    }
+    println!("{counts}");
+    if counts.failed > 0 {
+        bail!("{} tests failed", counts.failed);
+    }
+    Ok(())
+}

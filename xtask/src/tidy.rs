@@ -1,0 +1,49 @@
+//! `cargo xtask tidy`: the house rules that no compiler knows, each a function from a file to what breaks it.
+
+mod code;
+mod links;
+mod rules;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::cmd;
+
+/// One file of the repository.
+pub struct Source {
+    /// From the repository's root.
+    pub path: String,
+    pub text: String,
+}
+
+pub fn run() -> Result<()> {
+    let sources = sources()?;
+    let mut broken = Vec::new();
+    for source in &sources {
+        for rule in rules::ALL {
+            broken.extend(rule(source).into_iter().map(|what| format!("{}:{what}", source.path)));
+        }
+        broken.extend(links::missing(source).into_iter().map(|what| format!("{}:{what}", source.path)));
+    }
+    for line in &broken {
+        println!("tidy: {line}");
+    }
+    if !broken.is_empty() {
+        bail!("{} house rules are broken", broken.len());
+    }
+    println!("tidy: {} files keep the house rules", sources.len());
+    Ok(())
+}
+
+/// Every text file that git knows or would add.
+fn sources() -> Result<Vec<Source>> {
+    let list = cmd::output(Command::new("git").args(["ls-files", "-co", "--exclude-standard"]))?;
+    let read = |path: &str| {
+        let text = fs::read_to_string(Path::new(path)).ok()?;
+        Some(Source { path: path.into(), text })
+    };
+    Ok(list.lines().filter_map(read).collect())
+}
