@@ -14,9 +14,11 @@ pub mod describe;
 pub mod directory;
 pub mod ended;
 pub mod events;
+pub mod files;
 pub mod identity;
 pub mod in_freeze;
 pub mod interval;
+pub mod launch;
 pub mod lease;
 pub mod options;
 pub mod process;
@@ -25,25 +27,20 @@ pub mod record;
 pub mod registry;
 pub mod request;
 pub mod residue;
+pub mod restart;
 pub mod retention;
 pub mod run;
 pub mod runtime_dir;
+pub mod signals;
+pub mod start;
+pub mod supervisor;
 pub mod terminal;
 pub mod tracer;
 
+pub use launch::launch;
+pub use restart::restart;
+
 use ended::Ended;
-
-/// Runs a program and supervises it.
-pub fn launch(options: options::LaunchOptions) -> anyhow::Result<Ended> {
-    drop(options);
-    anyhow::bail!("launch is not part of this build")
-}
-
-/// Runs a program again from a checkpoint and supervises it.
-pub fn restart(options: options::RestartOptions) -> anyhow::Result<Ended> {
-    drop(options);
-    anyhow::bail!("restart is not part of this build")
-}
 
 /// Supervises a program that runs.
 pub fn attach(options: options::AttachOptions) -> anyhow::Result<Ended> {

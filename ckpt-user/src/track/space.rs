@@ -21,6 +21,8 @@ pub struct Space {
     pub uffd: Option<Uffd>,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
+    /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
+    lost: bool,
     /// What the committed chain holds for this space; `None` until the first commit.
     saved: Option<PageSet>,
     /// As of the scan that is being written.
@@ -49,6 +51,7 @@ impl Space {
             pagemap,
             uffd: None,
             dirty: PageSet::new(),
+            lost: false,
             saved: None,
             pending: None,
             handed: PageSet::new(),
@@ -83,10 +86,13 @@ impl Space {
     /// Scans, re-arms, and returns what this round has to copy: what is dirty now and, in the first round of
     /// a checkpoint (`first`), what earlier ones reported without being committed.
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
-        let Scan { populated, written } = pages::scan(&mut self.pagemap, mappings, self.uffd.is_some())?;
-        let fresh = if self.saved.is_none() && first { populated.clone() } else { written };
+        let protect = self.uffd.is_some();
+        let scanned = pages::scan(&mut self.pagemap, mappings, protect);
+        let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
+        let fresh = if (self.saved.is_none() && first) || self.lost { populated.clone() } else { written };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
+        self.lost = false;
         let to_copy = to_copy.intersection(&populated);
         self.handed = if first { to_copy.clone() } else { self.handed.union(&to_copy) };
         self.pending = Some(populated);
