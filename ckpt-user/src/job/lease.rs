@@ -105,10 +105,8 @@ impl Lease {
             }
         }
         let mut moved = None;
-        if let Purpose::Launch { new } = claim.purpose {
-            if new {
-                moved = dir.move_aside()?;
-            }
+        if claim.purpose == (Purpose::Launch { new: true }) {
+            moved = dir.move_aside()?;
         }
         if !continues {
             dir.refuse_checkpoints()?;
