@@ -66,12 +66,12 @@ impl Chain {
     ///
     /// # Errors
     /// `Misuse` when none is given, `MissingParent` when one does not follow upon the next or the last is not full,
-    /// `Refused` when they are of different jobs.
+    /// `Refused` when they are of different jobs, `MixedOwners` when files belong to different users.
     pub fn from_generations(generations: Vec<Generation>) -> Result<Chain, ImageError> {
         let Some(first) = generations.first() else {
             return Err(ImageError::Misuse("a chain of no generations".into()));
         };
-        let job = first.header().job;
+        let (job, owner) = (first.header().job, first.owner_uid());
         for (place, generation) in generations.iter().enumerate() {
             let Header { id, parent, .. } = *generation.header();
             let next = generations.get(place + 1).map(|next| next.header().id);
@@ -81,6 +81,10 @@ impl Chain {
                     generation.path(),
                     Fault::Damaged { section: super::Section::Header, what },
                 ));
+            }
+            if generation.owner_uid() != owner {
+                let (path, found) = (generation.path().to_path_buf(), generation.owner_uid());
+                return Err(ImageError::MixedOwners { path, found, expected: owner });
             }
             if let Some(parent) = parent.filter(|_| parent != next) {
                 return Err(ImageError::MissingParent { path: generation.path().into(), id, parent });
@@ -125,6 +129,12 @@ impl Chain {
     #[must_use]
     pub fn newest(&self) -> &Generation {
         &self.generations[0]
+    }
+
+    /// Owner of all files of the chain (fstat when they were opened).
+    #[must_use]
+    pub fn owner_uid(&self) -> u32 {
+        self.newest().owner_uid()
     }
 
     /// Every space that has pages or live ranges in the newest generation, and all of its ancestors' where the

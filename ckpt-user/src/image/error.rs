@@ -79,6 +79,12 @@ pub enum ImageError {
     Lease { dir: PathBuf, reason: String },
     #[error("{path}: {fault}")]
     Refused { path: PathBuf, fault: Fault },
+    #[error("{path} belongs to user {owner}: do this as that user (sudo -u '#{owner}' …)")]
+    Owner { path: PathBuf, owner: u32 },
+    #[error(
+        "{path} belongs to user {found}, but what is built upon it to user {expected}: it is not trusted"
+    )]
+    MixedOwners { path: PathBuf, found: u32, expected: u32 },
     #[error(
         "{path} is generation {id} and needs generation {parent}, which is not there; take another with --at"
     )]
