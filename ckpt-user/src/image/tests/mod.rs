@@ -1,6 +1,13 @@
 //! Tests of the image, in files by what they show. The helpers are here.
+// A space with one live range is the usual case, not a mistaken `vec![0; n]`.
+#![allow(clippy::single_range_in_vec_init)]
 
+mod damage;
 mod model;
+mod prune;
+mod pure;
+mod refuse;
+mod write;
 
 use super::{
     Chain, Codec, Committed, GenerationId, GenerationWriter, Header, ImageError, PAGE_SIZE, SpaceId, Summary,
@@ -64,4 +71,33 @@ fn read_page(chain: &Chain, space: SpaceId, number: u64) -> Option<Vec<u8>> {
     let mut out = vec![1; PAGE_SIZE];
     chain.reader().read(&source, 1, &mut out).unwrap();
     Some(out)
+}
+
+/// A copy of a directory: what a crash would leave of it.
+fn copy(dir: &Path) -> tempfile::TempDir {
+    let copy = scratch();
+    for name in names(dir) {
+        std::fs::copy(dir.join(&name), copy.path().join(&name)).unwrap();
+    }
+    copy
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Three generations of one space, every kind of block and entry in each.
+fn three_generations(dir: &Path) {
+    for id in 1..=3 {
+        let mut writer = writer(dir, id, id - 1);
+        writer.put_pages(SPACE, 10 * id, &pages((1..40).map(|seed| seed + id))).unwrap();
+        writer.put_zero(SPACE, 100 + id, 3).unwrap();
+        writer.put_back_to_file(SPACE, 200 + id, 3).unwrap();
+        writer.set_spaces(&[(SPACE, vec![0..1000])]).unwrap();
+        commit(writer).unwrap();
+    }
 }
