@@ -7,6 +7,7 @@ mod model;
 mod prune;
 mod pure;
 mod refuse;
+mod speed;
 mod write;
 
 use super::{
