@@ -4,14 +4,15 @@ use super::error::Fault;
 use super::generation::{Generation, header_of};
 use super::{GenerationId, Header, ImageError, PageMap, PageReader, SpaceId, publish};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Prune replaces and deletes files; what a reader then misses is there a moment later under another inode.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(25);
+const TRIES: u32 = 40;
+/// Fewer, because a parent may be missing for good.
+const TRIES_FOR_PARENT: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What [`Chain::open`] found.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Opened {
 
 /// Generations from the newest to a full one, each with a shared lock that keeps prune away for as long as the chain
 /// or a reader of it lives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chain {
     generations: Arc<Vec<Generation>>,
 }
@@ -66,7 +67,8 @@ impl Chain {
     ///
     /// # Errors
     /// `Misuse` when none is given, `MissingParent` when one does not follow upon the next or the last is not full,
-    /// `Refused` when they are of different jobs, `MixedOwners` when files belong to different users.
+    /// `Refused` when they are of different jobs, `MixedOwners` when files belong to different users,
+    /// `Busy` while a prune replaces one of them.
     pub fn from_generations(generations: Vec<Generation>) -> Result<Chain, ImageError> {
         let Some(first) = generations.first() else {
             return Err(ImageError::Misuse("a chain of no generations".into()));
@@ -93,9 +95,8 @@ impl Chain {
                 return Err(ImageError::Misuse(format!("generation {id} is full and cannot have ancestors")));
             }
         }
-        for generation in &generations {
-            publish::lock_for_reading(generation.file())
-                .map_err(|error| ImageError::io("lock", generation.path(), error))?;
+        if let Some(busy) = generations.iter().find(|found| !publish::lock_for_reading(found.file())) {
+            return Err(ImageError::Busy { path: busy.path().into() });
         }
         Ok(Chain { generations: Arc::new(generations) })
     }
@@ -107,11 +108,11 @@ impl Chain {
             && let Some(parent) = child.header().parent
         {
             let path = dir.join(publish::file_name(parent));
-            let missing = |error| match error {
-                ImageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            let missing = |error: ImageError| match error.is_not_found() {
+                true => {
                     ImageError::MissingParent { path: child.path().into(), id: child.header().id, parent }
                 }
-                other => other,
+                false => error,
             };
             let generation = named(&path, parent).map_err(missing)?;
             generations.push(generation);
@@ -196,9 +197,9 @@ pub(super) fn open_exactly(dir: &Path, id: GenerationId) -> Result<Chain, ImageE
 fn retry(open: impl Fn() -> Result<Chain, ImageError>) -> Result<Chain, ImageError> {
     for attempt in 1..TRIES {
         match open() {
-            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {}
-            // A parent is deleted only after its child has become full: look at the child again, once.
-            Err(ImageError::MissingParent { .. }) if attempt == 1 => {}
+            Err(ImageError::Busy { .. }) => {}
+            // A parent is deleted only after its child has become full: look at the child again.
+            Err(ImageError::MissingParent { .. }) if attempt <= TRIES_FOR_PARENT => {}
             done => return done,
         }
         std::thread::sleep(PAUSE);
@@ -207,6 +208,21 @@ fn retry(open: impl Fn() -> Result<Chain, ImageError>) -> Result<Chain, ImageErr
 }
 
 fn open_with(
+    dir: &Path,
+    at: Option<GenerationId>,
+    check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
+) -> Result<Opened, ImageError> {
+    for _ in 1..TRIES {
+        match open_listed(dir, at, check) {
+            // Listed, and pruned before it was opened: newer ones have come since.
+            Err(error) if error.is_not_found() && dir.is_dir() => {}
+            done => return done,
+        }
+    }
+    open_listed(dir, at, check)
+}
+
+fn open_listed(
     dir: &Path,
     at: Option<GenerationId>,
     check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
@@ -234,6 +250,7 @@ fn open_with(
                 let warnings = faults.into_iter().map(|fault| fault + &taken).collect();
                 return Ok(Opened { chain, warnings });
             }
+            Err(error) if error.is_not_found() => return Err(error),
             Err(error) => error,
         };
         faults.push(error.full_text());

@@ -75,6 +75,8 @@ pub enum ImageError {
         "{path} exists: another ckptbpf writes this directory; stop it (ckptbpf status), or use another -d"
     )]
     Exists { path: PathBuf },
+    #[error("{path} is just being replaced or deleted by a prune: try again")]
+    Busy { path: PathBuf },
     #[error("this job no longer owns {dir}: {reason}; nothing was committed")]
     Lease { dir: PathBuf, reason: String },
     #[error("{path}: {fault}")]
@@ -116,6 +118,10 @@ impl ImageError {
 
     pub(super) fn refused(path: &Path, fault: Fault) -> ImageError {
         ImageError::Refused { path: path.to_path_buf(), fault }
+    }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// The message with the operating system's word at its end, for warnings that are kept as text.

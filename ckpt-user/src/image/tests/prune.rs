@@ -99,3 +99,63 @@ fn a_lease_lost_at_any_step_stops_the_prune_there() {
         assert!(verify(dir.path(), |_, _| ()).unwrap().all_restartable());
     }
 }
+
+#[test]
+fn readers_beside_a_writer_that_prunes_always_find_a_whole_chain() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let dir = scratch();
+    let newest = AtomicU64::new(0);
+    let rounds = 120;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for id in 1..=rounds {
+                let mut writer = writer(dir.path(), id, id - 1);
+                writer.put_pages(SPACE, id % 7, &pages(id..id + 3)).unwrap();
+                writer.put_pages(SPACE, 100, &page(id)).unwrap();
+                commit(writer).unwrap();
+                newest.store(id, Ordering::Release);
+                prune(dir.path(), 2, &[], || Ok(())).unwrap();
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while newest.load(Ordering::Acquire) < rounds {
+                    let least = newest.load(Ordering::Acquire);
+                    if least == 0 {
+                        continue;
+                    }
+                    let opened = Chain::open_checked(dir.path(), None, |_, _| ()).unwrap();
+                    assert!(opened.warnings.is_empty(), "{:?}", opened.warnings);
+                    let id = opened.chain.newest().header().id.0;
+                    assert!(id >= least);
+                    assert!(read_page(&opened.chain, SPACE, 100).unwrap() == page(id));
+                    drop(opened);
+                    // Or the two readers would between them hold every generation all the time.
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            });
+        }
+    });
+    prune(dir.path(), 2, &[], || Ok(())).unwrap();
+    assert_eq!(names(dir.path()).len(), 2);
+}
+
+#[test]
+fn root_does_not_make_a_users_image_its_own() {
+    use std::os::unix::fs::chown;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give files away");
+        return;
+    }
+    let dir = scratch();
+    three_generations(dir.path());
+    chown(dir.path().join("000001.ckpt"), Some(4711), None).unwrap();
+    let mixed = Chain::open(dir.path(), Some(GenerationId(2))).unwrap_err();
+    assert!(matches!(mixed, ImageError::MixedOwners { found: 4711, expected: 0, .. }), "{mixed}");
+    chown(dir.path().join("000002.ckpt"), Some(4711), None).unwrap();
+    chown(dir.path().join("000003.ckpt"), Some(4711), None).unwrap();
+    assert_eq!(Chain::open(dir.path(), None).unwrap().chain.owner_uid(), 4711);
+    let error = prune(dir.path(), 1, &[], || Ok(())).unwrap_err();
+    assert!(error.to_string().contains("sudo -u '#4711'"), "{error}");
+    assert_eq!(names(dir.path()).len(), 3);
+}

@@ -1,5 +1,6 @@
 //! Writing and committing: what is there afterwards, and what is not when it fails.
 
+use super::super::publish::link_new;
 use super::super::{ImageError, Kind, Source, clean_temporaries, file_name, list, next_id, verify};
 use super::*;
 use std::os::unix::fs::PermissionsExt;
@@ -192,4 +193,27 @@ fn a_full_and_a_read_only_disk_are_named_and_lose_nothing() {
     let refused = GenerationWriter::create(dir, header(5, 4), Codec::None, 0);
     assert!(matches!(refused, Err(ImageError::ReadOnly { .. })));
     assert_eq!(Chain::open(dir, None).unwrap().chain.newest().header().id, GenerationId(4));
+}
+
+#[test]
+fn limits_of_disk_quota_and_file_size_each_have_their_remedy() {
+    let path = Path::new("000001.ckpt");
+    let text = |number| ImageError::io("write", path, std::io::Error::from_raw_os_error(number)).full_text();
+    assert!(text(libc::ENOSPC).contains("free some"));
+    assert!(text(libc::EDQUOT).contains("quota -s"));
+    assert!(text(libc::EROFS).contains("choose a directory"));
+    assert!(text(libc::EFBIG).contains("ulimit -f"));
+    assert!(text(libc::EIO).starts_with("cannot write 000001.ckpt: "));
+}
+
+#[test]
+fn the_rename_for_file_systems_without_the_flag_does_not_replace_either() {
+    let dir = scratch();
+    let [first, second, name] = ["a", "b", "name"].map(|name| dir.path().join(name));
+    std::fs::write(&first, "first").unwrap();
+    std::fs::write(&second, "second").unwrap();
+    link_new(&first, &name).unwrap();
+    assert_eq!(link_new(&second, &name).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::read_to_string(&name).unwrap(), "first");
+    assert_eq!(names(dir.path()), ["b", "name"]);
 }
