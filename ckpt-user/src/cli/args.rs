@@ -21,7 +21,7 @@ pub struct JobArgs {
     /// How many restartable checkpoints to keep [default: what the job recorded, else 3]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub keep: Option<usize>,
-    /// End the program with the checkpoint that --ckpt-signal takes; exit status 85
+    /// End the program with the checkpoint that --ckpt-signal takes (without one: with the next); exit status 85
     #[arg(long)]
     pub exit_after_ckpt: bool,
     /// Take a checkpoint when ckptbpf gets this signal, which the program then does not see

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::{Status, print};
 use crate::image::{Chain, Generation};
-use crate::job;
+use crate::job::describe;
 use crate::job::terminal::say;
 
 /// Show what is in a checkpoint: tasks, memory, files, versions
 #[derive(Debug, Clone, Args)]
 #[command(after_help = super::examples!(
     "ckptbpf inspect ckpt_count",
-    "ckptbpf inspect --json ckpt_count/000017.ckpt | jq .tasks",
+    "ckptbpf inspect --json ckpt_count/000017.ckpt | jq .processes",
 ))]
 pub struct Inspect {
     /// One line of JSON
@@ -32,7 +32,7 @@ impl Inspect {
             let opened = Chain::open(&self.path, None)?;
             opened.warnings.iter().for_each(|warning| say(warning));
             let chain: Vec<u64> = opened.chain.generations().iter().map(|one| one.header().id.0).collect();
-            describe(opened.chain.newest(), Some(chain))?
+            describe(opened.chain.newest(), Some(&chain))?
         } else {
             describe(&Generation::open(&self.path)?, None)?
         };
@@ -48,7 +48,7 @@ impl Inspect {
 }
 
 /// Header and summary, with what the metadata holds beside them.
-fn describe(generation: &Generation, chain: Option<Vec<u64>>) -> anyhow::Result<Value> {
+fn describe(generation: &Generation, chain: Option<&[u64]>) -> anyhow::Result<Value> {
     let header = generation.header();
     let mut value = json!({
         "file": generation.path(),
@@ -60,7 +60,7 @@ fn describe(generation: &Generation, chain: Option<Vec<u64>>) -> anyhow::Result<
         "owner_uid": generation.owner_uid(),
         "file_bytes": generation.file_length(),
     });
-    let parts = [serde_json::to_value(generation.summary())?, job::describe(generation.metadata())?];
+    let parts = [serde_json::to_value(generation.summary())?, describe::describe(generation.metadata())?];
     if let Some(fields) = value.as_object_mut() {
         for part in parts {
             if let Value::Object(part) = part {

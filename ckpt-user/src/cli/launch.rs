@@ -21,7 +21,7 @@ pub struct LaunchArgs {
 
 /// Run a program, and take checkpoints of it
 #[derive(Debug, Clone, Args)]
-#[command(after_help = super::examples!(
+#[command(override_usage = "ckptbpf launch [OPTIONS] [--] PROGRAM [ARG]...", after_help = super::examples!(
     "sudo ckptbpf launch -i 10 ./count",
     "ckptbpf launch -i 5m -d /scratch/me/run7 -- python3 train.py --epochs 90",
 ))]

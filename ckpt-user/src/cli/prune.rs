@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Status, print};
-use crate::job::prune::{Pruned, prune};
+use crate::image::PruneReport;
+use crate::job::prune::prune;
 use crate::job::terminal::{bytes, say};
 
 /// Merge and delete old checkpoints; for a job that does not run (one that runs does it itself)
@@ -26,10 +27,26 @@ pub struct Prune {
 impl Prune {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         super::log_level(0);
-        let Pruned { notes, kept, deleted, bytes_freed } = prune(&self.dir, self.keep, self.take_over)?;
-        notes.iter().for_each(|note| say(note));
-        let text = format!("kept {kept}, deleted {deleted}, freed {}\n", bytes(bytes_freed));
-        print::print(&text)?;
+        let (report, notes) = prune(&self.dir, self.keep, self.take_over)?;
+        notes.iter().chain(&report.damaged).for_each(|note| say(note));
+        print::print(&text(&report))?;
         Ok(Status::DONE)
     }
+}
+
+fn text(report: &PruneReport) -> String {
+    let mut text = format!("kept {}", report.kept.len());
+    if let Some(id) = report.merged {
+        text.push_str(&format!(" (merged older ones into {id})"));
+    }
+    let freed = match u64::try_from(report.bytes_freed) {
+        Ok(freed) => format!("freed {}", bytes(freed)),
+        Err(_) => format!("took {} more", bytes(report.bytes_freed.unsigned_abs())),
+    };
+    text.push_str(&format!(", deleted {}, {freed}", report.deleted.len()));
+    if !report.in_use.is_empty() {
+        text.push_str(&format!("; {} left because they are in use", report.in_use.len()));
+    }
+    text.push('\n');
+    text
 }

@@ -13,7 +13,7 @@ use crate::job;
 #[command(after_help = super::examples!(
     "ckptbpf restart --lazy ckpt_count",
     "sudo ckptbpf restart --at 17 -d /scratch/me/branch /scratch/me/run7",
-))]
+), mut_arg("dir", |dir| dir.help("Where new checkpoints go [default: where the old ones are]")))]
 pub struct Restart {
     #[command(flatten)]
     job: JobArgs,

@@ -11,7 +11,7 @@ use crate::job;
 
 /// Restart if DIR holds a checkpoint, launch otherwise
 #[derive(Debug, Clone, Args)]
-#[command(after_help = super::examples!(
+#[command(override_usage = "ckptbpf run [OPTIONS] [--] PROGRAM [ARG]...", after_help = super::examples!(
     "ckptbpf run -i 10m -d $SCRATCH/job -- ./simulate input.dat",
     "ckptbpf run -i 1h --lazy --ckpt-signal USR1 --exit-after-ckpt -- ./simulate input.dat",
 ))]
@@ -31,7 +31,7 @@ impl Run {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let launch = launch_options(self.job, self.launch, self.program);
         super::log_level(launch.job.verbose);
-        let ended = match job::run::choose(&launch)? {
+        let ended = match job::run::choose(&launch, self.restart.at)? {
             Some(dir) => {
                 let mut job = launch.job;
                 // The directory is where it restarts from; new checkpoints go there too.

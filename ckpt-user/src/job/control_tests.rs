@@ -77,9 +77,9 @@ fn an_unanswered_request_and_an_error_reach_the_client() {
         let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }));
         let asked = wait(&control);
         if drop_it {
-            drop(asked)
+            drop(asked);
         } else {
-            asked.reply.send(error(&"\u{1}é".repeat(LINE_LIMIT)))
+            asked.reply.send(error(&"\u{1}é".repeat(LINE_LIMIT)));
         }
         let refused = client.join().unwrap().unwrap_err();
         assert!(matches!(refused, ControlError::Refused(_)), "{refused}");

@@ -460,8 +460,9 @@ fn open_at(dir: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
 
 fn is_ours(name: &[u8]) -> bool {
     generation_of(name).is_some()
-        || [b"job.json".as_slice(), b"lock", b"events.jsonl", b"cut"].contains(&name)
+        || [b"job.json".as_slice(), b"lock", b"events.jsonl", b"events.jsonl.1", b"cut"].contains(&name)
         || name.starts_with(b"old-")
+        || name.ends_with(b".tmp")
 }
 
 #[cfg(test)]

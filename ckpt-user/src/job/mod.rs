@@ -10,6 +10,7 @@
 
 pub mod checkpoint;
 pub mod control;
+pub mod describe;
 pub mod directory;
 pub mod ended;
 pub mod events;
@@ -51,9 +52,4 @@ pub fn attach(options: options::AttachOptions) -> anyhow::Result<Ended> {
 pub fn checkpoint_once(options: options::CheckpointOptions) -> anyhow::Result<control::CheckpointDone> {
     drop(options);
     anyhow::bail!("a checkpoint of a program without a supervisor is not part of this build")
-}
-
-/// What a generation's metadata holds, as JSON fields: `tasks`, `memory`, `files`, `versions`.
-pub fn describe(metadata: &[u8]) -> anyhow::Result<serde_json::Value> {
-    Ok(serde_json::json!({ "metadata_bytes": metadata.len() }))
 }

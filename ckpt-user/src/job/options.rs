@@ -47,7 +47,7 @@ pub struct JobOptions {
     pub dir: Option<PathBuf>,
     /// How many restartable generations stay.
     pub keep: Option<usize>,
-    /// The checkpoint that `ckpt_signal` (or a request) takes is also the end.
+    /// See [`ends_program`].
     pub exit_after_ckpt: bool,
     /// The signal that ckptbpf keeps for itself.
     pub ckpt_signal: Option<i32>,
@@ -63,6 +63,30 @@ pub struct JobOptions {
     pub track: Option<TrackBackend>,
     /// Test hook: size of the event ring in bytes.
     pub ring_bytes: Option<u32>,
+}
+
+/// Why a checkpoint is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was time.
+    Interval,
+    /// `--ckpt-signal`.
+    Signal,
+    /// `ckptbpf checkpoint`.
+    Request {
+        /// `--kill`.
+        kill: bool,
+    },
+}
+
+/// Whether a checkpoint is also the end of the program. `--exit-after-ckpt` is about the checkpoint that
+/// `--ckpt-signal` takes, so that those of an interval may go before it; without such a signal, about the next one.
+pub fn ends_program(cause: Cause, exit_after_ckpt: bool, ckpt_signal: Option<i32>) -> bool {
+    match cause {
+        Cause::Signal => exit_after_ckpt,
+        Cause::Request { kill: true } => true,
+        Cause::Interval | Cause::Request { kill: false } => exit_after_ckpt && ckpt_signal.is_none(),
+    }
 }
 
 /// `ckptbpf launch`.
@@ -117,4 +141,23 @@ pub struct CheckpointOptions {
     pub pid: i32,
     /// The checkpoint is also the end.
     pub kill: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_may_go_before_the_signal_that_ends() {
+        let request = |kill| Cause::Request { kill };
+        let ends =
+            [(Cause::Signal, true, Some(10)), (Cause::Interval, true, None), (request(true), false, None)];
+        assert!(ends.iter().all(|&(cause, exit, signal)| ends_program(cause, exit, signal)));
+        let stays = [
+            (Cause::Signal, false, Some(10)),
+            (Cause::Interval, true, Some(10)),
+            (request(false), false, None),
+        ];
+        assert!(!stays.iter().any(|&(cause, exit, signal)| ends_program(cause, exit, signal)));
+    }
 }

@@ -13,6 +13,9 @@ pub enum RunError {
     /// The user.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// `--at` takes what it names or fails.
+    #[error("--at {0}: there is no checkpoint to restart from; without --at, run would launch the program")]
+    NothingAt(u64),
     /// The directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -20,17 +23,23 @@ pub enum RunError {
 
 /// The directory to restart from; none: launch. A directory whose checkpoints are damaged is restarted from, and
 /// that says what is wrong: a run never begins anew because of damage.
-pub fn choose(options: &LaunchOptions) -> Result<Option<PathBuf>, RunError> {
-    if options.new {
-        return Ok(None);
+pub fn choose(options: &LaunchOptions, at: Option<u64>) -> Result<Option<PathBuf>, RunError> {
+    match at {
+        Some(at) if options.new => return Err(RunError::NothingAt(at)),
+        None if options.new => return Ok(None),
+        _ => {}
     }
     let program = options.program.first().map(AsRef::as_ref).unwrap_or_default();
     let path = resolve_here(options.job.dir.as_deref(), program);
     let caller = Identity::of_caller(options.user.as_deref())?;
-    match JobDir::open(&path, &caller.fs_ids()) {
-        Ok(dir) => Ok((!dir.generations()?.is_empty()).then_some(path)),
-        Err(DirectoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
+    let found = match JobDir::open(&path, &caller.fs_ids()) {
+        Ok(dir) => !dir.generations()?.is_empty(),
+        Err(DirectoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error.into()),
+    };
+    match at {
+        Some(at) if !found => Err(RunError::NothingAt(at)),
+        _ => Ok(found.then_some(path)),
     }
 }
 
@@ -45,11 +54,12 @@ mod tests {
         let dir = base.path().join("d");
         let job = JobOptions { dir: Some(dir.clone()), ..Default::default() };
         let options = LaunchOptions { job, program: vec!["./count".into()], ..Default::default() };
-        assert_eq!(choose(&options).unwrap(), None);
+        assert_eq!(choose(&options, None).unwrap(), None);
         std::fs::create_dir(&dir).unwrap();
-        assert_eq!(choose(&options).unwrap(), None);
+        assert_eq!(choose(&options, None).unwrap(), None);
         std::fs::write(dir.join("000001.ckpt"), "damaged").unwrap();
-        assert_eq!(choose(&options).unwrap(), Some(dir));
-        assert_eq!(choose(&LaunchOptions { new: true, ..options }).unwrap(), None);
+        assert_eq!(choose(&options, None).unwrap(), Some(dir));
+        assert_eq!(choose(&LaunchOptions { new: true, ..options.clone() }, None).unwrap(), None);
+        assert!(choose(&LaunchOptions { new: true, ..options }, Some(3)).is_err());
     }
 }

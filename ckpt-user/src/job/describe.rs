@@ -1,0 +1,152 @@
+//! What `inspect` shows of a checkpoint's metadata, as JSON for people and programs. Fields are added, never renamed.
+
+use prost::Message;
+use serde_json::{Map, Value, json};
+
+use crate::memory::vma::Kind;
+use crate::record::{Image, Process, Thread};
+
+/// The metadata cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the metadata of this checkpoint cannot be read; was it written by a newer ckptbpf? (ckptbpf --version)"
+)]
+pub struct DescribeError(#[from] prost::DecodeError);
+
+/// `tasks`, `memory`, `files`, `shared_memory` and `machine` of a generation's metadata.
+pub fn describe(metadata: &[u8]) -> Result<Value, DescribeError> {
+    let image = Image::decode(metadata)?;
+    let mut fields = Map::new();
+    if let Some(machine) = &image.machine {
+        let machine = json!({
+            "host": machine.host, "kernel": machine.kernel, "vdso": format!("{:016x}", machine.vdso),
+            "cpu_features": machine.cpu_features.len(),
+        });
+        fields.insert("machine".into(), machine);
+    }
+    let list = |values: Vec<Value>| Value::Array(values);
+    // The counts of the summary are called `tasks`, too: those are a number, these say which.
+    fields.insert("processes".into(), list(image.processes.iter().map(process).collect()));
+    fields.insert("memory".into(), list(image.processes.iter().map(memory).collect()));
+    fields.insert("files".into(), list((0..image.descriptions.len()).map(|at| file(&image, at)).collect()));
+    let shared =
+        image.objects.iter().map(|object| json!({ "space": object.space, "bytes": object.size })).collect();
+    fields.insert("shared_memory".into(), list(shared));
+    Ok(Value::Object(fields))
+}
+
+fn process(process: &Process) -> Value {
+    json!({
+        "pid": process.pid,
+        "parent": process.parent,
+        "process_group": process.process_group,
+        "session": process.session,
+        "executable": process.layout.as_ref().and_then(|layout| layout.executable.as_ref()).map(|file| text(&file.path)),
+        "stopped_by": (process.job_stop != 0).then_some(process.job_stop),
+        "threads": process.threads.iter().map(thread).collect::<Vec<_>>(),
+    })
+}
+
+fn thread(thread: &Thread) -> Value {
+    let credentials = thread.credentials.as_ref();
+    json!({
+        "tid": thread.tid,
+        "name": text(&thread.name),
+        "uid": credentials.and_then(|ids| ids.uids.first().copied()),
+        "gid": credentials.and_then(|ids| ids.gids.first().copied()),
+    })
+}
+
+/// Bytes of address space by kind of mapping, and the files that are mapped.
+fn memory(process: &Process) -> Value {
+    let bytes = |wanted: &[Kind]| {
+        let of = process
+            .mappings
+            .iter()
+            .filter(|vma| Kind::try_from(vma.kind).is_ok_and(|kind| wanted.contains(&kind)));
+        of.fold(0u64, |sum, vma| sum.saturating_add(vma.end.saturating_sub(vma.start)))
+    };
+    let mut files: Vec<String> =
+        process.mappings.iter().filter_map(|vma| vma.file.as_ref()).map(|file| text(&file.path)).collect();
+    files.sort_unstable();
+    files.dedup();
+    json!({
+        "pid": process.pid,
+        "mappings": process.mappings.len(),
+        "anonymous_bytes": bytes(&[Kind::Anonymous]),
+        "file_bytes": bytes(&[Kind::File]),
+        "shared_bytes": bytes(&[Kind::SharedObject]),
+        "files": files,
+    })
+}
+
+/// An open file description and the descriptors that refer to it.
+fn file(image: &Image, at: usize) -> Value {
+    let mut fields = Map::new();
+    let Some(description) = image.descriptions.get(at) else { return Value::Null };
+    // An object is serialised as {"Kind": {fields}}: whatever kinds there are, they are told apart by that.
+    if let Ok(Value::Object(object)) = serde_json::to_value(&description.object)
+        && let Some((kind, record)) = object.iter().next()
+    {
+        fields.insert("kind".into(), kind.to_lowercase().into());
+        let path: Option<Vec<u8>> =
+            record.get("path").and_then(|path| serde_json::from_value(path.clone()).ok());
+        if let Some(path) = path {
+            fields.insert("path".into(), text(&path).into());
+        }
+        if let Some(size) = record.get("size") {
+            fields.insert("bytes".into(), size.clone());
+        }
+    }
+    fields.insert("position".into(), description.position.into());
+    fields.insert("flags".into(), format!("{:#o}", description.flags).into());
+    fields.insert("standard_stream".into(), description.standard.into());
+    let open = image.processes.iter().flat_map(|process| {
+        let here =
+            process.descriptors.iter().filter(|fd| usize::try_from(fd.description).is_ok_and(|it| it == at));
+        here.map(|fd| format!("{}:{}", process.pid, fd.number))
+    });
+    fields.insert("open_as".into(), open.collect::<Vec<_>>().into());
+    Value::Object(fields)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::vma::Vma;
+    use crate::object::{Description, Object, file::FileRecord, table::Descriptor};
+
+    #[test]
+    fn tasks_memory_and_files_are_shown() {
+        let vma = Vma { start: 0x1000, end: 0x3000, kind: Kind::Anonymous as i32, ..Default::default() };
+        let descriptor = Descriptor { number: 1, description: 0, ..Default::default() };
+        let process = Process {
+            pid: 7,
+            threads: vec![Thread { tid: 7, name: b"count".to_vec(), ..Default::default() }],
+            mappings: vec![vma],
+            descriptors: vec![descriptor],
+            ..Default::default()
+        };
+        let object = Some(Object::File(FileRecord { path: b"/tmp/out".to_vec(), ..Default::default() }));
+        let description = Description { position: 5, object, ..Default::default() };
+        let image = Image { processes: vec![process], descriptions: vec![description], ..Default::default() };
+        let value = describe(&image.encode_to_vec()).unwrap();
+        assert_eq!(value["processes"][0]["threads"][0]["name"], "count");
+        assert_eq!(value["memory"][0]["anonymous_bytes"], 0x2000);
+        assert_eq!(
+            (&value["files"][0]["path"], &value["files"][0]["kind"]),
+            (&"/tmp/out".into(), &"file".into())
+        );
+        assert_eq!(value["files"][0]["open_as"][0], "7:1");
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_nothing_is_little() {
+        assert!(describe(&[0xff; 40]).is_err());
+        assert_eq!(describe(&[]).unwrap()["files"], json!([]));
+    }
+}
