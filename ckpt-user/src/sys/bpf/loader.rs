@@ -70,10 +70,18 @@ impl Kernel {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_with(options: Options) -> Result<Bpf, BpfError> {
+        Self::load_object(OBJECT, options)
+    }
+
+    /// The same from another object than the one compiled in: `cargo xtask build-ebpf --check` tries a rebuilt one.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_object(object: &[u8], options: Options) -> Result<Bpf, BpfError> {
         let offsets = Offsets::of_kernel()?;
         let own_namespace = own_pid_namespace()?;
         let btf = Btf::from_sys_fs().map_err(|e| BpfError::Load { reason: chain(&e) })?;
-        let mut object = load_object(options, &offsets, own_namespace, &btf)?;
+        let mut object = create(object, options, &offsets, own_namespace, &btf)?;
         let mut fallbacks = Vec::new();
         for &program in Program::ALL.iter().filter(|p| options.probes || !p.probe_only()) {
             let refused = match offsets.missing_for(program) {
@@ -97,7 +105,13 @@ impl Kernel {
     }
 }
 
-fn load_object(options: Options, offsets: &Offsets, own_namespace: u32, btf: &Btf) -> Result<Ebpf, BpfError> {
+fn create(
+    bytes: &[u8],
+    options: Options,
+    offsets: &Offsets,
+    own_namespace: u32,
+    btf: &Btf,
+) -> Result<Ebpf, BpfError> {
     let absent = ckpt_common::ABSENT;
     let level = u8::try_from(log::max_level() as usize).unwrap_or(0);
     let mut loader = EbpfLoader::new();
@@ -111,7 +125,7 @@ fn load_object(options: Options, offsets: &Offsets, own_namespace: u32, btf: &Bt
     for field in FIELDS.iter().filter(|field| field.global) {
         loader.override_global(field.name, offsets.0.get(field.name).unwrap_or(&absent), true);
     }
-    loader.load(OBJECT).map_err(|e| BpfError::Load { reason: chain(&e) })
+    loader.load(bytes).map_err(|e| BpfError::Load { reason: chain(&e) })
 }
 
 fn load_program(object: &mut Ebpf, program: Program, btf: &Btf) -> Result<(), String> {

@@ -9,6 +9,8 @@
 //! Invariants: a program that this kernel refuses, or whose fields it lacks, is a [`Fallback`], never an error of the
 //! job; the others go on working. Nothing is attached unless a guard is held. Process ids here are *host* ids (those
 //! of the initial pid namespace, which eBPF sees) unless they are called *own*; [`PidTable`] translates.
+//!
+//! Order: attach, then track, then look for children that were born before: so none is missed.
 
 mod btf;
 mod cache;
@@ -108,7 +110,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     while let Some(error) = next {
         let text = error.to_string();
         let skip = text.char_indices().rev().nth(KEEP).map_or(0, |(at, _)| at);
-        let text = text[skip..].trim().to_owned();
+        let text = text[skip..].trim().trim_end_matches("Verifier output:").trim_end_matches(". ").to_owned();
         if !parts.iter().any(|known| known.contains(&text)) {
             parts.push(text);
         }
