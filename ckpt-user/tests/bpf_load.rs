@@ -15,6 +15,7 @@ fn every_program_loads_but_for_those_that_some_kernels_refuse() {
         assert!(!fallback.reason.is_empty());
     }
     assert!(bpf.has(Program::Tasks));
+    assert!(!Kernel::load().unwrap().has(Program::ProbeLsm), "only loaded when asked for");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What the eBPF programs log arrives in the `log` crate.
+#![allow(clippy::unwrap_used, reason = "tests")]
 mod bpf_support;
 
 use std::{process::Command, sync::Mutex};

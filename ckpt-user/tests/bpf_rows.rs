@@ -1,4 +1,5 @@
 //! What the iterators write is what `/proc` and the system calls say.
+#![allow(clippy::unwrap_used, reason = "tests")]
 mod bpf_support;
 
 use std::{

@@ -24,3 +24,4 @@ pub(crate) fn check(value: i64) -> io::Result<i64> {
 }
 pub mod bpf;
 pub mod ids;
+pub mod probe;

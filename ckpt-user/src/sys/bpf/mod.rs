@@ -16,6 +16,7 @@ mod btf;
 mod cache;
 mod events;
 mod fields;
+mod handle;
 mod iterators;
 mod loader;
 mod pids;
@@ -32,7 +33,8 @@ pub use ckpt_common::{
 };
 pub use events::{Attached, Lost};
 pub use fields::Offsets;
-pub use loader::{Bpf, Fallback, Kernel, Options, built_from};
+pub use handle::Bpf;
+pub use loader::{Fallback, Kernel, Options, built_from};
 pub use pids::{INITIAL_PID_NAMESPACE, PidTable, own_pid_namespace};
 pub use programs::Program;
 pub use restart::{Restart, RestartDecoder};
