@@ -1,42 +1,59 @@
 //! Which pages are dirty, and memory that arrives after the program has started.
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    ops::Range,
 };
 
+use nix::unistd::getpid;
+
 use super::{Feature, Status};
-use crate::sys::probe::{self, PAGE, Pages, UFFD_USER_MODE_ONLY};
+use crate::sys::{
+    pagemap::{Filter, Pagemap, WRITTEN},
+    probe::{self, PAGE, Pages},
+    uffd::{
+        FEATURE_EVENT_FORK, FEATURE_EVENT_REMAP, FEATURE_EVENT_REMOVE, FEATURE_EVENT_UNMAP, FEATURE_WP_ASYNC,
+        FEATURE_WP_UNPOPULATED, MODE_WP, TRACKING, USER_MODE_ONLY, Uffd,
+    },
+};
 
 const NEWER: &str = "Linux 6.7 or newer has it";
 const SYSCTL: &str = "as root: sysctl vm.unprivileged_userfaultfd=1, or run it as root";
 const FULL: &str = "without soft-dirty every checkpoint is a full one";
 
-/// `UFFD_FEATURE_*` (include/uapi/linux/userfaultfd.h): bit, name, use, what is done without.
-const FEATURES: &[(u32, &str, &str, &str)] = &[
-    (15, "userfaultfd WP_ASYNC", "dirty memory", "soft-dirty is used"),
-    (13, "userfaultfd WP_UNPOPULATED", "dirty memory that is not there yet", "such memory counts as dirty"),
+/// `UFFD_FEATURE_MOVE`.
+const FEATURE_MOVE: u64 = 1 << 16;
+
+/// Feature, name, use, what is done without.
+const FEATURES: &[(u64, &str, &str, &str)] = &[
+    (FEATURE_WP_ASYNC, "userfaultfd WP_ASYNC", "dirty memory", "soft-dirty is used"),
     (
-        1,
-        "userfaultfd EVENT_FORK",
-        "programs that fork while a lazy restart fills them",
+        FEATURE_WP_UNPOPULATED,
+        "userfaultfd WP_UNPOPULATED",
+        "dirty memory that is not there yet",
+        "soft-dirty is used",
+    ),
+    (FEATURE_EVENT_FORK, "userfaultfd EVENT_FORK", "fork during a lazy restart", "restarts are not lazy"),
+    (FEATURE_EVENT_REMAP, "userfaultfd EVENT_REMAP", "mremap during a lazy restart", "restarts are not lazy"),
+    (
+        FEATURE_EVENT_REMOVE,
+        "userfaultfd EVENT_REMOVE",
+        "MADV_DONTNEED during a lazy restart",
         "restarts are not lazy",
     ),
-    (2, "userfaultfd EVENT_REMAP", "mremap during a lazy restart", "restarts are not lazy"),
-    (3, "userfaultfd EVENT_REMOVE", "MADV_DONTNEED during a lazy restart", "restarts are not lazy"),
-    (6, "userfaultfd EVENT_UNMAP", "munmap during a lazy restart", "restarts are not lazy"),
-    (16, "userfaultfd MOVE", "faster filling", "pages are copied"),
+    (FEATURE_EVENT_UNMAP, "userfaultfd EVENT_UNMAP", "munmap during a lazy restart", "restarts are not lazy"),
+    (FEATURE_MOVE, "userfaultfd MOVE", "faster filling", "pages are copied"),
 ];
 
 pub(super) fn probe() -> Vec<Feature> {
     let mut features = vec![
         Feature::new("userfaultfd", "lazy restart, dirty memory").prefers(
-            probe::userfaultfd(0),
+            Uffd::of_self(0),
             "restarts are not lazy unless /dev/userfaultfd may be opened",
             SYSCTL,
         ),
         Feature::new("userfaultfd USER_MODE_ONLY", "dirty memory of a program without privileges").prefers(
-            probe::userfaultfd(UFFD_USER_MODE_ONLY),
+            Uffd::of_self(USER_MODE_ONLY),
             "soft-dirty is used",
             "Linux 5.11 or newer has it, with CONFIG_USERFAULTFD",
         ),
@@ -46,12 +63,8 @@ pub(super) fn probe() -> Vec<Feature> {
             "",
         ),
     ];
-    let known = known_features();
-    for &(bit, name, used_for, instead) in FEATURES {
-        let has = known.as_ref().map_err(|e| io::Error::from(e.kind())).and_then(|set| {
-            if set >> bit & 1 == 1 { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
-        });
-        features.push(Feature::new(name, used_for).prefers(has, instead, NEWER));
+    for &(feature, name, used_for, instead) in FEATURES {
+        features.push(Feature::new(name, used_for).prefers(uffd_with(feature), instead, NEWER));
     }
     let scan = pagemap_scan();
     let soft = soft_dirty();
@@ -70,49 +83,52 @@ pub(super) fn probe() -> Vec<Feature> {
     features
 }
 
-fn known_features() -> io::Result<u64> {
-    probe::userfaultfd_features(
-        &probe::userfaultfd(UFFD_USER_MODE_ONLY).or_else(|_| probe::userfaultfd(0))?,
-        0,
-    )
+/// A userfaultfd of our own with these features: of the kind that every user may have, else of the other.
+fn uffd_with(features: u64) -> io::Result<Uffd> {
+    Uffd::handshake(Uffd::of_self(USER_MODE_ONLY).or_else(|_| Uffd::of_self(0))?, features)
 }
 
 /// Protects four pages, writes to one, and looks which has been written to.
 fn pagemap_scan() -> io::Result<()> {
-    const WP_ASYNC: u64 = 1 << 15;
-    const WP_UNPOPULATED: u64 = 1 << 13;
     let pages = Pages::new(4)?;
-    let fd = probe::userfaultfd(UFFD_USER_MODE_ONLY)?;
-    probe::userfaultfd_features(&fd, WP_ASYNC | WP_UNPOPULATED)?;
-    probe::register_write_protect(&fd, &pages)?;
-    probe::written_pages(&pages)?;
-    let before = probe::written_pages(&pages)?;
+    let uffd = uffd_with(TRACKING)?;
+    uffd.register(pages.address(), pages.bytes(), MODE_WP)?;
+    let mut pagemap = Pagemap::open(getpid())?;
+    written(&mut pagemap, &pages)?;
+    let before = written(&mut pagemap, &pages)?;
     pages.write(1);
-    let after = probe::written_pages(&pages)?;
-    // One range, not the range's members.
-    if before.is_empty() && after.len() == 1 && after[0] == (1..2) {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!(
-            "page 1 was written to, the kernel says {after:?} (before: {before:?})"
-        )))
+    let after = written(&mut pagemap, &pages)?;
+    let second = pages.address() + PAGE as u64;
+    match (before.as_slice(), after.as_slice()) {
+        ([], [one]) if *one == (second..second + PAGE as u64) => Ok(()),
+        _ => Err(io::Error::other(format!(
+            "one page was written to, the kernel says {after:x?}, before {before:x?}"
+        ))),
     }
 }
 
-/// Clears the marks, writes to a page, and looks at its mark.
+/// Addresses that were written to since the last call.
+fn written(pagemap: &mut Pagemap, pages: &Pages) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let filter = Filter { all: WRITTEN, ..Filter::default() };
+    let end = pages.address() + pages.bytes();
+    pagemap.scan(pages.address(), end, filter, true, |region| found.push(region.start..region.end))?;
+    Ok(found)
+}
+
+/// Clears the marks, writes to the second page, and looks at both.
 fn soft_dirty() -> io::Result<()> {
     const MARK: u64 = 1 << 55;
     let pages = Pages::new(2)?;
-    let pagemap = File::open("/proc/self/pagemap")?;
-    let marked = |page: u64| -> io::Result<bool> {
-        let mut entry = [0u8; 8];
-        pagemap.read_exact_at(&mut entry, (pages.address() / PAGE as u64 + page) * 8)?;
-        Ok(u64::from_le_bytes(entry) & MARK != 0)
+    let pagemap = Pagemap::open(getpid())?;
+    let marks = || -> io::Result<Vec<bool>> {
+        let entries = pagemap.entries(pages.address() / PAGE as u64, 2)?;
+        Ok(entries.iter().map(|entry| entry & MARK != 0).collect())
     };
     OpenOptions::new().write(true).open("/proc/self/clear_refs")?.write_all(b"4")?;
-    let before = marked(1)?;
+    let before = marks()?;
     pages.write(1);
-    if !before && marked(1)? && !marked(0)? {
+    if before == [false, false] && marks()? == [false, true] {
         Ok(())
     } else {
         Err(io::Error::other("a page that was written to is not marked"))

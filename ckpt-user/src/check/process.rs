@@ -1,7 +1,9 @@
 //! Stopping, reading and making processes.
 use std::{
+    cmp::Ordering,
     fs::{self, File},
     io,
+    os::fd::AsFd as _,
 };
 
 use nix::{
@@ -16,7 +18,10 @@ use nix::{
 };
 
 use super::Feature;
-use crate::sys::probe::{self, Idle};
+use crate::sys::{
+    pidfd,
+    probe::{self, Idle},
+};
 
 const CONFIG: &str = "use a kernel with CONFIG_CHECKPOINT_RESTORE (every distribution's has it)";
 const PRIVILEGE: &str = "run it as root, or with CAP_CHECKPOINT_RESTORE";
@@ -86,19 +91,23 @@ fn read_memory(child: &Idle) -> io::Result<()> {
 
 /// A descriptor that both have: the child is a copy of us.
 fn copy(child: &Idle) -> io::Result<()> {
-    match probe::copy_descriptor(child.pid(), 0) {
-        // Without standard input there is nothing to copy, but we were allowed to.
-        Err(e) if e.raw_os_error() == Some(libc::EBADF) => Ok(()),
-        other => other.map(drop),
-    }
+    let process = pidfd::open(child.pid())?;
+    allowed(pidfd::get_fd(process.as_fd(), 0))
 }
 
 fn compare(child: &Idle) -> io::Result<()> {
-    match probe::same_file(getpid(), child.pid(), 0) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(io::ErrorKind::InvalidData.into()),
+    match pidfd::compare(getpid(), child.pid(), pidfd::Kind::File, 0, 0) {
+        Ok(Ordering::Equal) => Ok(()),
+        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+        Err(e) => allowed::<()>(Err(e)),
+    }
+}
+
+/// Without standard input there is no descriptor to try it on, but we were let.
+fn allowed<T>(result: io::Result<T>) -> io::Result<()> {
+    match result {
         Err(e) if e.raw_os_error() == Some(libc::EBADF) => Ok(()),
-        Err(e) => Err(e),
+        other => other.map(drop),
     }
 }
 

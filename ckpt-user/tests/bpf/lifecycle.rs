@@ -1,12 +1,13 @@
 //! Forks, execs, group exits and write faults of tracked processes, and nothing of others.
-mod bpf_support;
-
 use std::{
     io::Write as _,
     process::{Command, Stdio},
 };
 
-use bpf_support::{Victim, events_until, is, state, sys, wait_until};
+use crate::{
+    support::{Victim, events_until, is, state, wait_until},
+    sys,
+};
 use ckptbpf::sys::bpf::{Kernel, LifecycleKind, Options};
 use nix::sys::wait::{WaitStatus, waitpid};
 

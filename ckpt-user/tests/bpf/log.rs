@@ -1,19 +1,16 @@
 //! What the eBPF programs log arrives in the `log` crate.
-#![allow(clippy::unwrap_used, reason = "tests")]
-mod bpf_support;
-
 use std::{process::Command, sync::Mutex};
 
-use bpf_support::{events_until, is};
+use crate::support::{events_until, is};
 use ckptbpf::sys::bpf::{Kernel, LifecycleKind};
 
 struct Lines(Mutex<Vec<String>>);
 
-impl log::Log for Lines {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+impl ::log::Log for Lines {
+    fn enabled(&self, _: &::log::Metadata<'_>) -> bool {
         true
     }
-    fn log(&self, record: &log::Record<'_>) {
+    fn log(&self, record: &::log::Record<'_>) {
         self.0.lock().unwrap().push(record.args().to_string());
     }
     fn flush(&self) {}
@@ -23,8 +20,8 @@ static LINES: Lines = Lines(Mutex::new(Vec::new()));
 
 #[test]
 fn exec_and_exit_are_logged_at_debug() {
-    log::set_logger(&LINES).unwrap();
-    log::set_max_level(log::LevelFilter::Debug);
+    ::log::set_logger(&LINES).unwrap();
+    ::log::set_max_level(::log::LevelFilter::Debug);
     let mut bpf = Kernel::load().unwrap();
     let _attached = bpf.attach_lifecycle().unwrap();
     bpf.track(std::process::id()).unwrap();

@@ -1,14 +1,14 @@
 //! What the iterators write is what `/proc` and the system calls say.
-#![allow(clippy::unwrap_used, reason = "tests")]
-mod bpf_support;
-
 use std::{
     fs::{self, File},
     io::{Seek as _, SeekFrom, Write as _},
     os::{fd::AsRawFd as _, linux::fs::MetadataExt as _},
 };
 
-use bpf_support::{Victim, mask, state, sys, wait_until};
+use crate::{
+    support::{Victim, mask, state, wait_until},
+    sys,
+};
 use ckptbpf::sys::bpf::{Bpf, FileRow, Kernel, Layout, Restart, RestartDecoder, TaskRow};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},

@@ -1,8 +1,4 @@
-//! What the eBPF tests share. They need root, and wait for conditions, never for time to pass.
-#![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, reason = "tests")]
-pub mod sys;
-
+//! What these tests share. They wait for conditions, never for time to pass.
 use std::{
     fs,
     process::{Child, Command, Stdio},
