@@ -1,8 +1,8 @@
 //! The loaded programs: whom they watch, what they report, and what the iterators read.
 use std::{
-    cell::Cell,
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use aya::{
@@ -32,7 +32,7 @@ pub struct Bpf {
     pub(super) loaded: Vec<Program>,
     pub(super) fallbacks: Vec<Fallback>,
     /// Whether iterators can be restricted to a process, until the kernel says otherwise.
-    pub(super) restrictable: Cell<bool>,
+    pub(super) restrictable: AtomicBool,
 }
 
 impl Bpf {
@@ -229,19 +229,19 @@ impl Bpf {
     fn rows<T: FromBytes>(&self, program: Program) -> Result<Vec<T>, BpfError> {
         let before = self.lost().reads;
         let mut all = Vec::new();
-        if self.restrictable.get() {
+        if self.restrictable.load(Ordering::Relaxed) {
             for (_, own) in self.tracked().into_iter().filter(|(_, own)| *own != 0) {
                 match self.walk(program, Some(own)) {
                     Ok(rows) => all.extend(rows),
                     Err(BpfError::Iterator { source, .. }) if not_restrictable(&source) => {
-                        self.restrictable.set(false);
+                        self.restrictable.store(false, Ordering::Relaxed);
                         break;
                     }
                     Err(e) => return Err(e),
                 }
             }
         }
-        if !self.restrictable.get() {
+        if !self.restrictable.load(Ordering::Relaxed) {
             all = self.walk(program, None)?;
         }
         if self.lost().reads == before { Ok(all) } else { Err(BpfError::Torn { program: program.name() }) }
@@ -273,4 +273,39 @@ impl Bpf {
 
 fn not_restrictable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bpf::Kernel;
+
+    #[test]
+    fn a_kernel_that_cannot_restrict_iterators_gives_the_same_rows() {
+        let mut bpf = Kernel::load().unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        bpf.track(child.id()).unwrap();
+        let rows =
+            |bpf: &Bpf| (bpf.processes().unwrap(), bpf.signal_actions().unwrap(), bpf.files().unwrap());
+        // Until cat waits for its input, its descriptors still change.
+        let read_of_0 = || {
+            std::fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap().starts_with("0 0x0 ")
+        };
+        while !read_of_0() {
+            std::thread::yield_now();
+        }
+        let restricted = rows(&bpf);
+        bpf.restrictable.store(false, Ordering::Relaxed);
+        assert_eq!(rows(&bpf), restricted);
+        assert!(!restricted.2.is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn it_may_be_used_from_any_thread() {
+        fn any_thread<T: Send + Sync>() {}
+        any_thread::<Bpf>();
+    }
 }

@@ -97,7 +97,7 @@ impl Kernel {
             own_namespace,
             loaded,
             fallbacks,
-            restrictable: std::cell::Cell::new(true),
+            restrictable: true.into(),
         })
     }
 }
