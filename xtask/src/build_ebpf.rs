@@ -129,7 +129,7 @@ fn must_load(root: &Path, object: &[u8]) -> Result<()> {
     let path = root.join("target/ebpf/rebuilt.bpf.o");
     fs::write(&path, object)?;
     let status = command("cargo")
-        .args(["test", "--release", "-p", "ckpt-user", "--test", "bpf_load"])
+        .args(["test", "--release", "-p", "ckpt-user", "--test", "bpf", "load::"])
         .env("CKPTBPF_TEST_OBJECT", &path)
         .current_dir(root)
         .status()?;

@@ -26,3 +26,4 @@ pub(crate) fn check(value: i64) -> io::Result<i64> {
 }
 pub mod bpf;
 pub mod ids;
+pub mod probe;
