@@ -12,4 +12,4 @@ pub mod sys;
 pub mod victim;
 
 pub use sandbox::{Cmd, Finished, Process, Running, Sandbox};
-pub use victim::victim;
+pub use victim::{victim, victim_cmd};
