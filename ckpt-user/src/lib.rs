@@ -6,8 +6,18 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod freeze;
 pub mod image;
 pub mod job;
+pub mod memory;
+pub mod object;
+pub mod rebuild;
+pub mod record;
+pub mod refusal;
+pub mod phase;
 pub mod sys;
+pub mod task;
+pub mod track;

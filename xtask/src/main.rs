@@ -1,6 +1,20 @@
+//! `cargo xtask`: what a developer runs. One file a command.
+mod build_ebpf;
+
+use clap::Parser;
+
+/// ckptbpf's build and test commands
+#[derive(Parser)]
+enum Command {
+    /// Build the eBPF programs that are committed beside their source
+    BuildEbpf(build_ebpf::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::BuildEbpf(args) => build_ebpf::run(args),
 //! `cargo xtask`: what a developer and CI run. One file a command.
 #![forbid(unsafe_code)]
-
 mod cmd;
 mod counts;
 mod load;
@@ -8,11 +22,7 @@ mod setup;
 mod soak;
 mod test;
 mod tidy;
-
-use clap::Parser;
-
 /// ckptbpf's build and test commands.
-#[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
     /// Installs what is missing on a Debian or Ubuntu machine
@@ -23,9 +33,6 @@ enum Xtask {
     Soak(soak::Args),
     /// Checks the house rules that no compiler knows
     Tidy,
-}
-
-fn main() -> anyhow::Result<()> {
     cmd::enter_repository()?;
     match Xtask::parse() {
         Xtask::Setup(args) => setup::run(&args),

@@ -1,2 +1,26 @@
 //! All unsafe code of user space: system calls that no crate wraps, ptrace, BPF loading.
+//!
+//! Everything here is a thin, safe function over one kernel facility; no policy.
 #![allow(unsafe_code)]
+
+pub mod clone;
+pub mod inject;
+pub mod mem;
+pub mod pagemap;
+pub mod pidfd;
+pub mod ptrace;
+pub mod regs;
+pub mod remote;
+pub mod sched;
+pub mod shared;
+pub mod tee;
+pub mod uffd;
+
+use std::io;
+
+/// Turns a libc return value into a result, reading errno at once.
+pub(crate) fn check(value: i64) -> io::Result<i64> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+pub mod ids;
+pub mod bpf;

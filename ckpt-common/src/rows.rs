@@ -1,0 +1,264 @@
+//! What the iterator programs write, one row per kernel object.
+//!
+//! A kernel pointer in a row is an *opaque key*: two rows with the same key share the object; it is never
+//! dereferenced. 0 stands for "none".
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::PID_LEVELS;
+
+/// Signals on x86-64: 1 to 64.
+pub const SIGNALS: usize = 64;
+
+/// A task's number in one pid namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PidAtLevel {
+    /// Inode of the namespace, as `stat /proc/PID/ns/pid` shows it.
+    pub namespace: u32,
+    /// The task's number there.
+    pub number: u32,
+}
+
+/// Who a thread is (`struct task_struct`, `struct pid`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TaskIds {
+    /// Host thread id.
+    pub pid: u32,
+    /// Host process id.
+    pub tgid: u32,
+    /// Nanoseconds on `CLOCK_BOOTTIME` of the host when it started; with the id it names the task for ever.
+    pub start_boottime: u64,
+    /// `EXIT_ZOMBIE`, `EXIT_DEAD`, or 0 while it lives.
+    pub exit_state: u32,
+    /// `PF_*`.
+    pub flags: u32,
+    /// How many pid namespaces it has a number in; more than [`PID_LEVELS`] means that `levels` is cut short.
+    pub level_count: u32,
+    /// The signal it gets when its parent dies, 0 for none (`PR_SET_PDEATHSIG`).
+    pub pdeath_signal: u32,
+    /// Its numbers, outermost namespace first.
+    pub levels: [PidAtLevel; PID_LEVELS],
+}
+
+/// Opaque keys of what a thread may share with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SharedObjects {
+    /// Address space (`CLONE_VM`); 0 for a kernel thread or an exited one.
+    pub mm: u64,
+    /// Descriptor table (`CLONE_FILES`).
+    pub files: u64,
+    /// Working directory, root and umask (`CLONE_FS`).
+    pub fs: u64,
+    /// Signal actions (`CLONE_SIGHAND`).
+    pub sighand: u64,
+    /// Thread group (`CLONE_THREAD`).
+    pub signal: u64,
+}
+
+/// A thread's own signal state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TaskSignals {
+    /// Blocked signals, bit n-1 for signal n.
+    pub blocked: u64,
+    /// The mask that comes back after `sigsuspend` and the like (`saved_sigmask`).
+    pub saved: u64,
+    /// Alternate stack: address, bytes, flags (`sigaltstack`).
+    pub stack_base: u64,
+    /// Bytes.
+    pub stack_size: u64,
+    /// `SS_DISABLE`, `SS_AUTODISARM`; the kernel keeps 0 or 2 with size 0 for "none".
+    pub stack_flags: u32,
+    /// `task_struct.exit_signal`: what the parent gets, -1 for a thread that is not a leader.
+    pub exit_signal: i32,
+}
+
+/// User addresses the kernel keeps for a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct UserPointers {
+    /// Cleared and woken when the thread ends (`set_tid_address`).
+    pub clear_child_tid: u64,
+    /// Written when the thread started (`CLONE_CHILD_SETTID`).
+    pub set_child_tid: u64,
+    /// Head of the robust futex list; its registered length is always 24.
+    pub robust_list: u64,
+    /// Restartable-sequences area, 0 for none.
+    pub rseq: u64,
+    /// Its registered length, bytes.
+    pub rseq_len: u32,
+    /// Its signature.
+    pub rseq_sig: u32,
+    /// `PFA_*` bits (`no_new_privs` is bit 0); 0 where this kernel's field is not known.
+    pub atomic_flags: u64,
+}
+
+/// What `restart_syscall(2)` would go on with; user space names the function and decodes the union.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RestartBlock {
+    /// Kernel address of the function; `/proc/kallsyms` has its name.
+    pub function: u64,
+    /// The union, raw.
+    pub data: [u8; 40],
+}
+
+/// A thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TaskRow {
+    /// Who it is.
+    pub ids: TaskIds,
+    /// What it shares.
+    pub objects: SharedObjects,
+    /// Its signal state.
+    pub signals: TaskSignals,
+    /// Addresses in user space.
+    pub user: UserPointers,
+    /// An interrupted system call.
+    pub restart: RestartBlock,
+}
+
+/// Where the parts of an address space begin and end (`struct mm_struct`, `PR_SET_MM_MAP`); addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct MemoryLayout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// An interval timer (`setitimer`), nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IntervalTimer {
+    /// Real timer: host `CLOCK_MONOTONIC`; virtual and profiling: CPU time of the process. 0: not armed (but see
+    /// [`ProcessRow::real_armed`] for the real timer).
+    pub expires: u64,
+    /// 0: fires once.
+    pub interval: u64,
+}
+
+/// A process: its address space and what belongs to the thread group (`struct signal_struct`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProcessRow {
+    /// Host process id.
+    pub tgid: u32,
+    /// Host id of the thread this was read from: the leader, or another when the leader has exited.
+    pub tid: u32,
+    /// Key of the address space, 0 if it has gone.
+    pub mm: u64,
+    /// Its layout.
+    pub memory: MemoryLayout,
+    /// `ITIMER_REAL`.
+    pub real: IntervalTimer,
+    /// `ITIMER_PROF`.
+    pub prof: IntervalTimer,
+    /// `ITIMER_VIRTUAL`.
+    pub virt: IntervalTimer,
+    /// 1 when `ITIMER_REAL` is armed.
+    pub real_armed: u32,
+    /// `signal_struct.group_stop_count`: threads still to stop in a group stop.
+    pub group_stop_count: u32,
+    /// `SIGNAL_*` (`SIGNAL_STOP_STOPPED` is bit 0).
+    pub flags: u32,
+    /// 1 for `PR_SET_CHILD_SUBREAPER`.
+    pub child_subreaper: u32,
+}
+
+/// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SigAction {
+    /// `SIG_DFL` 0, `SIG_IGN` 1, or an address.
+    pub handler: u64,
+    /// `SA_*`.
+    pub flags: u64,
+    /// Address of the return trampoline.
+    pub restorer: u64,
+    /// Blocked meanwhile, bit n-1 for signal n.
+    pub mask: u64,
+}
+
+/// The signal actions of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SigActionsRow {
+    /// Host process id.
+    pub tgid: u32,
+    /// [`SIGNALS`].
+    pub count: u32,
+    /// Key of the table: processes may share one.
+    pub sighand: u64,
+    /// Signal n is at n-1.
+    pub actions: [SigAction; SIGNALS],
+}
+
+/// A mapping (`struct vm_area_struct`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VmaRow {
+    /// Host process id.
+    pub tgid: u32,
+    /// Host id of the thread it was reached through.
+    pub tid: u32,
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// `VM_*` of this kernel.
+    pub flags: u64,
+    /// Offset in the file (in anonymous memory: the address it was made at), 4 KiB pages.
+    pub page_offset: u64,
+    /// Key of the open file, 0 for anonymous memory.
+    pub file: u64,
+    /// Inode number, 0 for anonymous memory.
+    pub inode: u64,
+    /// Device of the inode's super block in the kernel's encoding: major << 20 | minor. Some file systems
+    /// (btrfs, overlayfs) show another one in stat(2) and `/proc/PID/maps`.
+    pub device: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// An open descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FileRow {
+    /// Host process id.
+    pub tgid: u32,
+    /// Host id of the thread it was reached through.
+    pub tid: u32,
+    /// Descriptor number.
+    pub fd: u32,
+    /// `f_flags`: `O_*` of the open file, without `O_CLOEXEC`.
+    pub flags: u32,
+    /// Key of the descriptor table.
+    pub files: u64,
+    /// Key of the open file description: equal keys are what kcmp(2) calls equal.
+    pub file: u64,
+    /// Position, bytes.
+    pub position: i64,
+    /// Inode number.
+    pub inode: u64,
+    /// Device as in [`VmaRow::device`].
+    pub device: u32,
+    /// `st_mode`.
+    pub mode: u32,
+    /// 1 if `FD_CLOEXEC` is set.
+    pub close_on_exec: u32,
+    /// Always 0.
+    pub reserved: u32,
+}

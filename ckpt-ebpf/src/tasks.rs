@@ -1,0 +1,312 @@
+//! Iterators over threads: what a thread, a process and its signal actions are, read from the kernel's own structures.
+use core::ffi::c_void;
+
+use ckpt_common::{
+    ABSENT, IntervalTimer, MemoryLayout, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds,
+    TaskSignals, UserPointers,
+};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use crate::{
+    filter::{copy, field, read, tracked},
+    iterator::{Rows, task_of},
+    offsets::*,
+};
+
+/// Signal actions are copied in pieces of this many bytes: the stack has 512.
+const PIECE: usize = 256;
+/// `sizeof(struct k_sigaction) * _NSIG` on x86-64.
+const SIGNAL_ACTIONS: usize = 64 * 32;
+
+/// Every thread of every process, tracked or not: just its numbers.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn iter_pids(ctx: *mut c_void) -> i32 {
+    // SAFETY: this program's context is that of an iterator over tasks.
+    let Some((rows, task)) = (unsafe { task_of(ctx) }) else { return 0 };
+    // SAFETY: `task` is a task_struct that the iterator holds.
+    unsafe { write_ids(rows, task) };
+    0
+}
+
+/// Every thread of a tracked process.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn iter_tasks(ctx: *mut c_void) -> i32 {
+    // SAFETY: as in `iter_pids`.
+    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    // SAFETY: as in `iter_pids`.
+    unsafe { write_task(rows, task) };
+    0
+}
+
+/// Every tracked process, through its leader, or through each of the others when the leader has exited.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn iter_processes(ctx: *mut c_void) -> i32 {
+    // SAFETY: as in `iter_pids`.
+    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    // SAFETY: as in `iter_pids`.
+    let leader: *const c_void = unsafe { field(task, TASK_GROUP_LEADER.load()) };
+    // SAFETY: a task keeps its leader's task_struct.
+    if leader != task && !unsafe { field::<*const c_void>(leader, TASK_MM.load()) }.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `iter_pids`.
+    unsafe { write_process(rows, task) };
+    0
+}
+
+/// The signal actions of every tracked process: a `SigActionsRow`, written in pieces.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn iter_signal_actions(ctx: *mut c_void) -> i32 {
+    // SAFETY: as in `iter_pids`.
+    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    // SAFETY: as in `iter_pids`.
+    let (leader, sighand): (*const c_void, *const c_void) =
+        unsafe { (field(task, TASK_GROUP_LEADER.load()), field(task, TASK_SIGHAND.load())) };
+    if leader != task || sighand.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `iter_pids`.
+    let tgid: u32 = unsafe { field(task, TASK_TGID.load()) };
+    signal_actions(rows, tgid, sighand);
+    0
+}
+
+#[inline(always)]
+fn signal_actions(rows: Rows, tgid: u32, sighand: *const c_void) -> Option<()> {
+    #[derive(IntoBytes, Immutable)]
+    #[repr(C)]
+    struct Head {
+        tgid: u32,
+        count: u32,
+        sighand: u64,
+    }
+    rows.write(&Head { tgid, count: ckpt_common::SIGNALS as u32, sighand: sighand as u64 })?;
+    let mut bytes = [0u8; PIECE];
+    for piece in 0..SIGNAL_ACTIONS / PIECE {
+        // SAFETY: inside `sighand_struct.action`.
+        unsafe { copy(&mut bytes, sighand, SIGHAND_ACTION.load() + (piece * PIECE) as u32) }?;
+        rows.write(&bytes)?;
+    }
+    Some(())
+}
+
+/// # Safety
+/// `ctx` is the context of an iterator over tasks.
+#[inline(always)]
+pub unsafe fn tracked_task(ctx: *mut c_void) -> Option<(Rows, *const c_void)> {
+    // SAFETY: the caller's promise; `task` is then a task_struct.
+    unsafe {
+        let (rows, task) = task_of(ctx)?;
+        tracked(field(task, TASK_TGID.load()))?;
+        Some((rows, task))
+    }
+}
+
+/// The task's number in the pid namespace with that inode, 0 if it has none there.
+///
+/// # Safety
+/// `task` is a task_struct.
+#[inline(always)]
+pub unsafe fn number_in(task: *const c_void, namespace: u32) -> u32 {
+    let mut levels = <[PidAtLevel; PID_LEVELS]>::new_zeroed();
+    // SAFETY: the caller's promise.
+    if unsafe { self::levels(task, &mut levels) }.is_none() {
+        return 0;
+    }
+    let mut number = 0;
+    for level in levels {
+        if level.namespace == namespace {
+            number = level.number;
+        }
+    }
+    number
+}
+
+/// How many pid namespaces know the task; its numbers in the outermost ones go to `out`.
+#[inline(always)]
+unsafe fn levels(task: *const c_void, out: &mut [PidAtLevel; PID_LEVELS]) -> Option<u32> {
+    // SAFETY: `thread_pid` is set while the task is hashed and null afterwards; what it points to is read with
+    // checks.
+    unsafe {
+        let pid: *const c_void = field(task, TASK_THREAD_PID.load());
+        if pid.is_null() {
+            return Some(0);
+        }
+        let deepest: u32 = read(pid, PID_LEVEL.load())?;
+        for (level, slot) in out.iter_mut().enumerate() {
+            if level as u32 > deepest {
+                break;
+            }
+            let number = PID_NUMBERS.load() + level as u32 * UPID_SIZE.load();
+            let namespace = read::<u64>(pid, number + UPID_NS.load())? as *const c_void;
+            copy(&mut slot.number, pid, number + UPID_NR.load())?;
+            copy(&mut slot.namespace, namespace, PIDNS_INUM.load())?;
+        }
+        Some(deepest + 1)
+    }
+}
+
+#[inline(always)]
+unsafe fn write_ids(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut ids = TaskIds::new_zeroed();
+    // SAFETY: a task_struct, and offsets of fields of these sizes.
+    unsafe {
+        ids.pid = field(task, TASK_PID.load());
+        ids.tgid = field(task, TASK_TGID.load());
+        ids.start_boottime = field(task, TASK_START_BOOTTIME.load());
+        ids.exit_state = field(task, TASK_EXIT_STATE.load());
+        ids.flags = field(task, TASK_FLAGS.load());
+        ids.pdeath_signal = field(task, TASK_PDEATH_SIGNAL.load());
+        ids.level_count = levels(task, &mut ids.levels)?;
+    }
+    rows.write(&ids)
+}
+
+/// A `TaskRow`, part by part: the whole would not leave enough of the stack.
+#[inline(always)]
+unsafe fn write_task(rows: Rows, task: *const c_void) -> Option<()> {
+    // SAFETY: as in `write_ids`.
+    unsafe {
+        write_ids(rows, task)?;
+        rows.write(&SharedObjects {
+            mm: field(task, TASK_MM.load()),
+            files: field(task, TASK_FILES.load()),
+            fs: field(task, TASK_FS.load()),
+            sighand: field(task, TASK_SIGHAND.load()),
+            signal: field(task, TASK_SIGNAL.load()),
+        })?;
+        write_signals(rows, task)?;
+        write_user_pointers(rows, task)?;
+        write_restart_block(rows, task)
+    }
+}
+
+#[inline(always)]
+unsafe fn write_signals(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut signals = TaskSignals::new_zeroed();
+    // SAFETY: as in `write_ids`.
+    unsafe {
+        copy(&mut signals.blocked, task, TASK_BLOCKED.load())?;
+        copy(&mut signals.saved, task, TASK_SAVED_SIGMASK.load())?;
+        signals.stack_base = field(task, TASK_SAS_SS_SP.load());
+        signals.stack_size = field(task, TASK_SAS_SS_SIZE.load());
+        signals.stack_flags = field(task, TASK_SAS_SS_FLAGS.load());
+        signals.exit_signal = field(task, TASK_EXIT_SIGNAL.load());
+    }
+    rows.write(&signals)
+}
+
+#[inline(always)]
+unsafe fn write_user_pointers(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut user = UserPointers::new_zeroed();
+    // SAFETY: as in `write_ids`.
+    unsafe {
+        copy(&mut user.clear_child_tid, task, TASK_CLEAR_CHILD_TID.load())?;
+        copy(&mut user.set_child_tid, task, TASK_SET_CHILD_TID.load())?;
+        optional(&mut user.robust_list, task, TASK_ROBUST_LIST.load())?;
+        optional(&mut user.rseq, task, TASK_RSEQ.load())?;
+        optional(&mut user.rseq_len, task, TASK_RSEQ_LEN.load())?;
+        optional(&mut user.rseq_sig, task, TASK_RSEQ_SIG.load())?;
+        optional(&mut user.atomic_flags, task, TASK_ATOMIC_FLAGS.load())?;
+    }
+    rows.write(&user)
+}
+
+#[inline(always)]
+unsafe fn write_restart_block(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut restart = RestartBlock::new_zeroed();
+    // SAFETY: as in `write_ids`.
+    unsafe {
+        copy(&mut restart.function, task, TASK_RESTART_FN.load())?;
+        copy(&mut restart.data, task, TASK_RESTART_DATA.load())?;
+    }
+    rows.write(&restart)
+}
+
+/// A field that some kernels lack stays 0 there.
+#[inline(always)]
+unsafe fn optional<T: FromBytes>(to: &mut T, task: *const c_void, offset: u32) -> Option<()> {
+    if offset == ABSENT {
+        return Some(());
+    }
+    // SAFETY: a field of `task` of this size.
+    unsafe { copy(to, task, offset) }
+}
+
+/// A `ProcessRow`, part by part.
+#[inline(always)]
+unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
+    #[derive(IntoBytes, Immutable)]
+    #[repr(C)]
+    struct Head {
+        tgid: u32,
+        tid: u32,
+        mm: u64,
+    }
+    // SAFETY: as in `write_ids`; `mm` is null after the exit.
+    unsafe {
+        let mm: *const c_void = field(task, TASK_MM.load());
+        rows.write(&Head {
+            tgid: field(task, TASK_TGID.load()),
+            tid: field(task, TASK_PID.load()),
+            mm: mm as u64,
+        })?;
+        let mut memory = MemoryLayout::new_zeroed();
+        if !mm.is_null() {
+            copy_memory_layout(&mut memory, mm)?;
+        }
+        rows.write(&memory)?;
+        write_group(rows, field(task, TASK_SIGNAL.load()))
+    }
+}
+
+/// The rest of a `ProcessRow`: what `signal_struct` holds.
+#[inline(always)]
+unsafe fn write_group(rows: Rows, signal: *const c_void) -> Option<()> {
+    #[derive(FromBytes, IntoBytes, Immutable)]
+    #[repr(C)]
+    struct Group {
+        real: IntervalTimer,
+        /// `signal_struct.it`: `CPUCLOCK_PROF` first, then `CPUCLOCK_VIRT`.
+        cpu: [IntervalTimer; 2],
+        real_armed: u32,
+        group_stop_count: u32,
+        flags: u32,
+        child_subreaper: u32,
+    }
+    let mut group = Group::new_zeroed();
+    let bit = SIGNAL_SUBREAPER_BIT.load();
+    // SAFETY: as in `write_ids`; a task keeps its signal_struct.
+    unsafe {
+        copy(&mut group.real.expires, signal, SIGNAL_REAL_EXPIRES.load())?;
+        copy(&mut group.real.interval, signal, SIGNAL_REAL_INTERVAL.load())?;
+        copy(&mut group.cpu, signal, SIGNAL_CPU_TIMERS.load())?;
+        copy(&mut group.group_stop_count, signal, SIGNAL_GROUP_STOP_COUNT.load())?;
+        copy(&mut group.flags, signal, SIGNAL_FLAGS.load())?;
+        group.real_armed = u32::from(read::<u8>(signal, SIGNAL_REAL_STATE.load())? & 1);
+        group.child_subreaper = u32::from(read::<u8>(signal, bit / 8)? >> (bit % 8)) & 1;
+    }
+    rows.write(&group)
+}
+
+#[inline(always)]
+unsafe fn copy_memory_layout(to: &mut MemoryLayout, mm: *const c_void) -> Option<()> {
+    // SAFETY: an mm_struct, and offsets of words in it.
+    unsafe {
+        copy(&mut to.start_code, mm, MM_START_CODE.load())?;
+        copy(&mut to.end_code, mm, MM_END_CODE.load())?;
+        copy(&mut to.start_data, mm, MM_START_DATA.load())?;
+        copy(&mut to.end_data, mm, MM_END_DATA.load())?;
+        copy(&mut to.start_brk, mm, MM_START_BRK.load())?;
+        copy(&mut to.brk, mm, MM_BRK.load())?;
+        copy(&mut to.start_stack, mm, MM_START_STACK.load())?;
+        copy(&mut to.arg_start, mm, MM_ARG_START.load())?;
+        copy(&mut to.arg_end, mm, MM_ARG_END.load())?;
+        copy(&mut to.env_start, mm, MM_ENV_START.load())?;
+        copy(&mut to.env_end, mm, MM_ENV_END.load())
+    }
+}

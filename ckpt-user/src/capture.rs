@@ -1,0 +1,213 @@
+//! Everything but the pages, read from a stopped tree: one record a process, in the order of the tree.
+
+use crate::freeze::{FrozenProcess, FrozenTree};
+use crate::memory::{self, vdso};
+use crate::object::table;
+use crate::record::{Clocks, Image, Machine, Process, Thread};
+use crate::refusal::{Reading, Refusal};
+use crate::sys::inject;
+use crate::sys::sched;
+use crate::task::hidden::{Injector, ProcessState, ThreadState};
+use crate::task::proc::ProcDir;
+use crate::task::{credentials, limits, registers, scheduling, settings, signals, surroundings, unsupported};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+/// The record of a whole tree, and how many system calls had to be injected for it.
+pub struct Captured {
+    pub image: Image,
+    pub injected: u64,
+}
+
+/// # Errors
+/// A [`Refusal`] that names process and thing; the tree is unchanged and can be thawed.
+pub fn capture(tree: &mut FrozenTree, standards_of: Pid) -> Result<Captured, Refusal> {
+    let mut objects = memory::capture::Objects::default();
+    let mut injected = 0;
+    let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
+    let (tables, descriptions) = table::capture(&pids, standards_of)?;
+    let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
+    let mut vdso_print = 0;
+    let mut processes = Vec::with_capacity(tree.processes.len());
+    for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
+        let mut record = capture_process(process, &mut objects, &mut injected)?;
+        record.descriptors = descriptors;
+        if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
+            vdso_print =
+                vdso::fingerprint(process.pid, &(range.start..range.end)).reading(process.pid, "vdso")?;
+        }
+        processes.push(record);
+    }
+    outside_ids_to_zero(&mut processes);
+    let image = Image {
+        machine: Some(machine(vdso_print)),
+        clocks: Some(clocks),
+        processes,
+        descriptions,
+        objects: objects.found,
+    };
+    Ok(Captured { image, injected })
+}
+
+fn capture_process(
+    process: &mut FrozenProcess,
+    objects: &mut memory::capture::Objects,
+    injected: &mut u64,
+) -> Result<Process, Refusal> {
+    let pid = process.pid;
+    let dir = ProcDir::process(pid);
+    let status = dir.status().reading(pid, "status")?;
+    unsupported::check(pid, &status)?;
+    let stat = dir.stat().reading(pid, "stat")?;
+    let mappings = memory::capture::capture(pid, objects)?;
+    let (threads, state) = hidden_states(process, &status, &mappings, injected)?;
+    let exe = dir.path("exe");
+    let executable =
+        std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
+    let leader = &process.threads[0];
+    let shared =
+        leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
+    let mut records = Vec::with_capacity(process.threads.len());
+    for (thread, state) in process.threads.iter().zip(&threads) {
+        records.push(capture_thread(pid, thread, state).reading(pid, "a thread")?);
+    }
+    Ok(Process {
+        pid: pid.as_raw(),
+        parent: process.parent.as_raw(),
+        process_group: stat.process_group().as_raw(),
+        session: stat.session().as_raw(),
+        threads: records,
+        space: 0,
+        mappings,
+        layout: Some(memory::layout::capture(pid, state.brk, executable)?),
+        descriptors: Vec::new(),
+        actions: signals::actions(&state),
+        pending: shared.iter().map(|s| s.to_vec()).collect(),
+        limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
+        surroundings: Some(surroundings::capture(pid, &status)?),
+        job_stop: process.job_stop.unwrap_or(0),
+        settings: Some(settings::capture(pid).reading(pid, "settings")?),
+    })
+}
+
+/// What /proc does not show, by injected system calls.
+fn hidden_states(
+    process: &mut FrozenProcess,
+    status: &crate::task::proc::Status,
+    mappings: &[memory::vma::Vma],
+    injected: &mut u64,
+) -> Result<(Vec<ThreadState>, ProcessState), Refusal> {
+    let pid = process.pid;
+    let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
+    let vdso =
+        vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
+    let room = inject::find_room(&process.memory, &vdso).reading(pid, "vdso")?;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    let caught = status.hex("SigCgt").reading(pid, "status")?;
+    let ignored = status.hex("SigIgn").reading(pid, "status")?;
+    let mut states = Vec::with_capacity(process.threads.len());
+    let mut of_process = None;
+    for thread in &mut process.threads {
+        let Some(stopped) = thread.stopped.take() else { continue };
+        let (state, mut stopped) = injector.thread_state(stopped).reading(pid, "a thread")?;
+        if of_process.is_none() {
+            let (state, back) =
+                injector.process_state(stopped, caught, ignored).reading(pid, "signal actions")?;
+            of_process = Some(state);
+            stopped = back;
+        }
+        thread.stopped = Some(stopped);
+        states.push(state);
+    }
+    *injected += injector.count;
+    Ok((states, of_process.unwrap_or_default()))
+}
+
+fn capture_thread(
+    pid: Pid,
+    thread: &crate::freeze::FrozenThread,
+    state: &ThreadState,
+) -> std::io::Result<Thread> {
+    let gone = || std::io::Error::other("the thread was lost");
+    let stopped = thread.stopped.as_ref().ok_or_else(gone)?;
+    let dir = ProcDir::thread(pid, thread.tid);
+    let mut name = dir.bytes("comm")?;
+    name.truncate(name.len().saturating_sub(1));
+    Ok(Thread {
+        tid: thread.tid.as_raw(),
+        name,
+        registers: Some(registers::capture(pid, stopped, &thread.regs)?),
+        signals: Some(signals::of_thread(stopped.sigmask()?, state, &stopped.pending(false)?)),
+        credentials: Some(credentials::capture(&dir.status()?)?),
+        scheduling: Some(scheduling::capture(pid, thread.tid)?),
+        clear_child_tid: state.clear_child_tid,
+        robust_list: sched::robust_list(thread.tid)?.0,
+    })
+}
+
+/// Sessions and groups whose leader is outside the tree belong to whoever restarts it.
+fn outside_ids_to_zero(processes: &mut [Process]) {
+    let inside: Vec<i32> = processes.iter().map(|p| p.pid).collect();
+    for process in processes {
+        for id in [&mut process.process_group, &mut process.session, &mut process.parent] {
+            if !inside.contains(id) {
+                *id = 0;
+            }
+        }
+    }
+}
+
+fn machine(vdso: u64) -> Machine {
+    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
+        |_| (String::new(), String::new()),
+        |u| (u.nodename().to_string_lossy().into_owned(), u.release().to_string_lossy().into_owned()),
+    );
+    Machine { host, kernel, cpu_features: cpu_features(), vdso }
+}
+
+/// The `flags` line of /proc/cpuinfo, sorted.
+pub fn cpu_features() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("flags")?.split_once(':').map(|(_, f)| f));
+    let mut flags: Vec<String> =
+        line.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect();
+    flags.sort_unstable();
+    flags
+}
+
+/// The clocks as the process sees them: ours, moved by the difference of the time namespaces' offsets.
+fn clocks(pid: Pid) -> std::io::Result<Clocks> {
+    let now = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+    let (theirs, ours) = (offsets(&ProcDir::process(pid))?, own_offsets()?);
+    Ok(Clocks {
+        realtime: now(ClockId::CLOCK_REALTIME)?,
+        monotonic: now(ClockId::CLOCK_MONOTONIC)? + theirs.0 - ours.0,
+        boottime: now(ClockId::CLOCK_BOOTTIME)? + theirs.1 - ours.1,
+    })
+}
+
+/// Offsets of this process's own time namespace, nanoseconds: monotonic, boottime.
+pub fn own_offsets() -> std::io::Result<(i64, i64)> {
+    offsets(&ProcDir::process(Pid::this()))
+}
+
+/// Offsets of monotonic and boottime in a process's time namespace, nanoseconds (time_namespaces(7)). The
+/// file shows the namespace that children will be born in; a process that changed only that is not ours.
+fn offsets(dir: &ProcDir) -> std::io::Result<(i64, i64)> {
+    let text = match dir.text("timens_offsets") {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((0, 0)),
+        Err(e) => return Err(e),
+    };
+    let line = |name: &str| {
+        let words: Vec<i64> = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .filter_map(|w| w.parse().ok())
+            .collect();
+        words.first().copied().unwrap_or(0) * 1_000_000_000 + words.get(1).copied().unwrap_or(0)
+    };
+    Ok((line("monotonic"), line("boottime")))
+}

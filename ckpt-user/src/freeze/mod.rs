@@ -1,0 +1,190 @@
+//! Running tree → frozen tree → running tree, with a deadline.
+//!
+//! ```text
+//!  seize (stops nobody) ─▶ interrupt all ─▶ wait all ─┬─▶ FrozenTree ─▶ thaw (detach)
+//!        ▲                                            │
+//!        └── new threads or children seen ◀───────────┘
+//!                          deadline passed: everyone is let go, nothing was changed
+//! ```
+//! Between freeze and thaw nothing is logged, compressed or written. All calls come from one OS thread.
+
+pub mod rewind;
+pub mod tree;
+
+use crate::refusal::{Reading, Refusal};
+use crate::sys::mem::Forced;
+use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
+use crate::sys::regs::Regs;
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// How long a tree may take to stand still.
+pub const DEADLINE: Duration = Duration::from_millis(20);
+
+/// One stopped thread.
+#[derive(Debug)]
+pub struct FrozenThread {
+    pub tid: Pid,
+    /// Taken out while a system call is injected.
+    pub stopped: Option<Stopped>,
+    /// As they are to be when the thread runs on: rewound where the stop itself caused an EINTR.
+    pub regs: Regs,
+}
+
+/// One process with all its threads stopped; the leader comes first.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    pub pid: Pid,
+    pub parent: Pid,
+    pub threads: Vec<FrozenThread>,
+    pub memory: Forced,
+    /// The job-control signal that had stopped the process before we did.
+    pub job_stop: Option<i32>,
+}
+
+/// A tree that stands still, parents before children. Dropping it is a thaw as well.
+#[derive(Debug)]
+pub struct FrozenTree {
+    pub processes: Vec<FrozenProcess>,
+    pub since: Instant,
+}
+
+/// Stops every thread of the tree below `root` (and of `orphans`, children of ours that it left behind).
+///
+/// # Errors
+/// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the deadline passes, or
+/// the other tracer; everyone runs on.
+pub fn freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
+    let mut stopped: Vec<(Pid, Pid, Stopped)> = Vec::new();
+    let mut known: HashSet<Pid> = HashSet::new();
+    let mut since = None;
+    let mut until = None;
+    loop {
+        let members = tree::members(root);
+        if members.is_empty() {
+            return Err(Refusal::Ended);
+        }
+        let mut fresh: Vec<(Pid, Pid, Running)> = Vec::new();
+        for &(pid, _) in &members {
+            for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
+                let tid = Pid::from_raw(tid);
+                if !known.insert(tid) {
+                    continue;
+                }
+                match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
+                    Ok(running) => fresh.push((pid, tid, running)),
+                    // It ended between the listing and the seize.
+                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(e) => return Err(not_traceable(pid, tid, &e)),
+                }
+            }
+        }
+        if fresh.is_empty() {
+            break;
+        }
+        since.get_or_insert_with(Instant::now);
+        let until = *until.get_or_insert_with(|| Instant::now() + deadline);
+        for (_, _, running) in &fresh {
+            // A thread that has ended meanwhile is noticed by the wait.
+            let _ = running.interrupt();
+        }
+        for (pid, tid, running) in fresh {
+            if let Some(thread) = wait_one(pid, running, until)? {
+                stopped.push((pid, tid, thread));
+            }
+        }
+    }
+    assemble(&tree::members(root), stopped, since.unwrap_or_else(Instant::now))
+}
+
+fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
+    let tracer =
+        ProcDir::thread(pid, tid).status().ok().and_then(|s| s.decimal("TracerPid").ok()).unwrap_or(0);
+    if tracer != 0 {
+        Refusal::NotStopped(format!(
+            "process {pid} is being traced by process {tracer} (a debugger?); checkpoints go on when it is detached"
+        ))
+    } else {
+        Refusal::NotStopped(format!("cannot trace thread {tid} of process {pid}: {error}"))
+    }
+}
+
+/// Waits until the thread stands at a PTRACE_EVENT_STOP; signals on their way are given to it first.
+fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Option<Stopped>, Refusal> {
+    let tid = running.tid();
+    let mut running = running;
+    loop {
+        match running.wait(Some(until)).reading(pid, "a stop")? {
+            Waited::Died(_) => return Ok(None),
+            Waited::TimedOut(_) => {
+                let dir = ProcDir::thread(pid, tid);
+                let text = |name| dir.text(name).map(|t| t.trim().to_owned()).unwrap_or_default();
+                return Err(Refusal::NotStopped(format!(
+                    "thread {tid} of process {pid} does not stop (system call {}, waiting in {})",
+                    text("syscall").split(' ').next().unwrap_or("?"),
+                    text("wchan")
+                )));
+            }
+            Waited::Stopped(stopped) => match stopped.stop() {
+                Stop::Interrupted | Stop::Group(_) => return Ok(Some(stopped)),
+                Stop::Signal(signal) => {
+                    running = stopped.cont_interrupted(signal).reading(pid, "a signal")?
+                }
+                _ => running = stopped.cont_interrupted(0).reading(pid, "an event")?,
+            },
+        }
+    }
+}
+
+fn assemble(
+    members: &[(Pid, Pid)],
+    stopped: Vec<(Pid, Pid, Stopped)>,
+    since: Instant,
+) -> Result<FrozenTree, Refusal> {
+    let mut processes: Vec<FrozenProcess> = Vec::new();
+    for (pid, tid, thread) in stopped {
+        let job_stop = if let Stop::Group(signal) = thread.stop() { Some(signal) } else { None };
+        let mut regs = match thread.regs() {
+            Ok(regs) => regs,
+            // Killed while it stood: it is on its way out.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(e) => return Err(e).reading(pid, "registers"),
+        };
+        if rewind::rewind(&mut regs) {
+            thread.set_regs(&regs).reading(pid, "registers")?;
+        }
+        let frozen = FrozenThread { tid, stopped: Some(thread), regs };
+        if let Some(process) = processes.iter_mut().find(|p| p.pid == pid) {
+            process.threads.push(frozen);
+        } else {
+            let memory = Forced::open(pid).reading(pid, "memory")?;
+            let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
+            processes.push(FrozenProcess { pid, parent, threads: vec![frozen], memory, job_stop });
+        }
+    }
+    for process in &mut processes {
+        process.threads.sort_by_key(|t| (t.tid != process.pid, t.tid));
+    }
+    let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
+    processes.sort_by_key(|p| order(p.pid));
+    if processes.is_empty() { Err(Refusal::Ended) } else { Ok(FrozenTree { processes, since }) }
+}
+
+impl FrozenTree {
+    /// Lets everything run on; returns how long it stood still.
+    pub fn thaw(self) -> Duration {
+        let since = self.since;
+        // Children before parents, as they were born: a vfork parent waits for its child anyway.
+        for process in self.processes.into_iter().rev() {
+            for thread in process.threads {
+                if let Some(stopped) = thread.stopped {
+                    // ESRCH: it was killed meanwhile, which is its right.
+                    let _ = stopped.detach();
+                }
+            }
+        }
+        since.elapsed()
+    }
+}

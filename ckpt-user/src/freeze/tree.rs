@@ -1,0 +1,48 @@
+//! The processes of a job: the root's descendants, and orphans that were handed to us as subreaper.
+
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+
+/// (process, parent) pairs, parents before children, ended processes (zombies) left out.
+///
+/// When `root` itself has ended, what it left behind are children of this process.
+pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
+    let mut found: Vec<(Pid, Pid)> = Vec::new();
+    let own = Pid::this();
+    let mut queue = vec![(root, parent_of(root).unwrap_or(own))];
+    queue.extend(children_of(own).into_iter().filter(|&c| c != root && is_adopted(c)).map(|c| (c, own)));
+    let mut at = 0;
+    while at < queue.len() {
+        let (pid, parent) = queue[at];
+        at += 1;
+        if found.iter().any(|f| f.0 == pid) || !is_alive(pid) {
+            continue;
+        }
+        found.push((pid, parent));
+        queue.extend(children_of(pid).into_iter().map(|child| (child, pid)));
+    }
+    found
+}
+
+/// The children of all threads of a process.
+pub fn children_of(pid: Pid) -> Vec<Pid> {
+    let tasks = ProcDir::process(pid).numbers("task").unwrap_or_default();
+    tasks
+        .into_iter()
+        .flat_map(|tid| ProcDir::thread(pid, Pid::from_raw(tid)).children().unwrap_or_default())
+        .collect()
+}
+
+fn parent_of(pid: Pid) -> Option<Pid> {
+    ProcDir::process(pid).stat().ok().map(|s| s.parent())
+}
+
+fn is_alive(pid: Pid) -> bool {
+    ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
+}
+
+/// Whether a child of ours was not started by us as a helper: helpers run our own executable.
+fn is_adopted(pid: Pid) -> bool {
+    let own = std::fs::read_link("/proc/self/exe").ok();
+    ProcDir::process(pid).link("exe").ok().is_some_and(|exe| Some(exe) != own)
+}

@@ -1,0 +1,240 @@
+//! A generation and its ancestors down to a full one.
+
+use super::error::Fault;
+use super::generation::{Generation, header_of};
+use super::{GenerationId, Header, ImageError, PageMap, PageReader, SpaceId, publish};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Prune replaces and deletes files; what a reader then misses is there a moment later under another inode.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// What [`Chain::open`] found.
+#[derive(Debug)]
+pub struct Opened {
+    pub chain: Chain,
+    /// One line for each newer generation that could not be used.
+    pub warnings: Vec<String>,
+}
+
+/// Generations from the newest to a full one, each with a shared lock that keeps prune away for as long as the chain
+/// or a reader of it lives.
+#[derive(Debug)]
+pub struct Chain {
+    generations: Arc<Vec<Generation>>,
+}
+
+impl Chain {
+    /// Opens the newest generation in `dir` whose whole chain opens, or exactly `at`.
+    ///
+    /// Page blocks are not read: [`Chain::open_checked`] does that.
+    ///
+    /// # Errors
+    /// `NoGenerations`, `NoSuchGeneration`, `AllDamaged`; with `at` what is wrong with that chain.
+    pub fn open(dir: &Path, at: Option<GenerationId>) -> Result<Opened, ImageError> {
+        open_with(dir, at, &mut |_| Ok(()))
+    }
+
+    /// As [`Chain::open`], but a generation counts only if every block of its chain is read and found good.
+    ///
+    /// `progress`: called with bytes done and bytes of this chain.
+    ///
+    /// # Errors
+    /// As [`Chain::open`].
+    pub fn open_checked(
+        dir: &Path,
+        at: Option<GenerationId>,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Opened, ImageError> {
+        open_with(dir, at, &mut |chain| chain.check_blocks(&mut progress))
+    }
+
+    /// Opens the generation in the file `path`, with its ancestors from the same directory.
+    ///
+    /// # Errors
+    /// What is wrong with the file or an ancestor.
+    pub fn open_file(path: &Path) -> Result<Chain, ImageError> {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        retry(|| Chain::load(dir, Generation::open(path)?))
+    }
+
+    /// A chain of generations that the caller opened, newest first.
+    ///
+    /// # Errors
+    /// `Misuse` when none is given, `MissingParent` when one does not follow upon the next or the last is not full,
+    /// `Refused` when they are of different jobs.
+    pub fn from_generations(generations: Vec<Generation>) -> Result<Chain, ImageError> {
+        let Some(first) = generations.first() else {
+            return Err(ImageError::Misuse("a chain of no generations".into()));
+        };
+        let job = first.header().job;
+        for (place, generation) in generations.iter().enumerate() {
+            let Header { id, parent, .. } = *generation.header();
+            let next = generations.get(place + 1).map(|next| next.header().id);
+            if generation.header().job != job {
+                let what = "it belongs to another job than its descendants".to_string();
+                return Err(ImageError::refused(
+                    generation.path(),
+                    Fault::Damaged { section: super::Section::Header, what },
+                ));
+            }
+            if let Some(parent) = parent.filter(|_| parent != next) {
+                return Err(ImageError::MissingParent { path: generation.path().into(), id, parent });
+            }
+            if parent.is_none() && next.is_some() {
+                return Err(ImageError::Misuse(format!("generation {id} is full and cannot have ancestors")));
+            }
+        }
+        for generation in &generations {
+            publish::lock_for_reading(generation.file())
+                .map_err(|error| ImageError::io("lock", generation.path(), error))?;
+        }
+        Ok(Chain { generations: Arc::new(generations) })
+    }
+
+    /// Completes `newest` with its ancestors in `dir`.
+    fn load(dir: &Path, newest: Generation) -> Result<Chain, ImageError> {
+        let mut generations = vec![newest];
+        while let Some(child) = generations.last()
+            && let Some(parent) = child.header().parent
+        {
+            let path = dir.join(publish::file_name(parent));
+            let missing = |error| match error {
+                ImageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+                    ImageError::MissingParent { path: child.path().into(), id: child.header().id, parent }
+                }
+                other => other,
+            };
+            let generation = named(&path, parent).map_err(missing)?;
+            generations.push(generation);
+        }
+        Chain::from_generations(generations)
+    }
+
+    /// Newest first; the last one is full.
+    #[must_use]
+    pub fn generations(&self) -> &[Generation] {
+        &self.generations
+    }
+
+    /// The generation that this chain restores.
+    #[must_use]
+    pub fn newest(&self) -> &Generation {
+        &self.generations[0]
+    }
+
+    /// Every space that has pages or live ranges in the newest generation, and all of its ancestors' where the
+    /// newest does not know its live ranges.
+    #[must_use]
+    pub fn spaces(&self) -> Vec<SpaceId> {
+        let known = self.generations.iter().position(|generation| generation.index.live_known);
+        let upto = known.map_or(self.generations.len(), |place| place + 1);
+        let spaces = self.generations[..upto].iter().flat_map(|generation| generation.index.spaces.keys());
+        spaces.copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Where the pages of `space` are at the newest generation.
+    #[must_use]
+    pub fn pages(&self, space: SpaceId) -> PageMap {
+        PageMap::over(&self.generations, space)
+    }
+
+    /// A reader for one thread.
+    #[must_use]
+    pub fn reader(&self) -> PageReader {
+        PageReader::new(Arc::clone(&self.generations))
+    }
+
+    /// Reads, checks and decompresses every block of every generation; `progress` gets bytes done and bytes in all.
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn check_blocks(&self, mut progress: impl FnMut(u64, u64)) -> Result<(), ImageError> {
+        let blocks = self.generations.iter().flat_map(|generation| &generation.index.blocks);
+        let total = blocks.map(|block| block.length() as u64).sum();
+        let mut done = 0;
+        for generation in self.generations.iter() {
+            generation.check_blocks(&mut |bytes| {
+                done += bytes;
+                progress(done, total);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the file of generation `id`, which must say so itself.
+pub(super) fn named(path: &Path, id: GenerationId) -> Result<Generation, ImageError> {
+    let generation = Generation::open(path)?;
+    if generation.header().id != id {
+        let what = format!("it says that it is generation {}: was it renamed?", generation.header().id);
+        return Err(ImageError::refused(path, Fault::Damaged { section: super::Section::Header, what }));
+    }
+    Ok(generation)
+}
+
+/// Opens generation `id` with its ancestors.
+pub(super) fn open_exactly(dir: &Path, id: GenerationId) -> Result<Chain, ImageError> {
+    retry(|| Chain::load(dir, named(&dir.join(publish::file_name(id)), id)?))
+}
+
+/// Tries again while prune may be at work on the same files.
+fn retry(open: impl Fn() -> Result<Chain, ImageError>) -> Result<Chain, ImageError> {
+    for attempt in 1..TRIES {
+        match open() {
+            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {}
+            // A parent is deleted only after its child has become full: look at the child again, once.
+            Err(ImageError::MissingParent { .. }) if attempt == 1 => {}
+            done => return done,
+        }
+        std::thread::sleep(PAUSE);
+    }
+    open()
+}
+
+fn open_with(
+    dir: &Path,
+    at: Option<GenerationId>,
+    check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
+) -> Result<Opened, ImageError> {
+    let mut left = publish::ids(dir)?;
+    let mut open = |id| {
+        let chain = open_exactly(dir, id)?;
+        check(&chain)?;
+        Ok(chain)
+    };
+    if let Some(id) = at {
+        if !left.contains(&id) {
+            return Err(ImageError::NoSuchGeneration { dir: dir.into(), id });
+        }
+        return Ok(Opened { chain: open(id)?, warnings: Vec::new() });
+    }
+    let Some(mut id) = left.pop() else {
+        return Err(ImageError::NoGenerations { dir: dir.into() });
+    };
+    let mut faults: Vec<String> = Vec::new();
+    loop {
+        let error: ImageError = match open(id) {
+            Ok(chain) => {
+                let taken = format!("; taking checkpoint {id} instead");
+                let warnings = faults.into_iter().map(|fault| fault + &taken).collect();
+                return Ok(Opened { chain, warnings });
+            }
+            Err(error) => error,
+        };
+        faults.push(error.full_text());
+        // The one before is its parent where the header can still be read: after `--at` that is another one than
+        // the next lower number. Failing that, the next lower number.
+        let parent = header_of(&dir.join(publish::file_name(id))).and_then(|header| header.parent);
+        let next =
+            parent.and_then(|parent| left.iter().position(|id| *id == parent)).or(left.len().checked_sub(1));
+        match next {
+            Some(place) => id = left.remove(place),
+            None => return Err(ImageError::AllDamaged { dir: dir.into(), faults }),
+        }
+    }
+}

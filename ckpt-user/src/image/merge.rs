@@ -1,0 +1,1 @@
+//! Rewrites a generation as a full one.

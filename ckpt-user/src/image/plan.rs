@@ -1,0 +1,1 @@
+//! Which generations a prune keeps. Pure.

@@ -1,0 +1,104 @@
+//! How a supervised program ended, and the exit status that tells.
+
+use std::io;
+
+/// ckptbpf itself failed, usage errors included.
+pub const FAILED: u8 = 125;
+/// Checkpointed and stopped: the code by which HTCondor knows a self-checkpointing job.
+pub const CHECKPOINTED: u8 = 85;
+
+/// How a supervised program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By exit(2) with this status.
+    Exited(u8),
+    /// By this signal.
+    Signaled(i32),
+    /// Checkpointed and stopped, both in one instant.
+    Checkpointed,
+    /// It runs on without this command in front of it (`--detach`).
+    Detached,
+}
+
+impl Ended {
+    /// The status that ckptbpf exits with: the program's own, 128+N for signal N, 85 for a stop by checkpoint.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Exited(status) => status,
+            Self::Signaled(signal) => 128u8.wrapping_add(u8::try_from(signal & 0x7f).unwrap_or(0)),
+            Self::Checkpointed => CHECKPOINTED,
+            Self::Detached => 0,
+        }
+    }
+}
+
+/// The program could not be started: statuses 126 and 127, as shells, env(1) and timeout(1) have them.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotRun {
+    /// 127.
+    #[error("{program}: not found; give a path, or a name that is in PATH{}", sudo_hint(*.sudo))]
+    NotFound {
+        /// As it was given.
+        program: String,
+        /// Whether ckptbpf runs under sudo.
+        sudo: bool,
+        /// What execve(2) said.
+        #[source]
+        source: io::Error,
+    },
+    /// 126.
+    #[error("{program}: found, but it cannot be run (is it executable, and for this machine?)")]
+    NotRunnable {
+        /// As it was given.
+        program: String,
+        /// What execve(2) said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// sudo resets the environment; the two failures that this causes say so.
+pub fn sudo_hint(sudo: bool) -> &'static str {
+    if sudo {
+        "; sudo strips PATH, LD_LIBRARY_PATH and OMP_*: try \
+         sudo --preserve-env=PATH,LD_LIBRARY_PATH $(command -v ckptbpf) launch …"
+    } else {
+        ""
+    }
+}
+
+impl CannotRun {
+    /// Sorts an error of execve(2) by what the exit status must be.
+    pub fn from_exec(program: &str, sudo: bool, source: io::Error) -> Self {
+        let program = program.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => Self::NotFound { program, sudo, source },
+            _ => Self::NotRunnable { program, source },
+        }
+    }
+
+    /// 127 or 126.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::NotFound { .. } => 127,
+            Self::NotRunnable { .. } => 126,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_are_those_of_the_contract() {
+        assert_eq!(Ended::Exited(3).exit_status(), 3);
+        assert_eq!(Ended::Signaled(libc::SIGKILL).exit_status(), 137);
+        assert_eq!(Ended::Signaled(64).exit_status(), 192);
+        assert_eq!(Ended::Checkpointed.exit_status(), 85);
+        let not = |errno| CannotRun::from_exec("x", true, io::Error::from_raw_os_error(errno));
+        assert_eq!(not(libc::ENOENT).exit_status(), 127);
+        assert_eq!(not(libc::EACCES).exit_status(), 126);
+        assert!(not(libc::ENOENT).to_string().contains("sudo --preserve-env"));
+    }
+}

@@ -1,0 +1,236 @@
+//! The right to write a job directory, taken once and checked at every commit.
+//!
+//! ```text
+//! claim: lock ─▶ read job.json ─▶ judge (job.json against this machine) ─▶ epoch + 1 into job.json ─▶ Lease
+//! commit: Lease::check ─▶ rename          end: Lease::end writes the exit status; dropping it frees the lock
+//! ```
+//! Two fences: the lock (flock(2)) keeps a second writer on this machine out, and on network file systems that
+//! pass locks on; the epoch in job.json fences off a writer that the lock did not reach: it finds another
+//! writer's epoch at its next commit and stops committing.
+//!
+//! flock belongs to the open file description: a process that is forked (not executed) while the lease exists
+//! must close its copy, or the directory stays locked after the supervisor has died.
+
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::fcntl::OFlag;
+
+use super::directory::{DirectoryError, JobDir};
+use super::process::ProcessId;
+use super::record::{Here, JobRecord, RecordedOptions, Standing, standing};
+
+/// Why a directory is claimed; decides what is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A new program; refuses checkpoints of an earlier one, unless they are moved aside (`--new`).
+    Launch {
+        /// Move earlier generations to `DIR/old-N/`.
+        new: bool,
+    },
+    /// The same program again; refused while it runs.
+    Restart,
+    /// The program runs and shall be supervised; refused only if another one runs.
+    Attach(i32),
+    /// Merging and deleting while no job runs.
+    Prune,
+}
+
+/// What the new writer says of itself.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Why.
+    pub purpose: Purpose,
+    /// `--take-over`.
+    pub take_over: bool,
+    /// The options this run goes by; see [`RecordedOptions::merged`].
+    pub options: RecordedOptions,
+    /// Program and arguments, readable; empty: as recorded.
+    pub argv: Vec<String>,
+}
+
+/// A directory that is this process's to write.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The right to write.
+    pub lease: Lease,
+    /// The record of the writer before.
+    pub previous: Option<JobRecord>,
+    /// What the person should be told: one line each.
+    pub notes: Vec<String>,
+    /// Where `--new` moved the earlier generations.
+    pub moved: Option<PathBuf>,
+}
+
+/// The right to write a directory. Shared between threads; the lock goes when the last one drops it.
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    dir: Arc<JobDir>,
+    record: Mutex<JobRecord>,
+    // Never read: closing it frees the lock.
+    _lock: File,
+}
+
+impl Lease {
+    /// Takes the directory, or says who has it.
+    pub fn claim(dir: &Arc<JobDir>, claim: Claim) -> Result<Claimed, DirectoryError> {
+        let here = Here::current();
+        let lock = lock(dir)?;
+        let previous = dir.read_record()?;
+        let mut notes = Vec::new();
+        if let Some(record) = &previous {
+            match standing(record, &here, ProcessId::runs) {
+                Standing::Over => {}
+                Standing::Runs(pid) if claim.purpose == Purpose::Attach(pid) => {}
+                Standing::Runs(pid) => return Err(DirectoryError::StillRuns { path: dir.shown(), pid }),
+                Standing::Rebooted => notes.push(format!(
+                    "the last run of {} ended when this machine went down (boot {})",
+                    dir.shown(),
+                    record.here.boot_id
+                )),
+                Standing::Elsewhere if claim.take_over => notes.push(format!(
+                    "taking {} over from host {} (boot {}); if its job still runs there, it can commit no more \
+                     checkpoints",
+                    dir.shown(),
+                    record.here.host,
+                    record.here.boot_id
+                )),
+                Standing::Elsewhere => {
+                    let Here { host, boot_id, .. } = record.here.clone();
+                    return Err(DirectoryError::Elsewhere { path: dir.shown(), host, boot_id });
+                }
+            }
+        }
+        let mut moved = None;
+        if let Purpose::Launch { new } = claim.purpose {
+            if new {
+                moved = dir.move_aside()?;
+            }
+            dir.refuse_checkpoints()?;
+        }
+        let record = next_record(dir, previous.as_ref(), here, claim)?;
+        dir.write_record(&record)?;
+        let held = Held { dir: dir.clone(), record: Mutex::new(record), _lock: lock };
+        Ok(Claimed { lease: Self(Arc::new(held)), previous, notes, moved })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Arc<JobDir> {
+        &self.0.dir
+    }
+
+    /// What job.json says of this run.
+    pub fn record(&self) -> JobRecord {
+        self.0.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether job.json is still this writer's. Call it right before each commit; an error means: do not commit.
+    pub fn check(&self) -> Result<(), DirectoryError> {
+        let own = self.record();
+        match self.0.dir.read_record()? {
+            Some(found) if same_writer(&found, &own) => Ok(()),
+            Some(found) => {
+                let by = format!(
+                    "pid {} on host {} (epoch {})",
+                    found.supervisor.pid, found.here.host, found.epoch
+                );
+                Err(DirectoryError::LeaseLost { path: self.0.dir.shown(), by })
+            }
+            None => Err(DirectoryError::LeaseLost {
+                path: self.0.dir.shown(),
+                by: "somebody who removed job.json".into(),
+            }),
+        }
+    }
+
+    /// Records the program's first process and the control socket, once both are there.
+    pub fn started(&self, program: ProcessId, socket: Option<PathBuf>) -> Result<(), DirectoryError> {
+        self.update(|record| {
+            record.program = Some(program);
+            record.socket = socket;
+        })
+    }
+
+    /// Records that the job is over, with ckptbpf's exit status: from now on any host may restart it.
+    pub fn end(&self, status: u8) -> Result<(), DirectoryError> {
+        self.update(|record| record.ended = Some(status))
+    }
+
+    fn update(&self, change: impl FnOnce(&mut JobRecord)) -> Result<(), DirectoryError> {
+        self.check()?;
+        let mut record = self.0.record.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut record);
+        self.0.dir.write_record(&record)
+    }
+}
+
+fn same_writer(a: &JobRecord, b: &JobRecord) -> bool {
+    a.job == b.job && a.epoch == b.epoch && a.here == b.here && a.supervisor == b.supervisor
+}
+
+/// The record of the writer after `previous`. A new program is a new job, yet epochs of a directory only grow.
+fn next_record(
+    dir: &JobDir,
+    previous: Option<&JobRecord>,
+    here: Here,
+    claim: Claim,
+) -> Result<JobRecord, DirectoryError> {
+    let look = |error| dir.io("find out about this process for job.json of it", error);
+    let kept = previous.filter(|_| !matches!(claim.purpose, Purpose::Launch { .. }));
+    let job = match kept {
+        Some(record) => record.job.clone(),
+        None => std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(look)?.trim().to_owned(),
+    };
+    let argv = match kept {
+        Some(record) if claim.argv.is_empty() => record.argv.clone(),
+        _ => claim.argv,
+    };
+    let options = match kept {
+        Some(record) if claim.purpose == Purpose::Prune => record.options.clone(),
+        _ => claim.options,
+    };
+    Ok(JobRecord {
+        job,
+        epoch: previous.map_or(1, |record| record.epoch.saturating_add(1)),
+        here,
+        supervisor: ProcessId::current().map_err(look)?,
+        program: None,
+        ended: None,
+        socket: None,
+        options,
+        argv,
+    })
+}
+
+fn lock(dir: &JobDir) -> Result<File, DirectoryError> {
+    let file = match dir.open_file("lock", OFlag::O_RDWR | OFlag::O_CREAT) {
+        Err(DirectoryError::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) =>
+        {
+            return Err(DirectoryError::ReadOnly { path: dir.shown(), source });
+        }
+        other => other?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let by = match dir.read_record() {
+                Ok(Some(record)) => {
+                    format!("ckptbpf (pid {} on host {})", record.supervisor.pid, record.here.host)
+                }
+                _ => "another ckptbpf".into(),
+            };
+            Err(DirectoryError::Busy { path: dir.shown(), by })
+        }
+        Err(TryLockError::Error(error)) => Err(dir.io("lock it (does its file system know flock?)", error)),
+    }
+}
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

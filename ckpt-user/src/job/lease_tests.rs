@@ -1,0 +1,98 @@
+use super::*;
+use crate::sys::ids::FsIds;
+use std::fs;
+
+fn fresh() -> (tempfile::TempDir, Arc<JobDir>) {
+    let base = tempfile::tempdir().unwrap();
+    let dir = JobDir::create(&base.path().join("d"), &FsIds::current()).unwrap();
+    (base, Arc::new(dir))
+}
+
+fn claim(purpose: Purpose) -> Claim {
+    let options = RecordedOptions { keep: Some(2), ..Default::default() };
+    Claim { purpose, take_over: false, options, argv: vec!["./count".into()] }
+}
+
+const LAUNCH: Purpose = Purpose::Launch { new: false };
+
+#[test]
+fn one_writer_at_a_time_and_the_second_learns_who_it_is() {
+    let (_base, dir) = fresh();
+    let first = Lease::claim(&dir, claim(LAUNCH)).unwrap();
+    let error = Lease::claim(&dir, claim(Purpose::Restart)).unwrap_err().to_string();
+    assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+    drop(first);
+    Lease::claim(&dir, claim(Purpose::Restart)).unwrap();
+}
+
+#[test]
+fn a_restart_is_the_same_job_in_the_next_epoch() {
+    let (_base, dir) = fresh();
+    let first = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease.record();
+    let second =
+        Lease::claim(&dir, Claim { argv: Vec::new(), ..claim(Purpose::Restart) }).unwrap().lease.record();
+    assert_eq!((first.epoch, second.epoch), (1, 2));
+    assert_eq!((&first.job, &first.argv), (&second.job, &second.argv));
+    let third = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease.record();
+    assert_eq!(third.epoch, 3);
+    assert_ne!(third.job, first.job);
+}
+
+#[test]
+fn a_program_that_still_runs_is_not_restarted_but_can_be_attached() {
+    let (_base, dir) = fresh();
+    let lease = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease;
+    let me = ProcessId::current().unwrap();
+    lease.started(me, Some("/run/x.sock".into())).unwrap();
+    drop(lease);
+    let refused = Lease::claim(&dir, claim(Purpose::Restart));
+    assert!(matches!(refused, Err(DirectoryError::StillRuns { pid, .. }) if pid == me.pid));
+    let refused = Lease::claim(&dir, claim(Purpose::Attach(1)));
+    assert!(matches!(refused, Err(DirectoryError::StillRuns { .. })));
+    let again = Lease::claim(&dir, claim(Purpose::Attach(me.pid))).unwrap().lease;
+    again.started(me, None).unwrap();
+    again.end(0).unwrap();
+    drop(again);
+    Lease::claim(&dir, claim(Purpose::Restart)).unwrap();
+}
+
+#[test]
+fn another_host_is_reported_and_taken_over_only_when_the_person_vouches() {
+    let (_base, dir) = fresh();
+    let first = Lease::claim(&dir, claim(LAUNCH)).unwrap();
+    let mut record = first.lease.record();
+    record.here = Here { host: "node7".into(), boot_id: "b".into(), machine: None };
+    dir.write_record(&record).unwrap();
+    // The writer that lost its directory may commit nothing more.
+    let lost = first.lease.check().unwrap_err().to_string();
+    assert!(lost.contains("node7"), "{lost}");
+    assert!(first.lease.end(0).is_err());
+    drop(first);
+    let error = Lease::claim(&dir, claim(Purpose::Restart)).unwrap_err().to_string();
+    assert!(error.contains("node7") && error.contains("--take-over"), "{error}");
+    let taken = Lease::claim(&dir, Claim { take_over: true, ..claim(Purpose::Restart) }).unwrap();
+    assert!(taken.notes[0].contains("node7"));
+    taken.lease.check().unwrap();
+    fs::remove_file(dir.path().join("job.json")).unwrap();
+    assert!(taken.lease.check().is_err());
+}
+
+#[test]
+fn launch_refuses_checkpoints_and_new_moves_them() {
+    let (_base, dir) = fresh();
+    fs::write(dir.path().join("000001.ckpt"), "").unwrap();
+    assert!(matches!(Lease::claim(&dir, claim(LAUNCH)), Err(DirectoryError::HoldsCheckpoints { .. })));
+    let claimed = Lease::claim(&dir, claim(Purpose::Launch { new: true })).unwrap();
+    assert!(claimed.moved.unwrap().join("000001.ckpt").exists());
+    assert!(dir.read_record().unwrap().is_some());
+}
+
+#[test]
+fn pruning_leaves_the_recorded_options() {
+    let (_base, dir) = fresh();
+    drop(Lease::claim(&dir, claim(LAUNCH)).unwrap());
+    let pruner = Claim { options: RecordedOptions::default(), argv: Vec::new(), ..claim(Purpose::Prune) };
+    let record = Lease::claim(&dir, pruner).unwrap().lease.record();
+    assert_eq!(record.options.keep, Some(2));
+    assert_eq!(record.argv, ["./count"]);
+}

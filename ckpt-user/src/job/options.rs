@@ -1,0 +1,120 @@
+//! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How page blocks are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// LZ4, or raw where that does not pay.
+    #[default]
+    Lz4,
+    /// Raw.
+    None,
+}
+
+/// How dirty pages are found. Chosen by trying; forced only by a hidden option, so that tests reach each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrackBackend {
+    /// The PAGEMAP_SCAN ioctl with asynchronous write protection (Linux 6.7).
+    PagemapScan,
+    /// The soft-dirty bit of /proc/PID/pagemap.
+    SoftDirty,
+    /// No tracking: each checkpoint is a full one.
+    Full,
+}
+
+/// What a restart does about files that changed since the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FilesPolicy {
+    /// Cut files that the job had open for writing back to their size then; what is cut is kept in `DIR/cut/`.
+    #[default]
+    Rollback,
+    /// Leave them as they are.
+    Keep,
+    /// Compare only: any difference is an error.
+    Check,
+}
+
+/// Options of everything that supervises a program. `None` means *not given*: what the job recorded, else the default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobOptions {
+    /// Time between checkpoints; `Some(0)` is *off, said anew*.
+    pub interval: Option<Duration>,
+    /// `-d`. The rest of the rule is [`super::directory::resolve`].
+    pub dir: Option<PathBuf>,
+    /// How many restartable generations stay.
+    pub keep: Option<usize>,
+    /// The checkpoint that `ckpt_signal` (or a request) takes is also the end.
+    pub exit_after_ckpt: bool,
+    /// The signal that ckptbpf keeps for itself.
+    pub ckpt_signal: Option<i32>,
+    /// Storage of page blocks.
+    pub compress: Option<Codec>,
+    /// 0 warnings only, 1 a line a checkpoint, 2 phases and the eBPF programs' log.
+    pub verbose: u8,
+    /// Take over a directory whose last writer cannot be asked (another host): the person vouches for its end.
+    pub take_over: bool,
+    /// Test hook: do without eBPF.
+    pub no_bpf: bool,
+    /// Test hook: this way of finding dirty pages and no other.
+    pub track: Option<TrackBackend>,
+    /// Test hook: size of the event ring in bytes.
+    pub ring_bytes: Option<u32>,
+}
+
+/// `ckptbpf launch`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LaunchOptions {
+    /// What every supervisor takes.
+    pub job: JobOptions,
+    /// Move what DIR holds to `DIR/old-N/` instead of refusing it.
+    pub new: bool,
+    /// `-u USER`.
+    pub user: Option<String>,
+    /// The program and its arguments; never empty.
+    pub program: Vec<OsString>,
+}
+
+/// `ckptbpf restart`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RestartOptions {
+    /// What every supervisor takes.
+    pub job: JobOptions,
+    /// Run before the memory has arrived.
+    pub lazy: bool,
+    /// Exactly this generation.
+    pub at: Option<u64>,
+    /// What to do about files that changed.
+    pub files: FilesPolicy,
+    /// Return once the program runs.
+    pub detach: bool,
+    /// One line of JSON to standard error once the program runs.
+    pub json: bool,
+    /// A job directory or one generation's file.
+    pub source: PathBuf,
+    /// Test hook: hold the background fill of a lazy restart.
+    pub hold_fill: bool,
+}
+
+/// `ckptbpf attach`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AttachOptions {
+    /// What every supervisor takes.
+    pub job: JobOptions,
+    /// The first process of the tree to supervise.
+    pub pid: i32,
+}
+
+/// `ckptbpf checkpoint PID` of a process that nobody supervises: one full checkpoint.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CheckpointOptions {
+    /// `-d`.
+    pub dir: Option<PathBuf>,
+    /// The first process of the tree.
+    pub pid: i32,
+    /// The checkpoint is also the end.
+    pub kill: bool,
+}

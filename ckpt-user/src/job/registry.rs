@@ -1,0 +1,249 @@
+//! The live jobs of this machine: one entry each in the runtime directory, beside its control socket.
+//!
+//! An entry outlives a supervisor that is killed. It stays while the program runs (then `status` says that nobody
+//! supervises it, and `attach` can), and is cleared by the next reader once both are gone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::{self, Control, ControlError, JobStatus, Reply, Request};
+use super::process::{ProcessId, parent};
+use super::runtime_dir::{RuntimeDir, RuntimeDirError};
+
+/// A live job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Identity of the job.
+    pub job: String,
+    /// Its directory, from the root.
+    pub dir: PathBuf,
+    /// First process of the program.
+    #[serde(flatten)]
+    pub program: ProcessId,
+    /// The supervisor.
+    pub supervisor: ProcessId,
+    /// Program and arguments, readable.
+    pub argv: Vec<String>,
+    /// The user whose program it is.
+    pub uid: u32,
+    /// Control socket.
+    pub socket: PathBuf,
+}
+
+/// A job's presence in the registry; taken back when dropped.
+#[derive(Debug)]
+pub struct Registration {
+    runtime: Arc<RuntimeDir>,
+    name: String,
+}
+
+/// The name that a supervisor's socket and entry go by.
+pub fn name_of(supervisor: ProcessId) -> String {
+    format!("{}-{}", supervisor.pid, supervisor.start_time)
+}
+
+impl Registration {
+    /// Makes the job known. The socket is bound before: see [`Registration::with_control`].
+    pub fn new(runtime: &Arc<RuntimeDir>, entry: &Entry) -> Result<Self, RuntimeDirError> {
+        let name = format!("{}.json", name_of(entry.supervisor));
+        let text = serde_json::to_vec(entry).map_err(|error| runtime.io(&name, "write it", error))?;
+        runtime.write(&name, &text)?;
+        Ok(Self { runtime: runtime.clone(), name })
+    }
+
+    /// The control socket of this process, under the name that its entry will have.
+    pub fn with_control(runtime: &Arc<RuntimeDir>, supervisor: ProcessId) -> Result<Control, ControlError> {
+        Control::bind(runtime, &format!("{}.sock", name_of(supervisor)))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.runtime.remove(&self.name);
+    }
+}
+
+/// A live job and whether ckptbpf still supervises it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Its entry.
+    pub entry: Entry,
+    /// Whether the supervisor runs.
+    pub supervised: bool,
+}
+
+impl Live {
+    /// What the supervisor says of the job; none without one.
+    pub fn status(&self) -> Result<Option<JobStatus>, ControlError> {
+        if !self.supervised {
+            return Ok(None);
+        }
+        match control::request(&self.entry.socket, &Request::Status)? {
+            Reply::Status(status) => Ok(Some(status)),
+            _ => Err(ControlError::Refused("the supervisor answered something else".into())),
+        }
+    }
+}
+
+/// Which job is meant on a command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Any process of the job's tree, or its supervisor.
+    Pid(i32),
+    /// Its directory.
+    Dir(PathBuf),
+}
+
+impl Target {
+    /// Digits are a pid; write `./123` for a directory of that name.
+    pub fn parse(text: &std::ffi::OsStr) -> Self {
+        let pid = text.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        pid.and_then(|text| text.parse().ok())
+            .filter(|pid| *pid > 0)
+            .map_or_else(|| Self::Dir(text.into()), Self::Pid)
+    }
+}
+
+/// The live jobs in the given runtime directories; entries of dead ones are removed, with their sockets.
+pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
+    let mut found = Vec::new();
+    for place in places {
+        for name in place.names() {
+            let Some(stem) = name.strip_suffix(".json") else { continue };
+            let Some(entry) =
+                place.read(&name).ok().and_then(|text| serde_json::from_slice::<Entry>(&text).ok())
+            else {
+                continue;
+            };
+            // The name says whose entry it is; one that claims another supervisor's is not believed.
+            if name_of(entry.supervisor) != stem || entry.uid != place.ids().uid {
+                continue;
+            }
+            let supervised = entry.supervisor.runs();
+            if supervised || entry.program.runs() {
+                let socket = place.path().join(format!("{stem}.sock"));
+                found.push(Live { entry: Entry { socket, ..entry }, supervised });
+            } else {
+                place.remove(&name);
+                place.remove(&format!("{stem}.sock"));
+            }
+        }
+    }
+    // A job that was attached again has the entry of its dead supervisor too: the live one speaks for it.
+    found.sort_by_key(|job| (job.entry.program.pid, !job.supervised));
+    found.dedup_by_key(|job| job.entry.program);
+    found
+}
+
+/// The live job that is meant, if there is one.
+pub fn find(jobs: &[Live], target: &Target) -> Option<Live> {
+    match target {
+        Target::Dir(dir) => {
+            let dir = std::fs::canonicalize(dir).ok()?;
+            jobs.iter().find(|job| same_dir(&job.entry.dir, &dir)).cloned()
+        }
+        Target::Pid(pid) => {
+            let mut at = Some(*pid);
+            // A tree deeper than this is a loop in what /proc told while it changed.
+            for _ in 0..4096 {
+                let pid = at?;
+                let is = |job: &&Live| {
+                    job.entry.program.pid == pid || (job.supervised && job.entry.supervisor.pid == pid)
+                };
+                if let Some(job) = jobs.iter().find(is) {
+                    return Some(job.clone());
+                }
+                at = parent(pid);
+            }
+            None
+        }
+    }
+}
+
+fn same_dir(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    a == b || id(a).is_some_and(|a| Some(a) == id(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::ids::FsIds;
+    use std::process::Command;
+
+    fn runtime() -> (tempfile::TempDir, Arc<RuntimeDir>) {
+        let session = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::in_session(session.path(), &FsIds::current()).unwrap().unwrap();
+        (session, Arc::new(runtime))
+    }
+
+    fn places(session: &tempfile::TempDir) -> [RuntimeDir; 1] {
+        [RuntimeDir::existing(&session.path().join("ckptbpf"), &FsIds::current()).unwrap()]
+    }
+
+    fn entry(program: ProcessId, supervisor: ProcessId, dir: &Path) -> Entry {
+        let uid = FsIds::current().uid;
+        let argv = vec!["./count".into()];
+        Entry { job: "j".into(), dir: dir.into(), program, supervisor, argv, uid, socket: "/x".into() }
+    }
+
+    #[test]
+    fn a_live_job_is_found_by_directory_and_by_any_pid_of_its_tree() {
+        let (session, runtime) = runtime();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let program = ProcessId::of(child.id() as i32).unwrap();
+        let supervisor = ProcessId::current().unwrap();
+        let registration = Registration::new(&runtime, &entry(program, supervisor, session.path())).unwrap();
+        let jobs = live(&places(&session));
+        assert_eq!(jobs.len(), 1);
+        assert!(jobs[0].supervised);
+        for pid in [program.pid, supervisor.pid] {
+            assert!(find(&jobs, &Target::Pid(pid)).is_some());
+        }
+        assert!(find(&jobs, &Target::Pid(1)).is_none());
+        assert!(find(&jobs, &Target::Dir(session.path().join("."))).is_some());
+        assert!(find(&jobs, &Target::Dir("/".into())).is_none());
+        drop(registration);
+        assert!(live(&places(&session)).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_entry_stays_while_the_program_runs_and_is_cleared_afterwards() {
+        let (session, runtime) = runtime();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let program = ProcessId::of(child.id() as i32).unwrap();
+        let dead = ProcessId { pid: 1, start_time: u64::MAX };
+        std::mem::forget(Registration::new(&runtime, &entry(program, dead, session.path())).unwrap());
+        runtime.write(&format!("{}.sock", name_of(dead)), b"").unwrap();
+        let jobs = live(&places(&session));
+        assert!(!jobs[0].supervised);
+        assert!(jobs[0].status().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(live(&places(&session)).is_empty());
+        assert!(runtime.names().is_empty(), "{:?}", runtime.names());
+    }
+
+    #[test]
+    fn what_is_not_an_entry_is_left_alone() {
+        let (session, runtime) = runtime();
+        runtime.write("1-2.json", b"garbage").unwrap();
+        let other = entry(ProcessId::current().unwrap(), ProcessId::current().unwrap(), session.path());
+        runtime.write("1-3.json", &serde_json::to_vec(&other).unwrap()).unwrap();
+        assert!(live(&places(&session)).is_empty());
+        assert_eq!(runtime.names().len(), 2);
+    }
+
+    #[test]
+    fn digits_are_a_pid_and_all_else_a_directory() {
+        assert_eq!(Target::parse("12".as_ref()), Target::Pid(12));
+        for dir in ["./12", "0", "99999999999", "-3", "", "ckpt_x"] {
+            assert_eq!(Target::parse(dir.as_ref()), Target::Dir(dir.into()), "{dir}");
+        }
+    }
+}

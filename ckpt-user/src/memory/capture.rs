@@ -1,0 +1,101 @@
+//! The mappings of a stopped process, with what stands behind each.
+
+use super::vdso;
+use super::vma::{self, Kind, MappedFile, Raw, Vma};
+use crate::record::SharedObject;
+use crate::refusal::{Reading, Refusal};
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+/// Shared objects of one image, by identity; spaces are given by the caller's counter.
+#[derive(Default)]
+pub struct Objects {
+    pub found: Vec<SharedObject>,
+}
+
+impl Objects {
+    fn index(&mut self, raw: &Raw, size: u64) -> u32 {
+        let known = self.found.iter().position(|o| o.device == raw.device && o.inode == raw.inode);
+        known.unwrap_or_else(|| {
+            self.found.push(SharedObject { space: 0, size, device: raw.device, inode: raw.inode });
+            self.found.len() - 1
+        }) as u32
+    }
+}
+
+/// # Errors
+/// Names the first mapping that a restart could not rebuild.
+pub fn capture(pid: Pid, objects: &mut Objects) -> Result<Vec<Vma>, Refusal> {
+    let text = ProcDir::process(pid).text("smaps").reading(pid, "smaps")?;
+    let raws = vma::parse(&text).reading(pid, "smaps")?;
+    raws.iter().filter(|r| r.name != "[vsyscall]").map(|raw| describe(pid, raw, objects)).collect()
+}
+
+fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> {
+    let name = || format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
+    for flag in &raw.flags {
+        // Pages of the vdso and its data are the kernel's own.
+        if let Some(reason) = vma::refused(flag).filter(|_| vdso::kind(&raw.name).is_none()) {
+            // Our own write-protection shows as `uw`, never as these.
+            return Err(Refusal::unsupported(pid, name(), format!("it {reason}, which cannot be saved yet")));
+        }
+    }
+    let mut vma = Vma {
+        start: raw.start,
+        end: raw.end,
+        protection: raw.protection(),
+        shared: raw.is_shared(),
+        offset: raw.offset,
+        flags: raw.flags.iter().filter(|f| is_kept(f)).cloned().collect(),
+        ..Vma::default()
+    };
+    if let Some(kind) = vdso::kind(&raw.name) {
+        vma.set_kind(kind);
+        return Ok(vma);
+    }
+    if !raw.is_file() {
+        vma.set_kind(Kind::Anonymous);
+        return if raw.is_shared() {
+            Err(Refusal::unsupported(pid, name(), "shared memory of an unknown kind"))
+        } else {
+            Ok(vma)
+        };
+    }
+    let link = format!("map_files/{:x}-{:x}", raw.start, raw.end);
+    let metadata = std::fs::metadata(ProcDir::process(pid).path(&link)).reading(pid, "map_files")?;
+    let is_anonymous_shared = raw.name.starts_with("/dev/zero (deleted)");
+    if is_anonymous_shared && raw.is_shared() {
+        vma.set_kind(Kind::SharedObject);
+        vma.object = Some(objects.index(raw, metadata.size()));
+        return Ok(vma);
+    }
+    if raw.name.ends_with(" (deleted)") || !raw.name.starts_with('/') {
+        return Err(Refusal::unsupported(pid, name(), "its file has been deleted; it cannot be saved yet"));
+    }
+    if raw.is_shared() && raw.protection() & 2 != 0 {
+        return Err(Refusal::unsupported(pid, name(), "writable shared file mappings cannot be saved yet"));
+    }
+    vma.set_kind(Kind::File);
+    vma.file = Some(file_of(&ProcDir::process(pid).path(&link), &metadata).reading(pid, "map_files")?);
+    Ok(vma)
+}
+
+/// Flags that say something about the mapping itself, not about what the program may do with it.
+fn is_kept(flag: &str) -> bool {
+    flag == "gd" || flag == "nr" || flag == "lo" || vma::advice(flag).is_some()
+}
+
+/// The record of the file behind the magic link `link`.
+pub fn file_of(link: &std::path::Path, metadata: &Metadata) -> std::io::Result<MappedFile> {
+    let path = std::fs::read_link(link)?;
+    Ok(MappedFile {
+        path: path.as_os_str().as_bytes().to_vec(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+    })
+}

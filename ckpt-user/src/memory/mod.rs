@@ -1,0 +1,9 @@
+//! Address spaces: mappings, layout, pages, vdso. Page sets and the plan are pure.
+
+pub mod capture;
+pub mod layout;
+pub mod pages;
+pub mod runs;
+pub mod shared;
+pub mod vdso;
+pub mod vma;

@@ -1,0 +1,68 @@
+//! The vdso and its data pages: found in a process, compared, moved to where the restored program expects them.
+
+use super::vma::{Kind, Raw, Vma};
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use nix::unistd::Pid;
+use std::io;
+use std::ops::Range;
+
+/// The kind of kernel-made mapping that `name` of /proc/PID/maps stands for.
+pub fn kind(name: &str) -> Option<Kind> {
+    match name {
+        "[vdso]" => Some(Kind::Vdso),
+        "[vvar]" | "[vvar_vclock]" => Some(Kind::Vvar),
+        _ => None,
+    }
+}
+
+/// Where the vdso lies.
+pub fn find(maps: &[Raw]) -> Option<Range<u64>> {
+    maps.iter().find(|m| m.name == "[vdso]").map(|m| m.start..m.end)
+}
+
+/// XXH3 of the vdso's code up to where its zeros begin; equal fingerprints mean that one can stand for the other.
+pub fn fingerprint(pid: Pid, range: &Range<u64>) -> io::Result<u64> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    crate::sys::mem::read(pid, range.start, &mut bytes)?;
+    let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |i| i + 1);
+    Ok(xxhash_rust::xxh3::xxh3_64(&bytes[..used]))
+}
+
+/// Moves the skeleton's vdso and data pages to the places in `wanted`, by way of a free range at `spare`.
+///
+/// # Errors
+/// InvalidData when their number or sizes differ: this kernel's vdso is another one.
+pub fn rebuild(remote: &mut Remote, present: &[Raw], wanted: &[Vma], spare: u64) -> io::Result<()> {
+    let present: Vec<&Raw> = present.iter().filter(|m| kind(&m.name).is_some()).collect();
+    let wanted: Vec<&Vma> = wanted.iter().filter(|v| matches!(v.kind(), Kind::Vdso | Kind::Vvar)).collect();
+    let same = present.len() == wanted.len()
+        && present
+            .iter()
+            .zip(&wanted)
+            .all(|(p, w)| kind(&p.name) == Some(w.kind()) && p.end - p.start == w.end - w.start);
+    if !same {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "this kernel's vdso has another shape than the one the program was started with",
+        ));
+    }
+    let Some(base) = present.first().map(|m| m.start) else { return Ok(()) };
+    let moves: Vec<(u64, u64, u64)> =
+        present.iter().zip(&wanted).map(|(p, w)| (p.start, spare + (p.start - base), w.start)).collect();
+    if moves.iter().all(|&(from, _, to)| from == to) {
+        return Ok(());
+    }
+    // All aside first: a new place may overlap an old one.
+    let lens: Vec<u64> = present.iter().map(|p| p.end - p.start).collect();
+    let aside = moves.iter().zip(&lens).map(|(&(from, aside, _), &len)| (from, aside, len));
+    let home = moves.iter().zip(&lens).map(|(&(_, aside, to), &len)| (aside, to, len));
+    for (from, to, len) in aside.chain(home) {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let got = remote.run(&[Call::new(libc::SYS_mremap, &[from, len, len, flags, to])])?[0];
+        if got as u64 != to {
+            return Err(io::Error::from_raw_os_error(-got as i32));
+        }
+    }
+    Ok(())
+}

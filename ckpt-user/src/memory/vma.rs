@@ -1,0 +1,205 @@
+//! One mapping: its record, read from /proc/PID/smaps, and the mmap call that makes it again.
+
+use crate::sys::inject::Call;
+use std::io;
+use std::ops::Range;
+
+/// One virtual memory area. Addresses are bytes, page-aligned.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Vma {
+    #[prost(uint64, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    #[prost(uint32, tag = "3")]
+    pub protection: u32,
+    #[prost(bool, tag = "4")]
+    pub shared: bool,
+    #[prost(enumeration = "Kind", tag = "5")]
+    pub kind: i32,
+    /// Byte offset into the file or shared object.
+    #[prost(uint64, tag = "6")]
+    pub offset: u64,
+    /// Two-letter flags of smaps' VmFlags that a restart sets again (`gd`, `nr`, `lo`, `dc`, …).
+    #[prost(string, repeated, tag = "7")]
+    pub flags: Vec<String>,
+    #[prost(message, optional, tag = "8")]
+    pub file: Option<MappedFile>,
+    /// Which shared object this maps (index into the image's), for [`Kind::SharedObject`].
+    #[prost(uint32, optional, tag = "9")]
+    pub object: Option<u32>,
+}
+
+/// What stands behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+pub enum Kind {
+    Anonymous = 0,
+    /// Pages of a file, shared or private.
+    File = 1,
+    /// Shared anonymous memory.
+    SharedObject = 2,
+    Vdso = 3,
+    /// The kernel's data pages beside the vdso (`[vvar]`, `[vvar_vclock]`).
+    Vvar = 4,
+}
+
+/// The file behind a mapping, as it was.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message, serde::Serialize)]
+pub struct MappedFile {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub device: u64,
+    #[prost(uint64, tag = "3")]
+    pub inode: u64,
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    #[prost(int64, tag = "5")]
+    pub modified_ns: i64,
+}
+
+impl Vma {
+    pub fn pages(&self) -> Range<u64> {
+        self.start / 4096..self.end / 4096
+    }
+
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|f| f == flag)
+    }
+
+    /// Whether pages of this mapping belong to the process alone and are saved with it.
+    pub fn is_private_memory(&self) -> bool {
+        !self.shared && matches!(self.kind(), Kind::Anonymous | Kind::File)
+    }
+}
+
+/// A mapping as smaps shows it, before anything is looked up.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    pub start: u64,
+    pub end: u64,
+    pub permissions: [u8; 4],
+    pub offset: u64,
+    pub device: u64,
+    pub inode: u64,
+    pub name: String,
+    /// Empty when read from `maps`, which has none.
+    pub flags: Vec<String>,
+}
+
+/// Parses /proc/PID/maps or /proc/PID/smaps.
+///
+/// # Errors
+/// InvalidData when a line is not what proc_pid_maps(5) says.
+pub fn parse(text: &str) -> io::Result<Vec<Raw>> {
+    let mut all: Vec<Raw> = Vec::new();
+    for line in text.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if let Some(last) = all.last_mut() {
+                last.flags = flags.split_ascii_whitespace().map(str::to_owned).collect();
+            }
+        } else if first.contains('-') && !first.ends_with(':') {
+            all.push(parse_line(line).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("cannot understand the mapping `{line}`"))
+            })?);
+        }
+    }
+    Ok(all)
+}
+
+fn parse_line(line: &str) -> Option<Raw> {
+    let mut words = line.splitn(6, ' ');
+    let (start, end) = words.next()?.split_once('-')?;
+    let permissions: [u8; 4] = words.next()?.as_bytes().try_into().ok()?;
+    let offset = u64::from_str_radix(words.next()?, 16).ok()?;
+    let (major, minor) = words.next()?.split_once(':')?;
+    let device = libc::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = words.next()?.parse().ok()?;
+    Some(Raw {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        permissions,
+        offset,
+        device,
+        inode,
+        name: words.next().unwrap_or_default().trim_start().to_owned(),
+        flags: Vec::new(),
+    })
+}
+
+impl Raw {
+    pub fn protection(&self) -> u32 {
+        u32::from(self.permissions[0] == b'r')
+            | u32::from(self.permissions[1] == b'w') << 1
+            | u32::from(self.permissions[2] == b'x') << 2
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.permissions[3] == b's'
+    }
+
+    /// Mapped from a file of a file system, shared anonymous memory included.
+    pub fn is_file(&self) -> bool {
+        self.inode != 0
+    }
+}
+
+/// The mmap(2) call that makes `vma` again; `fd` is the opened file, or u64::MAX (-1).
+pub fn mmap_call(vma: &Vma, fd: u64) -> Call {
+    let mut flags = libc::MAP_FIXED_NOREPLACE | if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    if vma.kind() == Kind::Anonymous || (vma.kind() == Kind::SharedObject && fd == u64::MAX) {
+        flags |= libc::MAP_ANONYMOUS;
+    }
+    for (name, flag) in [("gd", libc::MAP_GROWSDOWN), ("nr", libc::MAP_NORESERVE)] {
+        if vma.has(name) {
+            flags |= flag;
+        }
+    }
+    let len = vma.end - vma.start;
+    Call::new(libc::SYS_mmap, &[vma.start, len, u64::from(vma.protection), flags as u64, fd, vma.offset])
+}
+
+/// The madvise(2) advice that sets a VmFlags name again, where there is one.
+pub fn advice(flag: &str) -> Option<i32> {
+    Some(match flag {
+        "dc" => libc::MADV_DONTFORK,
+        "dd" => libc::MADV_DONTDUMP,
+        "hg" => libc::MADV_HUGEPAGE,
+        "nh" => libc::MADV_NOHUGEPAGE,
+        "mg" => libc::MADV_MERGEABLE,
+        "wf" => libc::MADV_WIPEONFORK,
+        "sr" => libc::MADV_SEQUENTIAL,
+        "rr" => libc::MADV_RANDOM,
+        _ => return None,
+    })
+}
+
+/// VmFlags that mean something a restart cannot rebuild yet, with the words for it.
+pub fn refused(flag: &str) -> Option<&'static str> {
+    Some(match flag {
+        "ht" => "uses huge page memory (hugetlb)",
+        "sl" => "is sealed by mseal(2)",
+        "io" | "pf" => "maps device memory",
+        "ui" | "um" => "is watched by the program's own userfaultfd",
+        "ss" => "is a shadow stack",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_flags_are_kept() {
+        let text = "7f00-8f00 rw-p 00001000 fe:01 42                         /a b (deleted)\nSize: 4 kB\nVmFlags: rd wr mr nr \n";
+        let all = parse(text).unwrap();
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].name, "/a b (deleted)");
+        assert_eq!((all[0].start, all[0].offset, all[0].inode), (0x7f00, 0x1000, 42));
+        assert_eq!(all[0].protection(), 3);
+        assert!(all[0].flags.contains(&"nr".to_owned()));
+    }
+}

@@ -1,0 +1,76 @@
+//! One file per kind of kernel object behind a descriptor: its record, how it is captured and rebuilt.
+//!
+//! Objects are rebuilt in ckptbpf itself, before the skeletons are forked from it: descriptions that several
+//! processes share are then shared by inheritance, and each process only moves its copies to their numbers.
+//!
+//! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
+
+pub mod file;
+pub mod pipe;
+pub mod table;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// One open file description.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Description {
+    /// Status flags and access mode (O_*), without O_CLOEXEC.
+    #[prost(uint32, tag = "1")]
+    pub flags: u32,
+    #[prost(uint64, tag = "2")]
+    pub position: u64,
+    /// It was the launcher's own standard stream of this number: the restarter's takes its place.
+    #[prost(uint32, optional, tag = "3")]
+    pub standard: Option<u32>,
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13")]
+    pub object: Option<Object>,
+}
+
+/// What a description is about.
+#[derive(Clone, PartialEq, prost::Oneof, serde::Serialize)]
+pub enum Object {
+    #[prost(message, tag = "10")]
+    File(file::FileRecord),
+    #[prost(message, tag = "11")]
+    Device(file::DeviceRecord),
+    #[prost(message, tag = "12")]
+    Pipe(pipe::PipeRecord),
+    /// A standard stream whose own kind does not matter (a pipe or socket to the outside).
+    #[prost(message, tag = "13")]
+    Outside(Outside),
+}
+
+/// The launcher's side of a standard stream, only named.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Outside {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// What rebuilding needs to know beside the records.
+pub struct Rebuilding {
+    pub pipes: pipe::Pipes,
+}
+
+impl Description {
+    /// Makes the description anew and gives a descriptor of it.
+    ///
+    /// # Errors
+    /// Named with the object's path or kind.
+    pub fn rebuild(&self, context: &mut Rebuilding) -> io::Result<OwnedFd> {
+        match &self.object {
+            Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
+            Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
+            Some(Object::Pipe(record)) => context.pipes.rebuild(record, self.flags),
+            Some(Object::Outside(outside)) => Err(io::Error::other(format!(
+                "{} leads out of the program and is no standard stream of this restart",
+                outside.name
+            ))),
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the image holds a descriptor of a kind that this version does not know",
+            )),
+        }
+    }
+}

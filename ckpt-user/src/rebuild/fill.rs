@@ -1,0 +1,164 @@
+//! Pages into rebuilt address spaces, arriving clean and armed so that the next checkpoint is a delta.
+
+use super::process::RebuiltProcess;
+use super::{Mode, RebuildError, Rebuilding};
+use crate::image::{Chain, Run, Source, SpaceId};
+use crate::memory::pages;
+use crate::memory::runs::PageSet;
+use crate::memory::vma::{Kind, Vma};
+use crate::record::Process;
+use crate::sys::mem::Forced;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::remote::Remote;
+use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, Uffd};
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+
+/// Pages copied at a time.
+const BATCH: u64 = 256;
+
+/// Threads that decompress and copy.
+const THREADS: usize = 4;
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// Whether pages of this mapping come through the userfaultfd.
+fn by_uffd(vma: &Vma) -> bool {
+    vma.is_private_memory() && vma.kind() == Kind::Anonymous
+}
+
+/// Private pages of the process that the chain holds content for.
+pub fn stored(record: &Process, chain: &Chain) -> PageSet {
+    let map = chain.pages(SpaceId(record.space));
+    map.runs().iter().filter(|r| matches!(r.source, Source::Stored { .. })).map(Run::pages).collect()
+}
+
+/// Makes the userfaultfd of the skeleton, registers its mappings, and fills private file mappings, which no
+/// userfaultfd can fill.
+pub fn prepare(
+    record: &Process,
+    remote: &mut Remote,
+    pidfd: BorrowedFd<'_>,
+    chain: &Chain,
+    mode: Mode,
+) -> Result<Option<Uffd>, RebuildError> {
+    let pid = record.pid;
+    let target = remote.pid();
+    let uffd = make_uffd(remote, pidfd, mode).rebuilding(pid, "its userfaultfd")?;
+    fill_file_mappings(record, target, chain)?;
+    let missing = if mode == Mode::Lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
+    for vma in record.mappings.iter().filter(|v| v.is_private_memory()) {
+        let wanted = if by_uffd(vma) { missing } else { MODE_WP };
+        uffd.register(vma.start, vma.end - vma.start, wanted).rebuilding(pid, "write protection")?;
+    }
+    let files: Vec<Vma> =
+        record.mappings.iter().filter(|v| v.is_private_memory() && !by_uffd(v)).cloned().collect();
+    Pagemap::open(target)
+        .and_then(|mut map| pages::scan(&mut map, &files, true))
+        .rebuilding(pid, "write protection")?;
+    Ok(Some(uffd))
+}
+
+fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, mode: Mode) -> io::Result<Uffd> {
+    let features = if mode == Mode::Lazy { uffd::TRACKING | uffd::EVENTS } else { uffd::TRACKING };
+    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    let fd = remote.call(libc::SYS_userfaultfd, &[flags])?;
+    let ours = crate::sys::pidfd::get_fd(pidfd, fd as i32)?;
+    remote.call(libc::SYS_close, &[fd])?;
+    Uffd::handshake(ours, features)
+}
+
+/// Changed pages of private file mappings, written through /proc/PID/mem whatever their protection.
+fn fill_file_mappings(record: &Process, target: Pid, chain: &Chain) -> Result<(), RebuildError> {
+    let map = chain.pages(SpaceId(record.space));
+    let memory = Forced::open(target).rebuilding(record.pid, "its memory")?;
+    let mut reader = chain.reader();
+    let mut buffer = vec![0; BATCH as usize * 4096];
+    for vma in record.mappings.iter().filter(|v| v.is_private_memory() && !by_uffd(v)) {
+        let pages = vma.pages();
+        for run in map.iter_range(pages.start, pages.end - pages.start) {
+            for part in split(run) {
+                let bytes = &mut buffer[..part.count as usize * 4096];
+                match part.source {
+                    Source::BackToFile => continue,
+                    Source::Zero => bytes.fill(0),
+                    Source::Stored { .. } => reader.read_run(&part, bytes)?,
+                }
+                memory.write(part.first_page * 4096, bytes).rebuilding(record.pid, "a file mapping")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A run in parts of at most [`BATCH`] pages.
+fn split(run: Run) -> impl Iterator<Item = Run> {
+    let pages = run.pages();
+    (0..)
+        .map(move |i| pages.start + i * BATCH)
+        .take_while(move |&p| p < run.pages().end)
+        .filter_map(move |p| run.clip(&(p..p + BATCH)))
+}
+
+/// Fills all anonymous memory from several threads.
+pub fn eager(processes: &[RebuiltProcess], chain: &Chain) -> Result<(), RebuildError> {
+    let mut work: Vec<(usize, Run)> = Vec::new();
+    for (index, process) in processes.iter().enumerate() {
+        let map = chain.pages(SpaceId(process.record.space));
+        for vma in process.record.mappings.iter().filter(|v| by_uffd(v)) {
+            let pages = vma.pages();
+            let stored = map
+                .iter_range(pages.start, pages.end - pages.start)
+                .filter(|r| matches!(r.source, Source::Stored { .. }));
+            work.extend(stored.flat_map(split).map(|r| (index, r)));
+        }
+    }
+    work.reverse();
+    let work = Mutex::new(work);
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..cpus.clamp(2, THREADS)).map(|_| scope.spawn(|| worker(processes, chain, &work))).collect();
+        workers.into_iter().try_for_each(|w| {
+            w.join().unwrap_or_else(|_| Err(RebuildError::Refused("a fill thread failed".to_owned())))
+        })
+    })
+}
+
+fn worker(
+    processes: &[RebuiltProcess],
+    chain: &Chain,
+    work: &Mutex<Vec<(usize, Run)>>,
+) -> Result<(), RebuildError> {
+    let mut reader = chain.reader();
+    let mut buffer = vec![0; BATCH as usize * 4096];
+    loop {
+        let next = work.lock().map_or(None, |mut w| w.pop());
+        let Some((index, run)) = next else { return Ok(()) };
+        let bytes = &mut buffer[..run.count as usize * 4096];
+        reader.read_run(&run, bytes)?;
+        let process = &processes[index];
+        if let Some(uffd) = &process.uffd {
+            place(uffd, run.first_page * 4096, bytes).rebuilding(process.record.pid, "its memory")?;
+        }
+    }
+}
+
+/// Copies `bytes` to `start`, all of them.
+fn place(uffd: &Uffd, start: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match uffd.copy(start + done as u64, &bytes[done..], false)? {
+            Filled::Bytes(n) => done += n as usize,
+            Filled::Busy => std::thread::yield_now(),
+            // The kernel put the page there itself: argument strings it read for PR_SET_MM_MAP, for one.
+            Filled::Exists => return Err(invalid("a page to fill exists already")),
+            Filled::Gone | Filled::Dead => return Err(invalid("the process to fill is gone")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! From an image back to running processes.
+//!
+//! ```text
+//!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
+//!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
+//!     ─▶ resume (registers, detach)
+//! ```
+//! Until [`resume`] not one instruction of the program has run, and any error ends all skeletons: they are
+//! traced with PTRACE_O_EXITKILL. ckptbpf has one thread until the skeletons exist.
+
+pub mod clocks;
+pub mod fill;
+pub mod mappings;
+pub mod objects;
+pub mod process;
+pub mod resume;
+pub mod skeleton;
+
+use crate::image::{Chain, ImageError};
+use crate::record::Image;
+use crate::sys::uffd::Uffd;
+use nix::unistd::Pid;
+
+/// Why a restart cannot be done. Nothing runs, no file has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    #[error("{0}")]
+    Image(#[from] ImageError),
+    #[error("the image cannot be restarted here: {0}")]
+    Refused(String),
+    #[error("cannot rebuild {what} of process {pid}")]
+    Process { pid: i32, what: String, source: std::io::Error },
+}
+
+/// Adds the process and the thing to an I/O error.
+pub trait Rebuilding<T> {
+    fn rebuilding(self, pid: i32, what: &str) -> Result<T, RebuildError>;
+}
+
+impl<T> Rebuilding<T> for std::io::Result<T> {
+    fn rebuilding(self, pid: i32, what: &str) -> Result<T, RebuildError> {
+        self.map_err(|source| RebuildError::Process { pid, what: what.to_owned(), source })
+    }
+}
+
+/// A rebuilt tree that has not run yet.
+pub struct Rebuilt {
+    pub processes: Vec<process::RebuiltProcess>,
+    pub root: Pid,
+}
+
+/// How the pages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// All before the program runs.
+    Eager,
+    /// On demand and in the background; the caller's pager takes over the userfaultfds.
+    Lazy,
+}
+
+/// Rebuilds the tree of `image` with the pages of `chain`.
+///
+/// # Errors
+/// Named; everything made so far is taken away again.
+pub fn rebuild(image: &Image, chain: &Chain, mode: Mode) -> Result<Rebuilt, RebuildError> {
+    check(image)?;
+    let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
+    let objects = objects::make(image, chain)?;
+    let skeletons = skeleton::plant(image, &objects, original_time)?;
+    let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
+    let mut processes = Vec::with_capacity(skeletons.len());
+    for (record, skeleton) in image.processes.iter().zip(skeletons) {
+        processes.push(process::rebuild(record, image, skeleton, &objects, chain, mode)?);
+    }
+    if mode == Mode::Eager {
+        fill::eager(&processes, chain)?;
+    }
+    Ok(Rebuilt { processes, root })
+}
+
+/// What can be known to fail before anything is made.
+fn check(image: &Image) -> Result<(), RebuildError> {
+    let refused = |reason: String| Err(RebuildError::Refused(reason));
+    let Some(machine) = &image.machine else {
+        return refused("it does not say what machine it was made on".to_owned());
+    };
+    if image.processes.is_empty() {
+        return refused("it holds no process".to_owned());
+    }
+    let here = crate::capture::cpu_features();
+    let missing: Vec<&str> =
+        machine.cpu_features.iter().filter(|f| here.binary_search(f).is_err()).map(String::as_str).collect();
+    if !missing.is_empty() {
+        return refused(format!("this CPU lacks what the program may be using: {}", missing.join(" ")));
+    }
+    let own = crate::memory::vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
+    let vdso = own.ok().and_then(|maps| crate::memory::vdso::find(&maps));
+    let print = vdso.and_then(|range| crate::memory::vdso::fingerprint(Pid::this(), &range).ok());
+    if print != Some(machine.vdso) {
+        return refused(format!(
+            "this kernel's vdso is not that of kernel {} on {}; restart it on a node with the same kernel",
+            machine.kernel, machine.host
+        ));
+    }
+    Ok(())
+}
+
+/// What tracking and the pager need of a rebuilt process afterwards.
+pub struct Tracked {
+    pub pid: Pid,
+    pub space: u32,
+    pub uffd: Option<Uffd>,
+    /// Private pages that the chain holds.
+    pub saved: crate::memory::runs::PageSet,
+}

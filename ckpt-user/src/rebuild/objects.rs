@@ -1,0 +1,89 @@
+//! What several processes share is made in ckptbpf before the skeletons are forked: open file descriptions,
+//! files behind mappings, shared memory. The skeletons inherit the descriptors, all at numbers above any that
+//! the program uses.
+
+use super::{RebuildError, Rebuilding};
+use crate::image::Chain;
+use crate::memory::vma::MappedFile;
+use crate::object;
+use crate::record::Image;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Descriptors that the skeletons inherit.
+pub struct Objects {
+    /// By index of the image's descriptions.
+    pub descriptions: Vec<OwnedFd>,
+    /// Files behind mappings and executables.
+    pub files: HashMap<MappedFile, OwnedFd>,
+    /// By index of the image's shared objects.
+    pub shared: Vec<OwnedFd>,
+}
+
+/// Opens and makes everything. Runs with the file-system ids of the image's owner.
+pub fn make(image: &Image, chain: &Chain) -> Result<Objects, RebuildError> {
+    let root = image.processes.first().map_or(0, |p| p.pid);
+    let highest = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.number).max().unwrap_or(0);
+    let base = i32::try_from(highest).unwrap_or(i32::MAX - 1) + 1;
+    raise_descriptor_limit();
+    let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
+    let mut context = object::Rebuilding { pipes: object::pipe::Pipes::default() };
+    let mut descriptions = Vec::with_capacity(image.descriptions.len());
+    for description in &image.descriptions {
+        let fd = match description.standard {
+            Some(stream) => standard(stream).rebuilding(root, "a standard stream")?,
+            None => description.rebuild(&mut context).rebuilding(root, "a descriptor")?,
+        };
+        descriptions.push(lift(fd, "a descriptor")?);
+    }
+    let mut files = HashMap::new();
+    for process in &image.processes {
+        let executable = process.layout.iter().filter_map(|l| l.executable.as_ref());
+        for file in process.mappings.iter().filter_map(|v| v.file.as_ref()).chain(executable) {
+            if !files.contains_key(file) {
+                let fd = open_mapped(file)?;
+                files.insert(file.clone(), lift(fd, "a mapped file")?);
+            }
+        }
+    }
+    let mut shared = Vec::with_capacity(image.objects.len());
+    for record in &image.objects {
+        shared.push(lift(crate::memory::shared::rebuild(record, chain)?, "shared memory")?);
+    }
+    Ok(Objects { descriptions, files, shared })
+}
+
+/// The program's descriptors may lie above our own soft limit.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // A failure shows as EMFILE or EINVAL where a descriptor is made.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// A duplicate at `base` or above, close-on-exec; the original is closed by its owner.
+fn lift(fd: &OwnedFd, base: i32) -> std::io::Result<OwnedFd> {
+    crate::sys::pidfd::duplicate_above(fd, base)
+}
+
+fn standard(stream: u32) -> std::io::Result<OwnedFd> {
+    crate::sys::pidfd::duplicate_standard(stream as i32)
+}
+
+/// Opens the file and checks that it is still the one that was mapped.
+fn open_mapped(record: &MappedFile) -> Result<OwnedFd, RebuildError> {
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(&record.path));
+    let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
+    let file = File::open(path).map_err(|e| refused(format!("cannot open it: {e}")))?;
+    let metadata = file.metadata().map_err(|e| refused(e.to_string()))?;
+    let modified = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
+    if metadata.size() != record.size || modified != record.modified_ns {
+        return Err(refused("the program has it mapped, and it has changed since the checkpoint".to_owned()));
+    }
+    Ok(file.into())
+}

@@ -1,0 +1,179 @@
+//! One process: its skeleton becomes the recorded one, step by step, up to the point of running.
+
+use super::objects::Objects;
+use super::skeleton::{Skeleton, first_stop, syscall_instruction};
+use super::{Mode, RebuildError, Rebuilding, fill, mappings};
+use crate::image::Chain;
+use crate::memory::layout;
+use crate::memory::runs::PageSet;
+use crate::memory::vma::Kind;
+use crate::record::{Image, Process, Thread};
+use crate::sys::clone::CloneArgs;
+use crate::sys::inject::Call;
+use crate::sys::pidfd;
+use crate::sys::remote::Remote;
+use crate::sys::uffd::Uffd;
+use crate::task::proc::ProcDir;
+use crate::task::{credentials, limits, scheduling, settings, signals, surroundings};
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// A process that is complete but for running.
+pub struct RebuiltProcess {
+    pub record: Process,
+    /// The leader first.
+    pub threads: Vec<Remote>,
+    /// A `syscall` instruction that stays mapped.
+    pub gadget: u64,
+    pub uffd: Option<Uffd>,
+    pub pidfd: OwnedFd,
+    /// Private pages that the chain holds.
+    pub saved: PageSet,
+}
+
+impl RebuiltProcess {
+    pub fn pid(&self) -> Pid {
+        self.threads.first().map_or(Pid::from_raw(0), Remote::pid)
+    }
+}
+
+/// Makes everything of `record` but its pages (in lazy mode) and its running.
+pub fn rebuild(
+    record: &Process,
+    image: &Image,
+    mut skeleton: Skeleton,
+    objects: &Objects,
+    chain: &Chain,
+    mode: Mode,
+) -> Result<RebuiltProcess, RebuildError> {
+    let pid = record.pid;
+    let remote_pid = skeleton.remote.pid();
+    let pidfd = pidfd::open(remote_pid).rebuilding(pid, "its pidfd")?;
+    mappings::rebuild(record, &mut skeleton, objects).rebuilding(pid, "the mappings")?;
+    let layout = record.layout.as_ref().ok_or_else(|| incomplete(pid))?;
+    let executable =
+        layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
+    layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
+        .rebuilding(pid, "the memory layout")?;
+    let uffd = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, mode)?;
+    if mode == Mode::Eager {
+        mappings::lock(record, &mut skeleton).rebuilding(pid, "locked memory")?;
+    }
+    descriptors(record, image, objects, &mut skeleton.remote).rebuilding(pid, "the descriptors")?;
+    let remote = &mut skeleton.remote;
+    groups(record, remote).rebuilding(pid, "session and process group")?;
+    if let Some(around) = &record.surroundings {
+        surroundings::rebuild(around, remote).rebuilding(pid, "the working directory")?;
+    }
+    if let Some(wanted) = &record.settings {
+        settings::rebuild(wanted, remote_pid, remote).rebuilding(pid, "its settings")?;
+    }
+    let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));
+    limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, remote).rebuilding(pid, "limits")?;
+    let vdso = record.mappings.iter().find(|v| v.kind() == Kind::Vdso).ok_or_else(|| incomplete(pid))?;
+    let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
+    signals::rebuild_actions(&record.actions, remote).rebuilding(pid, "signal actions")?;
+    let threads = threads(record, skeleton.remote).rebuilding(pid, "a thread")?;
+    let saved = fill::stored(record, chain);
+    Ok(RebuiltProcess { record: record.clone(), threads, gadget, uffd, pidfd, saved })
+}
+
+fn incomplete(pid: i32) -> RebuildError {
+    RebuildError::Refused(format!("its record of process {pid} is incomplete"))
+}
+
+/// Moves the inherited descriptors to their numbers and closes everything else.
+fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    let mut table: Vec<_> = record.descriptors.iter().collect();
+    table.sort_by_key(|d| d.number);
+    let mut calls = Vec::with_capacity(table.len() * 2 + 1);
+    let mut next = 0u64;
+    for descriptor in &table {
+        let source = objects
+            .descriptions
+            .get(descriptor.description as usize)
+            .filter(|_| (descriptor.description as usize) < image.descriptions.len());
+        let source = source.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "a descriptor refers to nothing in the image")
+        })?;
+        let number = u64::from(descriptor.number);
+        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+        calls.push(Call::new(libc::SYS_dup3, &[source.as_raw_fd() as u64, number, flags]));
+        if number > next {
+            calls.push(Call::new(libc::SYS_close_range, &[next, number - 1, 0]));
+        }
+        next = number + 1;
+    }
+    // Everything that was inherited for the restart lies above.
+    calls.push(Call::new(libc::SYS_close_range, &[next, u64::from(u32::MAX), 0]));
+    match remote.run(&calls)?.into_iter().find(|&r| r < 0) {
+        Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
+        None => Ok(()),
+    }
+}
+
+/// Ids whose leader is outside the tree stay those of the restarter.
+fn groups(record: &Process, remote: &mut Remote) -> io::Result<()> {
+    if record.session == record.pid {
+        remote.call(libc::SYS_setsid, &[])?;
+    } else if record.process_group != 0 {
+        remote.call(libc::SYS_setpgid, &[0, record.process_group as u64])?;
+    }
+    Ok(())
+}
+
+/// Creates the other threads with their ids and gives each what it must ask the kernel for itself.
+fn threads(record: &Process, leader: Remote) -> io::Result<Vec<Remote>> {
+    const FLAGS: i32 = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    let mut all = vec![leader];
+    for thread in record.threads.iter().skip(1) {
+        let tid = all[0].data(&thread.tid.to_le_bytes())?;
+        let args = CloneArgs { flags: FLAGS as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
+        let new = all[0].clone_call(&args.to_bytes())?;
+        let stopped = first_stop(new)?;
+        let sibling = all[0].sibling(stopped)?;
+        all.push(sibling);
+    }
+    if record.threads.len() != all.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the image holds a process without threads"));
+    }
+    for (thread, remote) in record.threads.iter().zip(&mut all) {
+        own_state(record, thread, remote)?;
+    }
+    signals::rebuild_shared(&record.pending, &mut all[0], record.pid as u64)?;
+    Ok(all)
+}
+
+fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Result<()> {
+    let name = remote.string(&thread.name)?;
+    remote.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0])?;
+    remote.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0])?;
+    remote.call(libc::SYS_set_tid_address, &[thread.clear_child_tid])?;
+    if thread.robust_list != 0 {
+        const HEAD_LEN: u64 = 24;
+        remote.call(libc::SYS_set_robust_list, &[thread.robust_list, HEAD_LEN])?;
+    }
+    if let Some(own) = &thread.signals {
+        signals::rebuild_thread(own, remote, record.pid as u64, thread.tid as u64)?;
+    }
+    if let Some(wanted) = &thread.scheduling {
+        scheduling::rebuild(wanted, remote)?;
+    }
+    if let Some(wanted) = &thread.credentials {
+        let bounding = ProcDir::process(remote.pid()).status()?.hex("CapBnd")?;
+        credentials::rebuild(wanted, remote, bounding)?;
+        // Changing ids takes dumpability away; the program had it (prctl(2), PR_SET_DUMPABLE).
+        remote.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0])?;
+    }
+    if let Some(rseq) = thread.registers.as_ref().and_then(|r| r.rseq.as_ref()) {
+        let (size, signature) = (u64::from(rseq.size), u64::from(rseq.signature));
+        remote.call(libc::SYS_rseq, &[rseq.pointer, size, 0, signature])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,176 @@
+//! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
+
+use super::objects::Objects;
+use super::{RebuildError, Rebuilding, clocks};
+use crate::memory::vdso;
+use crate::memory::vma::{self, Raw};
+use crate::record::{Image, Process};
+use crate::sys::clone::{self, CloneArgs};
+use crate::sys::inject::Call;
+use crate::sys::ptrace::{self, Stopped};
+use crate::sys::remote::{Remote, SCRATCH_LEN};
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// One skeleton, stopped, its address space cleared.
+pub struct Skeleton {
+    pub remote: Remote,
+    /// The kernel-made mappings it still has.
+    pub special: Vec<Raw>,
+    /// A free range as large as the scratch, for moving things by way of it.
+    pub spare: u64,
+}
+
+const OPTIONS: i32 = ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TRACECLONE | ptrace::O_EXITKILL;
+
+/// How long a process id held by something dying is waited for.
+const PID_WAIT: Duration = Duration::from_secs(5);
+
+/// Makes the whole tree. `original_time` is left behind for the time namespace once the roots exist.
+pub fn plant(
+    image: &Image,
+    _objects: &Objects,
+    original_time: Option<File>,
+) -> Result<Vec<Skeleton>, RebuildError> {
+    let scratch = free_ranges(image)?;
+    let mut grown: Vec<(i32, Skeleton)> = Vec::new();
+    for record in image.processes.iter().filter(|p| p.parent == 0) {
+        let pid = fork_as(record.pid)?;
+        let skeleton = take_over(pid, scratch).rebuilding(record.pid, "the process")?;
+        grown.push((record.pid, skeleton));
+    }
+    clocks::leave(original_time).rebuilding(0, "the clocks")?;
+    for record in image.processes.iter().filter(|p| p.parent != 0) {
+        let parent = grown.iter_mut().find(|g| g.0 == record.parent);
+        let (_, parent) = parent.ok_or_else(|| {
+            RebuildError::Refused(format!("process {} comes before its parent in the image", record.pid))
+        })?;
+        let child = fork_child(parent, record).rebuilding(record.pid, "the process")?;
+        grown.push((record.pid, child));
+    }
+    // In the order of the image.
+    image
+        .processes
+        .iter()
+        .map(|record| {
+            let at = grown.iter().position(|g| g.0 == record.pid);
+            at.map(|i| grown.swap_remove(i).1)
+                .ok_or_else(|| RebuildError::Refused(format!("process {} is listed twice", record.pid)))
+        })
+        .collect()
+}
+
+/// Forks a child with id `pid`, waiting for a holder that is on its way out.
+fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
+    let until = Instant::now() + PID_WAIT;
+    loop {
+        match clone::fork_waiting(Pid::from_raw(pid)) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                let state = ProcDir::process(Pid::from_raw(pid)).stat().map_or('?', |s| s.state());
+                if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
+                    return Err(RebuildError::Refused(format!(
+                        "process id {pid} is in use by another process ({})",
+                        ProcDir::process(Pid::from_raw(pid)).text("comm").unwrap_or_default().trim()
+                    )));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other.rebuilding(pid, "its process id"),
+        }
+    }
+}
+
+/// Two ranges of scratch size that neither the image's mappings nor our own touch.
+fn free_ranges(image: &Image) -> Result<(u64, u64), RebuildError> {
+    let own =
+        std::fs::read_to_string("/proc/self/maps").and_then(|t| vma::parse(&t)).rebuilding(0, "maps")?;
+    let mut taken: Vec<(u64, u64)> = own.iter().map(|r| (r.start, r.end)).collect();
+    taken.extend(image.processes.iter().flat_map(|p| &p.mappings).map(|v| (v.start, v.end)));
+    taken.sort_unstable();
+    // Below every usual mapping, above mmap_min_addr; growth of stacks and heaps goes elsewhere.
+    let mut found = Vec::new();
+    let mut at = 0x1000_0000u64;
+    for (start, end) in taken.into_iter().chain([(0x7fff_0000_0000, u64::MAX)]) {
+        while found.len() < 2 && at + 3 * SCRATCH_LEN <= start {
+            found.push(at + SCRATCH_LEN);
+            at += 3 * SCRATCH_LEN;
+        }
+        at = at.max(end);
+    }
+    match found[..] {
+        [scratch, spare, ..] => Ok((scratch, spare)),
+        _ => Err(RebuildError::Refused("its address spaces leave no room to rebuild them".to_owned())),
+    }
+}
+
+/// Seizes a waiting child, makes it do nothing on signals, and clears its address space.
+fn take_over(pid: Pid, (scratch, spare): (u64, u64)) -> io::Result<Skeleton> {
+    let running = ptrace::seize(pid, OPTIONS)?;
+    running.interrupt()?;
+    let stopped = running.wait_stopped()?;
+    let maps = vma::parse(&ProcDir::process(pid).text("maps")?)?;
+    let vdso = vdso::find(&maps).ok_or_else(|| io::Error::other("this kernel gives processes no vdso"))?;
+    let gadget = syscall_instruction(pid, &vdso)?;
+    let area = stopped.rseq().unwrap_or_default();
+    let mut remote = Remote::new(stopped, gadget, scratch)?;
+    if area.pointer != 0 {
+        const UNREGISTER: u64 = 1;
+        let (size, signature) = (u64::from(area.size), u64::from(area.signature));
+        remote.call(libc::SYS_rseq, &[area.pointer, size, UNREGISTER, signature])?;
+    }
+    let special: Vec<Raw> = maps.into_iter().filter(|m| vdso::kind(&m.name).is_some()).collect();
+    clear(&mut remote, &special)?;
+    Ok(Skeleton { remote, special, spare })
+}
+
+/// Unmaps everything but the scratch and the kernel-made mappings.
+fn clear(remote: &mut Remote, special: &[Raw]) -> io::Result<()> {
+    const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+    let mut kept: Vec<(u64, u64)> = special.iter().map(|m| (m.start, m.end)).collect();
+    let scratch = remote.scratch();
+    kept.push((scratch.start, scratch.end));
+    kept.sort_unstable();
+    let mut calls = Vec::new();
+    let mut at = 0;
+    for (start, end) in kept.into_iter().chain([(TASK_SIZE, TASK_SIZE)]) {
+        if start > at {
+            calls.push(Call::new(libc::SYS_munmap, &[at, start - at]));
+        }
+        at = end;
+    }
+    match remote.run(&calls)?.into_iter().find(|&r| r < 0) {
+        Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
+        None => Ok(()),
+    }
+}
+
+/// The address of a `syscall` instruction in the vdso.
+pub fn syscall_instruction(pid: Pid, vdso: &std::ops::Range<u64>) -> io::Result<u64> {
+    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+    crate::sys::mem::read(pid, vdso.start, &mut bytes)?;
+    let at = bytes.windows(2).position(|w| w == [0x0f, 0x05]);
+    at.map(|i| vdso.start + i as u64).ok_or_else(|| io::Error::other("the vdso makes no system calls"))
+}
+
+/// Has the parent's skeleton fork the child.
+fn fork_child(parent: &mut Skeleton, record: &Process) -> io::Result<Skeleton> {
+    let tid = parent.remote.data(&record.pid.to_le_bytes())?;
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: tid,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    let child = parent.remote.clone_call(&args.to_bytes())?;
+    let stopped = first_stop(child)?;
+    let remote = parent.remote.sibling(stopped)?;
+    Ok(Skeleton { remote, special: parent.special.clone(), spare: parent.spare })
+}
+
+/// Waits for the first stop of a task that was born traced.
+pub fn first_stop(task: Pid) -> io::Result<Stopped> {
+    ptrace::adopt(task).wait_stopped()
+}

@@ -1,0 +1,126 @@
+//! The metadata of one checkpoint: everything but the pages. Each part's record stands in the room of its
+//! kernel object; this file only puts them together.
+
+use crate::memory::{layout::Layout, vma::Vma};
+use crate::object::{Description, table::Descriptor};
+use crate::task::credentials::Credentials;
+use crate::task::limits::Limit;
+use crate::task::registers::Registers;
+use crate::task::scheduling::Scheduling;
+use crate::task::signals::{Action, ThreadSignals};
+use crate::task::surroundings::Surroundings;
+
+/// A whole tree at one instant.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Image {
+    #[prost(message, optional, tag = "1")]
+    pub machine: Option<Machine>,
+    #[prost(message, optional, tag = "2")]
+    pub clocks: Option<Clocks>,
+    /// Parents before children; the first is the program itself.
+    #[prost(message, repeated, tag = "3")]
+    pub processes: Vec<Process>,
+    #[prost(message, repeated, tag = "4")]
+    pub descriptions: Vec<Description>,
+    #[prost(message, repeated, tag = "5")]
+    pub objects: Vec<SharedObject>,
+}
+
+/// Where the image was made.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Machine {
+    #[prost(string, tag = "1")]
+    pub host: String,
+    #[prost(string, tag = "2")]
+    pub kernel: String,
+    /// CPU features that programs could see (/proc/cpuinfo flags).
+    #[prost(string, repeated, tag = "3")]
+    pub cpu_features: Vec<String>,
+    /// Fingerprint of the vdso.
+    #[prost(fixed64, tag = "4")]
+    pub vdso: u64,
+}
+
+/// The program's own clocks at the checkpoint, nanoseconds.
+#[derive(Clone, Copy, PartialEq, prost::Message, serde::Serialize)]
+pub struct Clocks {
+    #[prost(int64, tag = "1")]
+    pub realtime: i64,
+    #[prost(int64, tag = "2")]
+    pub monotonic: i64,
+    #[prost(int64, tag = "3")]
+    pub boottime: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Process {
+    /// Ids are those that the program sees; 0 stands for one outside the tree.
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(int32, tag = "2")]
+    pub parent: i32,
+    #[prost(int32, tag = "3")]
+    pub process_group: i32,
+    #[prost(int32, tag = "4")]
+    pub session: i32,
+    /// The leader comes first.
+    #[prost(message, repeated, tag = "5")]
+    pub threads: Vec<Thread>,
+    /// The space its private pages are stored under.
+    #[prost(uint32, tag = "6")]
+    pub space: u32,
+    #[prost(message, repeated, tag = "7")]
+    pub mappings: Vec<Vma>,
+    #[prost(message, optional, tag = "8")]
+    pub layout: Option<Layout>,
+    #[prost(message, repeated, tag = "9")]
+    pub descriptors: Vec<Descriptor>,
+    #[prost(message, repeated, tag = "10")]
+    pub actions: Vec<Action>,
+    #[prost(bytes = "vec", repeated, tag = "11")]
+    pub pending: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "12")]
+    pub limits: Vec<Limit>,
+    #[prost(message, optional, tag = "13")]
+    pub surroundings: Option<Surroundings>,
+    /// Stopped by this job-control signal, 0 if not.
+    #[prost(int32, tag = "14")]
+    pub job_stop: i32,
+    #[prost(message, optional, tag = "15")]
+    pub settings: Option<crate::task::settings::Settings>,
+}
+
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Thread {
+    #[prost(int32, tag = "1")]
+    pub tid: i32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub registers: Option<Registers>,
+    #[prost(message, optional, tag = "4")]
+    pub signals: Option<ThreadSignals>,
+    #[prost(message, optional, tag = "5")]
+    pub credentials: Option<Credentials>,
+    #[prost(message, optional, tag = "6")]
+    pub scheduling: Option<Scheduling>,
+    #[prost(uint64, tag = "7")]
+    pub clear_child_tid: u64,
+    #[prost(uint64, tag = "8")]
+    pub robust_list: u64,
+}
+
+/// Memory that several mappings share: saved once, under a space of its own.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct SharedObject {
+    #[prost(uint32, tag = "1")]
+    pub space: u32,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    /// Device and inode at the origin: the identity within this image.
+    #[prost(uint64, tag = "3")]
+    pub device: u64,
+    #[prost(uint64, tag = "4")]
+    pub inode: u64,
+}

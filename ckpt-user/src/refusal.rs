@@ -1,0 +1,37 @@
+//! What cannot be saved or restored is an error with a name, never a silent skip.
+
+use nix::unistd::Pid;
+
+/// Why this checkpoint cannot be made; the program goes on undisturbed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// A kind of state that a restart could not rebuild.
+    #[error("process {pid} {what}: {reason}")]
+    Unsupported { pid: Pid, what: String, reason: String },
+    /// The tree did not stand still before the deadline.
+    #[error("{0}")]
+    NotStopped(String),
+    /// The last process of the tree has ended.
+    #[error("the program has ended")]
+    Ended,
+    /// A process vanished or changed while it was looked at.
+    #[error("cannot read {what} of process {pid}")]
+    Unreadable { pid: Pid, what: String, source: std::io::Error },
+}
+
+impl Refusal {
+    pub fn unsupported(pid: Pid, what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported { pid, what: what.into(), reason: reason.into() }
+    }
+}
+
+/// Adds the process and what was read to an I/O error.
+pub trait Reading<T> {
+    fn reading(self, pid: Pid, what: &str) -> Result<T, Refusal>;
+}
+
+impl<T> Reading<T> for std::io::Result<T> {
+    fn reading(self, pid: Pid, what: &str) -> Result<T, Refusal> {
+        self.map_err(|source| Refusal::Unreadable { pid, what: what.to_owned(), source })
+    }
+}

@@ -1,0 +1,96 @@
+//! clone3(2) with chosen process ids, and time namespaces.
+
+use nix::unistd::Pid;
+use std::io;
+
+/// `struct clone_args` (linux/sched.h), version 2 with `cgroup`: 88 bytes.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+
+impl CloneArgs {
+    /// The 88 bytes as the kernel reads them.
+    pub fn to_bytes(self) -> [u8; 88] {
+        let words = [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ];
+        let mut out = [0; 88];
+        for (chunk, word) in out.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+}
+
+/// Forks a child named `pid` that does nothing but wait to be taken over by ptrace.
+///
+/// Only while the calling process has one thread: the child is a copy of it and never returns from here.
+///
+/// # Errors
+/// EEXIST when the id is taken, EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
+    let tid = [pid.as_raw()];
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: tid.as_ptr() as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: fork-like clone3 (no CLONE_VM, no new stack): the child goes on here on its own copy of this
+    // stack. `args` and `tid` live across the call. The child makes only async-signal-safe system calls.
+    unsafe {
+        let child = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>());
+        if child == 0 {
+            // Should ckptbpf die before it has seized this child, nothing else would end it.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
+        }
+        super::check(child).map(|c| Pid::from_raw(c as i32))
+    }
+}
+
+/// Children of this process are born in a new time namespace from now on.
+pub fn unshare_time() -> io::Result<()> {
+    // SAFETY: one integer argument; affects only children created later.
+    super::check(i64::from(unsafe { libc::unshare(0x80) })).map(drop)
+}
+
+/// Enters the namespace that `fd` (of /proc/PID/ns/…) names.
+pub fn set_namespace(fd: std::os::fd::BorrowedFd<'_>, kind: i32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a descriptor we borrow and an integer.
+    super::check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), kind) })).map(drop)
+}
+
+/// Namespace kind for [`set_namespace`].
+pub const NEWTIME: i32 = 0x80;
+
+/// Orphaned descendants of this process become its children.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: integer arguments only.
+    super::check(i64::from(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })).map(drop)
+}

@@ -1,0 +1,131 @@
+//! File-system ids of one thread: files are opened as the user they belong to, never as root.
+//!
+//! Root-squashed NFS and Lustre refuse root what they allow the user, and a path that a user controls must not
+//! be walked with root's rights. Linux keeps fsuid, fsgid and the supplementary groups per thread, and drops
+//! CAP_DAC_OVERRIDE and its kin from the effective set while fsuid is not 0 (capabilities(7)); so assuming
+//! another user's ids is a matter of this thread alone, and of the time that [`Assumed`] lives.
+
+use std::io;
+use std::marker::PhantomData;
+
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
+
+/// Whose rights decide at a file: user, group, supplementary groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsIds {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
+}
+
+impl FsIds {
+    /// The effective ids of this process.
+    pub fn current() -> Self {
+        let groups = getgroups().unwrap_or_default();
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            groups: groups.into_iter().map(Gid::as_raw).collect(),
+        }
+    }
+
+    /// Opens and creates files with these ids, on this thread, until the guard is dropped.
+    ///
+    /// Costs nothing when they are the process's own. Fails with `EPERM` when the kernel does not allow them
+    /// (no CAP_SETUID or CAP_SETGID); then nothing has changed.
+    pub fn assume(&self) -> io::Result<Assumed> {
+        let own = Self::current();
+        let mut back = Assumed { own: None, thread: PhantomData };
+        if same(&own, self) {
+            return Ok(back);
+        }
+        // From here on the guard undoes whatever has been changed, also when a step fails.
+        back.own = Some(own);
+        set_thread_groups(&self.groups)?;
+        setfsgid(Gid::from_raw(self.gid));
+        setfsuid(Uid::from_raw(self.uid));
+        // Neither call reports failure; an id of -1 is never valid, so this only asks.
+        let uid = setfsuid(Uid::from_raw(u32::MAX)).as_raw();
+        let gid = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
+        if (uid, gid) == (self.uid, self.gid) {
+            Ok(back)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EPERM))
+        }
+    }
+}
+
+fn same(a: &FsIds, b: &FsIds) -> bool {
+    let sorted = |ids: &FsIds| {
+        let mut groups = ids.groups.clone();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    };
+    a.uid == b.uid && a.gid == b.gid && sorted(a) == sorted(b)
+}
+
+/// Gives the thread its own ids back when dropped. Bound to its thread.
+#[derive(Debug)]
+pub struct Assumed {
+    own: Option<FsIds>,
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Assumed {
+    fn drop(&mut self) {
+        if let Some(own) = &self.own {
+            setfsuid(Uid::from_raw(own.uid));
+            setfsgid(Gid::from_raw(own.gid));
+            // It was allowed on the way in, by a capability that changing fsuid does not touch.
+            let _ = set_thread_groups(&own.groups);
+        }
+    }
+}
+
+/// setgroups(2) for the calling thread only: the C library's wrapper changes every thread of the process.
+fn set_thread_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the kernel reads `groups.len()` ids of 4 bytes (gid_t is u32 on every Linux target of ours, which
+    // use the 32-bit-id call) from a slice that is alive and initialised for the whole call, and writes nothing
+    // to this process's memory; no other thread's credentials are touched.
+    let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn own_ids_are_assumed_by_anyone() {
+        let own = FsIds::current();
+        drop(own.assume().unwrap());
+        assert_eq!(FsIds::current(), own);
+    }
+
+    #[test]
+    fn a_file_made_under_assumed_ids_is_theirs_and_rights_are_too() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(1234), Some(1235)).unwrap();
+        let other = FsIds { uid: 1234, gid: 1235, groups: vec![1236] };
+        {
+            let _as = other.assume().unwrap();
+            std::fs::write(dir.path().join("a"), "x").unwrap();
+            let root = std::fs::OpenOptions::new().write(true).open("/etc/shadow");
+            assert_eq!(root.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            let elsewhere = std::thread::spawn(|| setfsuid(Uid::from_raw(u32::MAX)));
+            // A thread started meanwhile inherits; that is why guards live shortly.
+            assert_eq!(elsewhere.join().unwrap().as_raw(), 1234);
+        }
+        let made = std::fs::metadata(dir.path().join("a")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (1234, 1235));
+        assert_eq!(setfsuid(Uid::from_raw(u32::MAX)).as_raw(), 0);
+    }
+}

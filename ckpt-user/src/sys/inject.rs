@@ -1,0 +1,156 @@
+//! One system call inside a living program, in a way that heals itself.
+//!
+//! The thread's registers point into a short piece of code placed where nothing ever runs: the zeros behind
+//! the vdso's ELF image. The code makes the call and then, by itself, puts back every register it has
+//! touched and jumps to where the thread was; an interrupted system call is issued again
+//! (or continued by `restart_syscall(2)`, whose restart block no step here touches). So a tracer that is
+//! killed at any instant leaves the thread going on as if nothing had been.
+//!
+//! ```text
+//!  at+0    syscall                      the call
+//!          mov edi,eax; mov eax,3; syscall        close(2) its result, where the result is a descriptor
+//!          mov rdi/rsi/rdx/r10/r8/r9/rcx/r11/rax, imm64
+//!          jmp [rip+0]; .quad target    where the thread was
+//! ```
+//! Stepping uses PTRACE_SYSCALL, never PTRACE_SINGLESTEP: a step's SIGTRAP would reset the action of a
+//! program that blocks or ignores it (force_sig() of kernel/signal.c).
+
+use super::mem::Forced;
+use super::ptrace::{Running, Stop, Stopped};
+use super::regs::{Regs, Restart, restart_of};
+use std::io;
+use std::ops::Range;
+
+/// Room that the code needs, in bytes.
+pub const CODE_LEN: usize = 128;
+
+/// A system call to make: its number and six arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    pub number: i64,
+    pub args: [u64; 6],
+}
+
+impl Call {
+    pub fn new(number: i64, args: &[u64]) -> Self {
+        let mut all = [0; 6];
+        all[..args.len()].copy_from_slice(args);
+        Self { number, args: all }
+    }
+}
+
+/// Finds room for the code in the zeros at the end of the vdso.
+///
+/// # Errors
+/// NotFound when the vdso has no such room; then nothing can be injected into this process.
+pub fn find_room(memory: &Forced, vdso: &Range<u64>) -> io::Result<u64> {
+    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+    memory.read(vdso.start, &mut bytes)?;
+    let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |i| i + 1);
+    let start = (used + 16).next_multiple_of(16);
+    if start + CODE_LEN > bytes.len() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the vdso has no room for injected code"));
+    }
+    Ok(vdso.start + start as u64)
+}
+
+/// Makes `call` in `thread` with code at `at`. With `keep`, the result is a descriptor: `keep` sees it while
+/// it is open in the program, and it is closed there before the thread goes on.
+///
+/// Returns the raw result (negative: -errno) and the thread, stopped with the registers it had.
+///
+/// # Errors
+/// From ptrace; the thread then still heals itself as soon as it runs.
+pub fn call(
+    memory: &Forced,
+    thread: Stopped,
+    at: u64,
+    call: Call,
+    keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
+) -> io::Result<(i64, Stopped)> {
+    let mut thread = thread;
+    let mut original;
+    // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
+    let entry = loop {
+        original = thread.regs()?;
+        memory.write(at, &code(&original, keep.is_some()))?;
+        thread.set_regs(&start(&original, at, call))?;
+        let stopped = thread.syscall()?.wait_stopped()?;
+        match stopped.stop() {
+            Stop::Syscall => break stopped,
+            Stop::Signal(signal) => {
+                stopped.set_regs(&original)?;
+                thread = settle(stopped, signal)?;
+            }
+            _ => {
+                stopped.set_regs(&original)?;
+                thread = stopped;
+            }
+        }
+    };
+    let exit = entry.syscall()?.wait_stopped()?;
+    let result = exit.regs()?.rax as i64;
+    let mut kept = Ok(());
+    let last = match keep {
+        Some(keep) if result >= 0 => {
+            kept = keep(result as i32);
+            exit.syscall()?.wait_stopped()?.syscall()?.wait_stopped()?
+        }
+        _ => exit,
+    };
+    let thread = settle(last, 0)?;
+    thread.set_regs(&original)?;
+    memory.write(at, &[0; CODE_LEN])?;
+    kept?;
+    Ok((result, thread))
+}
+
+/// Lets the thread run into the next PTRACE_EVENT_STOP, where the kernel decides about system call restarts.
+fn settle(stopped: Stopped, signal: i32) -> io::Result<Stopped> {
+    let mut running: Running = stopped.cont_interrupted(signal)?;
+    loop {
+        let stopped = running.wait_stopped()?;
+        match stopped.stop() {
+            Stop::Interrupted | Stop::Group(_) => return Ok(stopped),
+            Stop::Signal(signal) => running = stopped.cont_interrupted(signal)?,
+            _ => running = stopped.cont_interrupted(0)?,
+        }
+    }
+}
+
+fn start(original: &Regs, at: u64, call: Call) -> Regs {
+    let [rdi, rsi, rdx, r10, r8, r9] = call.args;
+    Regs { rip: at, rax: call.number as u64, orig_rax: u64::MAX, rdi, rsi, rdx, r10, r8, r9, ..*original }
+}
+
+fn code(original: &Regs, close_result: bool) -> Vec<u8> {
+    const RESTART_SYSCALL: u64 = libc::SYS_restart_syscall as u64;
+    let (rax, target) = match restart_of(original) {
+        Restart::No => (original.rax, original.rip),
+        // `syscall` is two bytes long; rip is behind it.
+        Restart::Again => (original.orig_rax, original.rip - 2),
+        Restart::Block => (RESTART_SYSCALL, original.rip - 2),
+    };
+    let mut code = vec![0x0f, 0x05];
+    if close_result {
+        code.extend([0x89, 0xc7, 0xb8, 0x03, 0, 0, 0, 0x0f, 0x05]);
+    }
+    let registers: [([u8; 2], u64); 9] = [
+        ([0x48, 0xbf], original.rdi),
+        ([0x48, 0xbe], original.rsi),
+        ([0x48, 0xba], original.rdx),
+        ([0x49, 0xba], original.r10),
+        ([0x49, 0xb8], original.r8),
+        ([0x49, 0xb9], original.r9),
+        ([0x48, 0xb9], original.rcx),
+        ([0x49, 0xbb], original.r11),
+        ([0x48, 0xb8], rax),
+    ];
+    for (movabs, value) in registers {
+        code.extend(movabs);
+        code.extend(value.to_le_bytes());
+    }
+    code.extend([0xff, 0x25, 0, 0, 0, 0]);
+    code.extend(target.to_le_bytes());
+    code
+}

@@ -1,0 +1,79 @@
+//! pidfd_open(2), pidfd_getfd(2), kcmp(2): names for processes and descriptors that cannot be reused.
+
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A descriptor that names the process `pid`; readable once it has ended.
+pub fn open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers, returns a new descriptor or -1.
+    let fd = super::check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A duplicate of descriptor `fd` of the process, close-on-exec.
+pub fn get_fd(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes three integers, returns a new descriptor or -1.
+    let fd = super::check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })?;
+    // SAFETY: as above, a fresh descriptor that only we own.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends `signal` to the process.
+pub fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: integers and a null siginfo pointer, which pidfd_send_signal(2) allows.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    super::check(sent).map(drop)
+}
+
+/// What kcmp(2) compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    File = 0,
+    Vm = 1,
+    Files = 2,
+    Fs = 3,
+    Sighand = 4,
+}
+
+/// Orders two kernel objects: `Equal` means they are one. `idx*` are descriptor numbers for [`Kind::File`].
+pub fn compare(a: Pid, b: Pid, kind: Kind, idx_a: i32, idx_b: i32) -> io::Result<std::cmp::Ordering> {
+    // SAFETY: five integers; kcmp(2) writes nothing.
+    let got = unsafe {
+        libc::syscall(libc::SYS_kcmp, a.as_raw(), b.as_raw(), kind as i32, idx_a as u64, idx_b as u64)
+    };
+    match super::check(got)? {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        2 => Ok(std::cmp::Ordering::Greater),
+        _ => Err(io::Error::other("kcmp(2) cannot order these objects")),
+    }
+}
+
+/// A close-on-exec duplicate with a number of at least `base`.
+pub fn duplicate_above(fd: &OwnedFd, base: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and returns a fresh descriptor or -1.
+    let new = super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, base) }))?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}
+
+/// A duplicate of our own standard stream 0, 1 or 2.
+///
+/// # Errors
+/// EBADF when it is closed.
+pub fn duplicate_standard(stream: i32) -> io::Result<OwnedFd> {
+    // SAFETY: as above; the number need not be open.
+    let new = super::check(i64::from(unsafe { libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 3) }))?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}

@@ -1,0 +1,287 @@
+//! A traced thread as a typestate: [`Running`] → [`Stopped`] → [`Running`]; registers exist only on `Stopped`.
+//!
+//! ```text
+//!   seize ──▶ Running ──interrupt+wait──▶ Stopped ──detach──▶ (untraced)
+//!                ▲                           │
+//!                └──── cont / syscall ───────┘
+//! ```
+//! Every call must come from the thread that seized (ptrace(2)); nothing here stops by a signal.
+
+use super::regs::Regs;
+use nix::unistd::Pid;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// PTRACE_SEIZE options (linux/ptrace.h).
+pub const O_TRACESYSGOOD: i32 = 1;
+pub const O_TRACEFORK: i32 = 1 << 1;
+pub const O_TRACECLONE: i32 = 1 << 3;
+pub const O_TRACEEXEC: i32 = 1 << 4;
+pub const O_EXITKILL: i32 = 1 << 20;
+/// Needs CAP_SYS_ADMIN; lifts the tracee's seccomp filters while it is traced.
+pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
+
+const GETSIGMASK: u32 = 0x420a;
+const SETSIGMASK: u32 = 0x420b;
+const PEEKSIGINFO: u32 = 0x4209;
+const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const NT_X86_XSTATE: usize = 0x202;
+const PEEKSIGINFO_SHARED: u32 = 1;
+
+/// Why a traced thread stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// PTRACE_EVENT_STOP by our PTRACE_INTERRUPT (or a new child's first stop).
+    Interrupted,
+    /// The thread's group is stopped by this signal (job control).
+    Group(i32),
+    /// A signal is about to be delivered; it must be given back.
+    Signal(i32),
+    /// System call entry or exit (PTRACE_SYSCALL).
+    Syscall,
+    /// PTRACE_EVENT_FORK/VFORK/CLONE/EXEC…: the event's number.
+    Event(i32),
+}
+
+/// The thread ended instead of stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Died(pub i32);
+
+/// What waiting for a thread gave.
+pub enum Waited {
+    Stopped(Stopped),
+    Died(Died),
+    /// The deadline passed; the thread still runs.
+    TimedOut(Running),
+}
+
+/// A seized thread that runs.
+#[derive(Debug)]
+pub struct Running {
+    tid: Pid,
+}
+
+/// A seized thread that stands still.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: Pid,
+    stop: Stop,
+}
+
+/// Where a thread's rseq area lies (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RseqArea {
+    pub pointer: u64,
+    pub size: u32,
+    pub signature: u32,
+    pub flags: u32,
+}
+
+fn request(req: u32, tid: Pid, addr: usize, data: usize) -> io::Result<i64> {
+    // SAFETY: ptrace reads or writes only what `addr` and `data` point to; every caller in this file
+    // passes either plain numbers or pointers to live, correctly sized buffers of its own frame.
+    super::check(unsafe { libc::ptrace(req, tid.as_raw(), addr, data) })
+}
+
+/// Attaches to `tid` without stopping it.
+///
+/// # Errors
+/// EPERM when another tracer is attached or the credentials do not allow it; ESRCH when it is gone.
+pub fn seize(tid: Pid, options: i32) -> io::Result<Running> {
+    request(libc::PTRACE_SEIZE, tid, 0, options as usize)?;
+    Ok(Running { tid })
+}
+
+/// Takes over a thread that the kernel attached by itself (PTRACE_O_TRACECLONE/FORK).
+pub fn adopt(tid: Pid) -> Running {
+    Running { tid }
+}
+
+impl Running {
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Asks the thread to stop; returns at once.
+    pub fn interrupt(&self) -> io::Result<()> {
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
+    }
+
+    /// Waits for the next stop until `deadline` (forever when `None`).
+    pub fn wait(self, deadline: Option<Instant>) -> io::Result<Waited> {
+        let started = Instant::now();
+        loop {
+            let flags = libc::__WALL | if deadline.is_some() { libc::WNOHANG } else { 0 };
+            let mut status = 0;
+            // SAFETY: `status` outlives the call; waitpid writes nothing else.
+            let got = unsafe { libc::waitpid(self.tid.as_raw(), &raw mut status, flags) };
+            if got < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            }
+            if got == 0 {
+                if deadline.is_some_and(|d| Instant::now() >= d) {
+                    return Ok(Waited::TimedOut(self));
+                }
+                // A stop takes some 30 µs: spin that long, then give the CPU away.
+                if started.elapsed() < Duration::from_micros(100) {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::sleep(Duration::from_micros(40));
+                }
+                continue;
+            }
+            if !libc::WIFSTOPPED(status) {
+                return Ok(Waited::Died(Died(status)));
+            }
+            return Ok(Waited::Stopped(Stopped { tid: self.tid, stop: classify(status) }));
+        }
+    }
+
+    /// Waits without a deadline for a stop; a death is an error.
+    pub fn wait_stopped(self) -> io::Result<Stopped> {
+        match self.wait(None)? {
+            Waited::Stopped(stopped) => Ok(stopped),
+            Waited::Died(Died(status)) => Err(io::Error::other(format!(
+                "the thread ended while it was traced (wait status {status:#x})"
+            ))),
+            Waited::TimedOut(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        }
+    }
+}
+
+fn classify(status: i32) -> Stop {
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        0 => Stop::Signal(signal),
+        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupted,
+        libc::PTRACE_EVENT_STOP => Stop::Group(signal),
+        event => Stop::Event(event),
+    }
+}
+
+impl Stopped {
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    pub fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    pub fn regs(&self) -> io::Result<Regs> {
+        // SAFETY: all-zero is a valid user_regs_struct (plain integers).
+        let mut regs: Regs = unsafe { std::mem::zeroed() };
+        request(libc::PTRACE_GETREGS, self.tid, 0, (&raw mut regs) as usize)?;
+        Ok(regs)
+    }
+
+    pub fn set_regs(&self, regs: &Regs) -> io::Result<()> {
+        request(libc::PTRACE_SETREGS, self.tid, 0, std::ptr::from_ref(regs) as usize).map(drop)
+    }
+
+    /// The extended state (x87, SSE, AVX, …) in the XSAVE format of this CPU.
+    pub fn xstate(&self) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0u8; 16 << 10];
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, (&raw mut iov) as usize)?;
+        buffer.truncate(iov.iov_len);
+        Ok(buffer)
+    }
+
+    pub fn set_xstate(&self, state: &[u8]) -> io::Result<()> {
+        let iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+        request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, (&raw const iov) as usize).map(drop)
+    }
+
+    /// Blocked signals, bit N-1 for signal N.
+    pub fn sigmask(&self) -> io::Result<u64> {
+        let mut mask = 0u64;
+        request(GETSIGMASK, self.tid, 8, (&raw mut mask) as usize)?;
+        Ok(mask)
+    }
+
+    pub fn set_sigmask(&self, mask: u64) -> io::Result<()> {
+        request(SETSIGMASK, self.tid, 8, (&raw const mask) as usize).map(drop)
+    }
+
+    /// The rseq area, all zero where none is registered.
+    ///
+    /// # Errors
+    /// EIO on kernels without CONFIG_RSEQ or before 5.13.
+    pub fn rseq(&self) -> io::Result<RseqArea> {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Configuration {
+            pointer: u64,
+            size: u32,
+            signature: u32,
+            flags: u32,
+            pad: u32,
+        }
+        let mut c = Configuration::default();
+        request(GET_RSEQ_CONFIGURATION, self.tid, size_of::<Configuration>(), (&raw mut c) as usize)?;
+        Ok(RseqArea { pointer: c.pointer, size: c.size, signature: c.signature, flags: c.flags })
+    }
+
+    /// Signals queued for this thread (`shared` false) or its process, oldest first: 128-byte siginfo each.
+    pub fn pending(&self, shared: bool) -> io::Result<Vec<[u8; 128]>> {
+        #[repr(C)]
+        struct Args {
+            off: u64,
+            flags: u32,
+            nr: i32,
+        }
+        let mut all = Vec::new();
+        loop {
+            let mut chunk = [[0u8; 128]; 16];
+            let args =
+                Args { off: all.len() as u64, flags: if shared { PEEKSIGINFO_SHARED } else { 0 }, nr: 16 };
+            let got =
+                request(PEEKSIGINFO, self.tid, (&raw const args) as usize, chunk.as_mut_ptr() as usize)?;
+            all.extend_from_slice(&chunk[..got as usize]);
+            if got < 16 {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The event's message: the new task's id after a fork or clone event.
+    pub fn event_message(&self) -> io::Result<u64> {
+        let mut message = 0u64;
+        request(libc::PTRACE_GETEVENTMSG, self.tid, 0, (&raw mut message) as usize)?;
+        Ok(message)
+    }
+
+    /// Runs on, delivering `signal` if not 0.
+    pub fn cont(self, signal: i32) -> io::Result<Running> {
+        request(libc::PTRACE_CONT, self.tid, 0, signal as usize)?;
+        Ok(Running { tid: self.tid })
+    }
+
+    /// Runs on, delivering `signal` if not 0, into a PTRACE_EVENT_STOP asked for beforehand.
+    pub fn cont_interrupted(self, signal: i32) -> io::Result<Running> {
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
+        self.cont(signal)
+    }
+
+    /// Runs to the next system call entry or exit.
+    pub fn syscall(self) -> io::Result<Running> {
+        request(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
+        Ok(Running { tid: self.tid })
+    }
+
+    /// Lets go of the thread: the thaw. A group-stop stays one.
+    pub fn detach(self) -> io::Result<()> {
+        let signal = if let Stop::Signal(signal) = self.stop { signal } else { 0 };
+        request(libc::PTRACE_DETACH, self.tid, 0, signal as usize).map(drop)
+    }
+
+    pub fn set_options(&self, options: i32) -> io::Result<()> {
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
+    }
+}

@@ -1,0 +1,116 @@
+//! General registers of a stopped x86-64 thread, and what they say about the system call it is in.
+
+/// `struct user_regs_struct` of <sys/user.h>; the order is the kernel's `pt_regs` for ptrace.
+pub type Regs = libc::user_regs_struct;
+
+/// Kernel-internal results of an interrupted system call (include/linux/errno.h).
+pub const ERESTARTSYS: i64 = 512;
+/// Restarted whatever the signal's flags say.
+pub const ERESTARTNOINTR: i64 = 513;
+/// Restarted only where no handler runs.
+pub const ERESTARTNOHAND: i64 = 514;
+/// Goes on through `restart_syscall(2)` and the thread's restart block.
+pub const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// What the kernel will do with the interrupted system call of a stopped thread when it runs again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Not inside a system call, or the call has its final result.
+    No,
+    /// The call is issued again with the same arguments.
+    Again,
+    /// `restart_syscall(2)` continues it from the thread's restart block.
+    Block,
+}
+
+/// Classifies `regs` as arch_do_signal_or_restart() of arch/x86/kernel/signal.c does.
+pub fn restart_of(regs: &Regs) -> Restart {
+    if (regs.orig_rax as i64) < 0 {
+        return Restart::No;
+    }
+    match -(regs.rax as i64) {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => Restart::Again,
+        ERESTART_RESTARTBLOCK => Restart::Block,
+        _ => Restart::No,
+    }
+}
+
+/// The bytes of `regs` as the kernel lays them out: 27 little-endian u64, 216 bytes.
+pub fn to_words(regs: &Regs) -> [u64; 27] {
+    [
+        regs.r15,
+        regs.r14,
+        regs.r13,
+        regs.r12,
+        regs.rbp,
+        regs.rbx,
+        regs.r11,
+        regs.r10,
+        regs.r9,
+        regs.r8,
+        regs.rax,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.orig_rax,
+        regs.rip,
+        regs.cs,
+        regs.eflags,
+        regs.rsp,
+        regs.ss,
+        regs.fs_base,
+        regs.gs_base,
+        regs.ds,
+        regs.es,
+        regs.fs,
+        regs.gs,
+    ]
+}
+
+/// The reverse of [`to_words`].
+pub fn from_words(w: &[u64; 27]) -> Regs {
+    Regs {
+        r15: w[0],
+        r14: w[1],
+        r13: w[2],
+        r12: w[3],
+        rbp: w[4],
+        rbx: w[5],
+        r11: w[6],
+        r10: w[7],
+        r9: w[8],
+        r8: w[9],
+        rax: w[10],
+        rcx: w[11],
+        rdx: w[12],
+        rsi: w[13],
+        rdi: w[14],
+        orig_rax: w[15],
+        rip: w[16],
+        cs: w[17],
+        eflags: w[18],
+        rsp: w[19],
+        ss: w[20],
+        fs_base: w[21],
+        gs_base: w[22],
+        ds: w[23],
+        es: w[24],
+        fs: w[25],
+        gs: w[26],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip() {
+        let mut words = [0u64; 27];
+        for (i, w) in words.iter_mut().enumerate() {
+            *w = i as u64 * 0x0101_0101 + 7;
+        }
+        assert_eq!(to_words(&from_words(&words)), words);
+    }
+}

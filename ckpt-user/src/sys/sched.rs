@@ -1,0 +1,41 @@
+//! sched_getattr(2), sched_getaffinity(2), ioprio_get(2) of another thread.
+
+use nix::unistd::Pid;
+use std::io;
+
+/// `struct sched_attr` (56 bytes on current kernels), as the kernel fills it.
+pub fn attributes(tid: Pid) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0u8; 64];
+    let len = bytes.len();
+    // SAFETY: the kernel writes at most `len` bytes into the buffer we own.
+    super::check(unsafe {
+        libc::syscall(libc::SYS_sched_getattr, tid.as_raw(), bytes.as_mut_ptr(), len, 0)
+    })?;
+    let size = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    bytes.truncate(size.clamp(48, len));
+    Ok(bytes)
+}
+
+/// The CPU mask, as many bytes as the kernel uses.
+pub fn affinity(tid: Pid) -> io::Result<Vec<u8>> {
+    let mut mask = vec![0u8; 1024];
+    // SAFETY: the kernel writes at most `mask.len()` bytes and returns how many.
+    let got =
+        unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.as_raw(), mask.len(), mask.as_mut_ptr()) };
+    mask.truncate(super::check(got)? as usize);
+    Ok(mask)
+}
+
+/// The I/O priority (class << 13 | level).
+pub fn io_priority(tid: Pid) -> io::Result<u32> {
+    // SAFETY: integers only (IOPRIO_WHO_PROCESS = 1).
+    super::check(unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid.as_raw()) }).map(|p| p as u32)
+}
+
+/// Head of the thread's robust futex list and the length the kernel knows it by (get_robust_list(2)).
+pub fn robust_list(tid: Pid) -> io::Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel writes one pointer and one size into our two variables.
+    let got = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw(), &raw mut head, &raw mut len) };
+    super::check(got).map(|_| (head, len))
+}

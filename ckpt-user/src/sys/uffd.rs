@@ -1,0 +1,166 @@
+//! userfaultfd: the ioctls that the `userfaultfd` crate does not know (WP_ASYNC, COPY with MODE_WP, …).
+//!
+//! Layouts and numbers are those of linux/userfaultfd.h of Linux 6.18; a test checks sizes and numbers.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const API: u64 = 0xaa;
+
+pub const FEATURE_EVENT_FORK: u64 = 1 << 1;
+pub const FEATURE_EVENT_REMAP: u64 = 1 << 2;
+pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+pub const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
+pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+
+/// What dirty tracking asks of the kernel.
+pub const TRACKING: u64 = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED;
+/// What a lazy restart asks for on top.
+pub const EVENTS: u64 = FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP;
+
+pub const MODE_MISSING: u64 = 1;
+pub const MODE_WP: u64 = 2;
+
+/// userfaultfd(2) flag: faults of the kernel are not served; allowed to every user.
+pub const USER_MODE_ONLY: u64 = 1;
+
+const COPY_DONTWAKE: u64 = 1;
+const COPY_WP: u64 = 2;
+
+const fn iowr(number: u64, size: usize) -> u64 {
+    3 << 30 | (size as u64) << 16 | API << 8 | number
+}
+const fn ior(number: u64, size: usize) -> u64 {
+    2 << 30 | (size as u64) << 16 | API << 8 | number
+}
+const IOCTL_API: u64 = iowr(0x3f, 24);
+const IOCTL_REGISTER: u64 = iowr(0x00, 32);
+const IOCTL_UNREGISTER: u64 = ior(0x01, 16);
+const IOCTL_WAKE: u64 = ior(0x02, 16);
+const IOCTL_COPY: u64 = iowr(0x03, 40);
+const IOCTL_ZEROPAGE: u64 = iowr(0x04, 32);
+
+/// One userfaultfd, of this or another process's address space.
+#[derive(Debug)]
+pub struct Uffd(OwnedFd);
+
+/// How a fill ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// Bytes that are now in place, counted from the start of the range.
+    Bytes(u64),
+    /// Nothing: the page at the start is there already.
+    Exists,
+    /// Nothing: an event of the address space waits to be read first.
+    Busy,
+    /// Nothing: the range is not mapped, or not registered here.
+    Gone,
+    /// Nothing: the process has ended.
+    Dead,
+}
+
+impl Uffd {
+    /// Takes a fresh descriptor and agrees on `features`.
+    ///
+    /// # Errors
+    /// EINVAL when the kernel lacks one of them.
+    pub fn handshake(fd: OwnedFd, features: u64) -> io::Result<Self> {
+        let mut api = [API, features, 0u64];
+        let uffd = Self(fd);
+        uffd.ioctl(IOCTL_API, api.as_mut_ptr())?;
+        Ok(uffd)
+    }
+
+    /// Takes over a descriptor that is set up already (a fork event's).
+    pub fn adopt(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// A userfaultfd of this process itself.
+    pub fn of_self(flags: u64) -> io::Result<OwnedFd> {
+        use std::os::fd::FromRawFd;
+        // SAFETY: one integer argument; the result is a fresh descriptor or -1.
+        let fd =
+            super::check(unsafe { libc::syscall(libc::SYS_userfaultfd, flags | libc::O_CLOEXEC as u64) })?;
+        // SAFETY: the kernel has just given it to us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+
+    fn ioctl(&self, number: u64, words: *mut u64) -> io::Result<()> {
+        // SAFETY: `words` points to an array of u64 at least as large as the size coded in `number`
+        // (each caller below builds it beside the number); the kernel writes only within it.
+        super::check(i64::from(unsafe { libc::ioctl(self.0.as_raw_fd(), number, words) })).map(drop)
+    }
+
+    /// Watches the page-aligned range with `mode` (MODE_MISSING, MODE_WP or both).
+    ///
+    /// # Errors
+    /// EBUSY when another userfaultfd has it, EINVAL when this kind of mapping cannot be watched.
+    pub fn register(&self, start: u64, len: u64, mode: u64) -> io::Result<()> {
+        self.ioctl(IOCTL_REGISTER, [start, len, mode, 0].as_mut_ptr())
+    }
+
+    pub fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
+        self.ioctl(IOCTL_UNREGISTER, [start, len].as_mut_ptr())
+    }
+
+    pub fn wake(&self, start: u64, len: u64) -> io::Result<()> {
+        self.ioctl(IOCTL_WAKE, [start, len].as_mut_ptr())
+    }
+
+    /// Places `bytes` at `start`, write-protected, so that they count as clean. Wakes waiters if `wake`.
+    pub fn copy(&self, start: u64, bytes: &[u8], wake: bool) -> io::Result<Filled> {
+        let mode = COPY_WP | if wake { 0 } else { COPY_DONTWAKE };
+        let mut args = [start, bytes.as_ptr() as u64, bytes.len() as u64, mode, 0];
+        let done = self.ioctl(IOCTL_COPY, args.as_mut_ptr());
+        filled(done, args[4] as i64)
+    }
+
+    /// Places zero pages at `start`.
+    pub fn zero(&self, start: u64, len: u64) -> io::Result<Filled> {
+        let mut args = [start, len, 0, 0];
+        let done = self.ioctl(IOCTL_ZEROPAGE, args.as_mut_ptr());
+        filled(done, args[3] as i64)
+    }
+
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn filled(done: io::Result<()>, bytes: i64) -> io::Result<Filled> {
+    match done {
+        Ok(()) => Ok(Filled::Bytes(bytes as u64)),
+        Err(_) if bytes > 0 => Ok(Filled::Bytes(bytes as u64)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EEXIST) => Ok(Filled::Exists),
+            Some(libc::EAGAIN) => Ok(Filled::Busy),
+            Some(libc::ENOENT) => Ok(Filled::Gone),
+            Some(libc::ESRCH) => Ok(Filled::Dead),
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers as the C macros of linux/userfaultfd.h expand to on x86-64.
+    #[test]
+    fn ioctl_numbers_are_the_kernels() {
+        assert_eq!(IOCTL_API, 0xc018_aa3f);
+        assert_eq!(IOCTL_REGISTER, 0xc020_aa00);
+        assert_eq!(IOCTL_UNREGISTER, 0x8010_aa01);
+        assert_eq!(IOCTL_WAKE, 0x8010_aa02);
+        assert_eq!(IOCTL_COPY, 0xc028_aa03);
+        assert_eq!(IOCTL_ZEROPAGE, 0xc020_aa04);
+    }
+}

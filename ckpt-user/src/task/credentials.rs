@@ -1,0 +1,100 @@
+//! User, group and capability identity of a task (credentials(7)).
+
+use super::proc::Status;
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use std::io;
+
+/// Real, effective, saved and file-system ids, groups and capability sets.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Credentials {
+    #[prost(uint32, repeated, tag = "1")]
+    pub uids: Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    pub gids: Vec<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub groups: Vec<u32>,
+    #[prost(fixed64, tag = "4")]
+    pub inheritable: u64,
+    #[prost(fixed64, tag = "5")]
+    pub permitted: u64,
+    #[prost(fixed64, tag = "6")]
+    pub effective: u64,
+    #[prost(fixed64, tag = "7")]
+    pub bounding: u64,
+    #[prost(fixed64, tag = "8")]
+    pub ambient: u64,
+    #[prost(bool, tag = "9")]
+    pub no_new_privileges: bool,
+}
+
+pub fn capture(status: &Status) -> io::Result<Credentials> {
+    Ok(Credentials {
+        uids: status.numbers("Uid")?,
+        gids: status.numbers("Gid")?,
+        groups: status.numbers("Groups")?,
+        inheritable: status.hex("CapInh")?,
+        permitted: status.hex("CapPrm")?,
+        effective: status.hex("CapEff")?,
+        bounding: status.hex("CapBnd")?,
+        ambient: status.hex("CapAmb")?,
+        no_new_privileges: status.decimal("NoNewPrivs")? != 0,
+    })
+}
+
+impl Credentials {
+    /// # Errors
+    /// InvalidData when the image does not hold four ids of each kind.
+    pub fn ids(&self) -> io::Result<([u32; 4], [u32; 4])> {
+        let four = |v: &[u32]| <[u32; 4]>::try_from(v).ok();
+        four(&self.uids).zip(four(&self.gids)).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the image's credentials record is incomplete")
+        })
+    }
+}
+
+/// Gives the calling skeleton thread the recorded identity. `current_bounding` is the set it has.
+pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current_bounding: u64) -> io::Result<()> {
+    const KEEPCAPS: u64 = libc::PR_SET_KEEPCAPS as u64;
+    const CAPBSET_DROP: u64 = libc::PR_CAPBSET_DROP as u64;
+    let (uids, gids) = wanted.ids()?;
+    let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let groups_at = remote.data(&groups)?;
+    // struct __user_cap_header_struct (version 3) and two __user_cap_data_structs: capset(2).
+    let mut caps = 0x2008_0522u32.to_le_bytes().to_vec();
+    caps.extend(0u32.to_le_bytes());
+    for shift in [0, 32] {
+        for set in [wanted.effective, wanted.permitted, wanted.inheritable] {
+            caps.extend(((set >> shift) as u32).to_le_bytes());
+        }
+    }
+    let caps_at = remote.data(&caps)?;
+    let id = |v: u32| u64::from(v);
+    let mut calls = vec![Call::new(libc::SYS_prctl, &[KEEPCAPS, 1, 0, 0, 0])];
+    for cap in (0..64u64).filter(|c| current_bounding & !wanted.bounding & 1 << c != 0) {
+        calls.push(Call::new(libc::SYS_prctl, &[CAPBSET_DROP, cap, 0, 0, 0]));
+    }
+    calls.extend([
+        Call::new(libc::SYS_setgroups, &[wanted.groups.len() as u64, groups_at]),
+        Call::new(libc::SYS_setresgid, &[id(gids[0]), id(gids[1]), id(gids[2])]),
+        Call::new(libc::SYS_setresuid, &[id(uids[0]), id(uids[1]), id(uids[2])]),
+        Call::new(libc::SYS_setfsgid, &[id(gids[3])]),
+        Call::new(libc::SYS_setfsuid, &[id(uids[3])]),
+        Call::new(libc::SYS_capset, &[caps_at, caps_at + 8]),
+        Call::new(libc::SYS_prctl, &[KEEPCAPS, 0, 0, 0, 0]),
+    ]);
+    for cap in (0..64u64).filter(|c| wanted.ambient & 1 << c != 0) {
+        const AMBIENT_RAISE: u64 = libc::PR_CAP_AMBIENT_RAISE as u64;
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, AMBIENT_RAISE, cap, 0, 0]));
+    }
+    if wanted.no_new_privileges {
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]));
+    }
+    let fs_ids = [libc::SYS_setfsgid, libc::SYS_setfsuid];
+    for (call, result) in calls.iter().zip(remote.run(&calls)?) {
+        if result < 0 && !fs_ids.contains(&call.number) {
+            return Err(io::Error::from_raw_os_error(-result as i32));
+        }
+    }
+    Ok(())
+}

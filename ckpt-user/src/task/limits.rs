@@ -1,0 +1,86 @@
+//! Resource limits (getrlimit(2)), read from /proc/PID/limits: prlimit(2) on another user's process is refused
+//! without CAP_SYS_RESOURCE.
+
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use std::io;
+
+/// Soft and hard limit of one resource; u64::MAX is unlimited.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Limit {
+    #[prost(uint32, tag = "1")]
+    pub resource: u32,
+    #[prost(uint64, tag = "2")]
+    pub soft: u64,
+    #[prost(uint64, tag = "3")]
+    pub hard: u64,
+}
+
+/// The lines of /proc/PID/limits in the order of the resource numbers (fs/proc/base.c).
+const NAMES: [&str; 16] = [
+    "Max cpu time",
+    "Max file size",
+    "Max data size",
+    "Max stack size",
+    "Max core file size",
+    "Max resident set",
+    "Max processes",
+    "Max open files",
+    "Max locked memory",
+    "Max address space",
+    "Max file locks",
+    "Max pending signals",
+    "Max msgqueue size",
+    "Max nice priority",
+    "Max realtime priority",
+    "Max realtime timeout",
+];
+
+/// # Errors
+/// InvalidData when a line is missing or has no two limits.
+pub fn parse(text: &str) -> io::Result<Vec<Limit>> {
+    let value = |word: &str| if word == "unlimited" { Some(u64::MAX) } else { word.parse().ok() };
+    NAMES
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+            let mut words = line.split_ascii_whitespace();
+            let (soft, hard) = (value(words.next()?)?, value(words.next()?)?);
+            Some(Limit { resource: i as u32, soft, hard })
+        })
+        .collect::<Option<Vec<Limit>>>()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "cannot understand /proc/PID/limits"))
+}
+
+/// Sets the limits of the calling skeleton; only those that differ from `current`.
+///
+/// # Errors
+/// EPERM when a hard limit would have to rise and CAP_SYS_RESOURCE is missing.
+pub fn rebuild(wanted: &[Limit], current: &[Limit], remote: &mut Remote) -> io::Result<()> {
+    for limit in wanted.iter().filter(|l| !current.contains(l)) {
+        let mut bytes = limit.soft.to_le_bytes().to_vec();
+        bytes.extend(limit.hard.to_le_bytes());
+        let at = remote.data(&bytes)?;
+        let results =
+            remote.run(&[Call::new(libc::SYS_prlimit64, &[0, u64::from(limit.resource), at, 0])])?;
+        if results[0] < 0 {
+            let name = NAMES.get(limit.resource as usize).copied().unwrap_or("unknown limit");
+            let error = io::Error::from_raw_os_error(-results[0] as i32);
+            return Err(io::Error::new(
+                error.kind(),
+                format!("cannot set \"{name}\" to {}/{}: {error}", limit.soft, limit.hard),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn own_limits_are_understood() {
+        let text = std::fs::read_to_string("/proc/self/limits").unwrap();
+        assert_eq!(super::parse(&text).unwrap().len(), 16);
+    }
+}

@@ -1,0 +1,156 @@
+//! What /proc/PID shows of a process, parsed into plain data (proc(5)).
+
+use nix::unistd::Pid;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// /proc/PID or /proc/PID/task/TID.
+#[derive(Debug, Clone)]
+pub struct ProcDir(PathBuf);
+
+impl ProcDir {
+    pub fn process(pid: Pid) -> Self {
+        Self(PathBuf::from(format!("/proc/{pid}")))
+    }
+
+    pub fn thread(pid: Pid, tid: Pid) -> Self {
+        Self(PathBuf::from(format!("/proc/{pid}/task/{tid}")))
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn text(&self, name: &str) -> io::Result<String> {
+        let bytes = fs::read(self.path(name))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    pub fn bytes(&self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.path(name))
+    }
+
+    pub fn link(&self, name: &str) -> io::Result<PathBuf> {
+        fs::read_link(self.path(name))
+    }
+
+    pub fn status(&self) -> io::Result<Status> {
+        self.text("status").map(Status)
+    }
+
+    pub fn stat(&self) -> io::Result<Stat> {
+        Stat::parse(&self.text("stat")?).ok_or_else(|| invalid("stat"))
+    }
+
+    /// Ids of the numeric entries of a directory below (`task`, `fd`, `map_files` are such), ascending.
+    pub fn numbers(&self, name: &str) -> io::Result<Vec<i32>> {
+        let mut numbers: Vec<i32> = fs::read_dir(self.path(name))?
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The children of this thread.
+    pub fn children(&self) -> io::Result<Vec<Pid>> {
+        let text = self.text("children")?;
+        Ok(text.split_ascii_whitespace().filter_map(|w| w.parse().ok().map(Pid::from_raw)).collect())
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("cannot understand /proc/PID/{what}"))
+}
+
+/// /proc/PID/status.
+#[derive(Debug)]
+pub struct Status(String);
+
+impl Status {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    }
+
+    fn radix<const R: u32>(&self, name: &str) -> io::Result<u64> {
+        self.field(name).and_then(|v| u64::from_str_radix(v, R).ok()).ok_or_else(|| invalid(name))
+    }
+
+    pub fn hex(&self, name: &str) -> io::Result<u64> {
+        self.radix::<16>(name)
+    }
+
+    pub fn octal(&self, name: &str) -> io::Result<u64> {
+        self.radix::<8>(name)
+    }
+
+    pub fn decimal(&self, name: &str) -> io::Result<u64> {
+        self.radix::<10>(name)
+    }
+
+    /// A line of numbers, such as `Uid` (real, effective, saved, file system) or `Groups`.
+    pub fn numbers(&self, name: &str) -> io::Result<Vec<u32>> {
+        let field = self.field(name).ok_or_else(|| invalid(name))?;
+        field.split_ascii_whitespace().map(|w| w.parse().map_err(|_| invalid(name))).collect()
+    }
+}
+
+/// /proc/PID/stat; field numbers as in proc_pid_stat(5).
+#[derive(Debug, Clone)]
+pub struct Stat {
+    pub comm: String,
+    fields: Vec<String>,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        let open = text.find('(')?;
+        let close = text.rfind(')')?;
+        let fields = text.get(close + 2..)?.split_ascii_whitespace().map(str::to_owned).collect();
+        Some(Self { comm: text.get(open + 1..close)?.to_owned(), fields })
+    }
+
+    /// State letter: R, S, D, T, t, Z, X, I.
+    pub fn state(&self) -> char {
+        self.fields.first().and_then(|f| f.chars().next()).unwrap_or('?')
+    }
+
+    /// Field `number` (3 = state) as a signed number; 0 where the kernel hides it.
+    pub fn number(&self, number: usize) -> i64 {
+        let field = number.checked_sub(3).and_then(|i| self.fields.get(i));
+        field
+            .and_then(|f| f.parse::<i64>().ok().or_else(|| f.parse::<u64>().ok().map(|v| v as i64)))
+            .unwrap_or(0)
+    }
+
+    pub fn parent(&self) -> Pid {
+        Pid::from_raw(self.number(4) as i32)
+    }
+
+    pub fn process_group(&self) -> Pid {
+        Pid::from_raw(self.number(5) as i32)
+    }
+
+    pub fn session(&self) -> Pid {
+        Pid::from_raw(self.number(6) as i32)
+    }
+
+    /// Clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.number(22) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let stat = Stat::parse("7 (a) b (c)) S 1 2 3 0").unwrap();
+        assert_eq!(stat.comm, "a) b (c)");
+        assert_eq!(stat.state(), 'S');
+        assert_eq!(stat.parent(), Pid::from_raw(1));
+        assert_eq!(stat.session(), Pid::from_raw(3));
+    }
+}

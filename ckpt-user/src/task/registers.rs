@@ -1,0 +1,80 @@
+//! General registers, extended state and the rseq area of one thread.
+
+use crate::sys::ptrace::{RseqArea, Stopped};
+use crate::sys::regs::{self, Regs};
+use nix::unistd::Pid;
+use std::io;
+
+/// `user_regs_struct` as 27 words, and the XSAVE area.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct Registers {
+    #[prost(fixed64, repeated, tag = "1")]
+    pub words: Vec<u64>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub xstate: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub rseq: Option<Rseq>,
+}
+
+/// A registered rseq area (rseq(2)).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Rseq {
+    #[prost(uint64, tag = "1")]
+    pub pointer: u64,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    #[prost(uint32, tag = "3")]
+    pub signature: u32,
+}
+
+/// Code segment of 64-bit user code; anything else is a 32-bit program.
+pub const USER_CS: u64 = 0x33;
+
+impl Registers {
+    /// # Errors
+    /// InvalidData when the image holds another number of words.
+    pub fn regs(&self) -> io::Result<Regs> {
+        let words: &[u64; 27] = self.words.as_slice().try_into().map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the image's register record is not of an x86-64 thread",
+            )
+        })?;
+        Ok(regs::from_words(words))
+    }
+}
+
+/// Reads the registers of a stopped thread. An instruction pointer inside an rseq critical section is set to
+/// the section's abort address, as the kernel would on the way back to user space.
+pub fn capture(pid: Pid, thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
+    let area = thread.rseq().unwrap_or_default();
+    let mut regs = *regs;
+    if let Some(abort) = critical_section_abort(pid, area, regs.rip) {
+        regs.rip = abort;
+    }
+    let rseq = (area.pointer != 0).then_some(Rseq {
+        pointer: area.pointer,
+        size: area.size,
+        signature: area.signature,
+    });
+    Ok(Registers { words: regs::to_words(&regs).to_vec(), xstate: thread.xstate()?, rseq })
+}
+
+/// The abort address when `rip` lies in the critical section that the area names (struct rseq, rseq_cs:
+/// linux/rseq.h).
+fn critical_section_abort(pid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
+    if area.pointer == 0 {
+        return None;
+    }
+    let mut pointer = [0; 8];
+    crate::sys::mem::read(pid, area.pointer + 8, &mut pointer).ok()?;
+    let section = u64::from_le_bytes(pointer);
+    if section == 0 {
+        return None;
+    }
+    let mut words = [0; 32];
+    crate::sys::mem::read(pid, section, &mut words).ok()?;
+    let word = |i: usize| words[i * 8..i * 8 + 8].iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b));
+    let (start, len, abort) = (word(1), word(2), word(3));
+    (rip.wrapping_sub(start) < len).then_some(abort)
+}

@@ -1,0 +1,59 @@
+//! Scheduling of one thread: policy, priority, nice value, affinity, I/O priority, timer slack.
+
+use super::proc::ProcDir;
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use nix::unistd::Pid;
+use std::io;
+
+/// sched_getattr(2), sched_getaffinity(2), ioprio_get(2) and /proc/PID/timerslack_ns of one thread.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Scheduling {
+    /// `struct sched_attr` as the kernel gave it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub attributes: Vec<u8>,
+    /// CPU mask, little-endian bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub affinity: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub io_priority: u32,
+    /// Nanoseconds.
+    #[prost(uint64, optional, tag = "4")]
+    pub timer_slack: Option<u64>,
+}
+
+pub fn capture(pid: Pid, tid: Pid) -> io::Result<Scheduling> {
+    let slack = ProcDir::thread(pid, tid)
+        .text("timerslack_ns")
+        .or_else(|_| ProcDir::process(tid).text("timerslack_ns"));
+    Ok(Scheduling {
+        attributes: crate::sys::sched::attributes(tid)?,
+        affinity: crate::sys::sched::affinity(tid)?,
+        io_priority: crate::sys::sched::io_priority(tid)?,
+        timer_slack: slack.ok().and_then(|t| t.trim().parse().ok()),
+    })
+}
+
+/// Gives the calling thread the recorded scheduling. CPUs that this machine lacks are left out.
+pub fn rebuild(wanted: &Scheduling, remote: &mut Remote) -> io::Result<()> {
+    const PR_SET_TIMERSLACK: u64 = 29;
+    let affinity = remote.data(&wanted.affinity)?;
+    let attributes = remote.data(&wanted.attributes)?;
+    let mut calls = vec![
+        Call::new(libc::SYS_sched_setaffinity, &[0, wanted.affinity.len() as u64, affinity]),
+        Call::new(libc::SYS_ioprio_set, &[1, 0, u64::from(wanted.io_priority)]),
+    ];
+    if let Some(slack) = wanted.timer_slack {
+        calls.push(Call::new(libc::SYS_prctl, &[PR_SET_TIMERSLACK, slack, 0, 0, 0]));
+    }
+    calls.push(Call::new(libc::SYS_sched_setattr, &[0, attributes, 0]));
+    let results = remote.run(&calls)?;
+    // Another machine may have other CPUs: an affinity that fits none of them is not kept.
+    for (call, result) in calls.iter().zip(results).skip(1) {
+        if result < 0 {
+            let error = io::Error::from_raw_os_error(-result as i32);
+            return Err(io::Error::new(error.kind(), format!("system call {} failed: {error}", call.number)));
+        }
+    }
+    Ok(())
+}

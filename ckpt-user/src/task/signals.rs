@@ -1,0 +1,137 @@
+//! Signal masks, actions, alternate stacks and pending signals.
+
+use super::hidden::{ProcessState, ThreadState};
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use std::io;
+
+/// `struct kernel_sigaction` of one signal.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Action {
+    #[prost(uint32, tag = "1")]
+    pub signal: u32,
+    /// SIG_DFL 0, SIG_IGN 1, or the handler's address.
+    #[prost(uint64, tag = "2")]
+    pub handler: u64,
+    #[prost(uint64, tag = "3")]
+    pub flags: u64,
+    #[prost(uint64, tag = "4")]
+    pub restorer: u64,
+    #[prost(uint64, tag = "5")]
+    pub mask: u64,
+}
+
+/// A thread's own signal state.
+#[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
+pub struct ThreadSignals {
+    /// Blocked signals, bit N-1 for signal N.
+    #[prost(fixed64, tag = "1")]
+    pub mask: u64,
+    #[prost(uint64, tag = "2")]
+    pub altstack: u64,
+    #[prost(int32, tag = "3")]
+    pub altstack_flags: i32,
+    #[prost(uint64, tag = "4")]
+    pub altstack_size: u64,
+    /// Queued for this thread, oldest first: 128-byte siginfo each.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub pending: Vec<Vec<u8>>,
+}
+
+/// The actions that differ from the default.
+pub fn actions(state: &ProcessState) -> Vec<Action> {
+    let changed = |(i, a): (usize, &[u64; 4])| {
+        let [handler, flags, restorer, mask] = *a;
+        (*a != [0; 4]).then_some(Action { signal: i as u32 + 1, handler, flags, restorer, mask })
+    };
+    state.actions.iter().enumerate().filter_map(changed).collect()
+}
+
+pub fn of_thread(mask: u64, state: &ThreadState, pending: &[[u8; 128]]) -> ThreadSignals {
+    let (altstack, altstack_flags, altstack_size) = state.altstack;
+    ThreadSignals {
+        mask,
+        altstack,
+        altstack_flags,
+        altstack_size,
+        pending: pending.iter().map(|s| s.to_vec()).collect(),
+    }
+}
+
+/// Signals whose action the kernel lets nobody set.
+fn is_fixed(signal: u32) -> bool {
+    signal == libc::SIGKILL as u32 || signal == libc::SIGSTOP as u32
+}
+
+/// Sets every signal of the calling skeleton to the recorded action, all others to the default.
+pub fn rebuild_actions(actions: &[Action], remote: &mut Remote) -> io::Result<()> {
+    let mut table = vec![[0u64; 4]; 64];
+    for action in actions {
+        let slot = (action.signal as usize).checked_sub(1).and_then(|i| table.get_mut(i));
+        let slot =
+            slot.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no such signal in the image"))?;
+        *slot = [action.handler, action.flags, action.restorer, action.mask];
+    }
+    let bytes: Vec<u8> = table.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
+    let base = remote.data(&bytes)?;
+    let calls: Vec<Call> = (1..=64u64)
+        // SIGTRAP ends the call list itself: it is set last, by `rebuild_trap`.
+        .filter(|&s| !is_fixed(s as u32) && s != libc::SIGTRAP as u64)
+        .map(|s| Call::new(libc::SYS_rt_sigaction, &[s, base + (s - 1) * 32, 0, 8]))
+        .collect();
+    all_zero(&remote.run(&calls)?)
+}
+
+/// Sets SIGTRAP's action by a stepped call; the call lists of this process end with it.
+pub fn rebuild_trap(actions: &[Action], remote: &mut Remote, gadget: u64) -> io::Result<()> {
+    let Some(a) = actions.iter().find(|a| a.signal == libc::SIGTRAP as u32) else { return Ok(()) };
+    let bytes: Vec<u8> =
+        [a.handler, a.flags, a.restorer, a.mask].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let at = remote.data(&bytes)?;
+    let call = Call::new(libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8]);
+    let result = remote.step(gadget, call)?;
+    all_zero(&[result])
+}
+
+/// Sets the calling thread's alternate stack and queues its pending signals again; all signals are blocked.
+pub fn rebuild_thread(signals: &ThreadSignals, remote: &mut Remote, pid: u64, tid: u64) -> io::Result<()> {
+    const SS_DISABLE: i32 = 2;
+    const SS_ONSTACK: i32 = 1;
+    if signals.altstack_flags & SS_DISABLE == 0 && signals.altstack != 0 {
+        let mut stack = Vec::with_capacity(24);
+        stack.extend(signals.altstack.to_le_bytes());
+        stack.extend(i64::from(signals.altstack_flags & !SS_ONSTACK).to_le_bytes());
+        stack.extend(signals.altstack_size.to_le_bytes());
+        let at = remote.data(&stack)?;
+        remote.call(libc::SYS_sigaltstack, &[at, 0])?;
+    }
+    for info in &signals.pending {
+        let at = remote.data(info)?;
+        remote.call(libc::SYS_rt_tgsigqueueinfo, &[pid, tid, signal_of(info)?, at])?;
+    }
+    Ok(())
+}
+
+/// Queues signals again that were pending for the whole process.
+pub fn rebuild_shared(pending: &[Vec<u8>], remote: &mut Remote, pid: u64) -> io::Result<()> {
+    for info in pending {
+        let at = remote.data(info)?;
+        remote.call(libc::SYS_rt_sigqueueinfo, &[pid, signal_of(info)?, at])?;
+    }
+    Ok(())
+}
+
+fn signal_of(info: &[u8]) -> io::Result<u64> {
+    let bad =
+        || io::Error::new(io::ErrorKind::InvalidData, "the image holds a pending signal of a wrong size");
+    let number: [u8; 4] =
+        info.get(..4).filter(|_| info.len() == 128).and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
+    Ok(u64::from(u32::from_le_bytes(number)))
+}
+
+fn all_zero(results: &[i64]) -> io::Result<()> {
+    match results.iter().find(|&&r| r < 0) {
+        Some(&error) => Err(io::Error::from_raw_os_error(-error as i32)),
+        None => Ok(()),
+    }
+}

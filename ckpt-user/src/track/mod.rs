@@ -1,0 +1,6 @@
+//! What has changed since the last committed generation.
+//!
+//! *Dirty* means *reported since the last committed generation*: a space keeps the union of what scans
+//! reported and drops it only after the commit's rename. PAGEMAP_SCAN is the truth.
+
+pub mod space;

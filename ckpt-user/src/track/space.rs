@@ -1,0 +1,118 @@
+//! One tracked address space.
+
+use crate::image::SpaceId;
+use crate::memory::pages::{self, Scan};
+use crate::memory::runs::PageSet;
+use crate::memory::vma::Vma;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::{MODE_WP, Uffd};
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+use std::io;
+
+/// The tracker's state of one address space; it lives as long as the process runs the same program.
+#[derive(Debug)]
+pub struct Space {
+    pub id: SpaceId,
+    pub pid: Pid,
+    start_time: u64,
+    pagemap: Pagemap,
+    /// What write-protects its pages; without it every checkpoint of this space is full.
+    pub uffd: Option<Uffd>,
+    /// Reported as written since the last committed generation.
+    dirty: PageSet,
+    /// What the committed chain holds for this space; `None` until the first commit.
+    saved: Option<PageSet>,
+    /// As of the scan that is being written.
+    pending: Option<PageSet>,
+}
+
+/// What the checkpoint being made has to hold of one space beside stored pages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// The chain has them, memory does not: they read as zero now.
+    pub zero: PageSet,
+    /// The same in private file mappings: they are the file's again.
+    pub back_to_file: PageSet,
+}
+
+impl Space {
+    pub fn new(id: SpaceId, pid: Pid) -> io::Result<Self> {
+        let start_time = ProcDir::process(pid).stat()?.start_time();
+        let pagemap = Pagemap::open(pid)?;
+        Ok(Self {
+            id,
+            pid,
+            start_time,
+            pagemap,
+            uffd: None,
+            dirty: PageSet::new(),
+            saved: None,
+            pending: None,
+        })
+    }
+
+    /// A space whose pages are those of a committed generation: just restored, armed by `uffd`.
+    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, saved: PageSet) -> io::Result<Self> {
+        Ok(Self { uffd, saved: Some(saved), ..Self::new(id, pid)? })
+    }
+
+    /// Whether this is still the same address space: same process, no other program executed.
+    pub fn is_current(&mut self) -> bool {
+        let same = ProcDir::process(self.pid).stat().is_ok_and(|s| s.start_time() == self.start_time);
+        // The map of an address space that is gone gives ENOMEM.
+        same && self.pagemap.scan(0, 4096, crate::sys::pagemap::Filter::default(), false, |_| ()).is_ok()
+    }
+
+    pub fn is_saved(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// Has every private mapping watched for writes. What refuses (the program's own userfaultfd, special
+    /// mappings) stays unregistered and is saved whole each time.
+    pub fn register(&self, mappings: &[Vma]) {
+        let Some(uffd) = &self.uffd else { return };
+        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+            let _ = uffd.register(vma.start, vma.end - vma.start, MODE_WP);
+        }
+    }
+
+    /// Scans, re-arms, and returns what this round has to copy: what is dirty now and, in the first round of
+    /// a checkpoint (`first`), what earlier ones reported without being committed.
+    pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
+        let Scan { populated, written } = pages::scan(&mut self.pagemap, mappings, self.uffd.is_some())?;
+        let fresh = if self.saved.is_none() && first { populated.clone() } else { written };
+        let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
+        self.dirty = self.dirty.union(&fresh);
+        let to_copy = to_copy.intersection(&populated);
+        self.pending = Some(populated);
+        Ok(to_copy)
+    }
+
+    /// What has become absent since the chain's newest generation, as of the last round.
+    /// `unfilled` pages of a lazy restart are absent only for now.
+    pub fn gone(&self, mappings: &[Vma], unfilled: &PageSet) -> Gone {
+        let (Some(saved), Some(populated)) = (&self.saved, &self.pending) else { return Gone::default() };
+        let absent = saved.difference(populated).difference(unfilled);
+        let of = |file: bool| -> PageSet {
+            let vmas = mappings.iter().filter(|v| v.is_private_memory() && v.file.is_some() == file);
+            vmas.map(Vma::pages).collect()
+        };
+        Gone { zero: absent.intersection(&of(false)), back_to_file: absent.intersection(&of(true)) }
+    }
+
+    /// The generation with this checkpoint's pages is durable: nothing is dirty relative to it.
+    pub fn committed(&mut self, unfilled: &PageSet) {
+        self.dirty = PageSet::new();
+        if let Some(populated) = self.pending.take() {
+            self.saved = Some(populated.union(unfilled));
+        }
+    }
+
+    /// Nothing is known any more: the next checkpoint saves all of it.
+    pub fn forget(&mut self) {
+        self.saved = None;
+        self.dirty = PageSet::new();
+        self.pending = None;
+    }
+}
