@@ -1,20 +1,7 @@
-//! `cargo xtask`: what a developer runs. One file a command.
-mod build_ebpf;
-
-use clap::Parser;
-
-/// ckptbpf's build and test commands
-#[derive(Parser)]
-enum Command {
-    /// Build the eBPF programs that are committed beside their source
-    BuildEbpf(build_ebpf::Args),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::BuildEbpf(args) => build_ebpf::run(args),
 //! `cargo xtask`: what a developer and CI run. One file a command.
 #![forbid(unsafe_code)]
+
+mod build_ebpf;
 mod cmd;
 mod counts;
 mod load;
@@ -22,7 +9,11 @@ mod setup;
 mod soak;
 mod test;
 mod tidy;
+
+use clap::Parser;
+
 /// ckptbpf's build and test commands.
+#[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
     /// Installs what is missing on a Debian or Ubuntu machine
@@ -33,11 +24,17 @@ enum Xtask {
     Soak(soak::Args),
     /// Checks the house rules that no compiler knows
     Tidy,
+    /// Builds the eBPF programs that are committed beside their source
+    BuildEbpf(build_ebpf::Args),
+}
+
+fn main() -> anyhow::Result<()> {
     cmd::enter_repository()?;
     match Xtask::parse() {
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Soak(args) => soak::run(&args),
         Xtask::Tidy => tidy::run(),
+        Xtask::BuildEbpf(args) => build_ebpf::run(args),
     }
 }

@@ -22,5 +22,5 @@ use std::io;
 pub(crate) fn check(value: i64) -> io::Result<i64> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
-pub mod ids;
 pub mod bpf;
+pub mod ids;
