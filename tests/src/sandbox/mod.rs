@@ -37,7 +37,7 @@ pub use cmd::Cmd;
 pub use leaks::Leak;
 pub use process::Process;
 pub use running::{Finished, Running};
-pub use wait::scaled;
+pub use wait::{let_pass, scaled};
 
 use channel::Channel;
 use leaks::Before;
