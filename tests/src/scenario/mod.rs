@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::sandbox::{Cmd, Finished, Running, Sandbox};
+use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use listing::Generation;
 pub use survive::{Survival, survive};
@@ -131,6 +131,7 @@ impl<'b> Job<'b> {
 
     /// kill -9 of ckptbpf and of everything it has started, and nothing of it left.
     pub fn kill_all(&mut self) {
+        self.sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
         let running = self.running.take().expect("the job runs");
         let tree = listing::tree(&self.sandbox.ps(), running.pid);
         for pid in tree {

@@ -36,9 +36,7 @@ impl<'a> Survival<'a> {
 /// then the program ends with 0, and its output and its file are those of an undisturbed run.
 pub fn survive(survival: &Survival) {
     let Survival { name, program, file, .. } = survival;
-    let mut sandbox = Sandbox::new(name);
-    sandbox.tolerate(crate::sandbox::Leak::Run, "kill -9 of a supervisor leaves its socket behind");
-    let sandbox = sandbox;
+    let sandbox = Sandbox::new(name);
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
     let mut job = Job::launch(&sandbox, &["-i", survival.interval], program);
