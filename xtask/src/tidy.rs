@@ -40,7 +40,9 @@ pub fn run() -> Result<()> {
 
 /// Every text file that git knows or would add.
 fn sources() -> Result<Vec<Source>> {
-    let list = cmd::output(Command::new("git").args(["ls-files", "-co", "--exclude-standard"]))?;
+    // CI may run as another user than the one who cloned.
+    let git = ["-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"];
+    let list = cmd::output(Command::new("git").args(git))?;
     let read = |path: &str| {
         let text = fs::read_to_string(Path::new(path)).ok()?;
         Some(Source { path: path.into(), text })
