@@ -2,6 +2,7 @@
 
 mod code;
 mod links;
+mod promises;
 mod rules;
 
 use std::fs;
@@ -27,6 +28,10 @@ pub fn run() -> Result<()> {
             broken.extend(rule(source).into_iter().map(|what| format!("{}:{what}", source.path)));
         }
         broken.extend(links::missing(source).into_iter().map(|what| format!("{}:{what}", source.path)));
+    }
+    for specification in sources.iter().filter(|source| source.path == "SPECIFICATION.md") {
+        let lines = promises::broken(specification, &sources);
+        broken.extend(lines.into_iter().map(|what| format!("{}:{what}", specification.path)));
     }
     for line in &broken {
         println!("tidy: {line}");
