@@ -12,10 +12,12 @@ pub mod sandbox;
 pub mod scenario;
 pub mod skip;
 pub mod sys;
+pub mod user;
 pub mod victim;
 
 pub use compare::assert_same;
 pub use random::Random;
 pub use sandbox::{Cmd, Finished, Process, Running, Sandbox};
 pub use scenario::{Expected, Generation, Job, Mode, ckptbpf};
+pub use user::User;
 pub use victim::{victim, victim_cmd};

@@ -77,7 +77,11 @@ pub struct Job<'b> {
 impl<'b> Job<'b> {
     /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`, DIR being `images` in the box's folder.
     pub fn launch(sandbox: &'b Sandbox, options: &[&str], program: &Cmd) -> Self {
-        let dir = sandbox.dir().join("images");
+        Self::launch_in(sandbox, sandbox.dir().join("images"), options, program)
+    }
+
+    /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`.
+    pub fn launch_in(sandbox: &'b Sandbox, dir: PathBuf, options: &[&str], program: &Cmd) -> Self {
         let cmd = verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(program);
         let running = sandbox.spawn(cmd);
         let runs = vec![(running.stdout_path().to_owned(), None)];
