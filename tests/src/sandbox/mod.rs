@@ -113,6 +113,11 @@ impl Sandbox {
         PathBuf::from(format!("/proc/{}/root", self.init))
     }
 
+    /// A path of the box as seen from outside, mounts in the box included.
+    pub fn see(&self, path: &Path) -> PathBuf {
+        self.root().join(path.strip_prefix("/").unwrap_or(path))
+    }
+
     /// Starts a command in the box and returns at once; it is its own process group.
     pub fn spawn(&self, cmd: impl Into<Cmd>) -> Running<'_> {
         let cmd = cmd.into();

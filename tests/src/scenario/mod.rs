@@ -100,7 +100,7 @@ impl<'b> Job<'b> {
 
     /// The checkpoints that `list` shows; none while there is no directory yet.
     pub fn checkpoints(&self) -> Vec<Generation> {
-        if !self.dir.join("000001.ckpt").exists() {
+        if !self.sandbox.see(&self.dir).join("000001.ckpt").exists() {
             return Vec::new();
         }
         let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
