@@ -5,6 +5,7 @@
 //! hint, what an iterator writes is the state at the moment it is read.
 #![no_std]
 #![no_main]
+#![deny(unused, unsafe_op_in_unsafe_fn)]
 
 mod descriptors;
 mod faults;
@@ -14,6 +15,7 @@ mod lifecycle;
 mod maps;
 mod offsets;
 mod probes;
+mod processes;
 mod tasks;
 mod vmas;
 

@@ -1,22 +1,16 @@
-//! Iterators over threads: what a thread, a process and its signal actions are, read from the kernel's own structures.
+//! Iterators over threads: who they are, what they share, their signals and what they wait for.
 use core::ffi::c_void;
 
 use ckpt_common::{
-    ABSENT, IntervalTimer, MemoryLayout, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds,
-    TaskSignals, UserPointers,
+    ABSENT, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds, TaskSignals, UserPointers,
 };
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros};
 
 use crate::{
     filter::{copy, field, read, tracked},
     iterator::{Rows, task_of},
     offsets::*,
 };
-
-/// Signal actions are copied in pieces of this many bytes: the stack has 512.
-const PIECE: usize = 256;
-/// `sizeof(struct k_sigaction) * _NSIG` on x86-64.
-const SIGNAL_ACTIONS: usize = 64 * 32;
 
 /// Every thread of every process, tracked or not: just its numbers.
 #[unsafe(no_mangle)]
@@ -38,60 +32,6 @@ pub fn iter_tasks(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `iter_pids`.
     unsafe { write_task(rows, task) };
     0
-}
-
-/// Every tracked process, through its leader, or through each of the others when the leader has exited.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/task")]
-pub fn iter_processes(ctx: *mut c_void) -> i32 {
-    // SAFETY: as in `iter_pids`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
-    // SAFETY: as in `iter_pids`.
-    let leader: *const c_void = unsafe { field(task, TASK_GROUP_LEADER.load()) };
-    // SAFETY: a task keeps its leader's task_struct.
-    if leader != task && !unsafe { field::<*const c_void>(leader, TASK_MM.load()) }.is_null() {
-        return 0;
-    }
-    // SAFETY: as in `iter_pids`.
-    unsafe { write_process(rows, task) };
-    0
-}
-
-/// The signal actions of every tracked process: a `SigActionsRow`, written in pieces.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/task")]
-pub fn iter_signal_actions(ctx: *mut c_void) -> i32 {
-    // SAFETY: as in `iter_pids`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
-    // SAFETY: as in `iter_pids`.
-    let (leader, sighand): (*const c_void, *const c_void) =
-        unsafe { (field(task, TASK_GROUP_LEADER.load()), field(task, TASK_SIGHAND.load())) };
-    if leader != task || sighand.is_null() {
-        return 0;
-    }
-    // SAFETY: as in `iter_pids`.
-    let tgid: u32 = unsafe { field(task, TASK_TGID.load()) };
-    signal_actions(rows, tgid, sighand);
-    0
-}
-
-#[inline(always)]
-fn signal_actions(rows: Rows, tgid: u32, sighand: *const c_void) -> Option<()> {
-    #[derive(IntoBytes, Immutable)]
-    #[repr(C)]
-    struct Head {
-        tgid: u32,
-        count: u32,
-        sighand: u64,
-    }
-    rows.write(&Head { tgid, count: ckpt_common::SIGNALS as u32, sighand: sighand as u64 })?;
-    let mut bytes = [0u8; PIECE];
-    for piece in 0..SIGNAL_ACTIONS / PIECE {
-        // SAFETY: inside `sighand_struct.action`.
-        unsafe { copy(&mut bytes, sighand, SIGHAND_ACTION.load() + (piece * PIECE) as u32) }?;
-        rows.write(&bytes)?;
-    }
-    Some(())
 }
 
 /// # Safety
@@ -235,78 +175,4 @@ unsafe fn optional<T: FromBytes>(to: &mut T, task: *const c_void, offset: u32) -
     }
     // SAFETY: a field of `task` of this size.
     unsafe { copy(to, task, offset) }
-}
-
-/// A `ProcessRow`, part by part.
-#[inline(always)]
-unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
-    #[derive(IntoBytes, Immutable)]
-    #[repr(C)]
-    struct Head {
-        tgid: u32,
-        tid: u32,
-        mm: u64,
-    }
-    // SAFETY: as in `write_ids`; `mm` is null after the exit.
-    unsafe {
-        let mm: *const c_void = field(task, TASK_MM.load());
-        rows.write(&Head {
-            tgid: field(task, TASK_TGID.load()),
-            tid: field(task, TASK_PID.load()),
-            mm: mm as u64,
-        })?;
-        let mut memory = MemoryLayout::new_zeroed();
-        if !mm.is_null() {
-            copy_memory_layout(&mut memory, mm)?;
-        }
-        rows.write(&memory)?;
-        write_group(rows, field(task, TASK_SIGNAL.load()))
-    }
-}
-
-/// The rest of a `ProcessRow`: what `signal_struct` holds.
-#[inline(always)]
-unsafe fn write_group(rows: Rows, signal: *const c_void) -> Option<()> {
-    #[derive(FromBytes, IntoBytes, Immutable)]
-    #[repr(C)]
-    struct Group {
-        real: IntervalTimer,
-        /// `signal_struct.it`: `CPUCLOCK_PROF` first, then `CPUCLOCK_VIRT`.
-        cpu: [IntervalTimer; 2],
-        real_armed: u32,
-        group_stop_count: u32,
-        flags: u32,
-        child_subreaper: u32,
-    }
-    let mut group = Group::new_zeroed();
-    let bit = SIGNAL_SUBREAPER_BIT.load();
-    // SAFETY: as in `write_ids`; a task keeps its signal_struct.
-    unsafe {
-        copy(&mut group.real.expires, signal, SIGNAL_REAL_EXPIRES.load())?;
-        copy(&mut group.real.interval, signal, SIGNAL_REAL_INTERVAL.load())?;
-        copy(&mut group.cpu, signal, SIGNAL_CPU_TIMERS.load())?;
-        copy(&mut group.group_stop_count, signal, SIGNAL_GROUP_STOP_COUNT.load())?;
-        copy(&mut group.flags, signal, SIGNAL_FLAGS.load())?;
-        group.real_armed = u32::from(read::<u8>(signal, SIGNAL_REAL_STATE.load())? & 1);
-        group.child_subreaper = u32::from(read::<u8>(signal, bit / 8)? >> (bit % 8)) & 1;
-    }
-    rows.write(&group)
-}
-
-#[inline(always)]
-unsafe fn copy_memory_layout(to: &mut MemoryLayout, mm: *const c_void) -> Option<()> {
-    // SAFETY: an mm_struct, and offsets of words in it.
-    unsafe {
-        copy(&mut to.start_code, mm, MM_START_CODE.load())?;
-        copy(&mut to.end_code, mm, MM_END_CODE.load())?;
-        copy(&mut to.start_data, mm, MM_START_DATA.load())?;
-        copy(&mut to.end_data, mm, MM_END_DATA.load())?;
-        copy(&mut to.start_brk, mm, MM_START_BRK.load())?;
-        copy(&mut to.brk, mm, MM_BRK.load())?;
-        copy(&mut to.start_stack, mm, MM_START_STACK.load())?;
-        copy(&mut to.arg_start, mm, MM_ARG_START.load())?;
-        copy(&mut to.arg_end, mm, MM_ARG_END.load())?;
-        copy(&mut to.env_start, mm, MM_ENV_START.load())?;
-        copy(&mut to.env_end, mm, MM_ENV_END.load())
-    }
 }

@@ -6,10 +6,18 @@
 // A helper that cannot go on ends the test it runs in; a panic with a message is how.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod compare;
+pub mod random;
 pub mod sandbox;
+pub mod scenario;
 pub mod skip;
 pub mod sys;
+pub mod user;
 pub mod victim;
 
+pub use compare::assert_same;
+pub use random::Random;
 pub use sandbox::{Cmd, Finished, Process, Running, Sandbox};
-pub use victim::victim;
+pub use scenario::{Expected, Generation, Job, Mode, ckptbpf};
+pub use user::User;
+pub use victim::{victim, victim_cmd};

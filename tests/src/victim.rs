@@ -6,10 +6,25 @@ use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::Cmd;
+
 const STATIC: &[&str] = &["-static"];
+const THREADS: &[&str] = &["-pthread"];
 
 /// Name, source, and the flags besides the common ones.
-const TABLE: &[(&str, &str, &[&str])] = &[("count", "count.c", &[]), ("count_static", "count.c", STATIC)];
+const TABLE: &[(&str, &str, &[&str])] = &[
+    ("count", "count.c", &[]),
+    ("count_static", "count.c", STATIC),
+    ("memory", "memory.c", &[]),
+    ("fpu", "fpu.c", &[]),
+    ("threads16", "threads16.c", THREADS),
+    ("openmp", "openmp.c", &["-fopenmp"]),
+    ("signals", "signals.c", THREADS),
+    ("sleeps", "sleeps.c", THREADS),
+    ("forktree", "forktree.c", &[]),
+    ("fds", "fds.c", &[]),
+    ("maps", "maps.c", &[]),
+];
 
 const COMMON: &[&str] =
     &["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer"];
@@ -40,17 +55,29 @@ pub fn victim(name: &str) -> PathBuf {
     binary
 }
 
+/// The command that runs a victim: scripts by Debian's own interpreters, whatever PATH finds first.
+pub fn victim_cmd(name: &str) -> Cmd {
+    let path = victim(name);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("py") => Cmd::new("/usr/bin/python3").arg(path),
+        Some("sh") => Cmd::new("/bin/bash").arg(path),
+        _ => Cmd::new(path),
+    }
+}
+
 /// Beside the build's own output, wherever that is.
 fn folder() -> PathBuf {
     let me = std::env::current_exe().expect("the path of the test program");
     me.ancestors().nth(3).expect("target/release/deps/test").join("victims")
 }
 
-/// Newer than its source and than the header that all share.
+/// Newer than its source, than the header that all share, and than the table of flags above.
 fn is_fresh(sources: &Path, source: &Path, binary: &Path) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     let Some(built) = changed(binary) else { return false };
-    [source, &sources.join("victim.h")].iter().all(|path| changed(path).is_some_and(|time| time < built))
+    [source, &sources.join("victim.h"), &sources.join("../src/victim.rs")]
+        .iter()
+        .all(|path| changed(path).is_some_and(|time| time < built))
 }
 
 fn compile(source: &Path, flags: &[&str], binary: &Path) {

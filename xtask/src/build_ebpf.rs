@@ -35,10 +35,10 @@ const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "rust-web-src", "cargo-web", "ll
 pub struct Args {
     /// Set up the toolchain first: apt-get (needs root) and `cargo install`, into the user's cache directory
     #[arg(long)]
-    install: bool,
+    pub install: bool,
     /// Change nothing: the committed object must be what its sources give
     #[arg(long)]
-    check: bool,
+    pub check: bool,
 }
 
 /// What the object was made from; committed beside it.
@@ -129,7 +129,7 @@ fn must_load(root: &Path, object: &[u8]) -> Result<()> {
     let path = root.join("target/ebpf/rebuilt.bpf.o");
     fs::write(&path, object)?;
     let status = command("cargo")
-        .args(["test", "--release", "-p", "ckpt-user", "--test", "bpf_load"])
+        .args(["test", "--release", "-p", "ckpt-user", "--test", "bpf", "load::"])
         .env("CKPTBPF_TEST_OBJECT", &path)
         .current_dir(root)
         .status()?;
@@ -233,8 +233,11 @@ fn in_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.exists())
 }
 
-/// Sets up the Debian toolchain, unless nightly serves, and the linker for it.
-fn install() -> Result<()> {
+/// Sets up the Debian toolchain, unless nightly serves, and the linker for it; nothing missing, nothing done.
+///
+/// # Errors
+/// A package or the linker cannot be installed.
+pub fn install() -> Result<()> {
     let nightly = source_of(true).is_some();
     if !nightly && (source_of(false).is_none() || find_objcopy().is_none()) {
         done(command("apt-get").arg("update"))?;

@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::cmd;
+use crate::{build_ebpf, cmd};
 
 /// Debian and Ubuntu packages, and what each is for.
 const PACKAGES: &[(&str, &str)] = &[
@@ -20,19 +20,27 @@ const PACKAGES: &[(&str, &str)] = &[
 
 #[derive(clap::Args, Default)]
 pub struct Args {
-    /// Only say what is missing; fails if something is
+    /// Only say which packages are missing; fails if one is
     #[arg(long)]
     check: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    packages(args)?;
+    if args.check {
+        return Ok(());
+    }
+    build_ebpf::install().context("setting up the toolchain of the eBPF programs")
+}
+
+fn packages(args: &Args) -> Result<()> {
     if !cmd::succeeds(Command::new("dpkg-query").arg("--version")) {
         println!("setup: no dpkg here; needed are, by their Debian names: {}", names(PACKAGES));
         return Ok(());
     }
     let missing: Vec<_> = PACKAGES.iter().filter(|(name, _)| !is_installed(name)).copied().collect();
     if missing.is_empty() {
-        println!("setup: nothing is missing");
+        println!("setup: no package is missing");
         return Ok(());
     }
     for (name, purpose) in &missing {

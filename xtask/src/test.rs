@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd::{self, cargo, step};
 use crate::counts::Counts;
-use crate::{setup, tidy};
+use crate::{build_ebpf, setup, tidy};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -41,6 +41,8 @@ fn checks() -> Result<()> {
     cmd::run(&mut cargo(&["fmt", "--all", "--check"]))?;
     step("tidy");
     tidy::run()?;
+    step("build-ebpf --check");
+    build_ebpf::run(build_ebpf::Args { install: false, check: true })?;
     step("cargo clippy");
     cmd::run(&mut cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }

@@ -2,6 +2,7 @@
 
 mod code;
 mod links;
+mod promises;
 mod rules;
 
 use std::fs;
@@ -28,6 +29,10 @@ pub fn run() -> Result<()> {
         }
         broken.extend(links::missing(source).into_iter().map(|what| format!("{}:{what}", source.path)));
     }
+    for specification in sources.iter().filter(|source| source.path == "SPECIFICATION.md") {
+        let lines = promises::broken(specification, &sources);
+        broken.extend(lines.into_iter().map(|what| format!("{}:{what}", specification.path)));
+    }
     for line in &broken {
         println!("tidy: {line}");
     }
@@ -40,7 +45,9 @@ pub fn run() -> Result<()> {
 
 /// Every text file that git knows or would add.
 fn sources() -> Result<Vec<Source>> {
-    let list = cmd::output(Command::new("git").args(["ls-files", "-co", "--exclude-standard"]))?;
+    // CI may run as another user than the one who cloned.
+    let git = ["-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"];
+    let list = cmd::output(Command::new("git").args(git))?;
     let read = |path: &str| {
         let text = fs::read_to_string(Path::new(path)).ok()?;
         Some(Source { path: path.into(), text })

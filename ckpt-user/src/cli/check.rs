@@ -1,10 +1,7 @@
 //! `ckptbpf check`: does it work here?
 
-use clap::Args;
-use serde_json::json;
-
 use super::{Status, print};
-use crate::check::{Report, State, report};
+use clap::Args;
 
 /// Show what this kernel and these privileges allow, and what to do about the rest
 ///
@@ -19,35 +16,12 @@ pub struct Check {
 
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<Status> {
-        let report = report();
+        let report = crate::check::run();
         if self.json {
-            print::json(
-                &json!({ "works": report.works(), "findings": serde_json::to_value(&report.findings)? }),
-            )?;
+            print::json(&serde_json::to_value(&report)?)?;
         } else {
-            print::print(&text(&report))?;
+            print::print(&report.to_string())?;
         }
-        Ok(if report.works() { Status::DONE } else { Status::NO })
+        Ok(if report.main_job_works() { Status::DONE } else { Status::NO })
     }
-}
-
-fn text(report: &Report) -> String {
-    let mut rows = Vec::new();
-    for finding in &report.findings {
-        let state = match finding.state {
-            State::Works => "works",
-            State::Fallback => "fallback",
-            State::Missing => "missing",
-        };
-        rows.push(vec![finding.name.to_owned(), state.to_owned(), finding.detail.clone()]);
-        rows.extend(
-            finding.remedy.iter().map(|remedy| vec![String::new(), String::new(), format!("→ {remedy}")]),
-        );
-    }
-    let verdict = if report.works() {
-        "programs can be checkpointed and restarted here\n"
-    } else {
-        "programs cannot be checkpointed and restarted here; what is missing is marked above\n"
-    };
-    print::table(&rows, &[]) + verdict
 }

@@ -3,11 +3,14 @@
 //! Everything here is a thin, safe function over one kernel facility; no policy.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod clone;
+pub mod ids;
 pub mod inject;
 pub mod mem;
 pub mod pagemap;
 pub mod pidfd;
+pub mod probe;
 pub mod ptrace;
 pub mod regs;
 pub mod remote;
@@ -24,5 +27,3 @@ use std::io;
 pub(crate) fn check(value: i64) -> io::Result<i64> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
-pub mod bpf;
-pub mod ids;

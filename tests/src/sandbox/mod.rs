@@ -31,13 +31,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 pub use cmd::Cmd;
 pub use leaks::Leak;
 pub use process::Process;
 pub use running::{Finished, Running};
-pub use wait::scaled;
+pub use wait::{let_pass, scaled};
 
 use channel::Channel;
 use leaks::Before;
@@ -57,7 +58,7 @@ pub struct Sandbox {
     init: i32,
     base: Option<tempfile::TempDir>,
     before: Before,
-    tolerated: Vec<Leak>,
+    tolerated: Mutex<Vec<Leak>>,
 }
 
 impl Sandbox {
@@ -91,7 +92,15 @@ impl Sandbox {
             .expect("box-init starts");
         let channel = Channel::over(name, ours);
         let init = channel.ready();
-        Self { name: name.into(), channel, outer, init, base: Some(base), before, tolerated: Vec::new() }
+        Self {
+            name: name.into(),
+            channel,
+            outer,
+            init,
+            base: Some(base),
+            before,
+            tolerated: Mutex::default(),
+        }
     }
 
     /// The box's working directory: on disk, mode 0755, the same path inside and outside.
@@ -102,6 +111,11 @@ impl Sandbox {
     /// The box's file system as seen from outside: `root().join("tmp")` is its private /tmp.
     pub fn root(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init))
+    }
+
+    /// A path of the box as seen from outside, mounts in the box included.
+    pub fn see(&self, path: &Path) -> PathBuf {
+        self.root().join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// Starts a command in the box and returns at once; it is its own process group.
@@ -147,8 +161,8 @@ impl Sandbox {
     }
 
     /// Says beforehand that this box leaves something of a kind behind, and why that is right.
-    pub fn tolerate(&mut self, leak: Leak, _because: &str) {
-        self.tolerated.push(leak);
+    pub fn tolerate(&self, leak: Leak, _because: &str) {
+        self.tolerated.lock().unwrap().push(leak);
     }
 
     fn base(&self) -> &Path {
@@ -170,7 +184,8 @@ impl Drop for Sandbox {
         self.channel.close();
         let _ = self.outer.wait();
         left.extend(self.before.compare(scaled(GRACE)));
-        left.retain(|(kind, _)| !self.tolerated.contains(kind));
+        let tolerated = self.tolerated.lock().map(|list| list.clone()).unwrap_or_default();
+        left.retain(|(kind, _)| !tolerated.contains(kind));
         if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() {
             let kept = self.base.take().map(tempfile::TempDir::keep);
             eprintln!("box {}: kept in {kept:?}", self.name);

@@ -1,4 +1,5 @@
-//! The only place where a test sleeps: between two looks at a condition that has a name and a deadline.
+//! The only place where a test sleeps: between two looks at a condition that has a name and a deadline, and before a
+//! deed whose moment is to be random.
 
 use std::time::{Duration, Instant};
 
@@ -28,4 +29,9 @@ pub fn until(
         std::thread::sleep(BETWEEN_LOOKS);
     }
     None
+}
+
+/// Lets a random time go by, so that what follows hits a random moment. Nothing may depend on it having been enough.
+pub fn let_pass(moment: Duration) {
+    std::thread::sleep(moment);
 }

@@ -13,9 +13,22 @@ mod write;
 use super::{
     Chain, Codec, Committed, GenerationId, GenerationWriter, Header, ImageError, PAGE_SIZE, SpaceId, Summary,
 };
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
 use std::path::Path;
 
 const SPACE: SpaceId = SpaceId(1);
+
+/// The same cases at every run, others with another `CKPTBPF_SEED` (`cargo xtask soak`).
+fn cases(cases: u32) -> ProptestConfig {
+    let seed = std::env::var("CKPTBPF_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
 /// In memory where that is possible: these tests make thousands of files durable.
 fn scratch() -> tempfile::TempDir {

@@ -156,7 +156,7 @@ fn numbers(ids: &[GenerationId]) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn every_generation_of_a_random_tree_reads_as_the_model(generations in prop::collection::vec(written(), 1..7)) {
@@ -182,6 +182,11 @@ proptest! {
             prop_assert_eq!(numbers(&report.kept), kept.clone());
             for id in kept.iter().chain(in_use.iter().map(|id| &id.0)) {
                 check(copy.path(), *id, &states[*id as usize - 1].1);
+            }
+            if let Some(id) = report.merged {
+                let merged = Chain::open(copy.path(), Some(id)).unwrap().chain;
+                prop_assert_eq!(merged.newest().summary().dead_pages, 0);
+                prop_assert_eq!(merged.newest().header().parent, None);
             }
             if in_use.is_empty() {
                 let left: Vec<u64> = list(copy.path()).unwrap().iter().rev().map(|found| found.id.0).collect();

@@ -1,9 +1,11 @@
 //! Ranges, overlays and plans, without a file.
 
+use super::super::index::{BlockRow, Index, SpaceIndex};
 use super::super::overlay::{Entry, EntryRun, Overlay};
 use super::super::plan::{Node, Plan, plan};
 use super::super::ranges::{cover, intersect, normalise};
-use super::GenerationId;
+use super::super::{PAGE_LIMIT, SpaceId};
+use super::{GenerationId, SPACE, cases};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,6 +19,8 @@ fn set(ranges: &[Range<u64>]) -> BTreeSet<u64> {
 }
 
 proptest! {
+    #![proptest_config(cases(500))]
+
     #[test]
     fn normalised_ranges_hold_the_same_pages_in_order_with_gaps_between(given in ranges()) {
         let normal = normalise(&given);
@@ -128,4 +132,81 @@ fn a_damaged_newer_generation_stays_and_a_damaged_older_one_goes() {
     nodes.insert(GenerationId(5), Node { id: GenerationId(5), parent: None, restartable: true });
     let planned = plan(&nodes, 3, &BTreeSet::new());
     assert_eq!(planned, Plan { kept: ids([5]), merge: None, delete: ids([4, 3, 2, 1]), held: ids([]) });
+}
+
+/// An index of two blocks (16 and 3 pages) and one space.
+fn index(live: &[Range<u64>], runs: &[EntryRun]) -> Index {
+    let blocks = vec![
+        BlockRow { offset: 100, stored: 500, pages: 16 },
+        BlockRow { offset: 616, stored: 3 * 4096, pages: 3 },
+    ];
+    let space = SpaceIndex { live: live.to_vec(), runs: runs.to_vec() };
+    Index { blocks, spaces: BTreeMap::from([(SPACE, space)]), live_known: true }
+}
+
+fn run(first: u64, count: u64, entry: Entry) -> EntryRun {
+    EntryRun { first, count, entry }
+}
+
+fn stored(block: u32, index: u16) -> Entry {
+    Entry::Stored { block, index }
+}
+
+/// The blocks of [`index`]: from byte 100 to here.
+const END: u64 = 616 + 16 + 3 * 4096;
+
+#[test]
+fn an_index_reads_back_and_one_cut_anywhere_does_not() {
+    let good = index(
+        &[0..50, 60..70],
+        &[run(3, 16, stored(0, 0)), run(20, 2, stored(1, 1)), run(60, 10, Entry::Zero)],
+    );
+    let bytes = good.encode();
+    assert_eq!(Index::decode(&bytes, 100..END).unwrap(), good);
+    for length in 0..bytes.len() {
+        assert!(Index::decode(&bytes[..length], 100..END).is_err(), "{length} bytes");
+    }
+    assert!(Index::decode(&[&bytes[..], &[0]].concat(), 100..END).unwrap_err().contains("left over"));
+    assert!(Index::decode(&bytes, 100..END + 1).unwrap_err().contains("blocks end at"));
+}
+
+#[test]
+fn an_index_with_any_field_out_of_bounds_is_refused() {
+    let all = [0..PAGE_LIMIT];
+    let wrong: Vec<(&[Range<u64>], Vec<EntryRun>)> = vec![
+        (&all, vec![run(0, 1, stored(2, 0))]),
+        (&all, vec![run(0, 4, stored(1, 0))]),
+        (&all, vec![run(0, 1, stored(1, 3))]),
+        (&all, vec![run(0, 16, stored(0, 1))]),
+        (&all, vec![run(0, 0, Entry::Zero)]),
+        (&all, vec![run(PAGE_LIMIT - 1, 2, Entry::Zero)]),
+        (&all, vec![run(1 << 53, 1, Entry::Zero)]),
+        (&all, vec![run(1, u64::MAX, Entry::Zero)]),
+        (&all, vec![run(0, 2, Entry::Zero), run(1, 2, Entry::Zero)]),
+        (&all, vec![run(5, 1, Entry::Zero), run(1, 1, Entry::Zero)]),
+        (&[0..10, 20..30], vec![run(9, 2, Entry::Zero)]),
+        (&[0..10, 10..30], vec![]),
+        (&[20..30, 0..10], vec![]),
+        (&[0..PAGE_LIMIT + 1], vec![]),
+        (&[5..5], vec![]),
+    ];
+    for (live, runs) in wrong {
+        let bytes = index(live, &runs).encode();
+        assert!(Index::decode(&bytes, 100..END).is_err(), "{live:?} {runs:?}");
+    }
+    for (stored, pages) in [(0, 1), (1, 0), (70_000, 16), (4097, 1), (5, 17)] {
+        let blocks = vec![BlockRow { offset: 0, stored, pages }];
+        let index = Index { blocks, ..Index::default() };
+        assert!(Index::decode(&index.encode(), 0..16 + u64::from(stored)).is_err(), "{stored} {pages}");
+    }
+    let mut unknown_live = index(&[0..10], &[]);
+    unknown_live.live_known = false;
+    assert!(Index::decode(&unknown_live.encode(), 100..END).is_err());
+    let mut two = index(&[], &[]);
+    two.spaces.insert(SpaceId(0), SpaceIndex::default());
+    let mut swapped = two.encode();
+    let at = swapped.len() - 32;
+    swapped[at..].rotate_left(16);
+    assert!(Index::decode(&two.encode(), 100..END).is_ok());
+    assert!(Index::decode(&swapped, 100..END).unwrap_err().contains("out of order"));
 }

@@ -192,3 +192,21 @@ impl Offsets {
             .and_then(|field| field.paths.first().copied())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_field_disables_the_programs_that_need_it_and_no_other() {
+        let mut all: BTreeMap<String, u32> = FIELDS.iter().map(|f| (f.name.to_owned(), 0)).collect();
+        for name in ["VMA_PGOFF", "TASK_RSEQ"] {
+            all.insert(name.to_owned(), ABSENT);
+        }
+        let offsets = Offsets(all);
+        let disabled: Vec<_> =
+            Program::ALL.iter().filter_map(|&p| Some((p, offsets.missing_for(p)?))).collect();
+        assert_eq!(disabled, [(Vmas, "vm_area_struct.vm_pgoff")]);
+        assert_eq!(offsets.get("TASK_RSEQ"), None);
+    }
+}

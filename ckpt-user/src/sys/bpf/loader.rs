@@ -1,19 +1,12 @@
 //! Loads the object that is compiled in, program by program, and hands out what they report.
-use std::os::fd::{AsFd as _, BorrowedFd};
-
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{self, ProgramError},
+    programs,
 };
 use aya_log::EbpfLogger;
-use ckpt_common::{FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WriteFault};
-use zerocopy::FromBytes;
 
-use super::{
-    Attached, BpfError, INITIAL_PID_NAMESPACE, Lost, Offsets, PidTable, Program, chain, events,
-    fields::FIELDS, iterators, own_pid_namespace, programs::Hook,
-};
+use super::{Bpf, BpfError, Offsets, Program, chain, fields::FIELDS, own_pid_namespace, programs::Hook};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../../ckpt-ebpf/ckptbpf.bpf.o");
 const BUILT_FROM: &str = include_str!("../../../../ckpt-ebpf/ckptbpf.bpf.json");
@@ -70,17 +63,28 @@ impl Kernel {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_with(options: Options) -> Result<Bpf, BpfError> {
+        Self::load_object(OBJECT, options)
+    }
+
+    /// The same from another object than the one compiled in: `cargo xtask build-ebpf --check` tries a rebuilt one.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_object(object: &[u8], options: Options) -> Result<Bpf, BpfError> {
         let offsets = Offsets::of_kernel()?;
         let own_namespace = own_pid_namespace()?;
         let btf = Btf::from_sys_fs().map_err(|e| BpfError::Load { reason: chain(&e) })?;
-        let mut object = load_object(options, &offsets, own_namespace, &btf)?;
-        let mut fallbacks = Vec::new();
+        let mut object = create(object, options, &offsets, own_namespace, &btf)?;
+        let (mut loaded, mut fallbacks) = (Vec::new(), Vec::new());
         for &program in Program::ALL.iter().filter(|p| options.probes || !p.probe_only()) {
-            let refused = match offsets.missing_for(program) {
-                Some(field) => Some(format!("this kernel has no {field}")),
-                None => load_program(&mut object, program, &btf).err(),
+            let result = match offsets.missing_for(program) {
+                Some(field) => Err(format!("this kernel has no {field}")),
+                None => load_program(&mut object, program, &btf),
             };
-            fallbacks.extend(refused.map(|reason| Fallback { program, reason }));
+            match result {
+                Ok(()) => loaded.push(program),
+                Err(reason) => fallbacks.push(Fallback { program, reason }),
+            }
         }
         Ok(Bpf {
             lifecycle: ring(&mut object, "LIFECYCLE")?,
@@ -91,13 +95,20 @@ impl Kernel {
             object,
             offsets,
             own_namespace,
+            loaded,
             fallbacks,
-            restrictable: std::cell::Cell::new(true),
+            restrictable: true.into(),
         })
     }
 }
 
-fn load_object(options: Options, offsets: &Offsets, own_namespace: u32, btf: &Btf) -> Result<Ebpf, BpfError> {
+fn create(
+    bytes: &[u8],
+    options: Options,
+    offsets: &Offsets,
+    own_namespace: u32,
+    btf: &Btf,
+) -> Result<Ebpf, BpfError> {
     let absent = ckpt_common::ABSENT;
     let level = u8::try_from(log::max_level() as usize).unwrap_or(0);
     let mut loader = EbpfLoader::new();
@@ -111,7 +122,7 @@ fn load_object(options: Options, offsets: &Offsets, own_namespace: u32, btf: &Bt
     for field in FIELDS.iter().filter(|field| field.global) {
         loader.override_global(field.name, offsets.0.get(field.name).unwrap_or(&absent), true);
     }
-    loader.load(OBJECT).map_err(|e| BpfError::Load { reason: chain(&e) })
+    loader.load(bytes).map_err(|e| BpfError::Load { reason: chain(&e) })
 }
 
 fn load_program(object: &mut Ebpf, program: Program, btf: &Btf) -> Result<(), String> {
@@ -135,260 +146,4 @@ fn ring(object: &mut Ebpf, name: &str) -> Result<RingBuf<MapData>, BpfError> {
 
 fn map_error(error: &MapError) -> BpfError {
     BpfError::Load { reason: chain(error) }
-}
-
-/// The loaded programs. Dropping it unloads them; nothing of it stays in the kernel.
-pub struct Bpf {
-    object: Ebpf,
-    lifecycle: RingBuf<MapData>,
-    faults: RingBuf<MapData>,
-    tracked: HashMap<MapData, u32, u32>,
-    lost: PerCpuArray<MapData, u64>,
-    logger: Option<EbpfLogger<&'static dyn log::Log>>,
-    offsets: Offsets,
-    own_namespace: u32,
-    fallbacks: Vec<Fallback>,
-    /// Whether iterators can be restricted to a process, until the kernel says otherwise.
-    restrictable: std::cell::Cell<bool>,
-}
-
-impl Bpf {
-    /// The programs that are not to be had.
-    #[must_use]
-    pub fn fallbacks(&self) -> &[Fallback] {
-        &self.fallbacks
-    }
-
-    /// Whether a program is loaded.
-    #[must_use]
-    pub fn has(&self, program: Program) -> bool {
-        self.loaded(program).is_ok()
-    }
-
-    /// Where this kernel's fields are.
-    #[must_use]
-    pub const fn offsets(&self) -> &Offsets {
-        &self.offsets
-    }
-
-    /// Watches a process, by its host id, and every child it will make. Its id in our namespace is looked up when
-    /// that is another one.
-    ///
-    /// # Errors
-    /// It is not visible in our pid namespace, or the map is full.
-    pub fn track(&mut self, tgid: u32) -> Result<(), BpfError> {
-        let own = if self.own_namespace == INITIAL_PID_NAMESPACE {
-            tgid
-        } else {
-            self.pids()?.own(tgid).ok_or(BpfError::NoProcess(tgid))?
-        };
-        self.insert(tgid, own)
-    }
-
-    /// The same by its id in our own pid namespace; gives the host id.
-    ///
-    /// # Errors
-    /// There is no such process, or the map is full.
-    pub fn track_own(&mut self, own: u32) -> Result<u32, BpfError> {
-        let tgid = if self.own_namespace == INITIAL_PID_NAMESPACE {
-            own
-        } else {
-            self.pids()?.host(own).ok_or(BpfError::NoProcess(own))?
-        };
-        self.insert(tgid, own)?;
-        Ok(tgid)
-    }
-
-    fn insert(&mut self, tgid: u32, own: u32) -> Result<(), BpfError> {
-        self.tracked.insert(tgid, own, 0).map_err(|e| BpfError::Track { tgid, reason: chain(&e) })
-    }
-
-    /// Watches it no longer. One that is not watched (any more) is no error.
-    ///
-    /// # Errors
-    /// The map cannot be changed.
-    pub fn untrack(&mut self, tgid: u32) -> Result<(), BpfError> {
-        match self.tracked.remove(&tgid) {
-            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(e) => Err(BpfError::Track { tgid, reason: chain(&e) }),
-        }
-    }
-
-    /// The watched processes: host id and id in our own pid namespace, in order of the former.
-    #[must_use]
-    pub fn tracked(&self) -> Vec<(u32, u32)> {
-        let mut all: Vec<_> = self.tracked.iter().filter_map(Result::ok).collect();
-        all.sort_unstable();
-        all
-    }
-
-    /// Begins to report forks, execs and exits of tracked processes, and to track their children.
-    ///
-    /// # Errors
-    /// One of the programs is not loaded or cannot be attached; then none is.
-    pub fn attach_lifecycle(&mut self) -> Result<Attached, BpfError> {
-        self.attach(&[Program::OnFork, Program::OnExec, Program::OnGroupExit])
-    }
-
-    /// Begins to report write faults. Costs every fault on the node 0.1 µs: attach it for as long as it is needed.
-    ///
-    /// # Errors
-    /// As [`Self::attach_lifecycle`].
-    pub fn attach_faults(&mut self) -> Result<Attached, BpfError> {
-        self.attach(&[Program::OnWriteFault])
-    }
-
-    fn attach(&mut self, wanted: &[Program]) -> Result<Attached, BpfError> {
-        let mut links = Vec::new();
-        for &program in wanted {
-            self.loaded(program)?;
-            let Some(programs::Program::BtfTracePoint(p)) = self.object.program_mut(program.name()) else {
-                continue;
-            };
-            let link = p.attach().and_then(|id| p.take_link(id));
-            links.push(link.map_err(|e| BpfError::Attach { program: program.name(), reason: chain(&e) })?);
-        }
-        Ok(Attached { links })
-    }
-
-    /// Becomes readable when there is a lifecycle event.
-    #[must_use]
-    pub fn lifecycle_fd(&self) -> BorrowedFd<'_> {
-        self.lifecycle.as_fd()
-    }
-
-    /// The lifecycle events since the last call, oldest first.
-    pub fn lifecycle(&mut self) -> Vec<LifecycleEvent> {
-        events::drain(&mut self.lifecycle)
-    }
-
-    /// The write faults since the last call, oldest first. Nothing wakes the reader: come by before the ring is full.
-    pub fn write_faults(&mut self) -> Vec<WriteFault> {
-        events::drain(&mut self.faults)
-    }
-
-    /// What could not be reported since the programs were loaded.
-    #[must_use]
-    pub fn lost(&self) -> Lost {
-        Lost::from_counters(|index| self.lost.get(&index, 0).map_or(0, |values| values.iter().sum()))
-    }
-
-    /// Passes what the programs have logged on to the `log` crate.
-    pub fn flush_log(&mut self) {
-        if let Some(logger) = &mut self.logger {
-            logger.flush();
-        }
-    }
-
-    /// Ids of every thread in our pid namespace, tracked or not.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn pids(&self) -> Result<PidTable, BpfError> {
-        let rows: Vec<TaskIds> = self.walk(Program::Pids, None)?;
-        Ok(PidTable::new(&rows, self.own_namespace))
-    }
-
-    /// Every thread of the tracked processes.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn tasks(&self) -> Result<Vec<TaskRow>, BpfError> {
-        self.rows(Program::Tasks)
-    }
-
-    /// The tracked processes, one row each.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn processes(&self) -> Result<Vec<ProcessRow>, BpfError> {
-        let mut rows: Vec<ProcessRow> = self.rows(Program::Processes)?;
-        // When the leader has exited the others are reported too: take one that still has the memory.
-        rows.sort_by_key(|row| (row.tgid, row.mm == 0, row.tid));
-        rows.dedup_by_key(|row| row.tgid);
-        Ok(rows)
-    }
-
-    /// The signal actions of the tracked processes, one row each.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn signal_actions(&self) -> Result<Vec<SigActionsRow>, BpfError> {
-        self.rows(Program::SignalActions)
-    }
-
-    /// The mappings of the tracked processes, by process and address.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn vmas(&self) -> Result<Vec<VmaRow>, BpfError> {
-        let mut rows: Vec<VmaRow> = self.rows(Program::Vmas)?;
-        // A thread with descriptors of its own is walked like a process: the same mappings again.
-        rows.sort_by_key(|row| (row.tgid, row.start, row.tid));
-        rows.dedup_by_key(|row| (row.tgid, row.start));
-        Ok(rows)
-    }
-
-    /// The open descriptors of the tracked processes, by process, table and number.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn files(&self) -> Result<Vec<FileRow>, BpfError> {
-        let mut rows: Vec<FileRow> = self.rows(Program::Descriptors)?;
-        rows.sort_by_key(|row| (row.tgid, row.files, row.fd, row.tid));
-        rows.dedup_by_key(|row| (row.tgid, row.files, row.fd));
-        Ok(rows)
-    }
-
-    /// Rows of all tracked processes: process by process, or, where the kernel cannot do that, in one walk over
-    /// all of the node.
-    fn rows<T: FromBytes>(&self, program: Program) -> Result<Vec<T>, BpfError> {
-        let before = self.lost().reads;
-        let mut all = Vec::new();
-        if self.restrictable.get() {
-            for (_, own) in self.tracked().into_iter().filter(|(_, own)| *own != 0) {
-                match self.walk(program, Some(own)) {
-                    Ok(rows) => all.extend(rows),
-                    Err(BpfError::Iterator { source, .. }) if not_restrictable(&source) => {
-                        self.restrictable.set(false);
-                        break;
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        if !self.restrictable.get() {
-            all = self.walk(program, None)?;
-        }
-        if self.lost().reads == before { Ok(all) } else { Err(BpfError::Torn { program: program.name() }) }
-    }
-
-    fn walk<T: FromBytes>(&self, program: Program, process: Option<u32>) -> Result<Vec<T>, BpfError> {
-        self.loaded(program)?;
-        let name = program.name();
-        let failed = |source| BpfError::Iterator { program: name, source };
-        let not_loaded = |e: &ProgramError| BpfError::NotLoaded { program: name, reason: chain(e) };
-        let Some(programs::Program::Iter(p)) = self.object.program(name) else {
-            return Err(BpfError::NotLoaded { program: name, reason: "not an iterator".into() });
-        };
-        let fd = p.fd().map_err(|e| not_loaded(&e))?;
-        iterators::rows(fd.as_fd(), process).map_err(|e| match e.kind() {
-            std::io::ErrorKind::InvalidData => BpfError::Torn { program: name },
-            _ => failed(e),
-        })
-    }
-
-    fn loaded(&self, program: Program) -> Result<(), BpfError> {
-        match self.fallbacks.iter().find(|fallback| fallback.program == program) {
-            Some(fallback) => {
-                Err(BpfError::NotLoaded { program: program.name(), reason: fallback.reason.clone() })
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-fn not_restrictable(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP))
 }

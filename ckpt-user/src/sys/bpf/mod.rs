@@ -9,11 +9,14 @@
 //! Invariants: a program that this kernel refuses, or whose fields it lacks, is a [`Fallback`], never an error of the
 //! job; the others go on working. Nothing is attached unless a guard is held. Process ids here are *host* ids (those
 //! of the initial pid namespace, which eBPF sees) unless they are called *own*; [`PidTable`] translates.
+//!
+//! Order: attach, then track, then look for children that were born before: so none is missed.
 
 mod btf;
 mod cache;
 mod events;
 mod fields;
+mod handle;
 mod iterators;
 mod loader;
 mod pids;
@@ -30,7 +33,8 @@ pub use ckpt_common::{
 };
 pub use events::{Attached, Lost};
 pub use fields::Offsets;
-pub use loader::{Bpf, Fallback, Kernel, Options, built_from};
+pub use handle::Bpf;
+pub use loader::{Fallback, Kernel, Options, built_from};
 pub use pids::{INITIAL_PID_NAMESPACE, PidTable, own_pid_namespace};
 pub use programs::Program;
 pub use restart::{Restart, RestartDecoder};
@@ -108,7 +112,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     while let Some(error) = next {
         let text = error.to_string();
         let skip = text.char_indices().rev().nth(KEEP).map_or(0, |(at, _)| at);
-        let text = text[skip..].trim().to_owned();
+        let text = text[skip..].trim().trim_end_matches("Verifier output:").trim_end_matches(". ").to_owned();
         if !parts.iter().any(|known| known.contains(&text)) {
             parts.push(text);
         }

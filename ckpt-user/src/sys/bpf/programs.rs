@@ -31,6 +31,12 @@ macro_rules! programs {
                 match self { $(Self::$name => $symbol,)* }
             }
 
+            /// Its name in a list with other things.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => concat!("eBPF ", $symbol),)* }
+            }
+
             /// What it is for, as a noun phrase.
             #[must_use]
             pub const fn purpose(self) -> &'static str {

@@ -1,0 +1,311 @@
+//! The loaded programs: whom they watch, what they report, and what the iterators read.
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs,
+};
+use aya_log::EbpfLogger;
+use ckpt_common::{FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WriteFault};
+use zerocopy::FromBytes;
+
+use super::{
+    Attached, BpfError, Fallback, INITIAL_PID_NAMESPACE, Lost, Offsets, PidTable, Program, chain, events,
+    iterators,
+};
+
+/// The loaded programs. Dropping it unloads them; nothing of it stays in the kernel.
+pub struct Bpf {
+    pub(super) object: Ebpf,
+    pub(super) lifecycle: RingBuf<MapData>,
+    pub(super) faults: RingBuf<MapData>,
+    pub(super) tracked: HashMap<MapData, u32, u32>,
+    pub(super) lost: PerCpuArray<MapData, u64>,
+    pub(super) logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    pub(super) offsets: Offsets,
+    pub(super) own_namespace: u32,
+    pub(super) loaded: Vec<Program>,
+    pub(super) fallbacks: Vec<Fallback>,
+    /// Whether iterators can be restricted to a process, until the kernel says otherwise.
+    pub(super) restrictable: AtomicBool,
+}
+
+impl Bpf {
+    /// The programs that are not to be had.
+    #[must_use]
+    pub fn fallbacks(&self) -> &[Fallback] {
+        &self.fallbacks
+    }
+
+    /// Whether a program is loaded.
+    #[must_use]
+    pub fn has(&self, program: Program) -> bool {
+        self.loaded(program).is_ok()
+    }
+
+    /// Where this kernel's fields are.
+    #[must_use]
+    pub const fn offsets(&self) -> &Offsets {
+        &self.offsets
+    }
+
+    /// Watches a process, by its host id, and every child it will make. Its id in our namespace is looked up when
+    /// that is another one.
+    ///
+    /// # Errors
+    /// It is not visible in our pid namespace, or the map is full.
+    pub fn track(&mut self, tgid: u32) -> Result<(), BpfError> {
+        let own = if self.own_namespace == INITIAL_PID_NAMESPACE {
+            tgid
+        } else {
+            self.pids()?.own(tgid).ok_or(BpfError::NoProcess(tgid))?
+        };
+        self.insert(tgid, own)
+    }
+
+    /// The same by its id in our own pid namespace; gives the host id.
+    ///
+    /// # Errors
+    /// There is no such process, or the map is full.
+    pub fn track_own(&mut self, own: u32) -> Result<u32, BpfError> {
+        let tgid = if self.own_namespace == INITIAL_PID_NAMESPACE {
+            own
+        } else {
+            self.pids()?.host(own).ok_or(BpfError::NoProcess(own))?
+        };
+        self.insert(tgid, own)?;
+        Ok(tgid)
+    }
+
+    fn insert(&mut self, tgid: u32, own: u32) -> Result<(), BpfError> {
+        self.tracked.insert(tgid, own, 0).map_err(|e| BpfError::Track { tgid, reason: chain(&e) })
+    }
+
+    /// Watches it no longer. One that is not watched (any more) is no error.
+    ///
+    /// # Errors
+    /// The map cannot be changed.
+    pub fn untrack(&mut self, tgid: u32) -> Result<(), BpfError> {
+        match self.tracked.remove(&tgid) {
+            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(e) => Err(BpfError::Track { tgid, reason: chain(&e) }),
+        }
+    }
+
+    /// The watched processes: host id and id in our own pid namespace, in order of the former.
+    #[must_use]
+    pub fn tracked(&self) -> Vec<(u32, u32)> {
+        let mut all: Vec<_> = self.tracked.iter().filter_map(Result::ok).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Begins to report forks, execs and exits of tracked processes, and to track their children.
+    ///
+    /// # Errors
+    /// One of the programs is not loaded or cannot be attached; then none is.
+    pub fn attach_lifecycle(&mut self) -> Result<Attached, BpfError> {
+        self.attach(&[Program::OnFork, Program::OnExec, Program::OnGroupExit])
+    }
+
+    /// Begins to report write faults. Costs every fault on the node 0.1 µs: attach it for as long as it is needed.
+    ///
+    /// # Errors
+    /// As [`Self::attach_lifecycle`].
+    pub fn attach_faults(&mut self) -> Result<Attached, BpfError> {
+        self.attach(&[Program::OnWriteFault])
+    }
+
+    fn attach(&mut self, wanted: &[Program]) -> Result<Attached, BpfError> {
+        let mut links = Vec::new();
+        for &program in wanted {
+            self.loaded(program)?;
+            let Some(programs::Program::BtfTracePoint(p)) = self.object.program_mut(program.name()) else {
+                continue;
+            };
+            let link = p.attach().and_then(|id| p.take_link(id));
+            links.push(link.map_err(|e| BpfError::Attach { program: program.name(), reason: chain(&e) })?);
+        }
+        Ok(Attached { links })
+    }
+
+    /// Becomes readable when there is a lifecycle event.
+    #[must_use]
+    pub fn lifecycle_fd(&self) -> BorrowedFd<'_> {
+        self.lifecycle.as_fd()
+    }
+
+    /// The lifecycle events since the last call, oldest first.
+    pub fn lifecycle(&mut self) -> Vec<LifecycleEvent> {
+        events::drain(&mut self.lifecycle)
+    }
+
+    /// The write faults since the last call, oldest first. Nothing wakes the reader: come by before the ring is full.
+    pub fn write_faults(&mut self) -> Vec<WriteFault> {
+        events::drain(&mut self.faults)
+    }
+
+    /// What could not be reported since the programs were loaded.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        Lost::from_counters(|index| self.lost.get(&index, 0).map_or(0, |values| values.iter().sum()))
+    }
+
+    /// Passes what the programs have logged on to the `log` crate.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Ids of every thread in our pid namespace, tracked or not.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn pids(&self) -> Result<PidTable, BpfError> {
+        let rows: Vec<TaskIds> = self.walk(Program::Pids, None)?;
+        Ok(PidTable::new(&rows, self.own_namespace))
+    }
+
+    /// Every thread of the tracked processes.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn tasks(&self) -> Result<Vec<TaskRow>, BpfError> {
+        self.rows(Program::Tasks)
+    }
+
+    /// The tracked processes, one row each.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn processes(&self) -> Result<Vec<ProcessRow>, BpfError> {
+        let mut rows: Vec<ProcessRow> = self.rows(Program::Processes)?;
+        // When the leader has exited the others are reported too: take one that still has the memory.
+        rows.sort_by_key(|row| (row.tgid, row.mm == 0, row.tid));
+        rows.dedup_by_key(|row| row.tgid);
+        Ok(rows)
+    }
+
+    /// The signal actions of the tracked processes, one row each.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn signal_actions(&self) -> Result<Vec<SigActionsRow>, BpfError> {
+        self.rows(Program::SignalActions)
+    }
+
+    /// The mappings of the tracked processes, by process and address.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn vmas(&self) -> Result<Vec<VmaRow>, BpfError> {
+        let mut rows: Vec<VmaRow> = self.rows(Program::Vmas)?;
+        // A thread with descriptors of its own is walked like a process: the same mappings again.
+        rows.sort_by_key(|row| (row.tgid, row.start, row.tid));
+        rows.dedup_by_key(|row| (row.tgid, row.start));
+        Ok(rows)
+    }
+
+    /// The open descriptors of the tracked processes, by process, table and number.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn files(&self) -> Result<Vec<FileRow>, BpfError> {
+        let mut rows: Vec<FileRow> = self.rows(Program::Descriptors)?;
+        rows.sort_by_key(|row| (row.tgid, row.files, row.fd, row.tid));
+        rows.dedup_by_key(|row| (row.tgid, row.files, row.fd));
+        Ok(rows)
+    }
+
+    /// Rows of all tracked processes: process by process, or, where the kernel cannot do that, in one walk over
+    /// all of the node.
+    fn rows<T: FromBytes>(&self, program: Program) -> Result<Vec<T>, BpfError> {
+        let before = self.lost().reads;
+        let mut all = Vec::new();
+        if self.restrictable.load(Ordering::Relaxed) {
+            for (_, own) in self.tracked().into_iter().filter(|(_, own)| *own != 0) {
+                match self.walk(program, Some(own)) {
+                    Ok(rows) => all.extend(rows),
+                    Err(BpfError::Iterator { source, .. }) if not_restrictable(&source) => {
+                        self.restrictable.store(false, Ordering::Relaxed);
+                        break;
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        if !self.restrictable.load(Ordering::Relaxed) {
+            all = self.walk(program, None)?;
+        }
+        if self.lost().reads == before { Ok(all) } else { Err(BpfError::Torn { program: program.name() }) }
+    }
+
+    fn walk<T: FromBytes>(&self, program: Program, process: Option<u32>) -> Result<Vec<T>, BpfError> {
+        self.loaded(program)?;
+        let name = program.name();
+        let Some(programs::Program::Iter(iterator)) = self.object.program(name) else {
+            return Err(BpfError::NotLoaded { program: name, reason: "not an iterator".into() });
+        };
+        let fd = iterator.fd().map_err(|e| BpfError::NotLoaded { program: name, reason: chain(&e) })?;
+        iterators::rows(fd.as_fd(), process).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => BpfError::Torn { program: name },
+            _ => BpfError::Iterator { program: name, source },
+        })
+    }
+
+    fn loaded(&self, program: Program) -> Result<(), BpfError> {
+        if self.loaded.contains(&program) {
+            return Ok(());
+        }
+        let refused = self.fallbacks.iter().find(|fallback| fallback.program == program);
+        let reason = refused
+            .map_or_else(|| "only `ckptbpf check` loads it".into(), |fallback| fallback.reason.clone());
+        Err(BpfError::NotLoaded { program: program.name(), reason })
+    }
+}
+
+fn not_restrictable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bpf::Kernel;
+
+    #[test]
+    fn a_kernel_that_cannot_restrict_iterators_gives_the_same_rows() {
+        let mut bpf = Kernel::load().unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        bpf.track(child.id()).unwrap();
+        let rows =
+            |bpf: &Bpf| (bpf.processes().unwrap(), bpf.signal_actions().unwrap(), bpf.files().unwrap());
+        // Until cat waits for its input, its descriptors still change.
+        let read_of_0 = || {
+            std::fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap().starts_with("0 0x0 ")
+        };
+        while !read_of_0() {
+            std::thread::yield_now();
+        }
+        let restricted = rows(&bpf);
+        bpf.restrictable.store(false, Ordering::Relaxed);
+        assert_eq!(rows(&bpf), restricted);
+        assert!(!restricted.2.is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn it_may_be_used_from_any_thread() {
+        fn any_thread<T: Send + Sync>() {}
+        any_thread::<Bpf>();
+    }
+}

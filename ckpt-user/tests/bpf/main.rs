@@ -1,0 +1,10 @@
+//! The eBPF programs on the kernel that runs this. They need root.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod lifecycle;
+mod load;
+mod log;
+mod pids;
+mod rows;
+mod support;
+mod sys;

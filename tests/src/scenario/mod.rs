@@ -1,0 +1,219 @@
+//! A job as a person runs it: launch, checkpoints, kill -9, restart, and what all its runs printed together.
+//!
+//! ```text
+//!             wait_for_checkpoint ┐
+//! Job::launch ─▶ running ─────────┴▶ kill_all ─▶ dead ─▶ restart ─▶ running ─▶ wait ─▶ ended
+//!                                                 run n, cut at its checkpoint's offset
+//! ```
+//! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
+
+mod listing;
+mod survive;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
+
+pub use listing::Generation;
+pub use survive::{Survival, survive};
+
+/// How long a checkpoint or a restart may take in a test.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test, which `cargo xtask test` has built.
+pub fn ckptbpf() -> PathBuf {
+    let me = std::env::current_exe().expect("the path of the test program");
+    let path = me.ancestors().nth(2).expect("target/release/deps/test").join("ckptbpf");
+    assert!(path.is_file(), "no {}: build it with `cargo build --release`", path.display());
+    path
+}
+
+/// `ckptbpf` with a verb and its arguments.
+pub fn verb<A: AsRef<std::ffi::OsStr>>(verb: &str, args: impl IntoIterator<Item = A>) -> Cmd {
+    Cmd::new(ckptbpf()).arg(verb).args(args)
+}
+
+/// Eager or lazy restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Eager,
+    Lazy,
+}
+
+/// What an undisturbed run of a program gives.
+pub struct Expected {
+    pub stdout: Vec<u8>,
+    pub file: Vec<u8>,
+}
+
+impl Expected {
+    /// Runs the program to its end, without ckptbpf, in a folder of its own; `file` is what it writes there.
+    pub fn of(sandbox: &Sandbox, program: &Cmd, file: Option<&str>) -> Self {
+        let folder = sandbox.dir().join("undisturbed");
+        std::fs::create_dir_all(&folder).expect("a folder for the undisturbed run");
+        let running = sandbox.spawn(program.clone().cwd(&folder));
+        let stdout = running.wait(Duration::from_secs(60)).success().stdout;
+        let file =
+            file.map_or_else(Vec::new, |name| std::fs::read(folder.join(name)).expect("the program's file"));
+        Self { stdout, file }
+    }
+}
+
+/// A job and all its runs.
+pub struct Job<'b> {
+    sandbox: &'b Sandbox,
+    dir: PathBuf,
+    running: Option<Running<'b>>,
+    /// Standard output of the runs that count, each with where it is cut.
+    runs: Vec<(PathBuf, Option<u64>)>,
+    /// Which of `runs` made a generation.
+    made_by: HashMap<u64, usize>,
+}
+
+impl<'b> Job<'b> {
+    /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`, DIR being `images` in the box's folder.
+    pub fn launch(sandbox: &'b Sandbox, options: &[&str], program: &Cmd) -> Self {
+        Self::launch_in(sandbox, sandbox.dir().join("images"), options, program)
+    }
+
+    /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`.
+    pub fn launch_in(sandbox: &'b Sandbox, dir: PathBuf, options: &[&str], program: &Cmd) -> Self {
+        let cmd = verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(program);
+        let running = sandbox.spawn(cmd);
+        let runs = vec![(running.stdout_path().to_owned(), None)];
+        Self { sandbox, dir, running: Some(running), runs, made_by: HashMap::new() }
+    }
+
+    /// The job's directory of images.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The supervisor of this run.
+    pub fn running(&self) -> &Running<'b> {
+        self.running.as_ref().expect("the job runs")
+    }
+
+    /// The checkpoints that `list` shows; none while there is no directory yet.
+    pub fn checkpoints(&self) -> Vec<Generation> {
+        if !self.sandbox.see(&self.dir).join("000001.ckpt").exists() {
+            return Vec::new();
+        }
+        let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
+        serde_json::from_slice(&listed.stdout).expect("list --json prints an array of checkpoints")
+    }
+
+    /// The newest complete checkpoint's number, 0 for none.
+    pub fn newest(&self) -> u64 {
+        self.checkpoints().iter().filter(|one| one.complete).map(|one| one.id).max().unwrap_or(0)
+    }
+
+    /// Waits until checkpoint `id`, or a later one, is complete.
+    pub fn wait_for_checkpoint(&self, id: u64) {
+        self.sandbox.wait_for(&format!("checkpoint {id}"), PATIENCE, || {
+            let running = self.running();
+            assert!(!running.has_ended(), "the job ended before checkpoint {id}: {}", running.stderr());
+            self.newest() >= id
+        });
+    }
+
+    /// `ckptbpf checkpoint`, which returns when it is durable.
+    pub fn checkpoint(&self) -> Generation {
+        self.sandbox.run(verb("checkpoint", ["-d"]).arg(&self.dir).arg(&self.dir)).success();
+        self.checkpoints().pop().expect("a checkpoint that was just taken")
+    }
+
+    /// Process id of the program itself, inside the box.
+    pub fn program(&self) -> i32 {
+        let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir)).success();
+        listing::pid(&status.stdout)
+    }
+
+    /// kill -9 of ckptbpf and of everything it has started, and nothing of it left.
+    pub fn kill_all(&mut self) {
+        self.sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
+        let running = self.running.take().expect("the job runs");
+        let tree = listing::tree(&self.sandbox.ps(), running.pid);
+        for pid in tree {
+            let _ = self.sandbox.kill(pid, Signal::SIGKILL as i32);
+        }
+        running.wait(PATIENCE).expect_code(137);
+        // A process may have been started between the look and the kill.
+        self.sandbox.wait_for("the job to be dead", PATIENCE, || {
+            let left = self.sandbox.ps();
+            for process in &left {
+                let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
+            }
+            left.is_empty()
+        });
+        self.note_checkpoints();
+    }
+
+    /// `ckptbpf restart`, from the newest checkpoint.
+    pub fn restart(&mut self, mode: Mode, options: &[&str]) {
+        self.note_checkpoints();
+        let from = self.newest();
+        self.restart_from(from, mode, options);
+    }
+
+    /// `ckptbpf restart --at ID`.
+    pub fn restart_at(&mut self, id: u64, mode: Mode, options: &[&str]) {
+        self.note_checkpoints();
+        let at = id.to_string();
+        self.restart_from(id, mode, &[&["--at", &at], options].concat());
+    }
+
+    fn restart_from(&mut self, id: u64, mode: Mode, options: &[&str]) {
+        assert!(self.running.is_none(), "the job still runs");
+        let maker = self.made_by.get(&id).copied().unwrap_or_else(|| panic!("no run made checkpoint {id}"));
+        self.runs.truncate(maker + 1);
+        self.runs[maker].1 = Some(self.stdout_offset(id));
+        let lazy = if mode == Mode::Lazy { &["--lazy"][..] } else { &[] };
+        let cmd = verb("restart", lazy).args(options).arg(&self.dir);
+        let running = self.sandbox.spawn(cmd);
+        self.runs.push((running.stdout_path().to_owned(), None));
+        self.running = Some(running);
+    }
+
+    /// Waits for the end of the run.
+    pub fn wait(&mut self, deadline: Duration) -> Finished {
+        let finished = self.running.take().expect("the job runs").wait(deadline);
+        self.note_checkpoints();
+        finished
+    }
+
+    /// What the job has printed: its runs one after another, each cut at the offset of the checkpoint that the next
+    /// one began from.
+    pub fn stdout(&self) -> Vec<u8> {
+        let mut joined = Vec::new();
+        for (path, cut) in &self.runs {
+            let printed = std::fs::read(path).unwrap_or_default();
+            let end = cut.map_or(printed.len(), |cut| usize::try_from(cut).expect("an offset"));
+            assert!(end <= printed.len(), "{}: cut at {end} of {} bytes", path.display(), printed.len());
+            joined.extend_from_slice(&printed[..end]);
+        }
+        joined
+    }
+
+    /// The image file of a generation.
+    pub fn image(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("{id:06}.ckpt"))
+    }
+
+    /// Whose output a checkpoint belongs to is known only while its run is the newest.
+    fn note_checkpoints(&mut self) {
+        let run = self.runs.len() - 1;
+        for generation in self.checkpoints() {
+            self.made_by.entry(generation.id).or_insert(run);
+        }
+    }
+
+    fn stdout_offset(&self, id: u64) -> u64 {
+        let inspected = self.sandbox.run(verb("inspect", ["--json"]).arg(self.image(id))).success();
+        listing::stdout_offset(&inspected.stdout)
+    }
+}

@@ -1,0 +1,61 @@
+//! The scenario that every program has to survive.
+
+use std::time::Duration;
+
+use super::{Expected, Job, Mode, PATIENCE, verb};
+use crate::sandbox::{Cmd, Sandbox, let_pass};
+use crate::{Random, assert_same};
+
+/// A program and how it is tried.
+pub struct Survival<'a> {
+    pub name: &'a str,
+    pub program: Cmd,
+    /// A file that it writes in its working directory.
+    pub file: Option<&'a str>,
+    pub rounds: u64,
+    /// Seconds between checkpoints.
+    pub interval: &'a str,
+    /// The kill comes this long, at most, after a checkpoint.
+    pub within: Duration,
+}
+
+impl<'a> Survival<'a> {
+    /// Five rounds, a checkpoint every 0.3 s.
+    pub fn of(name: &'a str, program: Cmd) -> Self {
+        Self { name, program, file: None, rounds: 5, interval: "0.3", within: Duration::from_millis(300) }
+    }
+
+    /// With a file that must be as after an undisturbed run too.
+    #[must_use]
+    pub fn writing(self, file: &'a str) -> Self {
+        Self { file: Some(file), ..self }
+    }
+}
+
+/// Checkpoint, kill -9 of program and ckptbpf at a random moment, restart, eager and lazy in turn, some rounds long:
+/// then the program ends with 0, and its output and its file are those of an undisturbed run.
+pub fn survive(survival: &Survival) {
+    let Survival { name, program, file, .. } = survival;
+    let sandbox = Sandbox::new(name);
+    let mut random = Random::for_test(name);
+    let expected = Expected::of(&sandbox, program, *file);
+    let mut job = Job::launch(&sandbox, &["-i", survival.interval], program);
+    for round in 0..survival.rounds {
+        let next = if round == 0 { 1 } else { job.newest() + 1 };
+        job.wait_for_checkpoint(next);
+        let_pass(random.moment(survival.within));
+        assert!(
+            !job.running().has_ended(),
+            "{name}: the program ended before round {round}: it is too short"
+        );
+        job.kill_all();
+        sandbox.run(verb("verify", [job.dir()])).success();
+        job.restart(if round % 2 == 0 { Mode::Eager } else { Mode::Lazy }, &[]);
+    }
+    job.wait(PATIENCE * 2).success();
+    assert_same(&format!("{name}: standard output"), &expected.stdout, &job.stdout());
+    if let Some(file) = file {
+        let written = std::fs::read(sandbox.dir().join(file)).unwrap_or_default();
+        assert_same(&format!("{name}: {file}"), &expected.file, &written);
+    }
+}

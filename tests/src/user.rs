@@ -1,0 +1,77 @@
+//! An ordinary user who exists in one box only, and real sudo for it.
+//!
+//! A nested mount namespace shows private versions of /etc/passwd, group, shadow and sudoers.d; it ends with the command,
+//! and the machine's own files are never written. The repository may lie in root's closed home, so what the user is to
+//! run is copied to where everybody can reach it.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::{Cmd, Sandbox};
+
+/// The user's id, and that of its group.
+pub const UID: u32 = 4242;
+
+/// Shows the private copies, then becomes the user; what follows is the command.
+const BECOME: &str = r#"set -eu
+etc=$1 uid=$2
+shift 2
+for name in passwd group shadow sudoers.d; do mount --bind "$etc/$name" "/etc/$name"; done
+exec setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+"#;
+
+/// The box's user.
+pub struct User {
+    etc: PathBuf,
+    home: PathBuf,
+}
+
+impl User {
+    /// Makes the user, whose closed home is the folder `home` of the box.
+    pub fn of(sandbox: &Sandbox) -> Self {
+        let (etc, home) = (sandbox.dir().join("etc"), sandbox.dir().join("home"));
+        std::fs::create_dir_all(etc.join("sudoers.d")).expect("a folder for the user's entries");
+        std::fs::create_dir_all(&home).expect("the user's home");
+        chown(&home, Some(UID), Some(UID)).expect("the home's owner");
+        std::fs::set_permissions(&home, PermissionsExt::from_mode(0o700)).expect("the home's mode");
+        let entry = |name: &str, line: &str| {
+            let old = std::fs::read_to_string(Path::new("/etc").join(name)).unwrap_or_default();
+            std::fs::write(etc.join(name), format!("{old}{line}\n")).expect("an entry for the user");
+        };
+        entry("passwd", &format!("tester:x:{UID}:{UID}:tester:{}:/bin/bash", home.display()));
+        entry("group", &format!("tester:x:{UID}:"));
+        // Nothing of the real one: nobody can log in by a password here, and no hash is copied.
+        let shadow = "root:*:19000:0:99999:7:::\ntester:*:19000:0:99999:7:::\n";
+        std::fs::write(etc.join("shadow"), shadow).expect("an entry for the user");
+        let rule = etc.join("sudoers.d/tester");
+        std::fs::write(&rule, "tester ALL=(ALL:ALL) NOPASSWD: ALL\n").expect("the sudo rule");
+        std::fs::set_permissions(&rule, PermissionsExt::from_mode(0o440)).expect("the rule's mode");
+        Self { etc, home }
+    }
+
+    /// The user's home, mode 0700.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// `command`, run by the user in its home.
+    pub fn runs(&self, command: &Cmd) -> Cmd {
+        let prefix = ["-m", "/bin/bash", "-c", BECOME, "become"];
+        let cmd = Cmd::new("unshare").args(prefix).arg(&self.etc).arg(UID.to_string()).program(command);
+        cmd.cwd(&self.home).env("HOME", self.home.to_str().expect("a UTF-8 path"))
+    }
+
+    /// `sudo command`, run by the user in its home.
+    pub fn runs_by_sudo(&self, command: &Cmd) -> Cmd {
+        self.runs(&Cmd::new("sudo").arg("-n").arg("--").program(command))
+    }
+
+    /// A copy of a program that the user can reach.
+    pub fn copy_of(&self, program: &Path) -> PathBuf {
+        let copy = self.etc.with_file_name("bin").join(program.file_name().expect("a program's name"));
+        std::fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder for programs");
+        std::fs::copy(program, &copy).expect("a copy of the program");
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("the copy's mode");
+        copy
+    }
+}

@@ -1,0 +1,216 @@
+/* sleeps MS ROUNDS [KIND,…]: one thread per kind of sleep, each of MS milliseconds, all at once, ROUNDS times.
+ *
+ * After each round a line per kind in a fixed order: "ok", or what was wrong: a result or errno that an undisturbed
+ * sleep never gives (EINTR above all), woken early, or half as long again as it should have been, which is what a
+ * sleep does that begins anew after a restart. */
+#include "victim.h"
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <linux/futex.h>
+#include <sys/epoll.h>
+#include <sys/ipc.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+static long ms;
+static pthread_barrier_t begin, end;
+static int feed[2], semaphores, rounds;
+
+static struct timespec span(void)
+{
+    return (struct timespec){ms / 1000, ms % 1000 * 1000000};
+}
+
+static long by_nanosleep(void)
+{
+    struct timespec t = span();
+    return nanosleep(&t, NULL);
+}
+
+static long by_clock_nanosleep_abs(void)
+{
+    uint64_t at = now_ns() + ms * 1000000;
+    struct timespec t = {at / 1000000000, at % 1000000000};
+    /* glibc returns the error itself. */
+    errno = clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+    return errno ? -1 : 0;
+}
+
+static long by_poll(void) { return poll(NULL, 0, ms); }
+
+static long by_ppoll(void)
+{
+    struct timespec t = span();
+    return ppoll(NULL, 0, &t, NULL);
+}
+
+static long by_select(void)
+{
+    struct timeval t = {ms / 1000, ms % 1000 * 1000};
+    return select(0, NULL, NULL, NULL, &t);
+}
+
+static long by_epoll_wait(void)
+{
+    struct epoll_event event;
+    int fd = epoll_create1(0);
+    long n = epoll_wait(fd, &event, 1, ms);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return n;
+}
+
+static long by_futex(void)
+{
+    int word = 0;
+    struct timespec t = span();
+    return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &t, NULL, 0);
+}
+
+static long by_sigtimedwait(void)
+{
+    sigset_t set;
+    struct timespec t = span();
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN + 3);
+    return sigtimedwait(&set, NULL, &t);
+}
+
+static long by_semtimedop(void)
+{
+    struct sembuf take = {0, -1, 0};
+    struct timespec t = span();
+    return semtimedop(semaphores, &take, 1, &t);
+}
+
+static long by_pause(void) { return pause(); }
+
+static long by_read(void)
+{
+    char byte;
+    return read(feed[0], &byte, 1);
+}
+
+static long by_waitpid(void)
+{
+    int status;
+    pid_t child = fork();
+    if (!child) {
+        sleep_us(ms * 1000);
+        _exit(5);
+    }
+    long got = waitpid(child, &status, 0);
+    if (got < 0)
+        return got;
+    return got == child && WIFEXITED(status) && WEXITSTATUS(status) == 5 ? 0 : 99;
+}
+
+static struct kind {
+    const char *name;
+    long (*sleep)(void);
+    long result;
+    int error;
+    pthread_t thread;
+    volatile int over;
+    char report[80];
+} kinds[] = {
+    {"nanosleep", by_nanosleep, 0, 0, 0, 0, ""},
+    {"clock_nanosleep", by_clock_nanosleep_abs, 0, 0, 0, 0, ""},
+    {"poll", by_poll, 0, 0, 0, 0, ""},
+    {"ppoll", by_ppoll, 0, 0, 0, 0, ""},
+    {"select", by_select, 0, 0, 0, 0, ""},
+    {"epoll_wait", by_epoll_wait, 0, 0, 0, 0, ""},
+    {"futex", by_futex, -1, ETIMEDOUT, 0, 0, ""},
+    {"sigtimedwait", by_sigtimedwait, -1, EAGAIN, 0, 0, ""},
+    {"semtimedop", by_semtimedop, -1, EAGAIN, 0, 0, ""},
+    {"pause", by_pause, -1, EINTR, 0, 0, ""},
+    {"read", by_read, 1, 0, 0, 0, ""},
+    {"waitpid", by_waitpid, 0, 0, 0, 0, ""},
+};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+static void *run(void *arg)
+{
+    struct kind *kind = arg;
+    for (int round = 0; round < rounds; round++) {
+        pthread_barrier_wait(&begin);
+        uint64_t start = now_ns();
+        errno = 0;
+        long result = kind->sleep();
+        int error = result < 0 ? errno : 0;
+        long slept = (now_ns() - start) / 1000000;
+        if (result != kind->result || error != kind->error)
+            snprintf(kind->report, sizeof kind->report, "gave %ld, errno %d", result, error);
+        else if (slept < ms || slept > ms + ms / 2 + 50)
+            snprintf(kind->report, sizeof kind->report, "took %ld ms", slept);
+        else
+            strcpy(kind->report, "ok");
+        kind->over = 1;
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void nothing(int signal) { (void)signal; }
+
+static int is_wanted(const char *list, const char *name)
+{
+    char padded[256], word[64];
+    snprintf(padded, sizeof padded, ",%s,", list);
+    snprintf(word, sizeof word, ",%s,", name);
+    return !strcmp(list, "all") || strstr(padded, word);
+}
+
+int main(int argc, char **argv)
+{
+    const char *list = argc > 3 ? argv[3] : "all";
+    struct sigaction wake = {.sa_handler = nothing};
+    sigset_t timed;
+    int threads = 0;
+    ms = number(argc, argv, 1, 200);
+    rounds = number(argc, argv, 2, 10);
+    sigemptyset(&timed);
+    sigaddset(&timed, SIGRTMIN + 3);
+    semaphores = semget(IPC_PRIVATE, 1, 0600);
+    CHECK(sigprocmask(SIG_BLOCK, &timed, NULL) == 0 && sigaction(SIGUSR1, &wake, NULL) == 0);
+    CHECK(pipe(feed) == 0 && semaphores >= 0);
+    for (int i = 0; i < KINDS; i++)
+        threads += is_wanted(list, kinds[i].name);
+    pthread_barrier_init(&begin, NULL, threads + 1);
+    pthread_barrier_init(&end, NULL, threads + 1);
+    for (int i = 0; i < KINDS; i++)
+        if (is_wanted(list, kinds[i].name))
+            CHECK(pthread_create(&kinds[i].thread, NULL, run, &kinds[i]) == 0);
+    for (int round = 1; round <= rounds; round++) {
+        for (int i = 0; i < KINDS; i++)
+            kinds[i].over = 0;
+        pthread_barrier_wait(&begin);
+        say(1, "%d sleeping\n", round);
+        uint64_t at = now_ns() + ms * 1000000 + 2000000;
+        while (now_ns() < at)
+            sleep_us((at - now_ns()) / 1000 + 1);
+        for (int i = 0; i < KINDS; i++) {
+            if (!kinds[i].thread)
+                continue;
+            if (kinds[i].sleep == by_read)
+                write_all(feed[1], "x", 1);
+            /* Again until it has ended: the first may come before the pause has begun. */
+            while (kinds[i].sleep == by_pause && !kinds[i].over) {
+                pthread_kill(kinds[i].thread, SIGUSR1);
+                sleep_us(1000);
+            }
+        }
+        pthread_barrier_wait(&end);
+        for (int i = 0; i < KINDS; i++)
+            if (kinds[i].thread)
+                say(1, "%d %s %s\n", round, kinds[i].name, kinds[i].report);
+    }
+    for (int i = 0; i < KINDS; i++)
+        if (kinds[i].thread)
+            CHECK(pthread_join(kinds[i].thread, NULL) == 0);
+    return semctl(semaphores, 0, IPC_RMID);
+}
