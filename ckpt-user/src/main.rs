@@ -1,4 +1,5 @@
 //! The `ckptbpf` command.
+
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    ckptbpf::cli::main()
 }

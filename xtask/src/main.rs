@@ -16,6 +16,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
+    /// Builds the eBPF programs that are committed beside their source
+    BuildEbpf(build_ebpf::Args),
     /// Installs what is missing on a Debian or Ubuntu machine
     Setup(setup::Args),
     /// Sets up, then passes every check and test: format, lints, house rules, unit and integration tests
@@ -24,17 +26,15 @@ enum Xtask {
     Soak(soak::Args),
     /// Checks the house rules that no compiler knows
     Tidy,
-    /// Builds the eBPF programs that are committed beside their source
-    BuildEbpf(build_ebpf::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     cmd::enter_repository()?;
     match Xtask::parse() {
+        Xtask::BuildEbpf(args) => build_ebpf::run(args),
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Soak(args) => soak::run(&args),
         Xtask::Tidy => tidy::run(),
-        Xtask::BuildEbpf(args) => build_ebpf::run(args),
     }
 }

@@ -173,6 +173,14 @@ fn assemble(
 }
 
 impl FrozenTree {
+    /// Ends everything where it stands.
+    pub fn kill(self) {
+        for process in &self.processes {
+            // ESRCH: it is gone already.
+            let _ = nix::sys::signal::kill(process.pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
     /// Lets everything run on; returns how long it stood still.
     pub fn thaw(self) -> Duration {
         let since = self.since;

@@ -4,14 +4,15 @@ use super::error::Fault;
 use super::generation::{Generation, header_of};
 use super::{GenerationId, Header, ImageError, PageMap, PageReader, SpaceId, publish};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Prune replaces and deletes files; what a reader then misses is there a moment later under another inode.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(25);
+const TRIES: u32 = 40;
+/// Fewer, because a parent may be missing for good.
+const TRIES_FOR_PARENT: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What [`Chain::open`] found.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Opened {
 
 /// Generations from the newest to a full one, each with a shared lock that keeps prune away for as long as the chain
 /// or a reader of it lives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chain {
     generations: Arc<Vec<Generation>>,
 }
@@ -66,12 +67,13 @@ impl Chain {
     ///
     /// # Errors
     /// `Misuse` when none is given, `MissingParent` when one does not follow upon the next or the last is not full,
-    /// `Refused` when they are of different jobs.
+    /// `Refused` when they are of different jobs, `MixedOwners` when files belong to different users,
+    /// `Busy` while a prune replaces one of them.
     pub fn from_generations(generations: Vec<Generation>) -> Result<Chain, ImageError> {
         let Some(first) = generations.first() else {
             return Err(ImageError::Misuse("a chain of no generations".into()));
         };
-        let job = first.header().job;
+        let (job, owner) = (first.header().job, first.owner_uid());
         for (place, generation) in generations.iter().enumerate() {
             let Header { id, parent, .. } = *generation.header();
             let next = generations.get(place + 1).map(|next| next.header().id);
@@ -82,6 +84,10 @@ impl Chain {
                     Fault::Damaged { section: super::Section::Header, what },
                 ));
             }
+            if generation.owner_uid() != owner {
+                let (path, found) = (generation.path().to_path_buf(), generation.owner_uid());
+                return Err(ImageError::MixedOwners { path, found, expected: owner });
+            }
             if let Some(parent) = parent.filter(|_| parent != next) {
                 return Err(ImageError::MissingParent { path: generation.path().into(), id, parent });
             }
@@ -89,9 +95,8 @@ impl Chain {
                 return Err(ImageError::Misuse(format!("generation {id} is full and cannot have ancestors")));
             }
         }
-        for generation in &generations {
-            publish::lock_for_reading(generation.file())
-                .map_err(|error| ImageError::io("lock", generation.path(), error))?;
+        if let Some(busy) = generations.iter().find(|found| !publish::lock_for_reading(found.file())) {
+            return Err(ImageError::Busy { path: busy.path().into() });
         }
         Ok(Chain { generations: Arc::new(generations) })
     }
@@ -103,11 +108,11 @@ impl Chain {
             && let Some(parent) = child.header().parent
         {
             let path = dir.join(publish::file_name(parent));
-            let missing = |error| match error {
-                ImageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            let missing = |error: ImageError| match error.is_not_found() {
+                true => {
                     ImageError::MissingParent { path: child.path().into(), id: child.header().id, parent }
                 }
-                other => other,
+                false => error,
             };
             let generation = named(&path, parent).map_err(missing)?;
             generations.push(generation);
@@ -125,6 +130,12 @@ impl Chain {
     #[must_use]
     pub fn newest(&self) -> &Generation {
         &self.generations[0]
+    }
+
+    /// Owner of all files of the chain (fstat when they were opened).
+    #[must_use]
+    pub fn owner_uid(&self) -> u32 {
+        self.newest().owner_uid()
     }
 
     /// Every space that has pages or live ranges in the newest generation, and all of its ancestors' where the
@@ -186,9 +197,9 @@ pub(super) fn open_exactly(dir: &Path, id: GenerationId) -> Result<Chain, ImageE
 fn retry(open: impl Fn() -> Result<Chain, ImageError>) -> Result<Chain, ImageError> {
     for attempt in 1..TRIES {
         match open() {
-            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {}
-            // A parent is deleted only after its child has become full: look at the child again, once.
-            Err(ImageError::MissingParent { .. }) if attempt == 1 => {}
+            Err(ImageError::Busy { .. }) => {}
+            // A parent is deleted only after its child has become full: look at the child again.
+            Err(ImageError::MissingParent { .. }) if attempt <= TRIES_FOR_PARENT => {}
             done => return done,
         }
         std::thread::sleep(PAUSE);
@@ -197,6 +208,21 @@ fn retry(open: impl Fn() -> Result<Chain, ImageError>) -> Result<Chain, ImageErr
 }
 
 fn open_with(
+    dir: &Path,
+    at: Option<GenerationId>,
+    check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
+) -> Result<Opened, ImageError> {
+    for _ in 1..TRIES {
+        match open_listed(dir, at, check) {
+            // Listed, and pruned before it was opened: newer ones have come since.
+            Err(error) if error.is_not_found() && dir.is_dir() => {}
+            done => return done,
+        }
+    }
+    open_listed(dir, at, check)
+}
+
+fn open_listed(
     dir: &Path,
     at: Option<GenerationId>,
     check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
@@ -224,6 +250,7 @@ fn open_with(
                 let warnings = faults.into_iter().map(|fault| fault + &taken).collect();
                 return Ok(Opened { chain, warnings });
             }
+            Err(error) if error.is_not_found() => return Err(error),
             Err(error) => error,
         };
         faults.push(error.full_text());

@@ -75,10 +75,18 @@ pub enum ImageError {
         "{path} exists: another ckptbpf writes this directory; stop it (ckptbpf status), or use another -d"
     )]
     Exists { path: PathBuf },
+    #[error("{path} is just being replaced or deleted by a prune: try again")]
+    Busy { path: PathBuf },
     #[error("this job no longer owns {dir}: {reason}; nothing was committed")]
     Lease { dir: PathBuf, reason: String },
     #[error("{path}: {fault}")]
     Refused { path: PathBuf, fault: Fault },
+    #[error("{path} belongs to user {owner}: do this as that user (sudo -u '#{owner}' …)")]
+    Owner { path: PathBuf, owner: u32 },
+    #[error(
+        "{path} belongs to user {found}, but what is built upon it to user {expected}: it is not trusted"
+    )]
+    MixedOwners { path: PathBuf, found: u32, expected: u32 },
     #[error(
         "{path} is generation {id} and needs generation {parent}, which is not there; take another with --at"
     )]
@@ -110,6 +118,10 @@ impl ImageError {
 
     pub(super) fn refused(path: &Path, fault: Fault) -> ImageError {
         ImageError::Refused { path: path.to_path_buf(), fault }
+    }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// The message with the operating system's word at its end, for warnings that are kept as text.

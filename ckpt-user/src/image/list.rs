@@ -40,6 +40,8 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, ImageError> {
                 let summary = Some(generation.summary().clone());
                 Listed { id, path, header: Some(header), summary, damage: None, complete: whole }
             }
+            // Pruned since the directory was read.
+            Err(error) if error.is_not_found() => continue,
             Err(error) => {
                 let (header, damage) = (generation::header_of(&path), Some(error.full_text()));
                 Listed { id, path, header, summary: None, damage, complete: false }

@@ -6,7 +6,7 @@
 //! A temporary file is locked (flock) by its writer for as long as that lives; one without a lock is garbage.
 
 use super::{GenerationId, ImageError};
-use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -117,21 +117,29 @@ impl Temporary {
             _ => ImageError::io("name", &path, error),
         })?;
         self.published = true;
+        // Readers may have it from here on.
+        let _ = self.file.unlock();
         directory.sync_all().map_err(|error| ImageError::io("make durable", &self.dir, error))?;
         Ok(path)
     }
 
     fn rename_new(&self, path: &Path) -> std::io::Result<()> {
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(AT_FDCWD, &self.path, AT_FDCWD, path, flags) {
-            // NFS and some others do not know the flag. A second link does not replace either.
+        match renameat2(AT_FDCWD, &self.path, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
+            // NFS and some others do not know the flag.
             Err(nix::Error::EINVAL | nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => {
-                nix::unistd::linkat(AT_FDCWD, &self.path, AT_FDCWD, path, AtFlags::empty())?;
-                std::fs::remove_file(&self.path)
+                link_new(&self.path, path)
             }
             other => Ok(other?),
         }
     }
+}
+
+/// Renames without replacing where renameat2(2) cannot: a second link does not replace either.
+pub(super) fn link_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(from, to)?;
+    // The generation has its name; a first name that stays is a temporary like any other.
+    let _ = std::fs::remove_file(from);
+    Ok(())
 }
 
 impl Drop for Temporary {
@@ -173,15 +181,11 @@ pub fn clean_temporaries(dir: &Path) -> Result<usize, ImageError> {
     Ok(cleaned)
 }
 
-/// Marks a generation as in use; `Ok` also where the file system has no locks.
+/// Marks a generation as in use; also `true` where the file system has no locks.
 ///
-/// # Errors
-/// `WouldBlock`: prune is just deleting or replacing this file.
-pub(super) fn lock_for_reading(file: &File) -> std::io::Result<()> {
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
-        _ => Ok(()),
-    }
+/// `false`: prune is just deleting or replacing this file.
+pub(super) fn lock_for_reading(file: &File) -> bool {
+    !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 /// Opens and locks a generation in order to delete or replace it; `None` while a reader holds it.

@@ -46,7 +46,10 @@ pub fn verify(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<VerifyR
         for id in publish::ids(path)? {
             let file = path.join(publish::file_name(id));
             let generation = chain::named(&file, id);
-            opened.push((Some(id), file, generation));
+            // Pruned since the directory was read?
+            if !generation.as_ref().is_err_and(ImageError::is_not_found) {
+                opened.push((Some(id), file, generation));
+            }
         }
     } else {
         let mut next = Some((None, path.to_path_buf(), Generation::open(path)));

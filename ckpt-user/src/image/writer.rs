@@ -17,6 +17,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -195,6 +196,14 @@ impl GenerationWriter {
         }
         let path = self.temporary.publish(self.header.id, naming, check_lease)?;
         Ok(Committed { path, summary })
+    }
+
+    /// Owner of the file being written.
+    pub(super) fn owner_uid(&self) -> Result<u32, ImageError> {
+        let metadata = self.temporary.file.metadata();
+        metadata
+            .map(|found| found.uid())
+            .map_err(|error| ImageError::io("read", self.temporary.path(), error))
     }
 
     /// Copies a whole block of another generation (header and payload, checked by the caller) without decompressing

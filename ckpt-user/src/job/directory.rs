@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
@@ -215,26 +216,17 @@ impl JobDir {
 
     /// Opens an existing job directory: with `caller`'s ids, or, for root, with those of its owner.
     ///
-    /// Root tries `caller` (the person who called sudo) first: on a root-squashed file system only that works.
+    /// See [`reader_of`].
     pub fn open(path: &Path, caller: &FsIds) -> Result<Self, DirectoryError> {
         let fail = |what| move |source: io::Error| DirectoryError::io(path, what, source);
-        let as_caller = caller.assume().and_then(|_as| open_dir(path));
-        let root = nix::unistd::geteuid().is_root();
-        let fd = match as_caller {
-            Err(error) if root && error.kind() == io::ErrorKind::PermissionDenied => {
-                let owner = std::fs::metadata(path).map_err(fail("look at it"))?;
-                let ids = owner_ids(std::os::unix::fs::MetadataExt::uid(&owner), owner_gid(&owner));
-                let _as = ids.assume().map_err(fail("take its owner's file-system ids"))?;
-                open_dir(path).map_err(fail("open it"))?
-            }
-            other => other.map_err(fail("open it"))?,
+        let reader = reader_of(path, caller)?;
+        let fd = {
+            let _as = reader.assume().map_err(fail("take its owner's file-system ids"))?;
+            open_dir(path).map_err(fail("open it"))?
         };
         let stat = fstat(&fd).map_err(|errno| DirectoryError::io(path, "look at it", errno))?;
-        let ids = if root && stat.st_uid != caller.uid {
-            owner_ids(stat.st_uid, stat.st_gid)
-        } else {
-            caller.clone()
-        };
+        let theirs = nix::unistd::geteuid().is_root() && stat.st_uid != reader.uid;
+        let ids = if theirs { owner_ids(stat.st_uid, stat.st_gid) } else { reader };
         Ok(Self::from_fd(path, fd, ids))
     }
 
@@ -432,13 +424,22 @@ impl AsFd for JobDir {
     }
 }
 
+/// The ids with which to read a path: the caller's, or, where root may do more, those of the path's owner.
+///
+/// Root tries `caller` (the person who called sudo) first: on a root-squashed file system only that works.
+pub fn reader_of(path: &Path, caller: &FsIds) -> Result<FsIds, DirectoryError> {
+    let fail = |what| move |source: io::Error| DirectoryError::io(path, what, source);
+    let root = nix::unistd::geteuid().is_root();
+    if !root || (caller.uid != 0 && caller.assume().and_then(|_as| File::open(path)).is_ok()) {
+        return Ok(caller.clone());
+    }
+    let owner = std::fs::metadata(path).map_err(fail("find it"))?;
+    Ok(owner_ids(owner.uid(), owner.gid()))
+}
+
 /// The ids of a directory's owner as the user database has them; without an entry there, its uid and gid alone.
 fn owner_ids(uid: u32, gid: u32) -> FsIds {
     super::identity::fs_ids_of(uid).unwrap_or(FsIds { uid, gid, groups: vec![gid] })
-}
-
-fn owner_gid(metadata: &std::fs::Metadata) -> u32 {
-    std::os::unix::fs::MetadataExt::gid(metadata)
 }
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::job::identity::fs_ids_of;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 fn fresh() -> (tempfile::TempDir, JobDir) {
     let base = tempfile::tempdir().unwrap();

@@ -39,7 +39,7 @@ pub enum FilesPolicy {
 }
 
 /// Options of everything that supervises a program. `None` means *not given*: what the job recorded, else the default.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobOptions {
     /// Time between checkpoints; `Some(0)` is *off, said anew*.
     pub interval: Option<Duration>,
@@ -66,7 +66,7 @@ pub struct JobOptions {
 }
 
 /// `ckptbpf launch`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaunchOptions {
     /// What every supervisor takes.
     pub job: JobOptions,
@@ -79,7 +79,7 @@ pub struct LaunchOptions {
 }
 
 /// `ckptbpf restart`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RestartOptions {
     /// What every supervisor takes.
     pub job: JobOptions,
@@ -100,7 +100,7 @@ pub struct RestartOptions {
 }
 
 /// `ckptbpf attach`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttachOptions {
     /// What every supervisor takes.
     pub job: JobOptions,
@@ -109,7 +109,7 @@ pub struct AttachOptions {
 }
 
 /// `ckptbpf checkpoint PID` of a process that nobody supervises: one full checkpoint.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckpointOptions {
     /// `-d`.
     pub dir: Option<PathBuf>,

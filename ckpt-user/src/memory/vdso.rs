@@ -16,6 +16,11 @@ pub fn kind(name: &str) -> Option<Kind> {
     }
 }
 
+/// Whether the kernel made the mapping by itself; `[vsyscall]` lies beyond user addresses and is never moved.
+pub fn is_kernel_made(name: &str) -> bool {
+    kind(name).is_some() || name == "[vsyscall]"
+}
+
 /// Where the vdso lies.
 pub fn find(maps: &[Raw]) -> Option<Range<u64>> {
     maps.iter().find(|m| m.name == "[vdso]").map(|m| m.start..m.end)

@@ -136,6 +136,12 @@ impl Raw {
             | u32::from(self.permissions[2] == b'x') << 2
     }
 
+    /// As far as dirty tracking needs to know a private mapping.
+    pub fn to_private(&self) -> Vma {
+        let kind = if self.is_file() { Kind::File } else { Kind::Anonymous };
+        Vma { start: self.start, end: self.end, kind: kind as i32, ..Vma::default() }
+    }
+
     pub fn is_shared(&self) -> bool {
         self.permissions[3] == b's'
     }

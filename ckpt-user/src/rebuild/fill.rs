@@ -1,6 +1,6 @@
 //! Pages into rebuilt address spaces, arriving clean and armed so that the next checkpoint is a delta.
 
-use super::process::RebuiltProcess;
+use super::process::Mapped;
 use super::{Mode, RebuildError, Rebuilding};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::pages;
@@ -105,7 +105,7 @@ fn split(run: Run) -> impl Iterator<Item = Run> {
 }
 
 /// Fills all anonymous memory from several threads.
-pub fn eager(processes: &[RebuiltProcess], chain: &Chain) -> Result<(), RebuildError> {
+pub fn eager(processes: &[Mapped], chain: &Chain) -> Result<(), RebuildError> {
     let mut work: Vec<(usize, Run)> = Vec::new();
     for (index, process) in processes.iter().enumerate() {
         let map = chain.pages(SpaceId(process.record.space));
@@ -129,11 +129,7 @@ pub fn eager(processes: &[RebuiltProcess], chain: &Chain) -> Result<(), RebuildE
     })
 }
 
-fn worker(
-    processes: &[RebuiltProcess],
-    chain: &Chain,
-    work: &Mutex<Vec<(usize, Run)>>,
-) -> Result<(), RebuildError> {
+fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) -> Result<(), RebuildError> {
     let mut reader = chain.reader();
     let mut buffer = vec![0; BATCH as usize * 4096];
     loop {
@@ -155,7 +151,6 @@ fn place(uffd: &Uffd, start: u64, bytes: &[u8]) -> io::Result<()> {
         match uffd.copy(start + done as u64, &bytes[done..], false)? {
             Filled::Bytes(n) => done += n as usize,
             Filled::Busy => std::thread::yield_now(),
-            // The kernel put the page there itself: argument strings it read for PR_SET_MM_MAP, for one.
             Filled::Exists => return Err(invalid("a page to fill exists already")),
             Filled::Gone | Filled::Dead => return Err(invalid("the process to fill is gone")),
         }

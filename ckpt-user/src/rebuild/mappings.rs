@@ -5,6 +5,7 @@ use super::skeleton::Skeleton;
 use crate::memory::vma::{self, Kind, Vma};
 use crate::record::Process;
 use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -43,11 +44,11 @@ pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> 
 }
 
 /// Locked memory is locked once its pages are there.
-pub fn lock(record: &Process, skeleton: &mut Skeleton) -> io::Result<()> {
+pub fn lock(record: &Process, remote: &mut Remote) -> io::Result<()> {
     let locked = record.mappings.iter().filter(|v| v.has("lo"));
     let calls: Vec<Call> =
         locked.map(|v| Call::new(libc::SYS_mlock2, &[v.start, v.end - v.start, 0])).collect();
-    match skeleton.remote.run(&calls)?.into_iter().find(|&r| r < 0) {
+    match remote.run(&calls)?.into_iter().find(|&r| r < 0) {
         Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
         None => Ok(()),
     }

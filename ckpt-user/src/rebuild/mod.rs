@@ -18,6 +18,7 @@ pub mod skeleton;
 
 use crate::image::{Chain, ImageError};
 use crate::record::Image;
+use crate::sys::ids::FsIds;
 use crate::sys::uffd::Uffd;
 use nix::unistd::Pid;
 
@@ -62,19 +63,23 @@ pub enum Mode {
 ///
 /// # Errors
 /// Named; everything made so far is taken away again.
-pub fn rebuild(image: &Image, chain: &Chain, mode: Mode) -> Result<Rebuilt, RebuildError> {
+pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let objects = objects::make(image, chain)?;
-    let skeletons = skeleton::plant(image, &objects, original_time)?;
+    let objects = objects::make(image, chain, owner)?;
+    let skeletons = skeleton::plant(image, original_time)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
-    let mut processes = Vec::with_capacity(skeletons.len());
+    let mut mapped = Vec::with_capacity(skeletons.len());
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        processes.push(process::rebuild(record, image, skeleton, &objects, chain, mode)?);
+        mapped.push(process::map(record, skeleton, &objects, chain, mode)?);
     }
     if mode == Mode::Eager {
-        fill::eager(&processes, chain)?;
+        fill::eager(&mapped, chain)?;
     }
+    let processes = mapped
+        .into_iter()
+        .map(|one| process::complete(one, image, &objects))
+        .collect::<Result<Vec<_>, RebuildError>>()?;
     Ok(Rebuilt { processes, root })
 }
 

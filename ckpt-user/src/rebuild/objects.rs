@@ -7,6 +7,7 @@ use crate::image::Chain;
 use crate::memory::vma::MappedFile;
 use crate::object;
 use crate::record::Image;
+use crate::sys::ids::FsIds;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -23,8 +24,9 @@ pub struct Objects {
     pub shared: Vec<OwnedFd>,
 }
 
-/// Opens and makes everything. Runs with the file-system ids of the image's owner.
-pub fn make(image: &Image, chain: &Chain) -> Result<Objects, RebuildError> {
+/// Opens and makes everything, with the file-system ids of the image's owner.
+pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, RebuildError> {
+    let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
     let highest = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.number).max().unwrap_or(0);
     let base = i32::try_from(highest).unwrap_or(i32::MAX - 1) + 1;

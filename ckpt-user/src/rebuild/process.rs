@@ -5,7 +5,6 @@ use super::skeleton::{Skeleton, first_stop, syscall_instruction};
 use super::{Mode, RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
-use crate::memory::runs::PageSet;
 use crate::memory::vma::Kind;
 use crate::record::{Image, Process, Thread};
 use crate::sys::clone::CloneArgs;
@@ -19,6 +18,14 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+/// A process with its address space, without its pages.
+pub struct Mapped {
+    pub record: Process,
+    pub remote: Remote,
+    pub uffd: Option<Uffd>,
+    pub pidfd: OwnedFd,
+}
+
 /// A process that is complete but for running.
 pub struct RebuiltProcess {
     pub record: Process,
@@ -28,8 +35,6 @@ pub struct RebuiltProcess {
     pub gadget: u64,
     pub uffd: Option<Uffd>,
     pub pidfd: OwnedFd,
-    /// Private pages that the chain holds.
-    pub saved: PageSet,
 }
 
 impl RebuiltProcess {
@@ -38,18 +43,16 @@ impl RebuiltProcess {
     }
 }
 
-/// Makes everything of `record` but its pages (in lazy mode) and its running.
-pub fn rebuild(
+/// Makes the address space: mappings, layout, userfaultfd, changed pages of file mappings.
+pub fn map(
     record: &Process,
-    image: &Image,
     mut skeleton: Skeleton,
     objects: &Objects,
     chain: &Chain,
     mode: Mode,
-) -> Result<RebuiltProcess, RebuildError> {
+) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
-    let remote_pid = skeleton.remote.pid();
-    let pidfd = pidfd::open(remote_pid).rebuilding(pid, "its pidfd")?;
+    let pidfd = pidfd::open(skeleton.remote.pid()).rebuilding(pid, "its pidfd")?;
     mappings::rebuild(record, &mut skeleton, objects).rebuilding(pid, "the mappings")?;
     let layout = record.layout.as_ref().ok_or_else(|| incomplete(pid))?;
     let executable =
@@ -57,26 +60,32 @@ pub fn rebuild(
     layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
         .rebuilding(pid, "the memory layout")?;
     let uffd = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, mode)?;
-    if mode == Mode::Eager {
-        mappings::lock(record, &mut skeleton).rebuilding(pid, "locked memory")?;
-    }
-    descriptors(record, image, objects, &mut skeleton.remote).rebuilding(pid, "the descriptors")?;
-    let remote = &mut skeleton.remote;
-    groups(record, remote).rebuilding(pid, "session and process group")?;
+    Ok(Mapped { record: record.clone(), remote: skeleton.remote, uffd, pidfd })
+}
+
+/// Makes everything else but its running. Its pages are there, or a pager serves them: from here on the kernel
+/// touches its memory.
+pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<RebuiltProcess, RebuildError> {
+    let Mapped { record, mut remote, uffd, pidfd } = mapped;
+    let pid = record.pid;
+    let remote_pid = remote.pid();
+    mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
+    descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
+    groups(&record, &mut remote).rebuilding(pid, "session and process group")?;
     if let Some(around) = &record.surroundings {
-        surroundings::rebuild(around, remote).rebuilding(pid, "the working directory")?;
+        surroundings::rebuild(around, &mut remote).rebuilding(pid, "the working directory")?;
     }
     if let Some(wanted) = &record.settings {
-        settings::rebuild(wanted, remote_pid, remote).rebuilding(pid, "its settings")?;
+        settings::rebuild(wanted, remote_pid, &mut remote).rebuilding(pid, "its settings")?;
     }
     let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));
-    limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, remote).rebuilding(pid, "limits")?;
+    limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, &mut remote)
+        .rebuilding(pid, "limits")?;
     let vdso = record.mappings.iter().find(|v| v.kind() == Kind::Vdso).ok_or_else(|| incomplete(pid))?;
     let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
-    signals::rebuild_actions(&record.actions, remote).rebuilding(pid, "signal actions")?;
-    let threads = threads(record, skeleton.remote).rebuilding(pid, "a thread")?;
-    let saved = fill::stored(record, chain);
-    Ok(RebuiltProcess { record: record.clone(), threads, gadget, uffd, pidfd, saved })
+    signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
+    let threads = threads(&record, remote).rebuilding(pid, "a thread")?;
+    Ok(RebuiltProcess { record, threads, gadget, uffd, pidfd })
 }
 
 fn incomplete(pid: i32) -> RebuildError {

@@ -1,7 +1,8 @@
 //! The last steps: nothing of ours stays in the address spaces, registers are set, everyone is let go.
 
 use super::process::RebuiltProcess;
-use super::{RebuildError, Rebuilding, Tracked};
+use super::{RebuildError, Rebuilding, Tracked, fill};
+use crate::image::Chain;
 use crate::sys::inject::Call;
 use crate::sys::ptrace::Stopped;
 use crate::sys::regs::{self, Restart};
@@ -10,7 +11,7 @@ use crate::task::signals;
 use std::io;
 
 /// Runs every process; children first, so that no parent sees a child that is not there yet.
-pub fn resume(processes: Vec<RebuiltProcess>) -> Result<Vec<Tracked>, RebuildError> {
+pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Tracked>, RebuildError> {
     let mut ready: Vec<(i32, Vec<Stopped>)> = Vec::new();
     let mut tracked = Vec::new();
     let mut stopped_jobs = Vec::new();
@@ -29,7 +30,7 @@ pub fn resume(processes: Vec<RebuiltProcess>) -> Result<Vec<Tracked>, RebuildErr
             pid: id,
             space: process.record.space,
             uffd: process.uffd,
-            saved: process.saved,
+            saved: fill::stored(&process.record, chain),
         });
         ready.push((pid, stopped));
     }

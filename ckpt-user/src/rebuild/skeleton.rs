@@ -1,6 +1,5 @@
 //! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
 
-use super::objects::Objects;
 use super::{RebuildError, Rebuilding, clocks};
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
@@ -30,11 +29,7 @@ const OPTIONS: i32 = ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TR
 const PID_WAIT: Duration = Duration::from_secs(5);
 
 /// Makes the whole tree. `original_time` is left behind for the time namespace once the roots exist.
-pub fn plant(
-    image: &Image,
-    _objects: &Objects,
-    original_time: Option<File>,
-) -> Result<Vec<Skeleton>, RebuildError> {
+pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>, RebuildError> {
     let scratch = free_ranges(image)?;
     let mut grown: Vec<(i32, Skeleton)> = Vec::new();
     for record in image.processes.iter().filter(|p| p.parent == 0) {

@@ -13,8 +13,10 @@ pub mod regs;
 pub mod remote;
 pub mod sched;
 pub mod shared;
+pub mod spawn;
 pub mod tee;
 pub mod uffd;
+pub mod wait;
 
 use std::io;
 

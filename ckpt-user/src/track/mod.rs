@@ -3,4 +3,6 @@
 //! *Dirty* means *reported since the last committed generation*: a space keeps the union of what scans
 //! reported and drops it only after the commit's rename. PAGEMAP_SCAN is the truth.
 
+pub mod arm;
+pub mod objects;
 pub mod space;

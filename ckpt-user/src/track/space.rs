@@ -21,10 +21,14 @@ pub struct Space {
     pub uffd: Option<Uffd>,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
+    /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
+    lost: bool,
     /// What the committed chain holds for this space; `None` until the first commit.
     saved: Option<PageSet>,
     /// As of the scan that is being written.
     pending: Option<PageSet>,
+    /// Handed out to be written by the checkpoint that is being made.
+    handed: PageSet,
 }
 
 /// What the checkpoint being made has to hold of one space beside stored pages.
@@ -47,8 +51,10 @@ impl Space {
             pagemap,
             uffd: None,
             dirty: PageSet::new(),
+            lost: false,
             saved: None,
             pending: None,
+            handed: PageSet::new(),
         })
     }
 
@@ -80,20 +86,31 @@ impl Space {
     /// Scans, re-arms, and returns what this round has to copy: what is dirty now and, in the first round of
     /// a checkpoint (`first`), what earlier ones reported without being committed.
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
-        let Scan { populated, written } = pages::scan(&mut self.pagemap, mappings, self.uffd.is_some())?;
-        let fresh = if self.saved.is_none() && first { populated.clone() } else { written };
+        let protect = self.uffd.is_some();
+        let scanned = pages::scan(&mut self.pagemap, mappings, protect);
+        let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
+        let fresh = if (self.saved.is_none() && first) || self.lost { populated.clone() } else { written };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
+        self.lost = false;
         let to_copy = to_copy.intersection(&populated);
+        self.handed = if first { to_copy.clone() } else { self.handed.union(&to_copy) };
         self.pending = Some(populated);
         Ok(to_copy)
+    }
+
+    /// Whether a round of the checkpoint being made has been done.
+    pub fn has_begun(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// What has become absent since the chain's newest generation, as of the last round.
     /// `unfilled` pages of a lazy restart are absent only for now.
     pub fn gone(&self, mappings: &[Vma], unfilled: &PageSet) -> Gone {
-        let (Some(saved), Some(populated)) = (&self.saved, &self.pending) else { return Gone::default() };
-        let absent = saved.difference(populated).difference(unfilled);
+        let Some(populated) = &self.pending else { return Gone::default() };
+        // What an earlier round of this checkpoint wrote may be gone again by its last one.
+        let held = self.saved.as_ref().map_or_else(|| self.handed.clone(), |s| s.union(&self.handed));
+        let absent = held.difference(populated).difference(unfilled);
         let of = |file: bool| -> PageSet {
             let vmas = mappings.iter().filter(|v| v.is_private_memory() && v.file.is_some() == file);
             vmas.map(Vma::pages).collect()
@@ -109,10 +126,8 @@ impl Space {
         }
     }
 
-    /// Nothing is known any more: the next checkpoint saves all of it.
-    pub fn forget(&mut self) {
-        self.saved = None;
-        self.dirty = PageSet::new();
+    /// A checkpoint begins (again): its first round copies all that is dirty since the last commit.
+    pub fn begin(&mut self) {
         self.pending = None;
     }
 }

@@ -1,6 +1,6 @@
 //! Chains against a model that keeps every page of every generation in a map.
 
-use super::super::{PageMap, Source};
+use super::super::{PageMap, Source, clean_temporaries, list, prune};
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -57,7 +57,7 @@ fn written() -> impl Strategy<Value = Written> {
 fn write(dir: &Path, generations: &[Written]) -> Vec<(u64, State)> {
     let mut states: Vec<(u64, State)> = Vec::new();
     for (number, generation) in generations.iter().enumerate() {
-        let parent = number.checked_sub(generation.back).unwrap_or(0) as u64;
+        let parent = number.saturating_sub(generation.back) as u64;
         let mut state = if parent == 0 { State::new() } else { states[parent as usize - 1].1.clone() };
         let created =
             GenerationWriter::create(dir, header(number as u64 + 1, parent), Codec::Lz4, generation.workers);
@@ -144,15 +144,86 @@ fn check(dir: &Path, id: u64, state: &State) {
     }
 }
 
+/// The chain of the newest generation, newest first.
+fn ancestry(states: &[(u64, State)]) -> Vec<u64> {
+    let newest = states.len() as u64;
+    let parent = |id: &u64| Some(states[*id as usize - 1].0).filter(|parent| *parent > 0);
+    std::iter::successors(Some(newest), parent).collect()
+}
+
+fn numbers(ids: &[GenerationId]) -> Vec<u64> {
+    ids.iter().map(|id| id.0).collect()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
-    fn every_generation_of_a_random_tree_reads_as_the_model(generations in prop::collection::vec(written(), 1..6)) {
+    fn every_generation_of_a_random_tree_reads_as_the_model(generations in prop::collection::vec(written(), 1..7)) {
         let dir = scratch();
         let states = write(dir.path(), &generations);
         for (id, (_, state)) in (1..).zip(&states) {
             check(dir.path(), id, state);
+        }
+    }
+
+    #[test]
+    fn pruning_to_any_number_changes_no_page_of_what_it_keeps(
+        generations in prop::collection::vec(written(), 1..7),
+        in_use in prop::option::weighted(0.3, 1u64..7),
+    ) {
+        let dir = scratch();
+        let states = write(dir.path(), &generations);
+        let in_use: Vec<_> = in_use.filter(|id| *id <= states.len() as u64).into_iter().map(GenerationId).collect();
+        for keep in 1..=states.len() {
+            let copy = copy(dir.path());
+            let report = prune(copy.path(), keep, &in_use, || Ok(())).unwrap();
+            let kept: Vec<u64> = ancestry(&states).into_iter().take(keep).collect();
+            prop_assert_eq!(numbers(&report.kept), kept.clone());
+            for id in kept.iter().chain(in_use.iter().map(|id| &id.0)) {
+                check(copy.path(), *id, &states[*id as usize - 1].1);
+            }
+            if let Some(id) = report.merged {
+                let merged = Chain::open(copy.path(), Some(id)).unwrap().chain;
+                prop_assert_eq!(merged.newest().summary().dead_pages, 0);
+                prop_assert_eq!(merged.newest().header().parent, None);
+            }
+            if in_use.is_empty() {
+                let left: Vec<u64> = list(copy.path()).unwrap().iter().rev().map(|found| found.id.0).collect();
+                prop_assert_eq!(left, kept);
+            }
+            let full = list(copy.path()).unwrap();
+            prop_assert!(full.iter().all(|found| found.complete), "{full:?}");
+            let again = prune(copy.path(), keep, &in_use, || Ok(())).unwrap();
+            prop_assert!(again.merged.is_none() && again.deleted.is_empty(), "{again:?}");
+        }
+    }
+
+    #[test]
+    fn a_crash_between_any_two_steps_of_a_prune_loses_nothing(generations in prop::collection::vec(written(), 2..7)) {
+        let dir = scratch();
+        let states = write(dir.path(), &generations);
+        for keep in 1..states.len() {
+            let pruned = copy(dir.path());
+            let mut moments = Vec::new();
+            let report = prune(pruned.path(), keep, &[], || {
+                moments.push(copy(pruned.path()));
+                Ok(())
+            });
+            let report = report.unwrap();
+            moments.push(copy(pruned.path()));
+            prop_assert_eq!(moments.len(), report.deleted.len() + usize::from(report.merged.is_some()) + 1);
+            for moment in moments {
+                for id in numbers(&report.kept) {
+                    check(moment.path(), id, &states[id as usize - 1].1);
+                }
+                let listed = list(moment.path()).unwrap();
+                prop_assert!(listed.iter().all(|found| found.complete), "{listed:?}");
+                clean_temporaries(moment.path()).unwrap();
+                let again = prune(moment.path(), keep, &[], || Ok(())).unwrap();
+                prop_assert_eq!(&again.kept, &report.kept);
+                prop_assert_eq!(names(moment.path()), names(pruned.path()));
+            }
         }
     }
 }

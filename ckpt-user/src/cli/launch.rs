@@ -1,0 +1,48 @@
+//! `ckptbpf launch`: run a program, and take checkpoints of it.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::Status;
+use super::args::JobArgs;
+use crate::job::{self, options::LaunchOptions};
+
+/// Options that only a launch has.
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Move the checkpoints that DIR holds to DIR/old-N, and begin anew
+    #[arg(long)]
+    pub new: bool,
+    /// Run the program as this user [default under sudo: who called it]; root keeps root
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+}
+
+/// Run a program, and take checkpoints of it
+#[derive(Debug, Clone, Args)]
+#[command(after_help = super::examples!(
+    "sudo ckptbpf launch -i 10 ./count",
+    "ckptbpf launch -i 5m -d /scratch/me/run7 -- python3 train.py --epochs 90",
+))]
+pub struct Launch {
+    #[command(flatten)]
+    job: JobArgs,
+    #[command(flatten)]
+    launch: LaunchArgs,
+    /// The program and its arguments
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true)]
+    program: Vec<OsString>,
+}
+
+impl Launch {
+    pub(super) fn run(self) -> anyhow::Result<Status> {
+        let options = launch_options(self.job, self.launch, self.program);
+        super::log_level(options.job.verbose);
+        Ok(job::launch(options)?.into())
+    }
+}
+
+pub(super) fn launch_options(job: JobArgs, launch: LaunchArgs, program: Vec<OsString>) -> LaunchOptions {
+    LaunchOptions { job: job.options(), new: launch.new, user: launch.user, program }
+}

@@ -1,0 +1,305 @@
+//! One checkpoint from beginning to end, on a thread of its own; what needs ptrace is sent to the tracer.
+//!
+//! ```text
+//!  arm new address spaces (short freeze, once) ─▶ rounds: scan + re-arm, copy, compress, write ─▶
+//!  freeze: last scan, copy of the residue, everything else ─▶ thaw ─▶ write the rest ─▶ commit ─▶ merge
+//! ```
+//! A failure at any point loses no dirty page: spaces forget what was dirty only after the commit.
+
+use super::control::CheckpointDone;
+use super::events::{Event, EventLog};
+use super::in_freeze::{self, Frozen, Tracked};
+use super::lease::Lease;
+use super::tracer::Tracer;
+use crate::freeze::tree;
+use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, SpaceId, Summary};
+use crate::memory::pages;
+use crate::memory::vma::{self, Vma};
+use crate::object::Object;
+use crate::phase::Phase;
+use crate::record::Image;
+use crate::refusal::Refusal;
+use crate::sys::mem::Forced;
+use crate::task::proc::ProcDir;
+use crate::track::arm;
+use crate::track::space::Space;
+use nix::unistd::Pid;
+use prost::Message;
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Pre-copy ends when a round finds fewer pages than this (16 MiB are copied in some 3 ms) …
+const SMALL: u64 = 4096;
+/// … or after so many rounds: each writes dead copies.
+const ROUNDS: usize = 4;
+/// Threads that compress.
+const WORKERS: usize = 2;
+
+/// Why a checkpoint was not made; the program goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
+    #[error("{what}")]
+    Io { what: &'static str, source: io::Error },
+    #[error("the supervisor is gone")]
+    NoTracer,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
+    move |source| CheckpointError::Io { what, source }
+}
+
+/// How the program goes on after a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    Continue,
+    /// Checkpoint and end are one instant: it stays stopped until the commit, then it is killed.
+    Kill,
+}
+
+/// Everything that checkpoints of one job carry from one to the next.
+pub struct Checkpointer {
+    pub root: Pid,
+    pub lease: Lease,
+    pub codec: Codec,
+    pub track: bool,
+    pub events: Option<EventLog>,
+    pub program: String,
+    /// The newest committed generation of this run, or the one it was restarted from.
+    pub parent: Option<GenerationId>,
+    pub tracked: Arc<Mutex<Tracked>>,
+    /// Processes that were there at the last checkpoint: those that outlive one are tracked.
+    pub seen: HashSet<Pid>,
+}
+
+/// A checkpoint that is being made.
+struct Making {
+    begun: Instant,
+    id: GenerationId,
+    parent: Option<GenerationId>,
+}
+
+impl Checkpointer {
+    /// Makes one checkpoint. On an error everything dirty stays dirty, and the program runs on.
+    pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
+        let begun = Instant::now();
+        self.renew_spaces(tracer)?;
+        let dir = self.lease.dir().clone();
+        let not_owner = |e| CheckpointError::Io {
+            what: "cannot act as the directory's owner",
+            source: io::Error::other(e),
+        };
+        let _as_owner = dir.assume().map_err(not_owner)?;
+        let path = dir.proc_path();
+        let id = image::next_id(&path)?;
+        let is_full = self.tracked().spaces.iter().all(|s| !s.is_saved());
+        let parent = self.parent.filter(|_| !is_full);
+        let features = Vec::new();
+        let job = job_bytes(&self.lease.record().job);
+        let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };
+        let mut writer = GenerationWriter::create(&path, header, self.codec, WORKERS)?;
+        self.rounds(&mut writer)?;
+        self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0));
+        let mut frozen = self.freeze(tracer, after, &mut writer)?;
+        let held = frozen.held.take();
+        let result = self.write(writer, &frozen, &Making { begun, id, parent });
+        let killed = after == After::Kill && result.is_ok();
+        if let Some(tree) = held {
+            tracer.run(move || if killed { tree.kill() } else { drop(tree.thaw()) });
+        }
+        result.map(|done| CheckpointDone { killed, ..done })
+    }
+
+    fn tracked(&self) -> MutexGuard<'_, Tracked> {
+        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(&mut self, event: &Event) {
+        if let Some(Err(error)) = self.events.as_mut().map(|log| log.write(event)) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Drops address spaces that are gone, finds new ones, and has those tracked that have outlived a checkpoint.
+    fn renew_spaces(&mut self, tracer: &Tracer) -> Result<(), CheckpointError> {
+        let members: Vec<Pid> = tree::members(self.root).into_iter().map(|m| m.0).collect();
+        let wanted: Vec<Pid> = {
+            let mut tracked = self.tracked();
+            tracked.begin();
+            tracked.renew(&members);
+            let lasting = |s: &&Space| s.uffd.is_none() && (s.pid == self.root || self.seen.contains(&s.pid));
+            tracked.spaces.iter().filter(lasting).map(|s| s.pid).collect()
+        };
+        self.seen = members.into_iter().collect();
+        if !self.track || wanted.is_empty() {
+            return Ok(());
+        }
+        let root = self.root;
+        let armed = tracer.run(move || arm::arm(root, &wanted)).ok_or(CheckpointError::NoTracer)??;
+        let mut tracked = self.tracked();
+        for (pid, uffd) in armed {
+            match (uffd, tracked.spaces.iter_mut().find(|s| s.pid == pid)) {
+                (Ok(uffd), Some(space)) => space.uffd = Some(uffd),
+                (Err(error), _) => log::warn!("process {pid} is saved whole each time: {error}"),
+                (Ok(_), None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies beside the running program until little is left.
+    fn rounds(&mut self, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
+        let mut buffer = Vec::new();
+        let mut tracked = self.tracked();
+        for round in 0..ROUNDS {
+            let mut found = 0;
+            for space in tracked.spaces.iter_mut().filter(|s| s.uffd.is_some()) {
+                // A process that ends or executes another program meanwhile is seen by the freeze.
+                let Ok(mappings) = running_mappings(space.pid) else { continue };
+                space.register(&mappings);
+                let Ok(set) = space.round(&mappings, round == 0) else { continue };
+                let Ok(forced) = Forced::open(space.pid) else { continue };
+                found += set.len();
+                let mut written = Ok(());
+                let copied = pages::copy(space.pid, &forced, &set, &mut buffer, &mut |page, bytes| {
+                    written = writer.put_pages(space.id, page, bytes);
+                    if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                });
+                written?;
+                if copied.is_err() {
+                    // On its way out, or another program by now: the freeze copies all that is dirty again.
+                    space.begin();
+                }
+            }
+            if found < SMALL {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the tracer freeze the tree; writes what overflows while it is at it.
+    fn freeze(
+        &mut self,
+        tracer: &Tracer,
+        after: After,
+        writer: &mut GenerationWriter,
+    ) -> Result<Frozen, CheckpointError> {
+        let (sender, messages) = mpsc::sync_channel(64);
+        let (root, tracked) = (self.root, self.tracked.clone());
+        tracer
+            .post(move || in_freeze::run(root, after, &tracked, &sender))
+            .ok_or(CheckpointError::NoTracer)?;
+        let mut written = Ok(());
+        loop {
+            match messages.recv().map_err(|_| CheckpointError::NoTracer)? {
+                in_freeze::Message::Overflow(batch) if written.is_ok() => {
+                    written = writer.put_pages(batch.space, batch.first_page, &batch.bytes);
+                }
+                in_freeze::Message::Overflow(_) => {}
+                in_freeze::Message::Done(frozen) => {
+                    written?;
+                    return Ok((*frozen)?);
+                }
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        mut writer: GenerationWriter,
+        frozen: &Frozen,
+        making: &Making,
+    ) -> Result<CheckpointDone, CheckpointError> {
+        let write = Instant::now();
+        for batch in &frozen.batches {
+            writer.put_pages(batch.space, batch.first_page, &batch.bytes)?;
+        }
+        for (space, gone) in &frozen.gone {
+            for run in gone.zero.runs() {
+                writer.put_zero(*space, run.start, run.end - run.start)?;
+            }
+            for run in gone.back_to_file.runs() {
+                writer.put_back_to_file(*space, run.start, run.end - run.start)?;
+            }
+        }
+        writer.set_spaces(&frozen.live)?;
+        sync_files(&frozen.image);
+        let kind = if making.parent.is_some() { Kind::Delta } else { Kind::Full };
+        let summary = Summary {
+            kind: kind as i32,
+            time_unix_ns: unix_ns(),
+            freeze_us: frozen.freeze.as_micros() as u64,
+            elapsed_us: making.begun.elapsed().as_micros() as u64,
+            tasks: frozen.image.processes.iter().map(|p| p.threads.len() as u32).sum(),
+            program: self.program.clone(),
+            ..Summary::default()
+        };
+        let id = making.id.0;
+        let frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
+            .count("id", id)
+            .count("pages", frozen.pages)
+            .count("injected", frozen.injected);
+        self.event(&frozen_event);
+        self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
+        let commit = Instant::now();
+        let lease = self.lease.clone();
+        let check = || lease.check().map_err(|e| e.to_string());
+        let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
+        self.tracked().committed();
+        self.parent = Some(making.id);
+        self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
+        Ok(CheckpointDone {
+            ok: true,
+            id,
+            parent: making.parent.map(|p| p.0),
+            kind: if making.parent.is_some() { "delta" } else { "full" }.to_owned(),
+            freeze_us: frozen.freeze.as_micros() as u64,
+            elapsed_us: making.begun.elapsed().as_micros() as u64,
+            pages: committed.summary.pages,
+            bytes_stored: committed.summary.bytes_stored,
+            killed: false,
+        })
+    }
+}
+
+/// The mappings of a running process, as far as dirty tracking needs to know them.
+fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+    let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
+    Ok(raws
+        .iter()
+        .filter(|r| !r.is_shared() && crate::memory::vdso::kind(&r.name).is_none())
+        .map(vma::Raw::to_private)
+        .collect())
+}
+
+/// The files that the tree writes are on disk before the checkpoint that relies on them has its name.
+fn sync_files(image: &Image) {
+    let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+    for description in image.descriptions.iter().filter(|d| writes(d.flags)) {
+        if let Some(Object::File(file)) = &description.object {
+            // Gone or forbidden by now: a restart finds out by itself.
+            let _ = std::fs::File::open(file.path()).and_then(|f| f.sync_data());
+        }
+    }
+}
+
+fn unix_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The job's id (a UUID) as 16 bytes.
+fn job_bytes(id: &str) -> [u8; 16] {
+    let digits: Vec<u8> = id.chars().filter_map(|c| c.to_digit(16)).map(|d| d as u8).collect();
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    bytes
+}

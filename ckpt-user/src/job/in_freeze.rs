@@ -1,0 +1,200 @@
+//! The part of a checkpoint between freeze and thaw: runs on the tracer's thread, writes nothing.
+
+use super::checkpoint::After;
+use super::residue::{Batch, Residue};
+use crate::capture;
+use crate::freeze::{self, FrozenTree};
+use crate::image::SpaceId;
+use crate::memory::pages;
+use crate::memory::runs::PageSet;
+use crate::memory::vma::Vma;
+use crate::record::Image;
+use crate::refusal::{Reading, Refusal};
+use crate::track::objects::{self, Objects};
+use crate::track::space::{Gone, Space};
+use nix::unistd::Pid;
+use std::ops::Range;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The tracker's state of a whole job.
+#[derive(Debug, Default)]
+pub struct Tracked {
+    pub spaces: Vec<Space>,
+    pub objects: Objects,
+    /// Number of the next new space; grows over restarts too.
+    pub next_space: u32,
+}
+
+/// What the freeze brought out.
+pub struct Frozen {
+    pub image: Image,
+    pub batches: Vec<Batch>,
+    /// Pages copied in the freeze.
+    pub pages: u64,
+    pub gone: Vec<(SpaceId, Gone)>,
+    pub live: Vec<(SpaceId, Vec<Range<u64>>)>,
+    pub freeze: Duration,
+    pub injected: u64,
+    /// Still stopped, when checkpoint and end are to be one.
+    pub held: Option<FrozenTree>,
+}
+
+/// What goes to the writer's thread.
+pub enum Message {
+    Overflow(Batch),
+    Done(Box<Result<Frozen, Refusal>>),
+}
+
+impl Tracked {
+    fn next(&mut self) -> SpaceId {
+        self.next_space += 1;
+        SpaceId(self.next_space - 1)
+    }
+
+    /// A checkpoint begins.
+    pub fn begin(&mut self) {
+        self.spaces.iter_mut().for_each(Space::begin);
+    }
+
+    /// Drops spaces whose process or program is gone; gives each new member one.
+    pub fn renew(&mut self, members: &[Pid]) {
+        self.spaces.retain_mut(|s| members.contains(&s.pid) && s.is_current());
+        for &pid in members {
+            if self.spaces.iter().all(|s| s.pid != pid) {
+                let id = self.next();
+                // It may have ended since: then the freeze does not meet it either.
+                self.spaces.extend(Space::new(id, pid));
+            }
+        }
+    }
+
+    /// A generation with everything scanned is durable.
+    pub fn committed(&mut self) {
+        for space in &mut self.spaces {
+            space.committed(&PageSet::new());
+        }
+        self.objects.committed();
+    }
+}
+
+/// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+    let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = frozen(root, after, &mut tracked, to);
+    // Nobody there: the writer's thread has failed and said so.
+    let _ = to.send(Message::Done(Box::new(done)));
+}
+
+fn frozen(
+    root: Pid,
+    after: After,
+    tracked: &mut Tracked,
+    to: &SyncSender<Message>,
+) -> Result<Frozen, Refusal> {
+    let mut residue = Residue::new(to.clone());
+    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+        Ok(frozen) => frozen,
+        Err(error) => {
+            tree.thaw();
+            return Err(error);
+        }
+    };
+    match after {
+        After::Continue => frozen.freeze = tree.thaw(),
+        After::Kill => {
+            frozen.freeze = tree.since.elapsed();
+            frozen.held = Some(tree);
+        }
+    }
+    frozen.pages = residue.pages;
+    frozen.batches = residue.batches;
+    Ok(frozen)
+}
+
+fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+    let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
+    tracked.renew(&members);
+    let captured = capture::capture(tree, Pid::this())?;
+    let mut image = captured.image;
+    // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
+    if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
+        tracked.begin();
+    }
+    let (mut gone, mut live) = (Vec::new(), Vec::new());
+    let mut buffer = Vec::new();
+    for (process, record) in tree.processes.iter().zip(&mut image.processes) {
+        let pid = process.pid;
+        let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
+        let space = space.ok_or_else(|| Refusal::NotStopped(format!("process {pid} has just begun")))?;
+        record.space = space.id.0;
+        space.register(&record.mappings);
+        let begun = space.has_begun();
+        let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
+        pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
+            residue.push(space.id, page, bytes)
+        })
+        .reading(pid, "its memory")?;
+        gone.push((space.id, space.gone(&record.mappings, &PageSet::new())));
+        live.push((space.id, private_ranges(&record.mappings)));
+    }
+    for (index, object) in image.objects.iter_mut().enumerate() {
+        let space = shared_object(index as u32, object, &image.processes, tracked, residue, &mut gone)?;
+        object.space = space.0;
+        live.push((space, std::iter::once(0..object.size.div_ceil(4096)).collect()));
+    }
+    Ok(Frozen {
+        image,
+        batches: Vec::new(),
+        pages: 0,
+        gone,
+        live,
+        freeze: Duration::ZERO,
+        injected: captured.injected,
+        held: None,
+    })
+}
+
+fn shared_object(
+    index: u32,
+    object: &crate::record::SharedObject,
+    processes: &[crate::record::Process],
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    gone: &mut Vec<(SpaceId, Gone)>,
+) -> Result<SpaceId, Refusal> {
+    let new = SpaceId(tracked.next_space);
+    let space = tracked.objects.space(object, || new);
+    if space == new {
+        tracked.next_space += 1;
+    }
+    let mut opened = processes.iter().filter_map(|p| {
+        let pid = Pid::from_raw(p.pid);
+        objects::open(pid, &p.mappings, index).map(|o| (pid, o))
+    });
+    let Some((pid, opened)) = opened.next() else {
+        return Err(Refusal::NotStopped("shared memory was unmapped while it was looked at".to_owned()));
+    };
+    let opened = opened.reading(pid, "shared memory")?;
+    let mut zero = Vec::new();
+    tracked
+        .objects
+        .scan(
+            space,
+            object.size,
+            &opened,
+            |page, bytes| residue.push(space, page, bytes),
+            |run| zero.push(run),
+        )
+        .reading(pid, "shared memory")?;
+    gone.push((space, Gone { zero: zero.into_iter().collect(), back_to_file: PageSet::new() }));
+    Ok(space)
+}
+
+/// Page ranges whose content belongs to the process.
+fn private_ranges(mappings: &[Vma]) -> Vec<Range<u64>> {
+    let set: PageSet = mappings.iter().filter(|v| v.is_private_memory()).map(Vma::pages).collect();
+    set.runs().to_vec()
+}

@@ -1,0 +1,51 @@
+//! `launch`: a new program, a new job.
+
+use super::directory::{JobDir, resolve_here};
+use super::ended::{CannotRun, Ended};
+use super::identity::{Identity, under_sudo};
+use super::lease::{Claim, Lease, Purpose};
+use super::options::LaunchOptions;
+use super::record::{JobRecord, RecordedOptions};
+use super::signals::Signals;
+use super::start::{self, Start};
+use crate::sys::clone;
+use crate::sys::spawn::{RunAs, spawn};
+use anyhow::Context;
+use std::sync::Arc;
+
+/// Runs a program and supervises it.
+pub fn launch(options: LaunchOptions) -> anyhow::Result<Ended> {
+    let identity = Identity::of_caller(options.user.as_deref())?;
+    let name = options.program.first().context("no program was given")?.clone();
+    let path = resolve_here(options.job.dir.as_deref(), &name);
+    let dir = Arc::new(JobDir::create(&path, &identity.fs_ids())?);
+    let recorded = RecordedOptions::merged(&options.job, None);
+    let claim = Claim {
+        purpose: Purpose::Launch { new: options.new },
+        take_over: options.job.take_over,
+        options: recorded,
+        argv: JobRecord::readable(&options.program),
+    };
+    let claimed = Lease::claim(&dir, claim)?;
+    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    let signals = Signals::listen().context("cannot listen for signals")?;
+    let run_as = identity.changed.then(|| RunAs {
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: identity.groups.clone(),
+        env: identity.env.clone(),
+    });
+    let root = spawn(&options.program, signals.original, run_as)
+        .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
+    start::supervise(Start {
+        options: &options.job,
+        identity,
+        lease: claimed.lease,
+        path,
+        root,
+        signals,
+        parent: None,
+        tracked: Default::default(),
+    })
+}

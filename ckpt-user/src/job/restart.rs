@@ -1,0 +1,136 @@
+//! `restart`: a job's newest complete checkpoint, or the one asked for, runs again.
+
+use super::directory::{JobDir, generation_of};
+use super::ended::Ended;
+use super::files;
+use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
+use super::in_freeze::Tracked;
+use super::lease::{Claim, Lease, Purpose};
+use super::options::RestartOptions;
+use super::record::RecordedOptions;
+use super::signals::Signals;
+use super::start::{self, Start};
+use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::rebuild::{self, Mode};
+use crate::record::Image;
+use crate::sys::clone;
+use crate::sys::ids::FsIds;
+use crate::task::credentials::Credentials;
+use crate::track::space::Space;
+use anyhow::{Context, bail};
+use prost::Message;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Runs a program again from a checkpoint and supervises it.
+pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
+    let begun = Instant::now();
+    let (path, at) = source(&options.source, options.at)?;
+    let caller = Identity::of_caller(None)?;
+    let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
+    dir.require_checkpoints()?;
+    let previous = dir.read_record()?;
+    let claim = Claim {
+        purpose: Purpose::Restart,
+        take_over: options.job.take_over,
+        options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
+        argv: Vec::new(),
+    };
+    let claimed = Lease::claim(&dir, claim)?;
+    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    let Opened { chain, warnings } = {
+        let _as_owner = dir.assume()?;
+        Chain::open(&dir.proc_path(), at)?
+    };
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let newest = chain.newest();
+    let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
+    let owner = permitted(&image, newest.owner_uid())?;
+    let plan = files::compare(&image, options.files, &owner)?;
+    clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    let signals = Signals::listen().context("cannot listen for signals")?;
+    if options.lazy {
+        log::warn!("this build restarts eagerly");
+    }
+    let rebuilt = rebuild::rebuild(&image, &chain, Mode::Eager, &owner)?;
+    let (root, parent) = (rebuilt.root, newest.header().id);
+    // The last act before the threads run: a restart that fails changes no file.
+    plan.carry_out(&dir, &owner)?;
+    let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    if options.json {
+        let line = serde_json::json!({
+            "resume_us": begun.elapsed().as_micros() as u64,
+            "mode": "eager",
+            "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>(),
+            "pages_lazy": 0,
+        });
+        eprintln!("{line}");
+    }
+    let tracked = tracker(&image, tracked)?;
+    start::supervise(Start {
+        options: &options.job,
+        identity: identity_of(&owner, caller),
+        lease: claimed.lease,
+        path,
+        root,
+        signals,
+        parent: Some(parent),
+        tracked,
+    })
+}
+
+/// A job directory, or one generation's file in it.
+fn source(given: &Path, at: Option<u64>) -> anyhow::Result<(PathBuf, Option<GenerationId>)> {
+    let at = at.map(GenerationId);
+    if !given.is_file() {
+        return Ok((given.to_owned(), at));
+    }
+    let name = given.file_name().unwrap_or_default();
+    let Some(id) = generation_of(name.as_encoded_bytes()) else {
+        bail!("{}: not a checkpoint's file (000001.ckpt and so on)", given.display());
+    };
+    if at.is_some_and(|at| at.0 != id) {
+        bail!("{} is checkpoint {id}; leave --at out, or name the directory", given.display());
+    }
+    let dir = given.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((dir.to_owned(), Some(GenerationId(id))))
+}
+
+/// Whose image it is; refuses what would make anyone more than they are.
+fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
+    let owner =
+        fs_ids_of(owner_uid).unwrap_or_else(|| FsIds { uid: owner_uid, gid: owner_uid, groups: Vec::new() });
+    let caller = Caller::current()?;
+    for credentials in image.processes.iter().flat_map(|p| &p.threads).filter_map(|t| t.credentials.as_ref())
+    {
+        identity::permitted(&owner, &caller, &claimed(credentials))?;
+    }
+    Ok(owner)
+}
+
+fn claimed(credentials: &Credentials) -> Claimed {
+    let gids = credentials.gids.iter().chain(&credentials.groups).copied().collect();
+    let capabilities =
+        credentials.permitted | credentials.effective | credentials.inheritable | credentials.ambient;
+    Claimed { uids: credentials.uids.clone(), gids, capabilities }
+}
+
+fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
+    if owner.uid == caller.uid {
+        return caller;
+    }
+    Identity { uid: owner.uid, gid: owner.gid, groups: owner.groups.clone(), ..caller }
+}
+
+fn tracker(image: &Image, restored: Vec<rebuild::Tracked>) -> anyhow::Result<Tracked> {
+    let mut tracked = Tracked::default();
+    for one in restored {
+        let space = Space::restored(SpaceId(one.space), one.pid, one.uffd, one.saved);
+        // A process that has ended by now needs no tracking.
+        tracked.spaces.extend(space);
+    }
+    let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
+    tracked.next_space = spaces.max().map_or(0, |s| s + 1);
+    Ok(tracked)
+}

@@ -1,0 +1,113 @@
+//! What launch, restart and attach have in common once the program is there: registry, control socket, the
+//! line at the start, supervision, the record of the end.
+
+use super::checkpoint::Checkpointer;
+use super::control::Control;
+use super::ended::Ended;
+use super::events::EventLog;
+use super::identity::Identity;
+use super::in_freeze::Tracked;
+use super::lease::Lease;
+use super::options::{Codec, JobOptions, TrackBackend};
+use super::process::ProcessId;
+use super::registry::{Entry, Registration};
+use super::runtime_dir::RuntimeDir;
+use super::signals::Signals;
+use super::supervisor::{self, Plan};
+use super::terminal;
+use crate::image::GenerationId;
+use anyhow::Context;
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// A program that runs, and whose it is.
+pub struct Start<'a> {
+    pub options: &'a JobOptions,
+    pub identity: Identity,
+    pub lease: Lease,
+    /// The directory as the person named it.
+    pub path: PathBuf,
+    pub root: Pid,
+    pub signals: Signals,
+    pub parent: Option<GenerationId>,
+    pub tracked: Tracked,
+}
+
+/// Supervises it to its end.
+pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
+    let Start { options, identity, lease, path, root, mut signals, parent, tracked } = start;
+    let record = lease.record();
+    let program = ProcessId::of(root.as_raw()).context("the program ended at once")?;
+    let known = make_known(&lease, &identity, program);
+    let (control, _registration) = match known {
+        Ok((control, registration)) => (Some(control), Some(registration)),
+        Err(error) => {
+            log::warn!("{error:#}");
+            (None, None)
+        }
+    };
+    lease.started(program, control.as_ref().map(Control::socket_path))?;
+    let interval = record.options.interval();
+    let name = record.argv.first().cloned().unwrap_or_default();
+    if terminal::wants_start_line(options.verbose) {
+        terminal::say(&terminal::start_line(&terminal::Start {
+            program: &name,
+            pid: root.as_raw(),
+            user: &identity.name,
+            interval,
+            dir: &path,
+        }));
+    }
+    let codec = match record.options.compress.unwrap_or_default() {
+        Codec::Lz4 => crate::image::Codec::Lz4,
+        Codec::None => crate::image::Codec::None,
+    };
+    let checkpointer = Checkpointer {
+        root,
+        lease: lease.clone(),
+        codec,
+        track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
+        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        program: name,
+        parent,
+        tracked: Arc::new(Mutex::new(tracked)),
+        seen: HashSet::new(),
+    };
+    let plan = Plan {
+        root,
+        interval,
+        exit_after_checkpoint: options.exit_after_ckpt,
+        checkpoint_signal: record.options.ckpt_signal,
+        control,
+        dir: path,
+    };
+    let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
+    if let Err(error) = lease.end(ended.exit_status()) {
+        log::warn!("{error}");
+    }
+    Ok(ended)
+}
+
+fn make_known(
+    lease: &Lease,
+    identity: &Identity,
+    program: ProcessId,
+) -> anyhow::Result<(Control, Registration)> {
+    let runtime = Arc::new(RuntimeDir::for_user(&identity.fs_ids())?);
+    let supervisor = ProcessId::current()?;
+    let control = Registration::with_control(&runtime, supervisor)?;
+    let record = lease.record();
+    let entry = Entry {
+        job: record.job,
+        dir: lease.dir().absolute(),
+        program,
+        supervisor,
+        argv: record.argv,
+        uid: identity.uid,
+        socket: control.socket_path(),
+    };
+    let registration = Registration::new(&runtime, &entry)?;
+    Ok((control, registration))
+}

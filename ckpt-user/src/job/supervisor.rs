@@ -1,0 +1,265 @@
+//! The supervisor: one thread that is the program's parent, tracer and clock.
+//!
+//! ```text
+//!             ┌── SIGCHLD: reap ──────────────── last one gone ─▶ Ended
+//!   poll ─────┼── signal: forward │ checkpoint
+//!     ▲       ├── interval due │ request ─▶ checkpoint thread ─▶ done │ failed (said once)
+//!     └───────┴── task for the tracer (freeze, arm, thaw)
+//! ```
+//! Between checkpoints nothing is traced.
+
+use super::checkpoint::{After, CheckpointError, Checkpointer};
+use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, ReplyTo, Request};
+use super::ended::Ended;
+use super::interval::Schedule;
+use super::signals::{Meaning, Signals};
+use super::terminal;
+use super::tracer::{Tasks, Tracer, channel};
+use crate::freeze::tree;
+use crate::sys::wait::{self, Change};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How a job is supervised.
+pub struct Plan {
+    pub root: Pid,
+    pub interval: Option<Duration>,
+    pub exit_after_checkpoint: bool,
+    pub checkpoint_signal: Option<i32>,
+    pub control: Option<Control>,
+    /// As a person would type it.
+    pub dir: PathBuf,
+}
+
+type Done = (Box<Checkpointer>, Result<CheckpointDone, CheckpointError>);
+
+struct Supervisor {
+    plan: Plan,
+    began: Instant,
+    schedule: Schedule,
+    tracer: Tracer,
+    tasks: Tasks,
+    done_to: mpsc::Sender<Done>,
+    done: mpsc::Receiver<Done>,
+    /// Here while no checkpoint is being made.
+    idle: Option<Box<Checkpointer>>,
+    waiting: Vec<ReplyTo>,
+    queued: Vec<(ReplyTo, bool)>,
+    asked_by_signal: bool,
+    last: Option<(u64, Instant)>,
+    taken: u64,
+    last_error: Option<String>,
+    root_status: Option<Ended>,
+    killed_by_us: bool,
+}
+
+/// Supervises until the last process of the tree is gone.
+///
+/// # Errors
+/// Only when the supervisor itself cannot go on (poll, eventfd).
+pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) -> std::io::Result<Ended> {
+    let (tracer, tasks) = channel()?;
+    let (done_to, done) = mpsc::channel();
+    let began = Instant::now();
+    let schedule = Schedule::new(plan.interval, Duration::ZERO);
+    let last = checkpointer.parent.map(|id| (id.0, began));
+    let mut supervisor = Supervisor {
+        plan,
+        began,
+        schedule,
+        tracer,
+        tasks,
+        done_to,
+        done,
+        idle: Some(Box::new(checkpointer)),
+        waiting: Vec::new(),
+        queued: Vec::new(),
+        asked_by_signal: false,
+        last,
+        taken: 0,
+        last_error: None,
+        root_status: None,
+        killed_by_us: false,
+    };
+    let ended = supervisor.run(signals)?;
+    supervisor.say_end(ended);
+    Ok(ended)
+}
+
+impl Supervisor {
+    fn run(&mut self, signals: &mut Signals) -> std::io::Result<Ended> {
+        loop {
+            self.sleep(signals)?;
+            self.tasks.run_all();
+            while let Some(meaning) = signals.next() {
+                self.signal(meaning);
+            }
+            while let Ok((checkpointer, result)) = self.done.try_recv() {
+                self.idle = Some(checkpointer);
+                self.finished(result);
+            }
+            while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
+                self.request(request);
+            }
+            if self.reap() {
+                // A checkpoint thread may still want the tracer; its tasks find nobody and say so.
+                return Ok(self.ended());
+            }
+            self.start_if_due();
+        }
+    }
+
+    fn sleep(&self, signals: &Signals) -> std::io::Result<()> {
+        let now = self.began.elapsed();
+        // Rounded up: waking early would only find nothing due.
+        let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
+        let timeout = wait.map_or(PollTimeout::NONE, |ms| {
+            PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![
+            PollFd::new(signals.fd(), PollFlags::POLLIN),
+            PollFd::new(self.tasks.wake_fd(), PollFlags::POLLIN),
+        ];
+        if let Some(control) = &self.plan.control {
+            fds.push(PollFd::new(control.wake_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn signal(&mut self, meaning: Meaning) {
+        match meaning {
+            Meaning::Child | Meaning::Everyones => {}
+            Meaning::Forward(signal) if Some(signal) == self.plan.checkpoint_signal => {
+                self.asked_by_signal = true;
+            }
+            Meaning::Forward(signal) => {
+                // It may have ended; real-time signals have no name in `Signal`.
+                wait::send(self.plan.root, signal);
+            }
+        }
+    }
+
+    fn request(&mut self, request: ControlRequest) {
+        match request.kind {
+            Request::Checkpoint { kill } => self.queued.push((request.reply, kill)),
+            Request::Status => {
+                let status = self.status();
+                request.reply.send(Reply::Status(status));
+            }
+        }
+    }
+
+    fn status(&self) -> JobStatus {
+        JobStatus {
+            ok: true,
+            pid: self.plan.root.as_raw(),
+            processes: tree::members(self.plan.root).len() as u64,
+            interval_s: self.plan.interval.map(|i| i.as_secs_f64()),
+            last_id: self.last.map(|l| l.0),
+            last_age_s: self.last.map(|l| l.1.elapsed().as_secs_f64()),
+            checkpoints: self.taken,
+            failures: u64::from(self.schedule.failures()),
+            last_error: self.last_error.clone(),
+            busy: self.idle.is_none(),
+            pages_missing: None,
+        }
+    }
+
+    fn start_if_due(&mut self) {
+        let now = self.began.elapsed();
+        let due = self.schedule.due().is_some_and(|due| due <= now);
+        if !(due || self.asked_by_signal || !self.queued.is_empty()) {
+            return;
+        }
+        let Some(mut checkpointer) = self.idle.take() else { return };
+        self.schedule.started();
+        let kill = self.queued.iter().any(|q| q.1) || self.plan.exit_after_checkpoint;
+        self.asked_by_signal = false;
+        self.waiting.extend(self.queued.drain(..).map(|q| q.0));
+        let after = if kill { After::Kill } else { After::Continue };
+        let (tracer, done_to) = (self.tracer.clone(), self.done_to.clone());
+        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            let result = checkpointer.run(&tracer, after);
+            let _ = done_to.send((checkpointer, result));
+            tracer.post(|| ());
+        });
+        if let Err(error) = spawned {
+            log::warn!("cannot start a thread: {error}");
+        }
+    }
+
+    fn finished(&mut self, result: Result<CheckpointDone, CheckpointError>) {
+        let now = self.began.elapsed();
+        match result {
+            Ok(done) => {
+                self.schedule.succeeded(now);
+                self.last = Some((done.id, Instant::now()));
+                self.taken += 1;
+                self.last_error = None;
+                self.killed_by_us |= done.killed;
+                log::info!("{}", terminal::checkpoint_line(&done));
+                for reply in self.waiting.drain(..) {
+                    reply.send(Reply::Checkpoint(done.clone()));
+                }
+            }
+            Err(error) => {
+                self.schedule.failed(now);
+                let text = format!("no checkpoint: {:#}", anyhow::Error::from(error));
+                // At its end a program is often caught halfway; that is no failure to speak of.
+                if wait::is_alive(self.plan.root) {
+                    log::warn!("{text}");
+                }
+                for reply in self.waiting.drain(..) {
+                    reply.send(Reply::Error { error: text.clone() });
+                }
+                self.last_error = Some(text);
+            }
+        }
+    }
+
+    /// Takes in what children do; true when none is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match wait::next_change() {
+                Ok(Some((pid, Change::Ended(ended)))) if pid == self.plan.root => {
+                    self.root_status = Some(ended);
+                }
+                // A thread that stopped for a freeze which had been given up by then.
+                Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
+                Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
+                    // The shell that waits for us sees its job stopped, and continues both.
+                    let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+                    wait::send(self.plan.root, libc::SIGCONT);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn ended(&self) -> Ended {
+        if self.killed_by_us {
+            return Ended::Checkpointed;
+        }
+        self.root_status.unwrap_or(Ended::Exited(0))
+    }
+
+    fn say_end(&self, ended: Ended) {
+        let last = self.last.map(|(id, at)| (id, at.elapsed()));
+        match ended {
+            Ended::Checkpointed => {
+                terminal::say(&terminal::checkpointed_line(last.map_or(0, |l| l.0), &self.plan.dir));
+            }
+            Ended::Signaled(_) => terminal::say(&terminal::end_line(last, &self.plan.dir)),
+            Ended::Exited(_) | Ended::Detached => {}
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Starting the program: ckptbpf's child, in its session and process group, with the signal mask that ckptbpf
+//! was given.
+
+use nix::sys::signal::SigSet;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Ids and environment of another user.
+#[derive(Debug, Clone)]
+pub struct RunAs {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// Starts `program`; returns its pid. The caller waits for it.
+///
+/// # Errors
+/// What execve(2) said.
+pub fn spawn(program: &[OsString], mask: SigSet, run_as: Option<RunAs>) -> io::Result<nix::unistd::Pid> {
+    let Some((name, args)) = program.split_first() else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let mut command = Command::new(name);
+    command.args(args);
+    if let Some(identity) = &run_as {
+        command.envs(identity.env.iter().cloned());
+    }
+    let groups: Vec<libc::gid_t> = run_as.iter().flat_map(|r| r.groups.clone()).collect();
+    let ids = run_as.map(|r| (r.uid, r.gid));
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls on data that was
+    // built before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some((uid, gid)) = ids {
+                super::check(i64::from(libc::setgroups(groups.len(), groups.as_ptr())))?;
+                super::check(i64::from(libc::setresgid(gid, gid, gid)))?;
+                super::check(i64::from(libc::setresuid(uid, uid, uid)))?;
+            }
+            mask.thread_set_mask().map_err(io::Error::from)
+        });
+    }
+    command.spawn().map(|child| nix::unistd::Pid::from_raw(child.id() as i32))
+}

@@ -1,0 +1,67 @@
+//! Children of this process: waiting, signalling, letting go.
+
+use crate::job::ended::Ended;
+use nix::unistd::Pid;
+use std::io;
+
+/// What happened to a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Ended(Ended),
+    /// Job control stopped it.
+    Stopped,
+    /// It stands at a ptrace stop that nobody waits for, with this signal pending delivery (0: none).
+    TraceStop(i32),
+    Continued,
+}
+
+/// The next change of any child, or of any thread that this thread traces; `None` when nothing has happened.
+///
+/// # Errors
+/// ECHILD when there is no child left.
+pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
+    // SAFETY: `status` outlives the call; waitpid writes nothing else.
+    let pid = super::check(i64::from(unsafe { libc::waitpid(-1, &raw mut status, flags) }))?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let pid = Pid::from_raw(pid as i32);
+    let change = if libc::WIFEXITED(status) {
+        Change::Ended(Ended::Exited(libc::WEXITSTATUS(status) as u8))
+    } else if libc::WIFSIGNALED(status) {
+        Change::Ended(Ended::Signaled(libc::WTERMSIG(status)))
+    } else if libc::WIFCONTINUED(status) {
+        Change::Continued
+    } else if is_traced_by_us(pid) {
+        Change::TraceStop(if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 })
+    } else {
+        Change::Stopped
+    };
+    Ok(Some((pid, change)))
+}
+
+fn is_traced_by_us(tid: Pid) -> bool {
+    let status = crate::task::proc::ProcDir::process(tid).status();
+    // SAFETY: gettid takes nothing and cannot fail.
+    let own = unsafe { libc::gettid() };
+    status.and_then(|s| s.decimal("TracerPid")).is_ok_and(|tracer| tracer == own as u64)
+}
+
+/// Detaches a thread that stands at a ptrace stop.
+pub fn release(tid: Pid, signal: i32) {
+    // SAFETY: integers only; ESRCH means that it is gone or runs.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid.as_raw(), 0, signal as usize) };
+}
+
+/// Sends a signal by number (real-time ones included); a process that is gone gets none.
+pub fn send(pid: Pid, signal: i32) {
+    // SAFETY: two integers.
+    unsafe { libc::kill(pid.as_raw(), signal) };
+}
+
+/// Whether the process exists and has not ended.
+pub fn is_alive(pid: Pid) -> bool {
+    crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
+}
