@@ -251,7 +251,7 @@ impl Checkpointer {
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
-        self.tracked().committed();
+        self.tracked().committed(&frozen.inherited);
         self.parent = Some(making.id);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
@@ -269,7 +269,7 @@ impl Checkpointer {
 }
 
 /// The mappings of a running process, as far as dirty tracking needs to know them.
-fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     Ok(raws
         .iter()

@@ -7,6 +7,7 @@ use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
 use super::in_freeze::Tracked;
+use super::lazy::Lazy;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions, TrackBackend};
 use super::process::ProcessId;
@@ -64,18 +65,21 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         Codec::Lz4 => crate::image::Codec::Lz4,
         Codec::None => crate::image::Codec::None,
     };
+    let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
+    let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec,
         track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
-        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        events: events(),
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
         seen: HashSet::new(),
     };
     let plan = Plan {
+        lazy,
         root,
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,
