@@ -289,7 +289,7 @@ impl Checkpointer {
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
-        self.tracked().committed();
+        self.tracked().committed(&frozen.inherited);
         self.parent = Some(making.id);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
@@ -307,7 +307,7 @@ impl Checkpointer {
 }
 
 /// The mappings of a running process, as far as dirty tracking needs to know them.
-fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
     Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())
