@@ -44,6 +44,9 @@ pub enum Mode {
     Lazy,
 }
 
+/// The ways to restart that scenarios take in turn.
+pub const MODES: &[Mode] = &[Mode::Eager];
+
 /// What an undisturbed run of a program gives.
 pub struct Expected {
     pub stdout: Vec<u8>,
