@@ -98,7 +98,7 @@ fn frozen(
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let mut tree = freeze::freeze(root)?;
     let mut frozen = match inside(&mut tree, tracked, &mut residue) {
         Ok(frozen) => frozen,
         Err(error) => {
