@@ -10,12 +10,14 @@ use super::control::CheckpointDone;
 use super::events::{Event, EventLog};
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
+use super::retention;
 use super::tracer::Tracer;
 use crate::freeze::tree;
-use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, SpaceId, Summary};
+use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::pages;
 use crate::memory::vma::{self, Vma};
 use crate::object::Object;
+use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
@@ -43,15 +45,13 @@ pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(transparent)]
+    Page(#[from] PagerError),
+    #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
     #[error("the supervisor is gone")]
     NoTracer,
-}
-
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
-    move |source| CheckpointError::Io { what, source }
 }
 
 /// How the program goes on after a checkpoint.
@@ -68,6 +68,8 @@ pub struct Checkpointer {
     pub lease: Lease,
     pub codec: Codec,
     pub track: bool,
+    /// How many restartable generations stay.
+    pub keep: usize,
     pub events: Option<EventLog>,
     pub program: String,
     /// The newest committed generation of this run, or the one it was restarted from.
@@ -89,6 +91,8 @@ impl Checkpointer {
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
         self.renew_spaces(tracer)?;
+        let pager = self.tracked().pager.clone();
+        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
         let not_owner = |e| CheckpointError::Io {
             what: "cannot act as the directory's owner",
@@ -110,9 +114,47 @@ impl Checkpointer {
         let result = self.write(writer, &frozen, &Making { begun, id, parent });
         let killed = after == After::Kill && result.is_ok();
         if let Some(tree) = held {
-            tracer.run(move || if killed { tree.kill() } else { drop(tree.thaw()) });
+            tracer.run(move || {
+                if killed {
+                    tree.kill();
+                } else {
+                    tree.thaw();
+                }
+            });
         }
         result.map(|done| CheckpointDone { killed, ..done })
+    }
+
+    /// Merges and deletes old generations when it pays; a failure costs only room.
+    pub fn tidy(&mut self) {
+        let begun = Instant::now();
+        match self.prune() {
+            Ok(Some(report)) => {
+                let event = Event::named("prune", begun.elapsed());
+                self.event(
+                    &event
+                        .count("merged", u64::from(report.merged.is_some()))
+                        .count("deleted", report.deleted.len() as u64),
+                );
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("old checkpoints stay: {error:#}"),
+        }
+    }
+
+    fn prune(&self) -> anyhow::Result<Option<image::PruneReport>> {
+        let dir = self.lease.dir();
+        let _as_owner = dir.assume()?;
+        let path = dir.proc_path();
+        let mut listed = image::list(&path)?;
+        listed.retain(|one| one.complete);
+        let stored: Vec<u64> =
+            listed.iter().filter_map(|one| one.summary.as_ref()).map(|s| s.bytes_stored).collect();
+        if !retention::is_due(&stored, self.keep) {
+            return Ok(None);
+        }
+        let check = || self.lease.check().map_err(|e| e.to_string());
+        Ok(Some(image::prune(&path, self.keep, &[], check)?))
     }
 
     fn tracked(&self) -> MutexGuard<'_, Tracked> {
@@ -238,6 +280,7 @@ impl Checkpointer {
             elapsed_us: making.begun.elapsed().as_micros() as u64,
             tasks: frozen.image.processes.iter().map(|p| p.threads.len() as u32).sum(),
             program: self.program.clone(),
+            bytes_memory: frozen.bytes_memory,
             ..Summary::default()
         };
         let id = making.id.0;
@@ -271,11 +314,8 @@ impl Checkpointer {
 /// The mappings of a running process, as far as dirty tracking needs to know them.
 pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
-    Ok(raws
-        .iter()
-        .filter(|r| !r.is_shared() && crate::memory::vdso::kind(&r.name).is_none())
-        .map(vma::Raw::to_private)
-        .collect())
+    let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
+    Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.

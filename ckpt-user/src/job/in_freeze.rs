@@ -29,6 +29,8 @@ pub struct Tracked {
     pub next_space: u32,
     /// While the pages of a lazy restart arrive, and until the hand-over.
     pub pager: Option<Arc<Pager>>,
+    /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
+    pub standards_of: Option<Pid>,
 }
 
 /// What the freeze brought out.
@@ -43,6 +45,8 @@ pub struct Frozen {
     pub inherited: Vec<(SpaceId, PageSet)>,
     pub freeze: Duration,
     pub injected: u64,
+    /// Memory of its own that the tree holds.
+    pub bytes_memory: u64,
     /// Still stopped, when checkpoint and end are to be one.
     pub held: Option<FrozenTree>,
 }
@@ -125,7 +129,7 @@ fn frozen(
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let mut tree = freeze::freeze(root)?;
     let mut frozen = match inside(&mut tree, tracked, &mut residue) {
         Ok(frozen) => frozen,
         Err(error) => {
@@ -148,7 +152,7 @@ fn frozen(
 fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, Pid::this())?;
+    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
@@ -190,6 +194,7 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
         inherited,
         freeze: Duration::ZERO,
         injected: captured.injected,
+        bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
 }

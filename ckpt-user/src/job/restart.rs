@@ -18,6 +18,7 @@ use crate::record::Image;
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
+use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::track::space::Space;
 use anyhow::{Context, bail};
@@ -27,21 +28,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs a program again from a checkpoint and supervises it.
-pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
+pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
+    if !options.detach {
+        return run_again(options, &mut || ());
+    }
+    match spawn::detach().context("cannot go to the background")? {
+        Detached::Parent(Some(())) => Ok(Ended::Detached),
+        Detached::Parent(None) => bail!("the restart failed; its message is above"),
+        Detached::Child(ready) => run_again(options, &mut || ready.tell()),
+    }
+}
+
+fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
     let begun = Instant::now();
     let (path, at) = source(&options.source, options.at)?;
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
-    let previous = dir.read_record()?;
-    let claim = Claim {
-        purpose: Purpose::Restart,
-        take_over: options.job.take_over,
-        options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
-        argv: Vec::new(),
-    };
-    let claimed = Lease::claim(&dir, claim)?;
-    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    let target = claim(options, &dir, &path, &caller)?;
     let Opened { chain, warnings } = {
         let _as_owner = dir.assume()?;
         Chain::open(&dir.proc_path(), at)?
@@ -55,7 +59,8 @@ pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start().context("cannot start the guardian of a lazy restart")?,
-            hold: options.hold_fill,
+            hold: options.hold_fill.clone(),
+            inherits: target.same_directory,
         }),
         false => Mode::Eager,
     };
@@ -64,8 +69,9 @@ pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // The last act before the threads run: a restart that fails changes no file.
-    plan.carry_out(&dir, &owner)?;
+    plan.carry_out(target.lease.dir(), &owner)?;
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    running();
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
@@ -76,17 +82,61 @@ pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked, pager);
+    let tracked = tracker(&image, tracked, target.same_directory, pager);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
-        lease: claimed.lease,
-        path,
+        lease: target.lease,
+        path: target.path,
         root,
         signals,
-        parent: Some(parent),
+        parent: target.same_directory.then_some(parent),
         tracked,
+        attached: None,
     })
+}
+
+/// Where new checkpoints go.
+struct Target {
+    lease: Lease,
+    path: PathBuf,
+    /// New generations are deltas to the one restarted from.
+    same_directory: bool,
+}
+
+/// Claims the directory of new checkpoints: the source's own, or that of `-d`.
+fn claim(
+    options: &RestartOptions,
+    source: &Arc<JobDir>,
+    path: &Path,
+    caller: &Identity,
+) -> anyhow::Result<Target> {
+    let previous = source.read_record()?;
+    let claim = Claim {
+        purpose: Purpose::Restart,
+        take_over: options.job.take_over,
+        options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
+        argv: previous.map(|r| r.argv).unwrap_or_default(),
+    };
+    let other = options
+        .job
+        .dir
+        .as_deref()
+        .filter(|other| std::fs::canonicalize(other).ok() != std::fs::canonicalize(path).ok());
+    let (dir, path) = match other {
+        Some(other) => {
+            if let Some(note) = Lease::look(source)? {
+                log::warn!("{note}");
+            }
+            let dir = Arc::new(JobDir::create(other, &caller.fs_ids())?);
+            dir.refuse_checkpoints()?;
+            (dir, other)
+        }
+        None => (source.clone(), path),
+    };
+    let claimed = Lease::claim(&dir, claim)?;
+    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    Ok(Target { lease: claimed.lease, path: path.to_owned(), same_directory: other.is_none() })
 }
 
 /// A job directory, or one generation's file in it.
@@ -132,11 +182,17 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
     Identity { uid: owner.uid, gid: owner.gid, groups: owner.groups.clone(), ..caller }
 }
 
-fn tracker(image: &Image, restored: Vec<rebuild::Tracked>, pager: Option<Arc<Pager>>) -> Tracked {
+fn tracker(
+    image: &Image,
+    restored: Vec<rebuild::Tracked>,
+    same_directory: bool,
+    pager: Option<Arc<Pager>>,
+) -> Tracked {
     let mut tracked = Tracked { pager, ..Tracked::default() };
     for one in restored {
         let Watch { uffd, successor } = one.watch;
-        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), one.saved);
+        let saved = same_directory.then_some(one.saved);
+        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), saved);
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }

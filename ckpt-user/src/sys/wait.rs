@@ -42,7 +42,8 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
     Ok(Some((pid, change)))
 }
 
-fn is_traced_by_us(tid: Pid) -> bool {
+/// Whether the calling thread is its tracer.
+pub fn is_traced_by_us(tid: Pid) -> bool {
     let status = crate::task::proc::ProcDir::process(tid).status();
     // SAFETY: gettid takes nothing and cannot fail.
     let own = unsafe { libc::gettid() };
