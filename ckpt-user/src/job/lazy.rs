@@ -96,7 +96,7 @@ impl Lazy {
 }
 
 fn try_hand_over(root: Pid, tracked: &Mutex<Tracked>) -> Result<(), Refusal> {
-    let tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let tree = freeze::freeze(root)?;
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
     let done = tracked.hand_over(&tree);
     tree.thaw();
