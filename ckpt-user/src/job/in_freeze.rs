@@ -27,10 +27,17 @@ pub struct Tracked {
     pub objects: Objects,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
+<<<<<<< HEAD
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
     /// While the pages of a lazy restart arrive, and until the hand-over.
     pub pager: Option<Arc<Pager>>,
+=======
+    /// While the pages of a lazy restart arrive, and until the hand-over.
+    pub pager: Option<Arc<Pager>>,
+    /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
+    pub standards_of: Option<Pid>,
+>>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
 }
 
 /// What the freeze brought out.

@@ -69,6 +69,8 @@ pub struct Plan {
     pub guardian: Guardian,
     /// Test hook: no background fill while this file exists.
     pub hold: Option<PathBuf>,
+    /// Checkpoints may leave what has not arrived to the generations before: they go to the same directory.
+    pub inherits: bool,
 }
 
 /// What a checkpoint has to know of an address space that is still arriving.
@@ -106,9 +108,13 @@ struct State {
     spaces: BTreeMap<u64, LazySpace>,
     next: u64,
     source: Box<dyn PageSource>,
+    inherits: bool,
     buffer: Buffer,
     messages: crate::sys::uffd::Messages,
 }
+
+/// Copies between two looks at messages while a checkpoint waits.
+const SETTLE_BATCHES: usize = 8;
 
 /// The wake descriptor in the epoll set; spaces have other keys.
 const WAKE: u64 = u64::MAX;
@@ -131,6 +137,7 @@ impl Pager {
                 spaces: BTreeMap::new(),
                 next: 0,
                 source,
+                inherits: plan.inherits,
                 buffer: Buffer::default(),
                 messages: crate::sys::uffd::Messages::default(),
             }),
@@ -171,6 +178,21 @@ impl Pager {
         self.shared.failed.load(Ordering::SeqCst)
     }
 
+    /// Beside the running program: brings in what a checkpoint's freeze would have to wait for.
+    ///
+    /// # Errors
+    /// As [`Pager::arriving`].
+    pub fn prepare(&self) -> Result<(), PagerError> {
+        loop {
+            let mut state = self.shared.lock_soon();
+            let settled = state.settle_some(&self.shared.epoll)?;
+            self.shared.publish(&state);
+            if settled == Progress::Nothing {
+                return Ok(());
+            }
+        }
+    }
+
     /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
     /// rebuilt process what is still on its way. What was moved is told once.
     ///
@@ -178,7 +200,7 @@ impl Pager {
     /// A page that cannot be had; the pager meets it too and kills the program.
     pub fn arriving(&self) -> Result<Vec<(Pid, Arriving)>, PagerError> {
         let mut state = self.shared.lock_soon();
-        state.settle(&self.shared.epoll)?;
+        while state.settle_some(&self.shared.epoll)? != Progress::Nothing {}
         self.shared.publish(&state);
         let of = |space: &mut LazySpace| {
             let moved = std::mem::take(&mut space.moved);
@@ -276,32 +298,27 @@ impl State {
         Ok(progress)
     }
 
-    /// Fills everything that has moved, and forked children whole.
-    fn settle(&mut self, epoll: &Epoll) -> Result<(), PagerError> {
+    /// Serves everyone, and fills a little of what no older generation can stand for: pages that have moved,
+    /// forked children, and all there is where the generations before are in another directory.
+    fn settle_some(&mut self, epoll: &Epoll) -> Result<Progress, PagerError> {
         self.drop_dead(epoll);
-        loop {
-            self.serve_all(epoll)?;
-            let mut left = false;
-            let keys: Vec<u64> = self.spaces.keys().copied().collect();
-            for key in keys {
-                loop {
-                    let progress = self.step(epoll, key, |space, source, buffer| match space.pid {
-                        Some(_) => space.fill_moved(source, buffer),
-                        None => space.fill_next(source, buffer),
-                    })?;
-                    match progress {
-                        Progress::Made => {}
-                        Progress::Busy => {
-                            left = true;
-                            break;
-                        }
-                        Progress::Nothing | Progress::Dead => break,
-                    }
+        self.serve_all(epoll)?;
+        let inherits = self.inherits;
+        let mut busy = false;
+        let keys: Vec<u64> = self.spaces.keys().copied().collect();
+        for key in keys {
+            for _ in 0..SETTLE_BATCHES {
+                let progress = self.step(epoll, key, |space, source, buffer| match space.pid {
+                    Some(_) if inherits => space.fill_moved(source, buffer),
+                    _ => space.fill_next(source, buffer),
+                })?;
+                match progress {
+                    Progress::Made => busy = true,
+                    Progress::Busy => return Ok(Progress::Busy),
+                    Progress::Nothing | Progress::Dead => break,
                 }
             }
-            if !left {
-                return Ok(());
-            }
         }
+        Ok(if busy { Progress::Made } else { Progress::Nothing })
     }
 }
