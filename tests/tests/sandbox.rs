@@ -81,6 +81,16 @@ fn no_signal_is_blocked_or_ignored() {
 }
 
 #[test]
+fn a_program_has_the_three_standard_descriptors_and_no_more() {
+    let (left_open, _other) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&left_open, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let sandbox = Sandbox::new("descriptors");
+    // The fourth is the folder that ls reads.
+    let seen = sandbox.run(Cmd::new("ls").arg("/proc/self/fd")).success().stdout_text();
+    assert_eq!(seen, "0\n1\n2\n3\n");
+}
+
+#[test]
 fn a_program_that_does_not_exist_is_named() {
     let said = complaint("missing", SOON, |sandbox| drop(sandbox.spawn(Cmd::new("/nowhere/program"))));
     assert!(said.contains("/nowhere/program"), "{said}");

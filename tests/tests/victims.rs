@@ -87,12 +87,12 @@ fn signals() {
 
 #[test]
 fn sleeps() {
-    let printed = twice("sleeps", &["60", "2"]);
+    let printed = twice("sleeps", &["300", "2"]);
     let wrong: Vec<_> =
         printed.lines().filter(|line| !line.ends_with("ok") && !line.ends_with("sleeping")).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert_eq!(printed.lines().count(), 2 * 13);
-    assert_eq!(twice("sleeps", &["20", "1", "poll,futex"]).lines().count(), 3);
+    assert_eq!(twice("sleeps", &["200", "1", "poll,futex"]).lines().count(), 3);
 }
 
 #[test]

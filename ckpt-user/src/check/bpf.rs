@@ -4,6 +4,7 @@ use crate::sys::bpf::{Bpf, BpfError, Kernel, Layout, Options, Program};
 
 const INSTEAD: &str = "system calls run inside the program are used instead";
 const ALLOW: &str = "run it as root; in a container add CAP_BPF and CAP_PERFMON";
+const OTHERS: &str = "nothing needs to be done; please report this kernel's name";
 
 pub(super) fn probe() -> Vec<Feature> {
     let btf = Feature::new("BTF", "where the kernel's structures have their fields");
@@ -12,22 +13,25 @@ pub(super) fn probe() -> Vec<Feature> {
         Err(e) => btf.fallback(format!("{e}; {INSTEAD}"), "use a kernel with CONFIG_DEBUG_INFO_BTF"),
     };
     let loaded = Kernel::load_with(Options { probes: true, ..Options::default() });
-    let mut features = vec![btf];
-    features.extend(Program::ALL.iter().map(|&program| feature(program, &loaded)));
+    let object = Feature::new("eBPF", "the programs below");
+    let object = match &loaded {
+        Ok(_) => object,
+        Err(BpfError::Load { reason }) => object.fallback(format!("{reason}; {INSTEAD}"), ALLOW),
+        Err(e) => object.fallback(format!("{e}; {INSTEAD}"), ALLOW),
+    };
+    let mut features = vec![btf, object];
+    features.extend(Program::ALL.iter().map(|&program| feature(program, loaded.as_ref().ok())));
     features
 }
 
-fn feature(program: Program, loaded: &Result<Bpf, BpfError>) -> Feature {
+fn feature(program: Program, loaded: Option<&Bpf>) -> Feature {
     let feature = Feature::new(program.label(), program.purpose());
-    let reason = match loaded {
-        Ok(bpf) => match bpf.fallbacks().iter().find(|fallback| fallback.program == program) {
-            None => return feature,
-            Some(fallback) => fallback.reason.clone(),
-        },
-        Err(e) => e.to_string(),
-    };
-    if program.probe_only() {
-        return feature.fallback(format!("{reason}; nothing needs it"), "");
+    let Some(bpf) = loaded else { return feature.fallback("no eBPF here", "") };
+    match bpf.fallbacks().iter().find(|fallback| fallback.program == program) {
+        None => feature,
+        Some(refused) if program.probe_only() => {
+            feature.fallback(format!("{}; nothing needs it", refused.reason), "")
+        }
+        Some(refused) => feature.fallback(format!("{}; {INSTEAD}", refused.reason), OTHERS),
     }
-    feature.fallback(format!("{reason}; {INSTEAD}"), ALLOW)
 }

@@ -13,7 +13,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// A line a feature, and under those that do not simply work, why and what to do.
+/// Lines of text, the last one ended too. A line a feature, and under those that do not simply work, why and what to do.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.features.iter().map(|feature| feature.name.len()).max().unwrap_or(0);
@@ -28,10 +28,10 @@ impl fmt::Display for Report {
             }
         }
         if self.main_job_works() {
-            return write!(f, "launch, checkpoint and restart work here.");
+            return writeln!(f, "launch, checkpoint and restart work here.");
         }
         let names: Vec<_> = self.obstacles().map(|feature| feature.name).collect();
-        write!(f, "launch, checkpoint and restart do not work here, for want of: {}.", names.join(", "))
+        writeln!(f, "launch, checkpoint and restart do not work here, for want of: {}.", names.join(", "))
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
                         \x20                 -> what to do\n\
                         missing   c       three\n\
                         \x20                    why not\n\
-                        launch, checkpoint and restart do not work here, for want of: c.";
+                        launch, checkpoint and restart do not work here, for want of: c.\n";
         assert_eq!(report.to_string(), expected);
         assert!(!report.main_job_works());
     }

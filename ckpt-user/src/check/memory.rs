@@ -19,6 +19,7 @@ use crate::sys::{
 
 const NEWER: &str = "Linux 6.7 or newer has it";
 const SYSCTL: &str = "as root: sysctl vm.unprivileged_userfaultfd=1, or run it as root";
+const PRIVILEGE: &str = "run it as root, or with CAP_SYS_PTRACE";
 const FULL: &str = "without soft-dirty every checkpoint is a full one";
 
 /// `UFFD_FEATURE_MOVE`.
@@ -64,7 +65,10 @@ pub(super) fn probe() -> Vec<Feature> {
         ),
     ];
     for &(feature, name, used_for, instead) in FEATURES {
-        features.push(Feature::new(name, used_for).prefers(uffd_with(feature), instead, NEWER));
+        let probed = uffd_with(feature);
+        let refused = matches!(&probed, Err(e) if e.kind() == io::ErrorKind::PermissionDenied);
+        let action = if refused { PRIVILEGE } else { NEWER };
+        features.push(Feature::new(name, used_for).prefers(probed, instead, action));
     }
     let scan = pagemap_scan();
     let soft = soft_dirty();

@@ -24,6 +24,6 @@ impl Attach {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let options = AttachOptions { job: self.job.options(), pid: self.pid };
         super::log_level(options.job.verbose);
-        Ok(job::attach(options)?.into())
+        Ok(job::attach(&options)?.into())
     }
 }

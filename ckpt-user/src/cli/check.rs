@@ -18,7 +18,11 @@ impl Check {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let report = crate::check::run();
         if self.json {
-            print::json(&serde_json::to_value(&report)?)?;
+            let mut value = serde_json::to_value(&report)?;
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("works".into(), report.main_job_works().into());
+            }
+            print::json(&value)?;
         } else {
             print::print(&report.to_string())?;
         }

@@ -44,7 +44,7 @@ impl Checkpoint {
                 say(&format!(
                     "nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"
                 ));
-                job::checkpoint_once(options)?
+                job::checkpoint_once(&options)?
             }
         };
         if self.json {

@@ -39,7 +39,7 @@ impl Launch {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let options = launch_options(self.job, self.launch, self.program);
         super::log_level(options.job.verbose);
-        Ok(job::launch(options)?.into())
+        Ok(job::launch(&options)?.into())
     }
 }
 

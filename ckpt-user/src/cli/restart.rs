@@ -32,6 +32,6 @@ impl Restart {
         }
         let options = self.restart.options(self.job.options(), self.source);
         super::log_level(options.job.verbose);
-        Ok(job::restart(options)?.into())
+        Ok(job::restart(&options)?.into())
     }
 }

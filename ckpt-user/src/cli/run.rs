@@ -36,9 +36,9 @@ impl Run {
                 let mut job = launch.job;
                 // The directory is where it restarts from; new checkpoints go there too.
                 job.dir = None;
-                job::restart(self.restart.options(job, dir))?
+                job::restart(&self.restart.options(job, dir))?
             }
-            None => job::launch(launch)?,
+            None => job::launch(&launch)?,
         };
         Ok(ended.into())
     }

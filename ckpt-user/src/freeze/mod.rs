@@ -130,7 +130,7 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Option<Stopped
             Waited::Stopped(stopped) => match stopped.stop() {
                 Stop::Interrupted | Stop::Group(_) => return Ok(Some(stopped)),
                 Stop::Signal(signal) => {
-                    running = stopped.cont_interrupted(signal).reading(pid, "a signal")?
+                    running = stopped.cont_interrupted(signal).reading(pid, "a signal")?;
                 }
                 _ => running = stopped.cont_interrupted(0).reading(pid, "an event")?,
             },

@@ -10,9 +10,10 @@ use super::control::CheckpointDone;
 use super::events::{Event, EventLog};
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
+use super::retention;
 use super::tracer::Tracer;
 use crate::freeze::tree;
-use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, SpaceId, Summary};
+use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::pages;
 use crate::memory::vma::{self, Vma};
 use crate::object::Object;
@@ -50,10 +51,6 @@ pub enum CheckpointError {
     NoTracer,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
-    move |source| CheckpointError::Io { what, source }
-}
-
 /// How the program goes on after a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
@@ -68,6 +65,8 @@ pub struct Checkpointer {
     pub lease: Lease,
     pub codec: Codec,
     pub track: bool,
+    /// How many restartable generations stay.
+    pub keep: usize,
     pub events: Option<EventLog>,
     pub program: String,
     /// The newest committed generation of this run, or the one it was restarted from.
@@ -110,9 +109,47 @@ impl Checkpointer {
         let result = self.write(writer, &frozen, &Making { begun, id, parent });
         let killed = after == After::Kill && result.is_ok();
         if let Some(tree) = held {
-            tracer.run(move || if killed { tree.kill() } else { drop(tree.thaw()) });
+            tracer.run(move || {
+                if killed {
+                    tree.kill();
+                } else {
+                    tree.thaw();
+                }
+            });
         }
         result.map(|done| CheckpointDone { killed, ..done })
+    }
+
+    /// Merges and deletes old generations when it pays; a failure costs only room.
+    pub fn tidy(&mut self) {
+        let begun = Instant::now();
+        match self.prune() {
+            Ok(Some(report)) => {
+                let event = Event::named("prune", begun.elapsed());
+                self.event(
+                    &event
+                        .count("merged", u64::from(report.merged.is_some()))
+                        .count("deleted", report.deleted.len() as u64),
+                );
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("old checkpoints stay: {error:#}"),
+        }
+    }
+
+    fn prune(&self) -> anyhow::Result<Option<image::PruneReport>> {
+        let dir = self.lease.dir();
+        let _as_owner = dir.assume()?;
+        let path = dir.proc_path();
+        let mut listed = image::list(&path)?;
+        listed.retain(|one| one.complete);
+        let stored: Vec<u64> =
+            listed.iter().filter_map(|one| one.summary.as_ref()).map(|s| s.bytes_stored).collect();
+        if !retention::is_due(&stored, self.keep) {
+            return Ok(None);
+        }
+        let check = || self.lease.check().map_err(|e| e.to_string());
+        Ok(Some(image::prune(&path, self.keep, &[], check)?))
     }
 
     fn tracked(&self) -> MutexGuard<'_, Tracked> {
@@ -238,6 +275,7 @@ impl Checkpointer {
             elapsed_us: making.begun.elapsed().as_micros() as u64,
             tasks: frozen.image.processes.iter().map(|p| p.threads.len() as u32).sum(),
             program: self.program.clone(),
+            bytes_memory: frozen.bytes_memory,
             ..Summary::default()
         };
         let id = making.id.0;

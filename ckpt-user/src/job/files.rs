@@ -7,6 +7,7 @@ use crate::object::Object;
 use crate::object::file::FileRecord;
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::sys::pidfd;
 use anyhow::{Context, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -16,6 +17,30 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 #[derive(Debug)]
 pub struct Rollback {
     cuts: Vec<(FileRecord, u64)>,
+    streams: Vec<Stream>,
+}
+
+/// A standard stream of the restarter that is a regular file.
+#[derive(Debug)]
+struct Stream {
+    stream: u32,
+    /// The very file of the checkpoint, which goes on at its position then; another one starts at its own end.
+    same: bool,
+    position: u64,
+}
+
+impl Stream {
+    fn of(stream: u32, record: &FileRecord, position: u64) -> Option<Self> {
+        let metadata =
+            pidfd::duplicate_standard(stream as i32).map(File::from).and_then(|f| f.metadata()).ok()?;
+        metadata.is_file().then(|| Self { stream, same: record.is_same_inode(&metadata), position })
+    }
+
+    fn position(&self) -> std::io::Result<()> {
+        let mut file = File::from(pidfd::duplicate_standard(self.stream as i32)?);
+        let to = if self.same { SeekFrom::Start(self.position) } else { SeekFrom::End(0) };
+        file.seek(to).map(drop)
+    }
 }
 
 /// Compares every written file with the checkpoint; changes nothing.
@@ -25,13 +50,20 @@ pub struct Rollback {
 pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Result<Rollback> {
     let _as_owner = owner.assume()?;
     let mut cuts: Vec<(FileRecord, u64)> = Vec::new();
+    let mut streams: Vec<Stream> = Vec::new();
     for description in &image.descriptions {
         let writable = description.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
         let Some(Object::File(file)) = description.object.as_ref().filter(|_| writable) else { continue };
         if file.directory || cuts.iter().any(|(other, _)| other == file) {
             continue;
         }
-        let standard = description.standard.is_some();
+        if let Some(stream) = description.standard {
+            streams.extend(Stream::of(stream, file, description.position));
+            // It is the restarter's own now. A different one is no file of this run.
+            if !streams.iter().any(|s| s.stream == stream && s.same) {
+                continue;
+            }
+        }
         match difference(file) {
             Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
                 bail!(
@@ -41,16 +73,14 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
                 )
             }
             Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => {
-                cuts.push((file.clone(), grown))
+                cuts.push((file.clone(), grown));
             }
             Ok(_) => {}
-            // A standard stream is replaced by the restarter's own: it need not be there.
-            Err(_) if standard => {}
             Err(error) if policy == FilesPolicy::Keep => log::warn!("{error:#}"),
             Err(error) => return Err(error),
         }
     }
-    Ok(Rollback { cuts })
+    Ok(Rollback { cuts, streams })
 }
 
 /// The file's size now.
@@ -77,7 +107,7 @@ impl Rollback {
     /// Keeps what is cut in `DIR/cut/`, then cuts.
     pub fn carry_out(&self, dir: &JobDir, owner: &FsIds) -> anyhow::Result<()> {
         if self.cuts.is_empty() {
-            return Ok(());
+            return self.position_streams();
         }
         let _as_owner = owner.assume()?;
         let kept = dir.proc_path().join("cut");
@@ -103,7 +133,11 @@ impl Rollback {
         for (file, record) in opened {
             cut(&file, record)?;
         }
-        Ok(())
+        self.position_streams()
+    }
+
+    fn position_streams(&self) -> anyhow::Result<()> {
+        self.streams.iter().try_for_each(Stream::position).context("cannot position a standard stream")
     }
 }
 

@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
 
-use crate::record::Image;
 use crate::sys::ids::FsIds;
 
 /// Ids and the environment that goes with them.
@@ -159,25 +158,6 @@ pub struct Claimed {
     pub gids: Vec<u32>,
     /// Permitted, effective, inheritable and ambient capability sets, or-ed.
     pub capabilities: u64,
-}
-
-impl Claimed {
-    /// Of all threads of an image.
-    pub fn by(image: &Image) -> Self {
-        let mut claimed = Self::default();
-        let threads = image.processes.iter().flat_map(|process| &process.threads);
-        for credentials in threads.filter_map(|thread| thread.credentials.as_ref()) {
-            claimed.uids.extend(&credentials.uids);
-            claimed.gids.extend(credentials.gids.iter().chain(&credentials.groups));
-            claimed.capabilities |=
-                credentials.permitted | credentials.effective | credentials.inheritable | credentials.ambient;
-        }
-        for ids in [&mut claimed.uids, &mut claimed.gids] {
-            ids.sort_unstable();
-            ids.dedup();
-        }
-        claimed
-    }
 }
 
 /// Why a restart does not give what an image claims.

@@ -61,25 +61,6 @@ fn only_roots_image_restores_root_and_only_with_roots_rights() {
     assert_eq!(permitted(&owner, &without, &claim), Err(Refusal::NeedsRoot { owner: 0 }));
 }
 
-#[test]
-fn an_image_claims_what_any_of_its_threads_has() {
-    use crate::record::{Image, Process, Thread};
-    use crate::task::credentials::Credentials;
-    let with = |uid: u32, ambient: u64| {
-        let credentials = Credentials {
-            uids: vec![uid; 4],
-            gids: vec![5; 4],
-            groups: vec![6],
-            ambient,
-            ..Default::default()
-        };
-        Thread { credentials: Some(credentials), ..Default::default() }
-    };
-    let process = Process { threads: vec![with(1000, 0), with(0, 4)], ..Default::default() };
-    let claimed = Claimed::by(&Image { processes: vec![process], ..Default::default() });
-    assert_eq!(claimed, Claimed { uids: vec![0, 1000], gids: vec![5, 6], capabilities: 4 });
-}
-
 proptest! {
     #[test]
     fn what_is_given_belongs_to_owner_or_person(

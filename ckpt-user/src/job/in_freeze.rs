@@ -25,6 +25,8 @@ pub struct Tracked {
     pub objects: Objects,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
+    /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
+    pub standards_of: Option<Pid>,
 }
 
 /// What the freeze brought out.
@@ -37,6 +39,8 @@ pub struct Frozen {
     pub live: Vec<(SpaceId, Vec<Range<u64>>)>,
     pub freeze: Duration,
     pub injected: u64,
+    /// Memory of its own that the tree holds.
+    pub bytes_memory: u64,
     /// Still stopped, when checkpoint and end are to be one.
     pub held: Option<FrozenTree>,
 }
@@ -117,7 +121,7 @@ fn frozen(
 fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, Pid::this())?;
+    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
@@ -153,6 +157,7 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
         live,
         freeze: Duration::ZERO,
         injected: captured.injected,
+        bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
 }

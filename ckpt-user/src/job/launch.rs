@@ -3,6 +3,7 @@
 use super::directory::{JobDir, resolve_here};
 use super::ended::{CannotRun, Ended};
 use super::identity::{Identity, under_sudo};
+use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::options::LaunchOptions;
 use super::record::{JobRecord, RecordedOptions};
@@ -14,7 +15,7 @@ use anyhow::Context;
 use std::sync::Arc;
 
 /// Runs a program and supervises it.
-pub fn launch(options: LaunchOptions) -> anyhow::Result<Ended> {
+pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
     let identity = Identity::of_caller(options.user.as_deref())?;
     let name = options.program.first().context("no program was given")?.clone();
     let path = resolve_here(options.job.dir.as_deref(), &name);
@@ -46,6 +47,7 @@ pub fn launch(options: LaunchOptions) -> anyhow::Result<Ended> {
         root,
         signals,
         parent: None,
-        tracked: Default::default(),
+        tracked: Tracked::default(),
+        attached: None,
     })
 }

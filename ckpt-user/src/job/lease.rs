@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
 
+use crate::image;
+
 use super::directory::{DirectoryError, JobDir};
 use super::process::ProcessId;
 use super::record::{Here, JobRecord, RecordedOptions, Standing, standing};
@@ -32,7 +34,7 @@ pub enum Purpose {
     },
     /// The same program again; refused while it runs.
     Restart,
-    /// The program runs and shall be supervised; refused only if another one runs.
+    /// This program runs and shall be supervised: it is the directory's own, or the directory holds no checkpoints.
     Attach(i32),
     /// Merging and deleting while no job runs.
     Prune,
@@ -82,17 +84,16 @@ impl Lease {
         let here = Here::current();
         let lock = lock(dir)?;
         let previous = dir.read_record()?;
+        let found = previous.as_ref().map(|record| standing(record, &here, ProcessId::runs));
+        let continues = match (claim.purpose, &found) {
+            (Purpose::Restart | Purpose::Prune, _) => true,
+            (Purpose::Attach(pid), Some(Standing::Runs(runs))) => *runs == pid,
+            _ => false,
+        };
         let mut notes = Vec::new();
-        if let Some(record) = &previous {
-            match standing(record, &here, ProcessId::runs) {
-                Standing::Over => {}
-                Standing::Runs(pid) if claim.purpose == Purpose::Attach(pid) => {}
-                Standing::Runs(pid) => return Err(DirectoryError::StillRuns { path: dir.shown(), pid }),
-                Standing::Rebooted => notes.push(format!(
-                    "the last run of {} ended when this machine went down (boot {})",
-                    dir.shown(),
-                    record.here.boot_id
-                )),
+        if let (Some(record), Some(found)) = (&previous, &found) {
+            match found {
+                Standing::Runs(_) if continues && matches!(claim.purpose, Purpose::Attach(_)) => {}
                 Standing::Elsewhere if claim.take_over => notes.push(format!(
                     "taking {} over from host {} (boot {}); if its job still runs there, it can commit no more \
                      checkpoints",
@@ -100,23 +101,32 @@ impl Lease {
                     record.here.host,
                     record.here.boot_id
                 )),
-                Standing::Elsewhere => {
-                    let Here { host, boot_id, .. } = record.here.clone();
-                    return Err(DirectoryError::Elsewhere { path: dir.shown(), host, boot_id });
-                }
+                other => notes.extend(report(dir, record, other)?),
             }
         }
         let mut moved = None;
-        if let Purpose::Launch { new } = claim.purpose {
-            if new {
-                moved = dir.move_aside()?;
-            }
+        if claim.purpose == (Purpose::Launch { new: true }) {
+            moved = dir.move_aside()?;
+        }
+        if !continues {
             dir.refuse_checkpoints()?;
         }
-        let record = next_record(dir, previous.as_ref(), here, claim)?;
+        let record = next_record(dir, previous.as_ref(), continues, here, claim)?;
         dir.write_record(&record)?;
         let held = Held { dir: dir.clone(), record: Mutex::new(record), _lock: lock };
         Ok(Claimed { lease: Self(Arc::new(held)), previous, notes, moved })
+    }
+
+    /// For a directory that is only read (a restart with `-d` elsewhere): refused while its job runs here, and a
+    /// line for the person where that cannot be known.
+    pub fn look(dir: &JobDir) -> Result<Option<String>, DirectoryError> {
+        let Some(record) = dir.read_record()? else { return Ok(None) };
+        match report(dir, &record, &standing(&record, &Here::current(), ProcessId::runs)) {
+            Err(DirectoryError::Elsewhere { host, .. }) => {
+                Ok(Some(format!("the job of {} was running on host {host}, and may still be", dir.shown())))
+            }
+            other => other,
+        }
     }
 
     /// The directory.
@@ -169,6 +179,36 @@ impl Lease {
     }
 }
 
+/// What is to be said of the last job, or why it forbids another.
+fn report(dir: &JobDir, record: &JobRecord, found: &Standing) -> Result<Option<String>, DirectoryError> {
+    let Here { host, boot_id, .. } = record.here.clone();
+    let path = dir.shown();
+    match *found {
+        Standing::Over => Ok(None),
+        Standing::Rebooted => {
+            Ok(Some(format!("the last run of {path} ended when this machine went down (boot {boot_id})")))
+        }
+        Standing::Runs(pid) => Err(DirectoryError::StillRuns { path, pid }),
+        Standing::Elsewhere => Err(DirectoryError::Elsewhere { path, host, boot_id }),
+    }
+}
+
+/// The identity that the newest readable generation has, where job.json is lost: deltas must bear the same.
+fn job_of_generations(dir: &JobDir) -> Option<String> {
+    let listed = {
+        let _as = dir.assume().ok()?;
+        image::list(&dir.proc_path()).ok()?
+    };
+    let job = listed
+        .iter()
+        .rev()
+        .find_map(|one| one.header.as_ref())
+        .map(|header| u128::from_be_bytes(header.job))?;
+    let hex = format!("{job:032x}");
+    let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
+    Some([part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-"))
+}
+
 fn same_writer(a: &JobRecord, b: &JobRecord) -> bool {
     a.job == b.job && a.epoch == b.epoch && a.here == b.here && a.supervisor == b.supervisor
 }
@@ -177,13 +217,15 @@ fn same_writer(a: &JobRecord, b: &JobRecord) -> bool {
 fn next_record(
     dir: &JobDir,
     previous: Option<&JobRecord>,
+    continues: bool,
     here: Here,
     claim: Claim,
 ) -> Result<JobRecord, DirectoryError> {
     let look = |error| dir.io("find out about this process for job.json of it", error);
-    let kept = previous.filter(|_| !matches!(claim.purpose, Purpose::Launch { .. }));
-    let job = match kept {
-        Some(record) => record.job.clone(),
+    let kept = previous.filter(|_| continues);
+    let known = kept.map(|record| record.job.clone());
+    let job = match known.or_else(|| job_of_generations(dir).filter(|_| continues)) {
+        Some(job) => job,
         None => std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(look)?.trim().to_owned(),
     };
     let argv = match kept {

@@ -96,3 +96,40 @@ fn pruning_leaves_the_recorded_options() {
     assert_eq!(record.options.keep, Some(2));
     assert_eq!(record.argv, ["./count"]);
 }
+
+#[test]
+fn attaching_to_another_program_does_not_continue_a_chain() {
+    let (_base, dir) = fresh();
+    drop(Lease::claim(&dir, claim(LAUNCH)).unwrap());
+    fs::write(dir.path().join("000001.ckpt"), "").unwrap();
+    let me = ProcessId::current().unwrap();
+    assert!(matches!(
+        Lease::claim(&dir, claim(Purpose::Attach(me.pid))),
+        Err(DirectoryError::HoldsCheckpoints { .. })
+    ));
+}
+
+#[test]
+fn a_lost_record_is_made_again_with_the_identity_of_the_generations() {
+    use crate::image::{Codec, GenerationId, GenerationWriter, Header, Summary};
+    let (_base, dir) = fresh();
+    let header =
+        Header { id: GenerationId(1), parent: None, job: [0x1f; 16], features: vec![], created_unix_ns: 0 };
+    let writer = GenerationWriter::create(dir.path(), header, Codec::None, 0).unwrap();
+    writer.commit(b"", Summary::default(), || Ok(())).unwrap();
+    let record = Lease::claim(&dir, claim(Purpose::Restart)).unwrap().lease.record();
+    assert_eq!(record.job, "1f1f1f1f-1f1f-1f1f-1f1f-1f1f1f1f1f1f");
+}
+
+#[test]
+fn a_source_that_is_only_read_must_not_run_here() {
+    let (_base, dir) = fresh();
+    assert_eq!(Lease::look(&dir).unwrap(), None);
+    let lease = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease;
+    lease.started(ProcessId::current().unwrap(), None).unwrap();
+    assert!(matches!(Lease::look(&dir), Err(DirectoryError::StillRuns { .. })));
+    let mut record = lease.record();
+    record.here.host = "node7".into();
+    dir.write_record(&record).unwrap();
+    assert!(Lease::look(&dir).unwrap().unwrap().contains("node7"));
+}

@@ -8,6 +8,7 @@
 //!                     └─ interval, retention (pure); events, terminal (what is told)
 //! ```
 
+pub mod attach;
 pub mod checkpoint;
 pub mod control;
 pub mod describe;
@@ -37,19 +38,6 @@ pub mod supervisor;
 pub mod terminal;
 pub mod tracer;
 
+pub use attach::{attach, checkpoint_once};
 pub use launch::launch;
 pub use restart::restart;
-
-use ended::Ended;
-
-/// Supervises a program that runs.
-pub fn attach(options: options::AttachOptions) -> anyhow::Result<Ended> {
-    drop(options);
-    anyhow::bail!("attach is not part of this build")
-}
-
-/// Takes one full checkpoint of a program that nobody supervises.
-pub fn checkpoint_once(options: options::CheckpointOptions) -> anyhow::Result<control::CheckpointDone> {
-    drop(options);
-    anyhow::bail!("a checkpoint of a program without a supervisor is not part of this build")
-}

@@ -103,13 +103,6 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// The job's identity as the headers of its generations hold it: the bytes of the UUID.
-    pub fn job_bytes(&self) -> [u8; 16] {
-        let digits = self.job.chars().filter_map(|digit| digit.to_digit(16));
-        let number = digits.take(32).fold(0u128, |number, digit| number << 4 | u128::from(digit));
-        number.to_be_bytes()
-    }
-
     /// Program and arguments as people read them; bytes that are no UTF-8 are replaced.
     pub fn readable(program: &[OsString]) -> Vec<String> {
         program.iter().map(|word| word.to_string_lossy().into_owned()).collect()
@@ -195,14 +188,6 @@ mod tests {
         let not_started = JobRecord { program: None, ..record(here("a", "b", None)) };
         let back: JobRecord = serde_json::from_str(&serde_json::to_string(&not_started).unwrap()).unwrap();
         assert_eq!(back.program, None);
-    }
-
-    #[test]
-    fn a_jobs_identity_is_that_of_its_generations() {
-        let job = "00112233-4455-6677-8899-aabbccddeeff".into();
-        let bytes = JobRecord { job, ..record(here("a", "b", None)) }.job_bytes();
-        assert_eq!(bytes[..3], [0x00, 0x11, 0x22]);
-        assert_eq!(bytes[15], 0xff);
     }
 
     #[test]

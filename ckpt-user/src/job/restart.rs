@@ -15,6 +15,7 @@ use crate::rebuild::{self, Mode};
 use crate::record::Image;
 use crate::sys::clone;
 use crate::sys::ids::FsIds;
+use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::track::space::Space;
 use anyhow::{Context, bail};
@@ -24,21 +25,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs a program again from a checkpoint and supervises it.
-pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
+pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
+    if !options.detach {
+        return run_again(options, &mut || ());
+    }
+    match spawn::detach().context("cannot go to the background")? {
+        Detached::Parent(Some(())) => Ok(Ended::Detached),
+        Detached::Parent(None) => bail!("the restart failed; its message is above"),
+        Detached::Child(ready) => run_again(options, &mut || ready.tell()),
+    }
+}
+
+fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
     let begun = Instant::now();
     let (path, at) = source(&options.source, options.at)?;
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
-    let previous = dir.read_record()?;
-    let claim = Claim {
-        purpose: Purpose::Restart,
-        take_over: options.job.take_over,
-        options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
-        argv: Vec::new(),
-    };
-    let claimed = Lease::claim(&dir, claim)?;
-    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    let target = claim(options, &dir, &path, &caller)?;
     let Opened { chain, warnings } = {
         let _as_owner = dir.assume()?;
         Chain::open(&dir.proc_path(), at)?
@@ -56,8 +60,9 @@ pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
     let rebuilt = rebuild::rebuild(&image, &chain, Mode::Eager, &owner)?;
     let (root, parent) = (rebuilt.root, newest.header().id);
     // The last act before the threads run: a restart that fails changes no file.
-    plan.carry_out(&dir, &owner)?;
+    plan.carry_out(target.lease.dir(), &owner)?;
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    running();
     if options.json {
         let line = serde_json::json!({
             "resume_us": begun.elapsed().as_micros() as u64,
@@ -67,17 +72,61 @@ pub fn restart(options: RestartOptions) -> anyhow::Result<Ended> {
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked)?;
+    let tracked = tracker(&image, tracked, target.same_directory);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
-        lease: claimed.lease,
-        path,
+        lease: target.lease,
+        path: target.path,
         root,
         signals,
-        parent: Some(parent),
+        parent: target.same_directory.then_some(parent),
         tracked,
+        attached: None,
     })
+}
+
+/// Where new checkpoints go.
+struct Target {
+    lease: Lease,
+    path: PathBuf,
+    /// New generations are deltas to the one restarted from.
+    same_directory: bool,
+}
+
+/// Claims the directory of new checkpoints: the source's own, or that of `-d`.
+fn claim(
+    options: &RestartOptions,
+    source: &Arc<JobDir>,
+    path: &Path,
+    caller: &Identity,
+) -> anyhow::Result<Target> {
+    let previous = source.read_record()?;
+    let claim = Claim {
+        purpose: Purpose::Restart,
+        take_over: options.job.take_over,
+        options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
+        argv: previous.map(|r| r.argv).unwrap_or_default(),
+    };
+    let other = options
+        .job
+        .dir
+        .as_deref()
+        .filter(|other| std::fs::canonicalize(other).ok() != std::fs::canonicalize(path).ok());
+    let (dir, path) = match other {
+        Some(other) => {
+            if let Some(note) = Lease::look(source)? {
+                log::warn!("{note}");
+            }
+            let dir = Arc::new(JobDir::create(other, &caller.fs_ids())?);
+            dir.refuse_checkpoints()?;
+            (dir, other)
+        }
+        None => (source.clone(), path),
+    };
+    let claimed = Lease::claim(&dir, claim)?;
+    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    Ok(Target { lease: claimed.lease, path: path.to_owned(), same_directory: other.is_none() })
 }
 
 /// A job directory, or one generation's file in it.
@@ -123,14 +172,14 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
     Identity { uid: owner.uid, gid: owner.gid, groups: owner.groups.clone(), ..caller }
 }
 
-fn tracker(image: &Image, restored: Vec<rebuild::Tracked>) -> anyhow::Result<Tracked> {
+fn tracker(image: &Image, restored: Vec<rebuild::Tracked>, same_directory: bool) -> Tracked {
     let mut tracked = Tracked::default();
     for one in restored {
-        let space = Space::restored(SpaceId(one.space), one.pid, one.uffd, one.saved);
+        let saved = same_directory.then_some(one.saved);
         // A process that has ended by now needs no tracking.
-        tracked.spaces.extend(space);
+        tracked.spaces.extend(Space::restored(SpaceId(one.space), one.pid, one.uffd, saved));
     }
     let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);
-    Ok(tracked)
+    tracked
 }

@@ -48,7 +48,7 @@ impl Signals {
     }
 
     /// The next signal that waits.
-    pub fn next(&mut self) -> Option<Meaning> {
+    pub fn take(&mut self) -> Option<Meaning> {
         let info = self.fd.read_signal().ok()??;
         let signal = info.ssi_signo as i32;
         Some(if signal == libc::SIGCHLD {

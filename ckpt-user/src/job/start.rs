@@ -10,7 +10,9 @@ use super::in_freeze::Tracked;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions, TrackBackend};
 use super::process::ProcessId;
+use super::record::RecordedOptions;
 use super::registry::{Entry, Registration};
+use super::retention::KEEP;
 use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
 use super::supervisor::{self, Plan};
@@ -19,6 +21,7 @@ use crate::image::GenerationId;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -33,13 +36,16 @@ pub struct Start<'a> {
     pub signals: Signals,
     pub parent: Option<GenerationId>,
     pub tracked: Tracked,
+    /// For a program that is not our child.
+    pub attached: Option<OwnedFd>,
 }
 
 /// Supervises it to its end.
 pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
-    let Start { options, identity, lease, path, root, mut signals, parent, tracked } = start;
+    let Start { options, identity, lease, path, root, mut signals, parent, tracked, attached } = start;
     let record = lease.record();
-    let program = ProcessId::of(root.as_raw()).context("the program ended at once")?;
+    // Even a program that ends at once is there, as a zombie, until it is reaped.
+    let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
     let known = make_known(&lease, &identity, program);
     let (control, _registration) = match known {
         Ok((control, registration)) => (Some(control), Some(registration)),
@@ -60,15 +66,12 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             dir: &path,
         }));
     }
-    let codec = match record.options.compress.unwrap_or_default() {
-        Codec::Lz4 => crate::image::Codec::Lz4,
-        Codec::None => crate::image::Codec::None,
-    };
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
-        codec,
+        codec: codec(&record.options),
         track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
+        keep: record.options.keep.unwrap_or(KEEP),
         events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
         program: name,
         parent,
@@ -82,12 +85,21 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         checkpoint_signal: record.options.ckpt_signal,
         control,
         dir: path,
+        attached,
     };
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
     if let Err(error) = lease.end(ended.exit_status()) {
         log::warn!("{error}");
     }
     Ok(ended)
+}
+
+/// How the job's pages are stored.
+pub fn codec(options: &RecordedOptions) -> crate::image::Codec {
+    match options.compress.unwrap_or_default() {
+        Codec::Lz4 => crate::image::Codec::Lz4,
+        Codec::None => crate::image::Codec::None,
+    }
 }
 
 fn make_known(

@@ -12,6 +12,7 @@ use super::checkpoint::{After, CheckpointError, Checkpointer};
 use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, ReplyTo, Request};
 use super::ended::Ended;
 use super::interval::Schedule;
+use super::options::{Cause, ends_program};
 use super::signals::{Meaning, Signals};
 use super::terminal;
 use super::tracer::{Tasks, Tracer, channel};
@@ -20,6 +21,7 @@ use crate::sys::wait::{self, Change};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -33,7 +35,12 @@ pub struct Plan {
     pub control: Option<Control>,
     /// As a person would type it.
     pub dir: PathBuf,
+    /// For a program that is not our child: readable once its first process has ended.
+    pub attached: Option<OwnedFd>,
 }
+
+/// How long a program that is not our child may go on after its first process, before we look again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 type Done = (Box<Checkpointer>, Result<CheckpointDone, CheckpointError>);
 
@@ -55,6 +62,7 @@ struct Supervisor {
     last_error: Option<String>,
     root_status: Option<Ended>,
     killed_by_us: bool,
+    let_go: Option<i32>,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -84,6 +92,7 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         last_error: None,
         root_status: None,
         killed_by_us: false,
+        let_go: None,
     };
     let ended = supervisor.run(signals)?;
     supervisor.say_end(ended);
@@ -95,21 +104,35 @@ impl Supervisor {
         loop {
             self.sleep(signals)?;
             self.tasks.run_all();
-            while let Some(meaning) = signals.next() {
+            while let Some(meaning) = signals.take() {
                 self.signal(meaning);
             }
-            while let Ok((checkpointer, result)) = self.done.try_recv() {
-                self.idle = Some(checkpointer);
-                self.finished(result);
+            while let Ok(done) = self.done.try_recv() {
+                self.take_in(done);
             }
             while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
                 self.request(request);
             }
             if self.reap() {
-                // A checkpoint thread may still want the tracer; its tasks find nobody and say so.
+                self.last_checkpoint();
                 return Ok(self.ended());
             }
             self.start_if_due();
+        }
+    }
+
+    fn take_in(&mut self, (checkpointer, result): Done) {
+        self.idle = Some(checkpointer);
+        self.finished(result);
+    }
+
+    /// The program is gone: what a checkpoint thread still does (a commit that is also the end) counts.
+    fn last_checkpoint(&mut self) {
+        while self.idle.is_none() {
+            self.tasks.run_all();
+            if let Ok(done) = self.done.recv_timeout(Duration::from_millis(1)) {
+                self.take_in(done);
+            }
         }
     }
 
@@ -117,6 +140,8 @@ impl Supervisor {
         let now = self.began.elapsed();
         // Rounded up: waking early would only find nothing due.
         let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
+        let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
+        let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
             PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
         });
@@ -124,6 +149,9 @@ impl Supervisor {
             PollFd::new(signals.fd(), PollFlags::POLLIN),
             PollFd::new(self.tasks.wake_fd(), PollFlags::POLLIN),
         ];
+        if let Some(root) = self.plan.attached.as_ref().filter(|_| gone.is_none()) {
+            fds.push(PollFd::new(root.as_fd(), PollFlags::POLLIN));
+        }
         if let Some(control) = &self.plan.control {
             fds.push(PollFd::new(control.wake_fd(), PollFlags::POLLIN));
         }
@@ -138,6 +166,10 @@ impl Supervisor {
             Meaning::Child | Meaning::Everyones => {}
             Meaning::Forward(signal) if Some(signal) == self.plan.checkpoint_signal => {
                 self.asked_by_signal = true;
+            }
+            Meaning::Forward(signal) if self.plan.attached.is_some() => {
+                // Attached ckptbpf is nobody's stand-in: it ends, the program goes on.
+                self.let_go = Some(signal);
             }
             Meaning::Forward(signal) => {
                 // It may have ended; real-time signals have no name in `Signal`.
@@ -180,13 +212,19 @@ impl Supervisor {
         }
         let Some(mut checkpointer) = self.idle.take() else { return };
         self.schedule.started();
-        let kill = self.queued.iter().any(|q| q.1) || self.plan.exit_after_checkpoint;
+        let ends = |cause| ends_program(cause, self.plan.exit_after_checkpoint, self.plan.checkpoint_signal);
+        let kill = self.queued.iter().any(|q| ends(Cause::Request { kill: q.1 }))
+            || (self.asked_by_signal && ends(Cause::Signal))
+            || (due && ends(Cause::Interval));
         self.asked_by_signal = false;
         self.waiting.extend(self.queued.drain(..).map(|q| q.0));
         let after = if kill { After::Kill } else { After::Continue };
         let (tracer, done_to) = (self.tracer.clone(), self.done_to.clone());
         let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
             let result = checkpointer.run(&tracer, after);
+            if result.as_ref().is_ok_and(|done| !done.killed) {
+                checkpointer.tidy();
+            }
             let _ = done_to.send((checkpointer, result));
             tracer.post(|| ());
         });
@@ -240,12 +278,20 @@ impl Supervisor {
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
-                Err(_) => return true,
+                Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
         }
     }
 
+    /// Whether a program that is not our child is gone, or no longer ours to watch.
+    fn is_over(&self, root: &OwnedFd) -> bool {
+        self.let_go.is_some() || (is_readable(root) && tree::members(self.plan.root).is_empty())
+    }
+
     fn ended(&self) -> Ended {
+        if let Some(signal) = self.let_go {
+            return Ended::Signaled(signal);
+        }
         if self.killed_by_us {
             return Ended::Checkpointed;
         }
@@ -258,8 +304,15 @@ impl Supervisor {
             Ended::Checkpointed => {
                 terminal::say(&terminal::checkpointed_line(last.map_or(0, |l| l.0), &self.plan.dir));
             }
-            Ended::Signaled(_) => terminal::say(&terminal::end_line(last, &self.plan.dir)),
-            Ended::Exited(_) | Ended::Detached => {}
+            Ended::Signaled(_) if self.let_go.is_none() => {
+                terminal::say(&terminal::end_line(last, &self.plan.dir));
+            }
+            Ended::Exited(_) | Ended::Signaled(_) | Ended::Detached => {}
         }
     }
+}
+
+fn is_readable(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
 }

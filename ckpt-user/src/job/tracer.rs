@@ -50,6 +50,14 @@ impl Tasks {
         self.wake.as_fd()
     }
 
+    /// Waits shortly for a task.
+    pub fn wait(&self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.wake_fd(), PollFlags::POLLIN)];
+        // Woken or not, the caller looks again.
+        let _ = poll(&mut fds, PollTimeout::from(20u8));
+    }
+
     /// Runs what waits.
     pub fn run_all(&self) {
         let _ = self.wake.read();

@@ -99,7 +99,7 @@ impl FromIterator<Range<u64>> for PageSet {
         for run in runs {
             match set.0.last_mut() {
                 Some(last) if last.start <= run.start && run.start <= last.end => {
-                    last.end = last.end.max(run.end)
+                    last.end = last.end.max(run.end);
                 }
                 Some(last) if run.start < last.start => set.insert(run),
                 _ if run.start < run.end => set.0.push(run),

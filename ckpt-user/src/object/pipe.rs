@@ -2,6 +2,7 @@
 
 use crate::sys::tee;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,12 +38,12 @@ impl Pipes {
     /// The end that `flags` ask for; the first call for a pipe makes and fills it.
     pub fn rebuild(&mut self, record: &PipeRecord, flags: u32) -> io::Result<OwnedFd> {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        if !self.0.contains_key(&record.pipe) {
+        if let Entry::Vacant(new) = self.0.entry(record.pipe) {
             let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
             let capacity = i32::try_from(record.capacity).unwrap_or(i32::MAX);
             fcntl(&write, FcntlArg::F_SETPIPE_SZ(capacity))?;
             std::fs::File::from(write.try_clone()?).write_all(&record.content)?;
-            self.0.insert(record.pipe, (read, write));
+            new.insert((read, write));
         }
         let Some((read, write)) = self.0.get(&record.pipe) else {
             return Err(io::Error::other("the pipe was not made"));

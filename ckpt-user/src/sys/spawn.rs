@@ -45,3 +45,45 @@ pub fn spawn(program: &[OsString], mask: SigSet, run_as: Option<RunAs>) -> io::R
     }
     command.spawn().map(|child| nix::unistd::Pid::from_raw(child.id() as i32))
 }
+
+/// The two sides of [`detach`].
+#[derive(Debug)]
+pub enum Detached {
+    /// What the one in the background said: `Some` once all is well, `None` when it ended without a word.
+    Parent(Option<()>),
+    Child(Ready),
+}
+
+/// The background's word to the foreground.
+#[derive(Debug)]
+pub struct Ready(std::cell::RefCell<Option<std::os::fd::OwnedFd>>);
+
+impl Ready {
+    /// All is well; said once.
+    pub fn tell(&self) {
+        if let Some(fd) = self.0.take() {
+            // The foreground may have been interrupted: then nobody waits.
+            let _ = nix::unistd::write(&fd, b"1");
+        }
+    }
+}
+
+/// Goes on in a child with a session of its own; the parent waits for its word. Only while this process has one
+/// thread.
+pub fn detach() -> io::Result<Detached> {
+    let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { .. } => {
+            drop(to);
+            let mut word = [0];
+            let got = nix::unistd::read(&from, &mut word)?;
+            Ok(Detached::Parent((got == 1).then_some(())))
+        }
+        nix::unistd::ForkResult::Child => {
+            drop(from);
+            nix::unistd::setsid()?;
+            Ok(Detached::Child(Ready(std::cell::RefCell::new(Some(to)))))
+        }
+    }
+}

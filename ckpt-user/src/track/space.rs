@@ -58,9 +58,10 @@ impl Space {
         })
     }
 
-    /// A space whose pages are those of a committed generation: just restored, armed by `uffd`.
-    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, saved: PageSet) -> io::Result<Self> {
-        Ok(Self { uffd, saved: Some(saved), ..Self::new(id, pid)? })
+    /// A space just restored, armed by `uffd`: its pages are those of the generation (`saved`), or all new to a
+    /// directory that does not hold it (`None`).
+    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, saved: Option<PageSet>) -> io::Result<Self> {
+        Ok(Self { uffd, saved, ..Self::new(id, pid)? })
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
@@ -97,6 +98,11 @@ impl Space {
         self.handed = if first { to_copy.clone() } else { self.handed.union(&to_copy) };
         self.pending = Some(populated);
         Ok(to_copy)
+    }
+
+    /// Pages of its own that the last round found.
+    pub fn populated_pages(&self) -> u64 {
+        self.pending.as_ref().map_or(0, PageSet::len)
     }
 
     /// Whether a round of the checkpoint being made has been done.

@@ -46,6 +46,7 @@ fn outer() -> Result<()> {
     let limit = args.next().and_then(|text| text.to_str()?.parse().ok()).context("the time limit in ms")?;
     let visible: Vec<PathBuf> = args.map(PathBuf::from).collect();
     let test = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    sys::keep_descriptors_to_ourselves().context("close_range")?;
     nix::unistd::setsid()?;
     let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC;
     unshare(namespaces).context("new namespaces")?;

@@ -123,7 +123,7 @@ impl<'b> Job<'b> {
 
     /// `ckptbpf checkpoint`, which returns when it is durable.
     pub fn checkpoint(&self) -> Generation {
-        self.sandbox.run(verb("checkpoint", ["-d"]).arg(&self.dir).arg(&self.dir)).success();
+        self.sandbox.run(verb("checkpoint", [&self.dir])).success();
         self.checkpoints().pop().expect("a checkpoint that was just taken")
     }
 

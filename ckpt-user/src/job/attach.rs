@@ -1,0 +1,116 @@
+//! `attach`: supervision for a program that ckptbpf did not start, and the single checkpoint of one that nobody
+//! supervises.
+
+use super::checkpoint::{After, Checkpointer};
+use super::control::CheckpointDone;
+use super::directory::{JobDir, resolve_here};
+use super::ended::Ended;
+use super::identity::{Identity, fs_ids_of};
+use super::in_freeze::Tracked;
+use super::lease::{Claim, Claimed, Lease, Purpose};
+use super::options::{AttachOptions, CheckpointOptions, JobOptions};
+use super::record::RecordedOptions;
+use super::retention::KEEP;
+use super::signals::Signals;
+use super::start::{self, Start};
+use super::tracer;
+use crate::sys::pidfd;
+use crate::task::proc::ProcDir;
+use anyhow::Context;
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// A program that runs, and the directory claimed for it.
+struct Found {
+    root: Pid,
+    identity: Identity,
+    claimed: Claimed,
+    path: PathBuf,
+}
+
+/// Supervises a program that runs.
+pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
+    let found = find(options.pid, &options.job)?;
+    let signals = Signals::listen().context("cannot listen for signals")?;
+    let pidfd = pidfd::open(found.root).context("the program is gone")?;
+    let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
+    start::supervise(Start {
+        options: &options.job,
+        identity: found.identity,
+        lease: found.claimed.lease,
+        path: found.path,
+        root: found.root,
+        signals,
+        // What it held before is another run's, or was taken by a supervisor that is gone: begin anew.
+        parent: None,
+        tracked,
+        attached: Some(pidfd),
+    })
+}
+
+/// Takes one full checkpoint of a program that nobody supervises.
+pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
+    let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
+    let found = find(options.pid, &job)?;
+    let lease = found.claimed.lease;
+    let record = lease.record();
+    let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
+    let mut checkpointer = Checkpointer {
+        root: found.root,
+        lease: lease.clone(),
+        codec: start::codec(&record.options),
+        track: false,
+        keep: record.options.keep.unwrap_or(KEEP),
+        events: None,
+        program: record.argv.first().cloned().unwrap_or_default(),
+        parent: None,
+        tracked: Arc::new(Mutex::new(tracked)),
+        seen: HashSet::new(),
+    };
+    let (tracer, tasks) = tracer::channel()?;
+    let after = if options.kill { After::Kill } else { After::Continue };
+    let worker = std::thread::spawn(move || checkpointer.run(&tracer, after));
+    while !worker.is_finished() {
+        tasks.wait();
+        tasks.run_all();
+    }
+    let result = worker.join().map_err(|_| anyhow::anyhow!("the checkpoint thread failed"))?;
+    lease.end(super::ended::FAILED)?;
+    Ok(result?)
+}
+
+/// The program, whose it is, and its directory.
+fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
+    let root = Pid::from_raw(pid);
+    let dir = ProcDir::process(root);
+    let owner = std::fs::metadata(dir.path("status"));
+    let owner = owner.with_context(|| format!("there is no process {pid} here"))?.uid();
+    let mut argv: Vec<OsString> =
+        dir.bytes("cmdline")?.split(|&b| b == 0).map(|w| OsString::from_vec(w.to_vec())).collect();
+    argv.pop();
+    let program = argv.first().cloned().unwrap_or_else(|| OsString::from("program"));
+    let caller = Identity::current();
+    let identity = match fs_ids_of(owner) {
+        Some(ids) if ids.uid != caller.uid => {
+            Identity { uid: ids.uid, gid: ids.gid, groups: ids.groups, name: owner.to_string(), ..caller }
+        }
+        _ => caller,
+    };
+    let path = resolve_here(job.dir.as_deref(), Path::new(&program).as_os_str());
+    let job_dir = Arc::new(JobDir::create(&path, &identity.fs_ids())?);
+    let previous = job_dir.read_record()?;
+    let claim = Claim {
+        purpose: Purpose::Attach(pid),
+        take_over: job.take_over,
+        options: RecordedOptions::merged(job, previous.as_ref().map(|r| &r.options)),
+        argv: super::record::JobRecord::readable(&argv),
+    };
+    let claimed = Lease::claim(&job_dir, claim)?;
+    claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    Ok(Found { root, identity, claimed, path })
+}
