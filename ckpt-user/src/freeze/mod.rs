@@ -15,8 +15,10 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
+use crate::task::clock;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use rewind::{Wait, Waits};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -51,12 +53,13 @@ pub struct FrozenTree {
     pub since: Instant,
 }
 
-/// Stops every thread of the tree below `root` (and of `orphans`, children of ours that it left behind).
+/// Stops every thread of the tree below `root` (and of `orphans`, children of ours that it left behind). `waits` is
+/// what is known of its threads' timeouts right before.
 ///
 /// # Errors
 /// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the deadline passes, or
 /// the other tracer; everyone runs on.
-pub fn freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
+pub fn freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
     let mut stopped: Vec<(Pid, Pid, Stopped)> = Vec::new();
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
@@ -96,7 +99,7 @@ pub fn freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
             }
         }
     }
-    assemble(&tree::members(root), stopped, since.unwrap_or_else(Instant::now))
+    assemble(&tree::members(root), stopped, since.unwrap_or_else(Instant::now), waits)
 }
 
 fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
@@ -142,6 +145,7 @@ fn assemble(
     members: &[(Pid, Pid)],
     stopped: Vec<(Pid, Pid, Stopped)>,
     since: Instant,
+    waits: &Waits,
 ) -> Result<FrozenTree, Refusal> {
     let mut processes: Vec<FrozenProcess> = Vec::new();
     for (pid, tid, thread) in stopped {
@@ -152,17 +156,23 @@ fn assemble(
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
             Err(e) => return Err(e).reading(pid, "registers"),
         };
+        let at = match processes.iter().position(|p| p.pid == pid) {
+            Some(at) => at,
+            None => {
+                let memory = Forced::open(pid).reading(pid, "memory")?;
+                let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
+                processes.push(FrozenProcess { pid, parent, threads: Vec::new(), memory, job_stop });
+                processes.len() - 1
+            }
+        };
+        let process = &mut processes[at];
         if rewind::rewind(&mut regs) {
+            if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+                rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
+            }
             thread.set_regs(&regs).reading(pid, "registers")?;
         }
-        let frozen = FrozenThread { tid, stopped: Some(thread), regs };
-        if let Some(process) = processes.iter_mut().find(|p| p.pid == pid) {
-            process.threads.push(frozen);
-        } else {
-            let memory = Forced::open(pid).reading(pid, "memory")?;
-            let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
-            processes.push(FrozenProcess { pid, parent, threads: vec![frozen], memory, job_stop });
-        }
+        process.threads.push(FrozenThread { tid, stopped: Some(thread), regs });
     }
     for process in &mut processes {
         process.threads.sort_by_key(|t| (t.tid != process.pid, t.tid));
@@ -170,6 +180,22 @@ fn assemble(
     let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
     processes.sort_by_key(|p| order(p.pid));
     if processes.is_empty() { Err(Refusal::Ended) } else { Ok(FrozenTree { processes, since }) }
+}
+
+/// What is left of `wait`, nanoseconds, if the stop ended that very wait: it was the thread's last context switch but
+/// the one into the stop.
+fn left(pid: Pid, tid: Pid, regs: &Regs, wait: &Wait) -> Option<u64> {
+    let switches = ProcDir::thread(pid, tid)
+        .status()
+        .ok()?
+        .decimal("voluntary_ctxt_switches")
+        .ok()?
+        .checked_sub(wait.switches)?;
+    if switches > 1 || regs.orig_rax != wait.number {
+        return None;
+    }
+    let now = clock::now(libc::CLOCK_MONOTONIC)? - clock::own_offsets().ok()?.0;
+    Some(wait.expires.saturating_sub(u64::try_from(now).ok()?))
 }
 
 impl FrozenTree {
