@@ -11,6 +11,7 @@ use crate::memory::vma::Vma;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::task::iterators::Kernel;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
@@ -27,17 +28,10 @@ pub struct Tracked {
     pub objects: Objects,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
-<<<<<<< HEAD
-    /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
-    pub standards_of: Option<Pid>,
-    /// While the pages of a lazy restart arrive, and until the hand-over.
-    pub pager: Option<Arc<Pager>>,
-=======
     /// While the pages of a lazy restart arrive, and until the hand-over.
     pub pager: Option<Arc<Pager>>,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
->>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
 }
 
 /// What the freeze brought out.
@@ -122,9 +116,9 @@ impl Tracked {
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
-pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, kernel: &Kernel, to: &SyncSender<Message>) {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = frozen(root, after, &mut tracked, to);
+    let done = frozen(root, after, &mut tracked, kernel, to);
     // Nobody there: the writer's thread has failed and said so.
     let _ = to.send(Message::Done(Box::new(done)));
 }
@@ -133,11 +127,12 @@ fn frozen(
     root: Pid,
     after: After,
     tracked: &mut Tracked,
+    kernel: &Kernel,
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root)?;
-    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+    let mut tree = freeze::freeze(root, &kernel.waits(root))?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
             tree.thaw();
@@ -156,10 +151,16 @@ fn frozen(
     Ok(frozen)
 }
 
-fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+fn inside(
+    tree: &mut FrozenTree,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    kernel: &Kernel,
+) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
+    let captured =
+        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), &kernel.read(&members))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

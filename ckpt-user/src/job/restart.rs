@@ -60,10 +60,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         true => Mode::Lazy(Plan {
             guardian: Guardian::start().context("cannot start the guardian of a lazy restart")?,
             hold: options.hold_fill.clone(),
-<<<<<<< HEAD
-=======
             inherits: target.same_directory,
->>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
         }),
         false => Mode::Eager,
     };
@@ -85,11 +82,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         });
         eprintln!("{line}");
     }
-<<<<<<< HEAD
-    let tracked = tracker(&image, tracked, pager, target.same_directory);
-=======
     let tracked = tracker(&image, tracked, target.same_directory, pager);
->>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
@@ -192,13 +185,8 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
 fn tracker(
     image: &Image,
     restored: Vec<rebuild::Tracked>,
-<<<<<<< HEAD
-    pager: Option<Arc<Pager>>,
-    same_directory: bool,
-=======
     same_directory: bool,
     pager: Option<Arc<Pager>>,
->>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
 ) -> Tracked {
     let mut tracked = Tracked { pager, ..Tracked::default() };
     for one in restored {

@@ -147,17 +147,10 @@ impl Supervisor {
         let now = self.began.elapsed();
         // Rounded up: waking early would only find nothing due.
         let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
-<<<<<<< HEAD
-        let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
-        let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
-        let lazy = self.plan.lazy.as_ref().filter(|_| self.idle.is_some()).and_then(Lazy::wait);
-        let wait = [wait, lazy.map(|w| w.as_millis() + 1)].into_iter().flatten().min();
-=======
         let lazy = self.plan.lazy.as_ref().filter(|_| self.idle.is_some()).and_then(Lazy::wait);
         let wait = [wait, lazy.map(|w| w.as_millis() + 1)].into_iter().flatten().min();
         let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
         let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
->>>>>>> 550fe9d43ec217d62d9b591ef4e65071f918a9ac
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
             PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
         });
@@ -231,7 +224,7 @@ impl Supervisor {
         let Some(lazy) = &mut self.plan.lazy else { return };
         lazy.look();
         if let Some(checkpointer) = &self.idle {
-            lazy.hand_over(self.plan.root, &checkpointer.tracked);
+            lazy.hand_over(self.plan.root, &checkpointer.tracked, &checkpointer.kernel);
         }
     }
 
