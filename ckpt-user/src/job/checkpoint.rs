@@ -17,6 +17,7 @@ use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Su
 use crate::memory::pages;
 use crate::memory::vma::{self, Vma};
 use crate::object::Object;
+use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
@@ -44,6 +45,8 @@ const WORKERS: usize = 2;
 pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Page(#[from] PagerError),
     #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error("{what}")]
@@ -93,6 +96,8 @@ impl Checkpointer {
         let begun = Instant::now();
         self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
+        let pager = self.tracked().pager.clone();
+        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
         let not_owner = |e| CheckpointError::Io {
             what: "cannot act as the directory's owner",
@@ -302,7 +307,7 @@ impl Checkpointer {
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
-        self.tracked().committed();
+        self.tracked().committed(&frozen.inherited);
         self.parent = Some(making.id);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
@@ -320,13 +325,10 @@ impl Checkpointer {
 }
 
 /// The mappings of a running process, as far as dirty tracking needs to know them.
-fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
-    Ok(raws
-        .iter()
-        .filter(|r| !r.is_shared() && crate::memory::vdso::kind(&r.name).is_none())
-        .map(vma::Raw::to_private)
-        .collect())
+    let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
+    Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.

@@ -7,6 +7,7 @@ use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
 use super::in_freeze::Tracked;
+use super::lazy::Lazy;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions, TrackBackend};
 use super::process::ProcessId;
@@ -67,13 +68,15 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             dir: &path,
         }));
     }
+    let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
+    let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec: codec(&record.options),
         track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
         keep: record.options.keep.unwrap_or(KEEP),
-        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        events: events(),
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
@@ -82,6 +85,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         seen: HashSet::new(),
     };
     let plan = Plan {
+        lazy,
         root,
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,

@@ -64,7 +64,8 @@ pub fn await_ids(image: &Image) {
     let until = Instant::now() + PID_WAIT;
     let ids = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
     for id in ids {
-        let dying = || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
+        let dying =
+            || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
         while dying() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
