@@ -114,7 +114,10 @@ fn describe(
     standards_of: Pid,
 ) -> Result<Description, Refusal> {
     let name = || format!("descriptor {} ({})", seen.number, seen.target.display());
-    let refuse = |reason: &str| Refusal::unsupported(seen.pid, format!("has {}", name()), reason);
+    let refuse = |reason: &str| {
+        let reason = format!("{reason}{}", inherited(seen, standards_of));
+        Refusal::unsupported(seen.pid, format!("has {}", name()), reason)
+    };
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
     let standard = standard(seen, standards_of);
@@ -139,6 +142,19 @@ fn describe(
         return Err(refuse("this kind of descriptor cannot be saved yet"));
     };
     Ok(Description { flags: seen.flags, position: seen.position, standard, object: Some(object) })
+}
+
+/// What to do about a descriptor that ckptbpf has too: it came from whoever started ckptbpf.
+fn inherited(seen: &Seen, standards_of: Pid) -> String {
+    let number = seen.number;
+    let ours = pidfd::compare(Pid::this(), seen.pid, pidfd::Kind::File, number, number);
+    if standards_of != Pid::this() || !ours.is_ok_and(|order| order == Ordering::Equal) {
+        return String::new();
+    }
+    format!(
+        "; it was inherited from whoever started ckptbpf (a build tool, an editor, a script): start ckptbpf \
+         with {number}>&- behind it, which closes it"
+    )
 }
 
 fn same_by_path(path: &Path, metadata: &std::fs::Metadata) -> bool {
