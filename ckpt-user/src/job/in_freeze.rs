@@ -152,7 +152,8 @@ fn frozen(
 fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
+    let captured =
+        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), tracked.pager.is_some())?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

@@ -64,9 +64,10 @@ impl Pending {
         let before = self.runs.range(..range.start).next_back().filter(|(_, run)| run.end > range.start);
         // An empty range must not look backwards.
         let inside = self.runs.range(range.start..range.end.max(range.start));
-        before.into_iter().chain(inside).map(|(&start, run)| {
-            Part { pages: start..run.end, origin: run.origin }.cut(range)
-        })
+        before
+            .into_iter()
+            .chain(inside)
+            .map(|(&start, run)| Part { pages: start..run.end, origin: run.origin }.cut(range))
     }
 
     /// All parts, in order.

@@ -66,7 +66,13 @@ impl Default for Buffer {
 
 impl LazySpace {
     /// `order`: pages of the image, the first to be filled first.
-    pub fn new(source: SpaceId, pid: Option<Pid>, uffd: Uffd, pending: Pending, order: Vec<Range<u64>>) -> Self {
+    pub fn new(
+        source: SpaceId,
+        pid: Option<Pid>,
+        uffd: Uffd,
+        pending: Pending,
+        order: Vec<Range<u64>>,
+    ) -> Self {
         let order = order.into_iter().rev().collect();
         let (stalled, near) = (Vec::new(), Vec::new());
         Self { source, pid, uffd, pending, moved: PageSet::new(), stalled, near, order }
@@ -160,7 +166,12 @@ impl LazySpace {
         }
     }
 
-    fn copy(&self, part: &Part, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<Filled, PagerError> {
+    fn copy(
+        &self,
+        part: &Part,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Filled, PagerError> {
         let bytes = &mut buffer.0[..part.len() as usize * 4096];
         from.read(self.source, part.origin, bytes)?;
         // At another place than in the image it is new to the chain: it arrives dirty.
@@ -169,7 +180,11 @@ impl LazySpace {
     }
 
     /// Fills the neighbours of a page that faulted.
-    pub fn fill_near(&mut self, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<Progress, PagerError> {
+    pub fn fill_near(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
         while let Some(range) = self.near.pop() {
             let next = self.pending.within(&range).next();
             if let Some(part) = next {
@@ -182,7 +197,11 @@ impl LazySpace {
     }
 
     /// Fills the next few pages of the background.
-    pub fn fill_next(&mut self, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<Progress, PagerError> {
+    pub fn fill_next(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
         while let Some(range) = self.order.last() {
             let next = self.pending.within(range).next();
             if let Some(part) = next {
@@ -195,13 +214,22 @@ impl LazySpace {
     }
 
     /// Fills a page that has moved.
-    pub fn fill_moved(&mut self, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<Progress, PagerError> {
+    pub fn fill_moved(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
         let moved = self.pending.parts().find(|part| !part.is_at_home());
         moved.map_or(Ok(Progress::Nothing), |part| self.fill(&part, from, buffer))
     }
 
     /// Fills the first pages of `part`.
-    fn fill(&mut self, part: &Part, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<Progress, PagerError> {
+    fn fill(
+        &mut self,
+        part: &Part,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
         let start = part.pages.start;
         let mut count = part.len().min(BATCH);
         loop {

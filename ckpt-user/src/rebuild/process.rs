@@ -1,8 +1,8 @@
 //! One process: its skeleton becomes the recorded one, step by step, up to the point of running.
 
+use super::fill::Watch;
 use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction};
-use super::fill::Watch;
 use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;

@@ -203,9 +203,7 @@ fn each_number(folder: &CStr, mut each: impl FnMut(u32)) {
     const NAME: usize = 19;
     let mut buffer = [0u8; 4096];
     // SAFETY: a nul-terminated path; the descriptor is closed below.
-    let fd = unsafe {
-        libc::open(folder.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC)
-    };
+    let fd = unsafe { libc::open(folder.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) };
     if fd < 0 {
         return;
     }
