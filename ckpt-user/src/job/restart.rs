@@ -83,6 +83,8 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         eprintln!("{line}");
     }
     let tracked = tracker(&image, tracked, target.same_directory, pager);
+    // The locks of its generations go with it; a pager has its own until it is done.
+    drop(chain);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),

@@ -28,7 +28,7 @@ pub struct Part {
 }
 
 impl Part {
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.pages.end - self.pages.start
     }
 
@@ -88,7 +88,7 @@ impl Pending {
                 let origin = run.origin + (part.pages.end - start);
                 self.runs.insert(part.pages.end, Run { end: run.end, origin });
             }
-            self.count -= part.len();
+            self.count -= part.count();
         }
         gone
     }
@@ -99,8 +99,8 @@ impl Pending {
         self.remove(&(to..to + count));
         for part in moved {
             let start = part.pages.start - from + to;
-            self.runs.insert(start, Run { end: start + part.len(), origin: part.origin });
-            self.count += part.len();
+            self.runs.insert(start, Run { end: start + part.count(), origin: part.origin });
+            self.count += part.count();
         }
     }
 }
