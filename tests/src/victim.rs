@@ -24,6 +24,8 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("forktree", "forktree.c", &[]),
     ("fds", "fds.c", &[]),
     ("maps", "maps.c", &[]),
+    ("lazymem", "lazymem.c", &[]),
+    ("lazyops", "lazyops.c", THREADS),
 ];
 
 const COMMON: &[&str] =

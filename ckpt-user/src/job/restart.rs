@@ -87,7 +87,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         eprintln!("{line}");
     }
     let tracked = tracker(&image, tracked, target.same_directory, pager);
-    // A generation that is open is in use: merging would leave it there as long as the program runs.
+    // The locks of its generations go with it; a pager has its own until it is done.
     drop(chain);
     start::supervise(Start {
         options: &options.job,
