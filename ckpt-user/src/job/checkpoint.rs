@@ -309,11 +309,8 @@ impl Checkpointer {
 /// The mappings of a running process, as far as dirty tracking needs to know them.
 fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
-    Ok(raws
-        .iter()
-        .filter(|r| !r.is_shared() && crate::memory::vdso::kind(&r.name).is_none())
-        .map(vma::Raw::to_private)
-        .collect())
+    let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
+    Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.
