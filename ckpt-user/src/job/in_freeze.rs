@@ -10,9 +10,12 @@ use crate::memory::runs::PageSet;
 use crate::memory::vma::Vma;
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd;
+use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +26,8 @@ use std::time::Duration;
 pub struct Tracked {
     pub spaces: Vec<Space>,
     pub objects: Objects,
+    /// A process had a descriptor of O_DIRECT open during a round of this checkpoint.
+    pub direct: bool,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
@@ -60,13 +65,22 @@ impl Tracked {
     /// A checkpoint begins.
     pub fn begin(&mut self) {
         self.spaces.iter_mut().for_each(Space::begin);
+        self.objects.begin();
+        self.direct = false;
+    }
+
+    /// The generation being made has no parent: it holds everything.
+    pub fn begin_full(&mut self) {
+        self.spaces.iter_mut().for_each(Space::forget);
+        self.objects.forget();
     }
 
     /// Drops spaces whose process or program is gone; gives each new member one.
     pub fn renew(&mut self, members: &[Pid]) {
-        self.spaces.retain_mut(|s| members.contains(&s.pid) && s.is_current());
+        self.spaces.retain(|s| members.contains(&s.pid) && s.is_current());
         for &pid in members {
-            if self.spaces.iter().all(|s| s.pid != pid) {
+            // The child of a vfork is in its parent's memory until it executes a program of its own.
+            if self.spaces.iter().all(|s| s.pid != pid) && !shares_memory_with_parent(pid) {
                 let id = self.next();
                 // It may have ended since: then the freeze does not meet it either.
                 self.spaces.extend(Space::new(id, pid));
@@ -77,10 +91,16 @@ impl Tracked {
     /// A generation with everything scanned is durable.
     pub fn committed(&mut self) {
         for space in &mut self.spaces {
-            space.committed(&PageSet::new());
+            space.committed();
         }
         self.objects.committed();
     }
+}
+
+fn shares_memory_with_parent(pid: Pid) -> bool {
+    let parent = ProcDir::process(pid).stat().map(|s| s.parent());
+    let order = parent.and_then(|parent| pidfd::compare(pid, parent, pidfd::Kind::Vm, 0, 0));
+    order.is_ok_and(|order| order == Ordering::Equal)
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
@@ -124,23 +144,33 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
     let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
-    if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
-        tracked.begin();
+    if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
+        tracked.spaces.iter_mut().for_each(Space::again);
     }
     let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let pid = process.pid;
         let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
-        let space = space.ok_or_else(|| Refusal::NotStopped(format!("process {pid} has just begun")))?;
+        let space = space.ok_or_else(|| {
+            Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
+        })?;
         record.space = space.id.0;
-        space.register(&record.mappings);
+        watched_by_us(space, &mut record.mappings)?;
         let begun = space.has_begun();
         let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
-        pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
+        let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
             residue.push(space.id, page, bytes)
         })
         .reading(pid, "its memory")?;
+        if let Some(run) = unreadable.runs().first() {
+            let what = format!("has a page at {:x} that cannot be read", run.start * 4096);
+            return Err(Refusal::unsupported(
+                pid,
+                what,
+                "guard pages (MADV_GUARD_INSTALL) cannot be saved yet",
+            ));
+        }
         gone.push((space.id, space.gone(&record.mappings, &PageSet::new())));
         live.push((space.id, private_ranges(&record.mappings)));
     }
@@ -160,6 +190,21 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
+}
+
+/// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the
+/// flag `uw`, which says nothing that a restart needs.
+fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
+    let tracked = space.uffd.is_some();
+    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && v.is_private_memory());
+    let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
+    if let Some(vma) = foreign {
+        let what = format!("has the mapping {:x}-{:x}", vma.start, vma.end);
+        let reason = "it is watched by the program's own userfaultfd, which cannot be saved yet";
+        return Err(Refusal::unsupported(space.pid, what, reason));
+    }
+    mappings.iter_mut().for_each(|v| v.flags.retain(|flag| flag != "uw"));
+    Ok(())
 }
 
 fn shared_object(

@@ -17,7 +17,7 @@ use crate::sys::clone;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
-use crate::track::space::Space;
+use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
 use prost::Message;
 use std::path::{Path, PathBuf};
@@ -175,9 +175,9 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
 fn tracker(image: &Image, restored: Vec<rebuild::Tracked>, same_directory: bool) -> Tracked {
     let mut tracked = Tracked::default();
     for one in restored {
-        let saved = same_directory.then_some(one.saved);
+        let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });
         // A process that has ended by now needs no tracking.
-        tracked.spaces.extend(Space::restored(SpaceId(one.space), one.pid, one.uffd, saved));
+        tracked.spaces.extend(Space::restored(SpaceId(one.space), one.pid, one.uffd, held));
     }
     let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);

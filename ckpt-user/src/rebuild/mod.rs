@@ -117,4 +117,6 @@ pub struct Tracked {
     pub uffd: Option<Uffd>,
     /// Private pages that the chain holds.
     pub saved: crate::memory::runs::PageSet,
+    /// Pages that it knows to be zeros.
+    pub zero: crate::memory::runs::PageSet,
 }

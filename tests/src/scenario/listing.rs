@@ -30,7 +30,7 @@ pub fn pid(json: &[u8]) -> i32 {
     i32::try_from(pid).expect("a process id")
 }
 
-/// Where standard output stood at the checkpoint: `position` of the description whose `standard` is 1.
+/// Where standard output stood at the checkpoint: `position` of the description whose `standard_stream` is 1.
 pub fn stdout_offset(json: &[u8]) -> u64 {
     let image: Value = serde_json::from_slice(json).expect("inspect --json prints JSON");
     find_standard(&image, 1).unwrap_or_else(|| panic!("inspect --json shows no standard output: {image}"))
@@ -39,7 +39,7 @@ pub fn stdout_offset(json: &[u8]) -> u64 {
 /// Wherever in the document the descriptions stand.
 fn find_standard(value: &Value, number: u64) -> Option<u64> {
     match value {
-        Value::Object(fields) if fields.get("standard").and_then(Value::as_u64) == Some(number) => {
+        Value::Object(fields) if fields.get("standard_stream").and_then(Value::as_u64) == Some(number) => {
             fields.get("position")?.as_u64()
         }
         Value::Object(fields) => fields.values().find_map(|field| find_standard(field, number)),
@@ -65,8 +65,8 @@ mod tests {
 
     #[test]
     fn standard_output_is_found_wherever_it_stands() {
-        let json = br#"{"image":{"descriptions":[{"standard":0,"position":3},{"standard":null,"position":9},
-            {"standard":1,"position":1234}]}}"#;
+        let json = br#"{"image":{"descriptions":[{"standard_stream":0,"position":3},{"standard_stream":null,"position":9},
+            {"standard_stream":1,"position":1234}]}}"#;
         assert_eq!(stdout_offset(json), 1234);
     }
 

@@ -51,7 +51,8 @@ fn memory_watched_through_a_userfaultfd_that_another_process_holds() {
     let job = Case { steps: 2, ..Case::of(&["watched"]) }.launch(&sandbox);
     let program = job.program();
     let printed = String::from_utf8_lossy(&job.running().stdout()).into_owned();
-    let fd = printed.lines().find_map(|line| line.strip_prefix("userfaultfd ")).expect("its number").to_owned();
+    let fd =
+        printed.lines().find_map(|line| line.strip_prefix("userfaultfd ")).expect("its number").to_owned();
     let holder = sandbox.spawn(victim_cmd("dirty").args(["hold", &program.to_string(), &fd]));
     holder.wait_for_output("held\n", SOON);
     // The step closes the program's own descriptor: only the mapping tells.
