@@ -30,6 +30,8 @@ static const struct row table[] = {
     ROW("huge", huge),
     ROW("none", none),
     ROW("zero", zero),
+    ROW("rewritten", rewritten),
+    ROW("guard", guard),
     ROW("punched", punched),
     ROW("alias", alias),
     ROW("read", read),

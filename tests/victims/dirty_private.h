@@ -227,31 +227,36 @@ static void reserved_verify(void)
     expect("reserved", reserved, FAR / 2, FAR / 2 + 1, 2);
 }
 
-/* mremap over two neighbours, which natively are one mapping */
-static char *across;
+/* mremap over two neighbours, which natively are one mapping; of one pair the new one is touched at once */
+static char *across[2];
 static void across_set_up(void)
 {
-    char *room = map(NULL, 128, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    across = map(room + 32 * PAGE, 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    put(across, 0, 16, 1);
+    for (int i = 0; i < 2; i++) {
+        char *room = map(NULL, 128, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+        across[i] = map(room + 32 * PAGE, 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+        put(across[i], 0, 16, 1);
+    }
 }
 static void across_operate(int step)
 {
-    if (step == 1) {
-        map(across + 16 * PAGE, 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-        put(across, 16, 32, 1);
-    }
-    char *got = mremap(across, 32 * PAGE, 48 * PAGE, MREMAP_MAYMOVE);
-    say(1, "mremap %d: %s\n", step, got == MAP_FAILED ? strerror(errno) : "moved");
-    if (got != MAP_FAILED) {
-        across = got;
-        put(across, 40, 41, 2);
+    static const char *const names[] = {"untouched", "touched"};
+    for (int i = 0; i < 2; i++) {
+        if (step == 1)
+            map(across[i] + 16 * PAGE, 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+        if (step == 1 && i)
+            put(across[i], 16, 32, 1);
+        char *got = mremap(across[i], 32 * PAGE, 48 * PAGE, MREMAP_MAYMOVE);
+        say(1, "mremap %d %s: %s\n", step, names[i], got == MAP_FAILED ? strerror(errno) : "moved");
+        if (got != MAP_FAILED)
+            across[i] = got;
     }
 }
 static void across_verify(void)
 {
-    expect("neighbours", across, 0, 32, 1);
-    expect("grown", across, 40, 41, 2);
+    for (int i = 0; i < 2; i++) {
+        expect("tracked", across[i], 0, 16, 1);
+        expect("its neighbour", across[i], 16, 32, i);
+    }
 }
 
 /* mprotect */
@@ -391,4 +396,23 @@ static void zero_verify(void)
     expect("zeros", huge_zeros, 0, 1024, 0);
 }
 
+
+/* everything, eight megabytes of it */
+static char *rewritten;
+static void rewritten_set_up(void) { put(rewritten = area(2048), 0, 2048, 1); }
+static void rewritten_operate(int step) { put(rewritten, 0, 2048, 1 + step); }
+static void rewritten_verify(void) { expect("rewritten", rewritten, 0, 2048, 2); }
+
+/* guard pages without a mapping of their own */
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+static void guard_set_up(void)
+{
+    char *at = area(16);
+    int guarded = madvise(at + 4 * PAGE, PAGE, MADV_GUARD_INSTALL);
+    say(1, "guard pages %s\n", guarded ? strerror(errno) : "made");
+}
+static void guard_operate(int step) { (void)step; }
+static void guard_verify(void) {}
 #endif

@@ -211,9 +211,10 @@ impl Checkpointer {
                     })
                 });
                 written?;
-                if copied.is_err() {
+                match copied {
+                    Ok(unreadable) => space.missed(unreadable),
                     // On its way out, or another program by now: the freeze copies all that is dirty again.
-                    space.again();
+                    Err(_) => space.again(),
                 }
             }
             if found.iter().map(|(_, set)| set.len()).sum::<u64>() < SMALL {

@@ -33,6 +33,8 @@ pub struct Space {
     held: Option<Held>,
     /// Populated, as of the last scan of the checkpoint being made.
     pending: Option<PageSet>,
+    /// Could not be read when it was their turn: the next round tries again.
+    missed: PageSet,
     /// Of this checkpoint: pages handed out to be written, and what the chain holds once it is committed.
     handed: PageSet,
     next: Held,
@@ -72,6 +74,7 @@ impl Space {
             lost: false,
             held: None,
             pending: None,
+            missed: PageSet::new(),
             handed: PageSet::new(),
             next: Held::default(),
         })
@@ -134,7 +137,7 @@ impl Space {
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
-        let to_copy = to_copy.intersection(&populated);
+        let to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
         self.handed = self.handed.union(&to_copy);
         self.pending = Some(populated);
         Ok(to_copy)
@@ -164,6 +167,11 @@ impl Space {
             scan.populated = scan.populated.union(&rest.populated);
         }
         Ok(scan)
+    }
+
+    /// Pages of the last round that could not be read; gone by now, or not readable at all.
+    pub fn missed(&mut self, pages: PageSet) {
+        self.missed = pages;
     }
 
     /// Pages of its own that the last round found.

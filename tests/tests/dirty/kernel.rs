@@ -1,6 +1,7 @@
 //! Shared memory, and memory that the kernel or another process writes.
 
 use super::{Case, OWN, SOON, Taken, compare, restart};
+use ckpt_tests::scenario::verb;
 use ckpt_tests::{Random, Sandbox, sandbox::let_pass};
 use std::time::Duration;
 
@@ -49,10 +50,12 @@ fn at_random_moments(row: &str, rounds: usize) {
     for time in 1..=rounds {
         for _ in 0..4 {
             let_pass(random.moment(Duration::from_millis(30)));
-            job.checkpoint();
+            // On a busy machine a running thread may not stop in time: then nothing was changed.
+            sandbox
+                .wait_for("a checkpoint", SOON, || sandbox.run(verb("checkpoint", [job.dir()])).code() == 0);
         }
         job.kill_all();
-        restart(&mut job);
+        restart(&sandbox, &mut job);
         compare(&sandbox, &job, program, time as u64);
     }
     job.kill_all();

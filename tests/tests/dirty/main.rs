@@ -14,6 +14,7 @@ mod refused;
 
 use std::time::Duration;
 
+use ckpt_tests::scenario::verb;
 use ckpt_tests::{Generation, Job, Mode, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -73,6 +74,7 @@ impl<'a> Case<'a> {
         let program = victim_cmd("dirty").arg(dir).arg(steps).args(self.rows);
         let job = Job::launch(sandbox, &[&["--keep", "100"], self.options].concat(), &program);
         job.running().wait_for_output("ready\n", SOON);
+        wait_until_known(sandbox, &job);
         job
     }
 
@@ -90,15 +92,22 @@ impl<'a> Case<'a> {
             steps.push(job.checkpoint());
         }
         job.kill_all();
-        restart(&mut job);
+        restart_at(&sandbox, &mut job, 1 + self.steps, self.options);
         compare(&sandbox, &job, program, 1);
         let restarted = job.checkpoint();
         job.kill_all();
-        restart(&mut job);
+        restart_at(&sandbox, &mut job, 2 + self.steps, self.options);
         compare(&sandbox, &job, program, 2);
         job.kill_all();
         Taken { full, steps, restarted }
     }
+}
+
+/// The program runs before its supervisor can be asked for a checkpoint.
+fn wait_until_known(sandbox: &Sandbox, job: &Job) {
+    sandbox.wait_for("the job to be known", SOON, || {
+        sandbox.run(verb("status", ["--json"]).arg(job.dir())).code() == 0
+    });
 }
 
 /// The one signal that the program waits for.
@@ -107,13 +116,19 @@ fn signal(sandbox: &Sandbox, program: i32) {
 }
 
 /// Restarts, and waits until the program itself runs.
-fn restart(job: &mut Job) {
-    job.restart(Mode::Eager, &["--json"]);
-    let running = job.running();
-    while !running.stderr().contains("resume_us") {
+fn restart(sandbox: &Sandbox, job: &mut Job) {
+    restart_at(sandbox, job, job.newest(), &[]);
+}
+
+fn restart_at(sandbox: &Sandbox, job: &mut Job, id: u64, options: &[&str]) {
+    job.restart_at(id, Mode::Eager, &[&["--json"], options].concat());
+    let job = &*job;
+    sandbox.wait_for("the program to run again", SOON, || {
+        let running = job.running();
         assert!(!running.has_ended(), "the restart failed: {}", running.stderr());
-        ckpt_tests::sandbox::let_pass(Duration::from_millis(2));
-    }
+        running.stderr().contains("resume_us")
+    });
+    wait_until_known(sandbox, job);
 }
 
 /// Has the program compare every page.
