@@ -17,6 +17,7 @@ use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Su
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::object::Object;
+use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
@@ -43,6 +44,8 @@ const WORKERS: usize = 2;
 pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Page(#[from] PagerError),
     #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error("{what}")]
@@ -88,6 +91,8 @@ impl Checkpointer {
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
         self.renew_spaces(tracer)?;
+        let pager = self.tracked().pager.clone();
+        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
         let not_owner = |e| CheckpointError::Io {
             what: "cannot act as the directory's owner",

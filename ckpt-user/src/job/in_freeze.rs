@@ -8,6 +8,7 @@ use crate::image::SpaceId;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::Vma;
+use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
@@ -16,9 +17,10 @@ use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The tracker's state of a whole job.
@@ -32,6 +34,8 @@ pub struct Tracked {
     pub next_space: u32,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
+    /// While the pages of a lazy restart arrive, and until the hand-over.
+    pub pager: Option<Arc<Pager>>,
 }
 
 /// What the freeze brought out.
@@ -88,6 +92,28 @@ impl Tracked {
         }
     }
 
+    /// In a freeze: what is still on its way to each process.
+    fn arriving(&self) -> Result<HashMap<Pid, Arriving>, Refusal> {
+        let Some(pager) = &self.pager else { return Ok(HashMap::new()) };
+        let arriving = pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))?;
+        Ok(arriving.into_iter().collect())
+    }
+
+    /// In a freeze, when everything has arrived: tracking goes on without the pager.
+    pub fn hand_over(&mut self, tree: &FrozenTree) -> Result<(), Refusal> {
+        let mut arriving = self.arriving()?;
+        for process in &tree.processes {
+            let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
+            space.moved(&arriving.remove(&process.pid).unwrap_or_default().moved);
+            let mappings = space.mappings().reading(process.pid, "its mappings")?;
+            space.hand_over(&mappings);
+        }
+        if let Some(pager) = self.pager.take() {
+            pager.stop();
+        }
+        Ok(())
+    }
+
     /// A generation with everything scanned is durable.
     pub fn committed(&mut self) {
         for space in &mut self.spaces {
@@ -118,7 +144,7 @@ fn frozen(
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let mut tree = freeze::freeze(root)?;
     let mut frozen = match inside(&mut tree, tracked, &mut residue) {
         Ok(frozen) => frozen,
         Err(error) => {
@@ -147,6 +173,8 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
         tracked.spaces.iter_mut().for_each(Space::again);
     }
+    // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
+    let mut arriving = tracked.arriving()?;
     let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
@@ -156,6 +184,8 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
             Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
         })?;
         record.space = space.id.0;
+        let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
+        space.moved(&moved);
         watched_by_us(space, &mut record.mappings)?;
         let begun = space.has_begun();
         let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
@@ -171,7 +201,7 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
                 "guard pages (MADV_GUARD_INSTALL) cannot be saved yet",
             ));
         }
-        gone.push((space.id, space.gone(&record.mappings, &PageSet::new())));
+        gone.push((space.id, space.gone(&record.mappings, &unfilled)));
         live.push((space.id, private_ranges(&record.mappings)));
     }
     for (index, object) in image.objects.iter_mut().enumerate() {

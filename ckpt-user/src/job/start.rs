@@ -7,6 +7,7 @@ use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
 use super::in_freeze::Tracked;
+use super::lazy::Lazy;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions};
 use super::process::ProcessId;
@@ -68,23 +69,26 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         }));
     }
     let backend = backend::choose(options.track);
-    if backend != Backend::PagemapScan {
+    if backend != Backend::PagemapScan && tracked.pager.is_none() {
         // A restart comes with its pages write-protected.
         tracked.spaces.iter_mut().for_each(|s| s.uffd = None);
     }
+    let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
+    let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec: codec(&record.options),
         backend,
         keep: record.options.keep.unwrap_or(KEEP),
-        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        events: events(),
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
         seen: HashSet::new(),
     };
     let plan = Plan {
+        lazy,
         root,
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,

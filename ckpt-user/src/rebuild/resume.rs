@@ -29,7 +29,7 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
         tracked.push(Tracked {
             pid: id,
             space: process.record.space,
-            uffd: process.uffd,
+            watch: process.watch,
             saved: fill::stored(&process.record, chain),
             zero: fill::zeros(&process.record, chain),
         });

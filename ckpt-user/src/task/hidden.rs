@@ -53,6 +53,9 @@ impl Injector<'_> {
     ) -> io::Result<(Vec<u8>, Stopped)> {
         let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
         let mut before = vec![0; len];
+        // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
+        // the next way can read).
+        let _ = crate::sys::mem::read(thread.tid(), at, &mut before);
         self.memory.read(at, &mut before)?;
         let (number, args) = call(at);
         let (result, thread) = self.call(thread, number, &args)?;

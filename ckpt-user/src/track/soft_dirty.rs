@@ -75,7 +75,7 @@ pub fn clear(pid: Pid) -> io::Result<()> {
 /// # Errors
 /// When it does not stand still; nothing was changed.
 pub fn round(root: Pid, spaces: &mut [Space], first: bool) -> Result<Vec<(usize, PageSet)>, Refusal> {
-    let tree = freeze::freeze(root, freeze::DEADLINE)?;
+    let tree = freeze::freeze(root)?;
     let mut found = Vec::new();
     for (index, space) in spaces.iter_mut().enumerate() {
         let is_stopped = tree.processes.iter().any(|p| p.pid == space.pid);

@@ -25,6 +25,10 @@ pub struct Space {
     pub soft_dirty: bool,
     /// Private memory that refuses to be watched: saved whole each time.
     unwatched: PageSet,
+    /// What takes over from `uffd` once a lazy restart's pages are there.
+    successor: Option<Uffd>,
+    /// Moved by the program while lazy: their marks say clean, and the chain has them elsewhere.
+    moved: PageSet,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
     /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
@@ -70,6 +74,8 @@ impl Space {
             uffd: None,
             soft_dirty: false,
             unwatched: PageSet::new(),
+            successor: None,
+            moved: PageSet::new(),
             dirty: PageSet::new(),
             lost: false,
             held: None,
@@ -84,6 +90,40 @@ impl Space {
     /// directory that does not hold it (`None`).
     pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, held: Option<Held>) -> io::Result<Self> {
         Ok(Self { uffd, held, ..Self::new(id, pid)? })
+    }
+
+    /// It is being restored lazily: `uffd` is the pager's too, and `successor` is for afterwards.
+    #[must_use]
+    pub fn succeeded_by(self, successor: Option<Uffd>) -> Self {
+        Self { successor, ..self }
+    }
+
+    /// The next round counts these as written.
+    pub fn moved(&mut self, moved: &PageSet) {
+        self.moved = self.moved.union(moved);
+    }
+
+    /// In a freeze, when all pages of a lazy restart are there: from here on the successor watches. What is
+    /// dirty by now stays so.
+    pub fn hand_over(&mut self, mappings: &[Vma]) {
+        let Some(successor) = self.successor.take() else { return };
+        match pages::scan(&mut self.pagemap, mappings, false) {
+            Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.moved),
+            Err(_) => self.lost = true,
+        }
+        self.moved = PageSet::new();
+        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+            if let Some(uffd) = &self.uffd {
+                // What is not registered needs no letting go.
+                let _ = uffd.unregister(vma.start, vma.end - vma.start);
+            }
+        }
+        self.uffd = Some(successor);
+        self.register(mappings);
+        // All marks went with the registration.
+        if pages::scan(&mut self.pagemap, mappings, true).is_err() {
+            self.lost = true;
+        }
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
@@ -133,7 +173,11 @@ impl Space {
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
         let scanned = self.scan(mappings);
         let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
-        let fresh = if (self.held.is_none() && first) || self.lost { populated.clone() } else { written };
+        let fresh = if (self.held.is_none() && first) || self.lost {
+            populated.clone()
+        } else {
+            written.union(&std::mem::take(&mut self.moved))
+        };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
