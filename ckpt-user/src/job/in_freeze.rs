@@ -12,6 +12,7 @@ use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
@@ -130,9 +131,9 @@ fn shares_memory_with_parent(pid: Pid) -> bool {
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
-pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, kernel: &Kernel, to: &SyncSender<Message>) {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = frozen(root, after, &mut tracked, to);
+    let done = frozen(root, after, &mut tracked, kernel, to);
     // Nobody there: the writer's thread has failed and said so.
     let _ = to.send(Message::Done(Box::new(done)));
 }
@@ -141,11 +142,12 @@ fn frozen(
     root: Pid,
     after: After,
     tracked: &mut Tracked,
+    kernel: &Kernel,
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root)?;
-    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+    let mut tree = freeze::freeze(root, &kernel.waits(root))?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
             tree.thaw();
@@ -164,10 +166,16 @@ fn frozen(
     Ok(frozen)
 }
 
-fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+fn inside(
+    tree: &mut FrozenTree,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    kernel: &Kernel,
+) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
+    let captured =
+        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), &kernel.read(&members))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

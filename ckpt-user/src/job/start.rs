@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
+use crate::task::iterators::Kernel;
 use crate::track::backend::{self, Backend};
 use anyhow::Context;
 use nix::unistd::Pid;
@@ -85,6 +86,8 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
     };
     let plan = Plan {

@@ -224,7 +224,7 @@ impl Supervisor {
         let Some(lazy) = &mut self.plan.lazy else { return };
         lazy.look();
         if let Some(checkpointer) = &self.idle {
-            lazy.hand_over(self.plan.root, &checkpointer.tracked);
+            lazy.hand_over(self.plan.root, &checkpointer.tracked, &checkpointer.kernel);
         }
     }
 

@@ -172,7 +172,7 @@ impl LazySpace {
         from: &mut dyn PageSource,
         buffer: &mut Buffer,
     ) -> Result<Filled, PagerError> {
-        let bytes = &mut buffer.0[..part.len() as usize * 4096];
+        let bytes = &mut buffer.0[..part.count() as usize * 4096];
         from.read(self.source, part.origin, bytes)?;
         // At another place than in the image it is new to the chain: it arrives dirty.
         let filled = self.uffd.copy(part.pages.start * 4096, bytes, part.is_at_home(), true);
@@ -231,7 +231,7 @@ impl LazySpace {
         buffer: &mut Buffer,
     ) -> Result<Progress, PagerError> {
         let start = part.pages.start;
-        let mut count = part.len().min(BATCH);
+        let mut count = part.count().min(BATCH);
         loop {
             let part = Part { pages: start..start + count, origin: part.origin };
             let done = match self.copy(&part, from, buffer)? {

@@ -14,6 +14,7 @@ use crate::memory::runs::PageSet;
 use crate::memory::vma::Vma;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pagemap::Pagemap;
+use crate::task::iterators::Kernel;
 use nix::unistd::Pid;
 use std::io;
 
@@ -74,8 +75,13 @@ pub fn clear(pid: Pid) -> io::Result<()> {
 ///
 /// # Errors
 /// When it does not stand still; nothing was changed.
-pub fn round(root: Pid, spaces: &mut [Space], first: bool) -> Result<Vec<(usize, PageSet)>, Refusal> {
-    let tree = freeze::freeze(root)?;
+pub fn round(
+    root: Pid,
+    spaces: &mut [Space],
+    first: bool,
+    kernel: &Kernel,
+) -> Result<Vec<(usize, PageSet)>, Refusal> {
+    let tree = freeze::freeze(root, &kernel.waits(root))?;
     let mut found = Vec::new();
     for (index, space) in spaces.iter_mut().enumerate() {
         let is_stopped = tree.processes.iter().any(|p| p.pid == space.pid);
