@@ -81,7 +81,7 @@ pub fn round(
     first: bool,
     kernel: &Kernel,
 ) -> Result<Vec<(usize, PageSet)>, Refusal> {
-    let tree = freeze::freeze(root, &kernel.waits(root))?;
+    let tree = freeze::freeze(root, kernel)?;
     let mut found = Vec::new();
     for (index, space) in spaces.iter_mut().enumerate() {
         let is_stopped = tree.processes.iter().any(|p| p.pid == space.pid);
