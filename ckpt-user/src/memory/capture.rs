@@ -86,9 +86,10 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     Ok(vma)
 }
 
-/// Flags that say something about the mapping itself, not about what the program may do with it.
+/// Flags that say something about the mapping itself, not about what the program may do with it; and `uw`, of
+/// which the tracker knows whether it is its own.
 fn is_kept(flag: &str) -> bool {
-    flag == "gd" || flag == "nr" || flag == "lo" || vma::advice(flag).is_some()
+    flag == "uw" || flag == "gd" || flag == "nr" || flag == "lo" || vma::advice(flag).is_some()
 }
 
 /// The record of the file behind the magic link `link`.
