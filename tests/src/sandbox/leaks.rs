@@ -39,7 +39,10 @@ pub fn inside(mounts_before: &BTreeSet<String>) -> Vec<(Leak, String)> {
     let mounted = mounted.difference(mounts_before).map(|line| (Leak::Mount, line.clone()));
     let files = |kind, folder: &str| files_under(Path::new(folder)).into_iter().map(move |path| (kind, path));
     let shm = files(Leak::SharedMemory, "/dev/shm");
-    let run = files(Leak::Run, "/run/ckptbpf");
+    // The places of this kernel's fields are kept on purpose.
+    let is_kept =
+        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("offsets-"));
+    let run = files(Leak::Run, "/run/ckptbpf").filter(|(_, path)| !is_kept(path));
     let paths = shm.chain(run).map(|(kind, path)| (kind, path.display().to_string()));
     processes.chain(mounted).chain(paths).collect()
 }
