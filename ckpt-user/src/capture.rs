@@ -139,6 +139,8 @@ fn injected_states(
             of_process = Some(state);
             stopped = back;
         }
+        // Those of a handler, if a signal has come meanwhile.
+        thread.regs = stopped.regs().reading(pid, "registers")?;
         thread.stopped = Some(stopped);
         states.push(state);
     }
