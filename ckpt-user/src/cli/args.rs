@@ -81,8 +81,8 @@ pub struct RestartArgs {
     /// One line of JSON to standard error once the program runs
     #[arg(long)]
     pub json: bool,
-    #[arg(long, hide = true)]
-    hold_fill: bool,
+    #[arg(long, hide = true, value_name = "FILE")]
+    hold_fill: Option<PathBuf>,
 }
 
 impl RestartArgs {

@@ -19,6 +19,7 @@ use super::start::{self, Start};
 use super::tracer;
 use crate::freeze::tree;
 use crate::sys::pidfd;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use anyhow::Context;
 use nix::unistd::Pid;
@@ -77,6 +78,8 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         program: record.argv.first().cloned().unwrap_or_default(),
         parent: None,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: Kernel::default(),
+        ring_bytes: None,
         seen: HashSet::new(),
     };
     let (tracer, tasks) = tracer::channel()?;

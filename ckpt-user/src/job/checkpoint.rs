@@ -17,10 +17,12 @@ use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Su
 use crate::memory::pages;
 use crate::memory::vma::{self, Vma};
 use crate::object::Object;
+use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
 use crate::sys::mem::Forced;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::arm;
 use crate::track::space::Space;
@@ -43,6 +45,8 @@ const WORKERS: usize = 2;
 pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Page(#[from] PagerError),
     #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error("{what}")]
@@ -72,6 +76,9 @@ pub struct Checkpointer {
     /// The newest committed generation of this run, or the one it was restarted from.
     pub parent: Option<GenerationId>,
     pub tracked: Arc<Mutex<Tracked>>,
+    pub kernel: Kernel,
+    /// Test hook: size of the ring of lifecycle events, bytes.
+    pub ring_bytes: Option<u32>,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
 }
@@ -105,7 +112,10 @@ impl Checkpointer {
         after: After,
         begun: Instant,
     ) -> Result<CheckpointDone, CheckpointError> {
+        self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
+        let pager = self.tracked().pager.clone();
+        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
         let not_owner = |e| CheckpointError::Io {
             what: "cannot act as the directory's owner",
@@ -194,8 +204,9 @@ impl Checkpointer {
         if !self.track || wanted.is_empty() {
             return Ok(());
         }
-        let root = self.root;
-        let armed = tracer.run(move || arm::arm(root, &wanted)).ok_or(CheckpointError::NoTracer)??;
+        let (root, kernel) = (self.root, self.kernel.clone());
+        let armed =
+            tracer.run(move || arm::arm(root, &wanted, &kernel)).ok_or(CheckpointError::NoTracer)??;
         let mut tracked = self.tracked();
         for (pid, uffd) in armed {
             match (uffd, tracked.spaces.iter_mut().find(|s| s.pid == pid)) {
@@ -246,9 +257,9 @@ impl Checkpointer {
         writer: &mut GenerationWriter,
     ) -> Result<Frozen, CheckpointError> {
         let (sender, messages) = mpsc::sync_channel(64);
-        let (root, tracked) = (self.root, self.tracked.clone());
+        let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
         tracer
-            .post(move || in_freeze::run(root, after, &tracked, &sender))
+            .post(move || in_freeze::run(root, after, &tracked, &kernel, &sender))
             .ok_or(CheckpointError::NoTracer)?;
         let mut written = Ok(());
         loop {
@@ -297,17 +308,24 @@ impl Checkpointer {
             ..Summary::default()
         };
         let id = making.id.0;
-        let frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
+        let mut frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
             .count("id", id)
             .count("pages", frozen.pages)
             .count("injected", frozen.injected);
+        if let Some(seen) = self.kernel.lifecycle() {
+            frozen_event = frozen_event
+                .count("forks", seen.forks)
+                .count("execs", seen.execs)
+                .count("exits", seen.exits)
+                .count("lost", seen.lost);
+        }
         self.event(&frozen_event);
         self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
         let commit = Instant::now();
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
-        self.tracked().committed();
+        self.tracked().committed(&frozen.inherited);
         self.parent = Some(making.id);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
@@ -331,7 +349,7 @@ fn told(error: &dyn std::error::Error) -> String {
 }
 
 /// The mappings of a running process, as far as dirty tracking needs to know them.
-fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
     let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
     Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())

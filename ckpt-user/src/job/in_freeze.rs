@@ -1,6 +1,6 @@
 //! The part of a checkpoint between freeze and thaw: runs on the tracer's thread, writes nothing.
 
-use super::checkpoint::After;
+use super::checkpoint::{After, running_mappings};
 use super::residue::{Batch, Residue};
 use crate::capture;
 use crate::freeze::{self, FrozenTree};
@@ -8,14 +8,17 @@ use crate::image::SpaceId;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::Vma;
+use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::task::iterators::Kernel;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The tracker's state of a whole job.
@@ -25,6 +28,8 @@ pub struct Tracked {
     pub objects: Objects,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
+    /// While the pages of a lazy restart arrive, and until the hand-over.
+    pub pager: Option<Arc<Pager>>,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
 }
@@ -37,6 +42,8 @@ pub struct Frozen {
     pub pages: u64,
     pub gone: Vec<(SpaceId, Gone)>,
     pub live: Vec<(SpaceId, Vec<Range<u64>>)>,
+    /// Pages that had not arrived: they stay with the generations before.
+    pub inherited: Vec<(SpaceId, PageSet)>,
     pub freeze: Duration,
     pub injected: u64,
     /// Memory of its own that the tree holds.
@@ -74,19 +81,44 @@ impl Tracked {
         }
     }
 
+    /// In a freeze: what is still on its way to each process.
+    fn arriving(&self) -> Result<HashMap<Pid, Arriving>, Refusal> {
+        let Some(pager) = &self.pager else { return Ok(HashMap::new()) };
+        let arriving = pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))?;
+        Ok(arriving.into_iter().collect())
+    }
+
+    /// In a freeze, when everything has arrived: tracking goes on without the pager.
+    pub fn hand_over(&mut self, tree: &FrozenTree) -> Result<(), Refusal> {
+        let mut arriving = self.arriving()?;
+        for process in &tree.processes {
+            let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
+            space.moved(&arriving.remove(&process.pid).unwrap_or_default().moved);
+            space.hand_over(&running_mappings(process.pid).reading(process.pid, "its mappings")?);
+        }
+        if let Some(pager) = self.pager.take() {
+            pager.stop();
+        }
+        Ok(())
+    }
+
     /// A generation with everything scanned is durable.
-    pub fn committed(&mut self) {
+    ///
+    /// `inherited`: pages of a lazy restart that it left to the generations before.
+    pub fn committed(&mut self, inherited: &[(SpaceId, PageSet)]) {
+        let none = PageSet::new();
         for space in &mut self.spaces {
-            space.committed(&PageSet::new());
+            let unfilled = inherited.iter().find(|i| i.0 == space.id).map_or(&none, |i| &i.1);
+            space.committed(unfilled);
         }
         self.objects.committed();
     }
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
-pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, kernel: &Kernel, to: &SyncSender<Message>) {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = frozen(root, after, &mut tracked, to);
+    let done = frozen(root, after, &mut tracked, kernel, to);
     // Nobody there: the writer's thread has failed and said so.
     let _ = to.send(Message::Done(Box::new(done)));
 }
@@ -95,11 +127,12 @@ fn frozen(
     root: Pid,
     after: After,
     tracked: &mut Tracked,
+    kernel: &Kernel,
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root)?;
-    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+    let mut tree = freeze::freeze(root, &kernel.waits(root))?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
             tree.thaw();
@@ -118,22 +151,32 @@ fn frozen(
     Ok(frozen)
 }
 
-fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+fn inside(
+    tree: &mut FrozenTree,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    kernel: &Kernel,
+) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
+    let captured =
+        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), &kernel.read(&members))?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
         tracked.begin();
     }
-    let (mut gone, mut live) = (Vec::new(), Vec::new());
+    // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
+    let mut arriving = tracked.arriving()?;
+    let (mut gone, mut live, mut inherited) = (Vec::new(), Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let pid = process.pid;
         let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
         let space = space.ok_or_else(|| Refusal::NotStopped(format!("process {pid} has just begun")))?;
         record.space = space.id.0;
+        let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
+        space.moved(&moved);
         space.register(&record.mappings);
         let begun = space.has_begun();
         let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
@@ -141,7 +184,8 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
             residue.push(space.id, page, bytes)
         })
         .reading(pid, "its memory")?;
-        gone.push((space.id, space.gone(&record.mappings, &PageSet::new())));
+        gone.push((space.id, space.gone(&record.mappings, &unfilled)));
+        inherited.push((space.id, unfilled));
         live.push((space.id, private_ranges(&record.mappings)));
     }
     for (index, object) in image.objects.iter_mut().enumerate() {
@@ -155,6 +199,7 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
         pages: 0,
         gone,
         live,
+        inherited,
         freeze: Duration::ZERO,
         injected: captured.injected,
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),

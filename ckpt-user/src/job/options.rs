@@ -119,8 +119,8 @@ pub struct RestartOptions {
     pub json: bool,
     /// A job directory or one generation's file.
     pub source: PathBuf,
-    /// Test hook: hold the background fill of a lazy restart.
-    pub hold_fill: bool,
+    /// Test hook: hold the background fill of a lazy restart while this file exists.
+    pub hold_fill: Option<PathBuf>,
 }
 
 /// `ckptbpf attach`.

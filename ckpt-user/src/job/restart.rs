@@ -13,9 +13,12 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::page::{Pager, Plan};
+use crate::rebuild::fill::Watch;
 use crate::rebuild::{self, Mode};
 use crate::record::Image;
 use crate::sys::clone;
+use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
@@ -55,28 +58,35 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
     tree::note_strangers();
+    // Before we become what orphans are given to: it is to be none of ours.
+    let mode = match options.lazy {
+        true => Mode::Lazy(Plan {
+            guardian: Guardian::start().context("cannot start the guardian of a lazy restart")?,
+            hold: options.hold_fill.clone(),
+            inherits: target.same_directory,
+        }),
+        false => Mode::Eager,
+    };
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
-    if options.lazy {
-        log::warn!("this build restarts eagerly");
-    }
-    let rebuilt = rebuild::rebuild(&image, &chain, Mode::Eager, &owner)?;
-    let (root, parent) = (rebuilt.root, newest.header().id);
+    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
+    let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
     running();
     note(target.lease.dir(), parent, begun);
     if options.json {
+        let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
             "resume_us": begun.elapsed().as_micros() as u64,
-            "mode": "eager",
-            "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>(),
-            "pages_lazy": 0,
+            "mode": if pager.is_some() { "lazy" } else { "eager" },
+            "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>() - lazy,
+            "pages_lazy": lazy,
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked, target.same_directory);
+    let tracked = tracker(&image, tracked, target.same_directory, pager);
     // A generation that is open is in use: merging would leave it there as long as the program runs.
     drop(chain);
     start::supervise(Start {
@@ -186,12 +196,19 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
     Identity { uid: owner.uid, gid: owner.gid, groups: owner.groups.clone(), ..caller }
 }
 
-fn tracker(image: &Image, restored: Vec<rebuild::Tracked>, same_directory: bool) -> Tracked {
-    let mut tracked = Tracked::default();
+fn tracker(
+    image: &Image,
+    restored: Vec<rebuild::Tracked>,
+    same_directory: bool,
+    pager: Option<Arc<Pager>>,
+) -> Tracked {
+    let mut tracked = Tracked { pager, ..Tracked::default() };
     for one in restored {
+        let Watch { uffd, successor } = one.watch;
         let saved = same_directory.then_some(one.saved);
+        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), saved);
         // A process that has ended by now needs no tracking.
-        tracked.spaces.extend(Space::restored(SpaceId(one.space), one.pid, one.uffd, saved));
+        tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }
     let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);

@@ -7,6 +7,7 @@ use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
 use super::in_freeze::Tracked;
+use super::lazy::Lazy;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions, TrackBackend};
 use super::process::ProcessId;
@@ -18,6 +19,7 @@ use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
+use crate::task::iterators::Kernel;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -66,19 +68,24 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             dir: &path,
         }));
     }
+    let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
+    let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec: codec(&record.options),
         track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
         keep: record.options.keep.unwrap_or(KEEP),
-        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        events: events(),
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
     };
     let plan = Plan {
+        lazy,
         root,
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,

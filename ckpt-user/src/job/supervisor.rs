@@ -12,6 +12,7 @@ use super::checkpoint::{After, CheckpointError, Checkpointer};
 use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, ReplyTo, Request};
 use super::ended::Ended;
 use super::interval::Schedule;
+use super::lazy::Lazy;
 use super::options::{Cause, ends_program};
 use super::signals::{Meaning, Signals};
 use super::terminal;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub exit_after_checkpoint: bool,
     pub checkpoint_signal: Option<i32>,
     pub control: Option<Control>,
+    /// While a lazy restart is not over.
+    pub lazy: Option<Lazy>,
     /// As a person would type it.
     pub dir: PathBuf,
     /// For a program that is not our child: readable once its first process has ended.
@@ -120,6 +123,7 @@ impl Supervisor {
                 self.last_checkpoint();
                 return Ok(self.ended());
             }
+            self.lazy();
             self.start_if_due();
         }
     }
@@ -143,6 +147,8 @@ impl Supervisor {
         let now = self.began.elapsed();
         // Rounded up: waking early would only find nothing due.
         let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
+        let lazy = self.plan.lazy.as_ref().filter(|_| self.idle.is_some()).and_then(Lazy::wait);
+        let wait = [wait, lazy.map(|w| w.as_millis() + 1)].into_iter().flatten().min();
         let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
         let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
@@ -157,6 +163,9 @@ impl Supervisor {
         }
         if let Some(control) = &self.plan.control {
             fds.push(PollFd::new(control.wake_fd(), PollFlags::POLLIN));
+        }
+        if let Some(news) = self.plan.lazy.as_ref().and_then(Lazy::fd) {
+            fds.push(PollFd::new(news, PollFlags::POLLIN));
         }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -206,7 +215,16 @@ impl Supervisor {
             failures: u64::from(self.schedule.failures()),
             last_error: self.last_error.clone(),
             busy: self.idle.is_none(),
-            pages_missing: None,
+            pages_missing: self.plan.lazy.as_ref().map(Lazy::missing),
+        }
+    }
+
+    /// A lazy restart that has come to its end is handed over between checkpoints.
+    fn lazy(&mut self) {
+        let Some(lazy) = &mut self.plan.lazy else { return };
+        lazy.look();
+        if let Some(checkpointer) = &self.idle {
+            lazy.hand_over(self.plan.root, &checkpointer.tracked, &checkpointer.kernel);
         }
     }
 

@@ -17,9 +17,9 @@ pub mod resume;
 pub mod skeleton;
 
 use crate::image::{Chain, ImageError};
+use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
-use crate::sys::uffd::Uffd;
 use nix::unistd::Pid;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
@@ -48,15 +48,17 @@ impl<T> Rebuilding<T> for std::io::Result<T> {
 pub struct Rebuilt {
     pub processes: Vec<process::RebuiltProcess>,
     pub root: Pid,
+    /// Lazy: serves the pages from before the first thread runs.
+    pub pager: Option<Pager>,
 }
 
 /// How the pages come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Mode {
     /// All before the program runs.
     Eager,
-    /// On demand and in the background; the caller's pager takes over the userfaultfds.
-    Lazy,
+    /// On demand and in the background.
+    Lazy(Plan),
 }
 
 /// Rebuilds the tree of `image` with the pages of `chain`.
@@ -70,17 +72,20 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let skeletons = skeleton::plant(image, original_time)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
+    let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, chain, mode)?);
+        mapped.push(process::map(record, skeleton, &objects, chain, lazy)?);
     }
-    if mode == Mode::Eager {
-        fill::eager(&mapped, chain)?;
-    }
+    // From here on the kernel touches their memory: the pages are there, or somebody serves them.
+    let pager = match mode {
+        Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
+        Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
+    };
     let processes = mapped
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    Ok(Rebuilt { processes, root })
+    Ok(Rebuilt { processes, root, pager })
 }
 
 /// What can be known to fail before anything is made.
@@ -114,7 +119,7 @@ fn check(image: &Image) -> Result<(), RebuildError> {
 pub struct Tracked {
     pub pid: Pid,
     pub space: u32,
-    pub uffd: Option<Uffd>,
+    pub watch: fill::Watch,
     /// Private pages that the chain holds.
     pub saved: crate::memory::runs::PageSet,
 }

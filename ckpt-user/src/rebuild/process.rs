@@ -1,17 +1,18 @@
 //! One process: its skeleton becomes the recorded one, step by step, up to the point of running.
 
+use super::fill::Watch;
 use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction};
-use super::{Mode, RebuildError, Rebuilding, fill, mappings};
+use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
 use crate::memory::vma::Kind;
+use crate::object::{Object, epoll};
 use crate::record::{Image, Process, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
-use crate::sys::uffd::Uffd;
 use crate::task::proc::ProcDir;
 use crate::task::{credentials, limits, scheduling, settings, signals, surroundings};
 use nix::unistd::Pid;
@@ -22,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub struct Mapped {
     pub record: Process,
     pub remote: Remote,
-    pub uffd: Option<Uffd>,
+    pub watch: Watch,
     pub pidfd: OwnedFd,
 }
 
@@ -33,7 +34,7 @@ pub struct RebuiltProcess {
     pub threads: Vec<Remote>,
     /// A `syscall` instruction that stays mapped.
     pub gadget: u64,
-    pub uffd: Option<Uffd>,
+    pub watch: Watch,
     pub pidfd: OwnedFd,
 }
 
@@ -49,7 +50,7 @@ pub fn map(
     mut skeleton: Skeleton,
     objects: &Objects,
     chain: &Chain,
-    mode: Mode,
+    lazy: bool,
 ) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
     let pidfd = pidfd::open(skeleton.remote.pid()).rebuilding(pid, "its pidfd")?;
@@ -59,14 +60,14 @@ pub fn map(
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
     layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
         .rebuilding(pid, "the memory layout")?;
-    let uffd = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, mode)?;
-    Ok(Mapped { record: record.clone(), remote: skeleton.remote, uffd, pidfd })
+    let watch = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, lazy)?;
+    Ok(Mapped { record: record.clone(), remote: skeleton.remote, watch, pidfd })
 }
 
 /// Makes everything else but its running. Its pages are there, or a pager serves them: from here on the kernel
 /// touches its memory.
 pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<RebuiltProcess, RebuildError> {
-    let Mapped { record, mut remote, uffd, pidfd } = mapped;
+    let Mapped { record, mut remote, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
@@ -85,7 +86,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
     signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
     let threads = threads(&record, remote).rebuilding(pid, "a thread")?;
-    Ok(RebuiltProcess { record, threads, gadget, uffd, pidfd })
+    Ok(RebuiltProcess { record, threads, gadget, watch, pidfd })
 }
 
 fn incomplete(pid: i32) -> RebuildError {
@@ -94,15 +95,16 @@ fn incomplete(pid: i32) -> RebuildError {
 
 /// Moves the inherited descriptors to their numbers and closes everything else.
 fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    watch(record, image, objects, remote)?;
     let mut table: Vec<_> = record.descriptors.iter().collect();
     table.sort_by_key(|d| d.number);
     let mut calls = Vec::with_capacity(table.len() * 2 + 1);
     let mut next = 0u64;
     for descriptor in &table {
-        let source = objects
-            .descriptions
-            .get(descriptor.description as usize)
-            .filter(|_| (descriptor.description as usize) < image.descriptions.len());
+        let source = match descriptor.standard {
+            Some(stream) => objects.streams.get(stream as usize).and_then(Option::as_ref),
+            None => objects.descriptions.get(descriptor.description as usize),
+        };
         let source = source.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "a descriptor refers to nothing in the image")
         })?;
@@ -120,6 +122,18 @@ fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut 
         Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
         None => Ok(()),
     }
+}
+
+/// Each epoll is filled by the first process that has it.
+fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    for (index, (description, fd)) in image.descriptions.iter().zip(&objects.descriptions).enumerate() {
+        let Some(Object::Epoll(epoll)) = &description.object else { continue };
+        let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
+        if image.processes.iter().find(has).is_some_and(|first| first.pid == record.pid) {
+            epoll::watch(epoll, fd, &objects.descriptions, remote)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ids whose leader is outside the tree stay those of the restarter.

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod guardian;
 pub mod ids;
 pub mod inject;
 pub mod mem;
@@ -18,6 +19,7 @@ pub mod sched;
 pub mod shared;
 pub mod spawn;
 pub mod tee;
+pub mod timerfd;
 pub mod uffd;
 pub mod wait;
 

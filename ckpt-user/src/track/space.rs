@@ -19,6 +19,10 @@ pub struct Space {
     pagemap: Pagemap,
     /// What write-protects its pages; without it every checkpoint of this space is full.
     pub uffd: Option<Uffd>,
+    /// What takes over from `uffd` once a lazy restart's pages are there.
+    successor: Option<Uffd>,
+    /// Moved by the program while lazy: their marks say clean, and the chain has them elsewhere.
+    moved: PageSet,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
     /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
@@ -50,6 +54,8 @@ impl Space {
             start_time,
             pagemap,
             uffd: None,
+            successor: None,
+            moved: PageSet::new(),
             dirty: PageSet::new(),
             lost: false,
             saved: None,
@@ -62,6 +68,40 @@ impl Space {
     /// directory that does not hold it (`None`).
     pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, saved: Option<PageSet>) -> io::Result<Self> {
         Ok(Self { uffd, saved, ..Self::new(id, pid)? })
+    }
+
+    /// It is being restored lazily: `uffd` is the pager's too, and `successor` is for afterwards.
+    #[must_use]
+    pub fn succeeded_by(self, successor: Option<Uffd>) -> Self {
+        Self { successor, ..self }
+    }
+
+    /// The next round counts these as written.
+    pub fn moved(&mut self, moved: &PageSet) {
+        self.moved = self.moved.union(moved);
+    }
+
+    /// In a freeze, when all pages of a lazy restart are there: from here on the successor watches. What is
+    /// dirty by now stays so.
+    pub fn hand_over(&mut self, mappings: &[Vma]) {
+        let Some(successor) = self.successor.take() else { return };
+        match pages::scan(&mut self.pagemap, mappings, false) {
+            Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.moved),
+            Err(_) => self.lost = true,
+        }
+        self.moved = PageSet::new();
+        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+            if let Some(uffd) = &self.uffd {
+                // What is not registered needs no letting go.
+                let _ = uffd.unregister(vma.start, vma.end - vma.start);
+            }
+        }
+        self.uffd = Some(successor);
+        self.register(mappings);
+        // All marks went with the registration.
+        if pages::scan(&mut self.pagemap, mappings, true).is_err() {
+            self.lost = true;
+        }
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
@@ -90,7 +130,11 @@ impl Space {
         let protect = self.uffd.is_some();
         let scanned = pages::scan(&mut self.pagemap, mappings, protect);
         let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
-        let fresh = if (self.saved.is_none() && first) || self.lost { populated.clone() } else { written };
+        let fresh = if (self.saved.is_none() && first) || self.lost {
+            populated.clone()
+        } else {
+            written.union(&std::mem::take(&mut self.moved))
+        };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
