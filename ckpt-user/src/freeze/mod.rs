@@ -16,6 +16,7 @@ use crate::sys::mem::Forced;
 use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
 use crate::task::clock;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use rewind::{Wait, Waits};
@@ -57,15 +58,15 @@ pub struct FrozenTree {
 /// A vfork parent stops only when its child has executed a program, which is over in milliseconds.
 const TRIES: u32 = 5;
 
-/// Stops every thread of the tree below `root`. `waits` is what is known of its threads' timeouts right before.
+/// Stops every thread of the tree below `root`; `kernel` tells what is left of their timeouts.
 ///
 /// # Errors
 /// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the last deadline passes, or
 /// the other tracer; everyone runs on.
-pub fn freeze(root: Pid, waits: &Waits) -> Result<FrozenTree, Refusal> {
+pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
     let mut last = Err(Refusal::Ended);
     for attempt in 0..TRIES {
-        last = try_freeze(root, DEADLINE * 2u32.pow(attempt), waits);
+        last = try_freeze(root, DEADLINE * 2u32.pow(attempt), &kernel.waits(root));
         if !matches!(last, Err(Refusal::NotStopped(_))) {
             break;
         }
@@ -85,17 +86,27 @@ struct Stopping {
 impl Drop for Stopping {
     fn drop(&mut self) {
         for (_, _, thread) in self.stopped.drain(..) {
-            // ESRCH: it was killed meanwhile, which is its right.
-            let _ = thread.detach();
+            let_go(thread);
         }
         let soon = Instant::now() + Duration::from_millis(5);
         for (_, running) in self.asked.drain(..) {
             // One that does not stop yet is let go when it does: by the supervisor, or by the next freeze.
             if let Ok(Waited::Stopped(thread)) = running.wait(Some(soon)) {
-                let _ = thread.detach();
+                let_go(thread);
             }
         }
     }
+}
+
+/// Lets a thread run on that was stopped in vain, without an EINTR from it.
+fn let_go(thread: Stopped) {
+    if let Ok(mut regs) = thread.regs()
+        && rewind::rewind(&mut regs)
+    {
+        let _ = thread.set_regs(&regs);
+    }
+    // ESRCH: it was killed meanwhile, which is its right.
+    let _ = thread.detach();
 }
 
 fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {

@@ -131,7 +131,7 @@ fn frozen(
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root, &kernel.waits(root))?;
+    let mut tree = freeze::freeze(root, kernel)?;
     let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {

@@ -97,7 +97,7 @@ impl Lazy {
 }
 
 fn try_hand_over(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<(), Refusal> {
-    let tree = freeze::freeze(root, &kernel.waits(root))?;
+    let tree = freeze::freeze(root, kernel)?;
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
     let done = tracked.hand_over(&tree);
     tree.thaw();

@@ -86,7 +86,8 @@ impl Seen {
     /// What cannot be saved, in words that name it.
     pub fn unknown(&self) -> String {
         let target = self.target.display().to_string();
-        let (kind, _) = target.split_once(":[").unwrap_or((target.strip_prefix("anon_inode:").unwrap_or(""), ""));
+        let (kind, _) =
+            target.split_once(":[").unwrap_or((target.strip_prefix("anon_inode:").unwrap_or(""), ""));
         match kind.trim_matches(['[', ']']) {
             "" => "this kind of descriptor cannot be saved yet".to_owned(),
             "socket" => "sockets cannot be saved yet".to_owned(),

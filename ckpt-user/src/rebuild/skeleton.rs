@@ -58,6 +58,20 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
         .collect()
 }
 
+/// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
+/// meanwhile: they are set after this.
+pub fn await_ids(image: &Image) {
+    let until = Instant::now() + PID_WAIT;
+    let ids = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
+    for id in ids {
+        let dying =
+            || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
+        while dying() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Forks a child with id `pid`, waiting for a holder that is on its way out.
 fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
     let until = Instant::now() + PID_WAIT;

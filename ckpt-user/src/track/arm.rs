@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// # Errors
 /// When the tree does not stand still; nothing was changed.
 pub fn arm(root: Pid, wanted: &[Pid], kernel: &Kernel) -> Result<Vec<(Pid, io::Result<Uffd>)>, Refusal> {
-    let mut tree = freeze::freeze(root, &kernel.waits(root))?;
+    let mut tree = freeze::freeze(root, kernel)?;
     let mut armed = Vec::new();
     for process in tree.processes.iter_mut().filter(|p| wanted.contains(&p.pid)) {
         armed.push((process.pid, arm_one(process)));
