@@ -57,6 +57,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    tree::note_strangers();
     // Before we become what orphans are given to: it is to be none of ours.
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
@@ -66,7 +67,6 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         }),
         false => Mode::Eager,
     };
-    tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;

@@ -112,22 +112,9 @@ fn describe(
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),
-        Err(reason) => return Err(seen.refuse(&(reason + &inherited(seen)))),
+        Err(reason) => return Err(seen.refuse(&reason)),
     };
     Ok(Description { flags: seen.flags, position: seen.position, standard, object: Some(object) })
-}
-
-/// What to do about a descriptor that ckptbpf has too: it came from whoever started ckptbpf.
-fn inherited(seen: &Seen) -> String {
-    let number = seen.number;
-    let ours = pidfd::compare(Pid::this(), seen.pid, pidfd::Kind::File, number, number);
-    if !ours.is_ok_and(|order| order == Ordering::Equal) {
-        return String::new();
-    }
-    format!(
-        "; it was inherited from whoever started ckptbpf (a build tool, an editor, a script): start ckptbpf \
-         with {number}>&- behind it, which closes it"
-    )
 }
 
 /// The object, or the reason why it cannot be saved.

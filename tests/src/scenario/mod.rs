@@ -45,7 +45,7 @@ pub enum Mode {
 }
 
 /// The ways to restart that scenarios take in turn.
-pub const MODES: &[Mode] = &[Mode::Eager];
+pub const MODES: &[Mode] = &[Mode::Eager, Mode::Lazy];
 
 /// What an undisturbed run of a program gives.
 pub struct Expected {
