@@ -15,8 +15,11 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
+use crate::task::clock;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use rewind::{Wait, Waits};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -55,15 +58,15 @@ pub struct FrozenTree {
 /// A vfork parent stops only when its child has executed a program, which is over in milliseconds.
 const TRIES: u32 = 5;
 
-/// Stops every thread of the tree below `root`.
+/// Stops every thread of the tree below `root`; `kernel` tells what is left of their timeouts.
 ///
 /// # Errors
 /// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the last deadline passes, or
 /// the other tracer; everyone runs on.
-pub fn freeze(root: Pid) -> Result<FrozenTree, Refusal> {
+pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
     let mut last = Err(Refusal::Ended);
     for attempt in 0..TRIES {
-        last = try_freeze(root, DEADLINE * 2u32.pow(attempt));
+        last = try_freeze(root, DEADLINE * 2u32.pow(attempt), &kernel.waits(root));
         if !matches!(last, Err(Refusal::NotStopped(_))) {
             break;
         }
@@ -83,20 +86,30 @@ struct Stopping {
 impl Drop for Stopping {
     fn drop(&mut self) {
         for (_, _, thread) in self.stopped.drain(..) {
-            // ESRCH: it was killed meanwhile, which is its right.
-            let _ = thread.detach();
+            let_go(thread);
         }
         let soon = Instant::now() + Duration::from_millis(5);
         for (_, running) in self.asked.drain(..) {
             // One that does not stop yet is let go when it does: by the supervisor, or by the next freeze.
             if let Ok(Waited::Stopped(thread)) = running.wait(Some(soon)) {
-                let _ = thread.detach();
+                let_go(thread);
             }
         }
     }
 }
 
-fn try_freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
+/// Lets a thread run on that was stopped in vain, without an EINTR from it.
+fn let_go(thread: Stopped) {
+    if let Ok(mut regs) = thread.regs()
+        && rewind::rewind(&mut regs)
+    {
+        let _ = thread.set_regs(&regs);
+    }
+    // ESRCH: it was killed meanwhile, which is its right.
+    let _ = thread.detach();
+}
+
+fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
     let mut stopping = Stopping::default();
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
@@ -134,7 +147,7 @@ fn try_freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
             }
         }
     }
-    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now))
+    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now), waits)
 }
 
 /// Seizes a thread; `None` when it has ended between the listing and the seize.
@@ -191,7 +204,12 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<
     }
 }
 
-fn assemble(members: &[(Pid, Pid)], mut rest: Stopping, since: Instant) -> Result<FrozenTree, Refusal> {
+fn assemble(
+    members: &[(Pid, Pid)],
+    mut rest: Stopping,
+    since: Instant,
+    waits: &Waits,
+) -> Result<FrozenTree, Refusal> {
     let mut tree = FrozenTree { processes: Vec::new(), since };
     while let Some((pid, tid, thread)) = rest.stopped.pop() {
         let processes = &mut tree.processes;
@@ -202,17 +220,23 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping, since: Instant) -> Resul
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
             Err(e) => return Err(e).reading(pid, "registers"),
         };
+        let at = match processes.iter().position(|p| p.pid == pid) {
+            Some(at) => at,
+            None => {
+                let memory = Forced::open(pid).reading(pid, "memory")?;
+                let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
+                processes.push(FrozenProcess { pid, parent, threads: Vec::new(), memory, job_stop });
+                processes.len() - 1
+            }
+        };
+        let process = &mut processes[at];
         if rewind::rewind(&mut regs) {
+            if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+                rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
+            }
             thread.set_regs(&regs).reading(pid, "registers")?;
         }
-        let frozen = FrozenThread { tid, stopped: Some(thread), regs };
-        if let Some(process) = processes.iter_mut().find(|p| p.pid == pid) {
-            process.threads.push(frozen);
-        } else {
-            let memory = Forced::open(pid).reading(pid, "memory")?;
-            let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
-            processes.push(FrozenProcess { pid, parent, threads: vec![frozen], memory, job_stop });
-        }
+        process.threads.push(FrozenThread { tid, stopped: Some(thread), regs });
     }
     let processes = &mut tree.processes;
     for process in processes.iter_mut() {
@@ -221,6 +245,22 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping, since: Instant) -> Resul
     let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
     processes.sort_by_key(|p| order(p.pid));
     if processes.is_empty() { Err(Refusal::Ended) } else { Ok(tree) }
+}
+
+/// What is left of `wait`, nanoseconds, if the stop ended that very wait: it was the thread's last context switch but
+/// the one into the stop.
+fn left(pid: Pid, tid: Pid, regs: &Regs, wait: &Wait) -> Option<u64> {
+    let switches = ProcDir::thread(pid, tid)
+        .status()
+        .ok()?
+        .decimal("voluntary_ctxt_switches")
+        .ok()?
+        .checked_sub(wait.switches)?;
+    if switches > 1 || regs.orig_rax != wait.number {
+        return None;
+    }
+    let now = clock::now(libc::CLOCK_MONOTONIC)? - clock::own_offsets().ok()?.0;
+    Some(wait.expires.saturating_sub(u64::try_from(now).ok()?))
 }
 
 impl FrozenTree {

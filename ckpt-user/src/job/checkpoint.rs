@@ -22,6 +22,7 @@ use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
 use crate::sys::mem::Forced;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::arm;
 use crate::track::space::Space;
@@ -75,6 +76,9 @@ pub struct Checkpointer {
     /// The newest committed generation of this run, or the one it was restarted from.
     pub parent: Option<GenerationId>,
     pub tracked: Arc<Mutex<Tracked>>,
+    pub kernel: Kernel,
+    /// Test hook: size of the ring of lifecycle events, bytes.
+    pub ring_bytes: Option<u32>,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
 }
@@ -90,6 +94,25 @@ impl Checkpointer {
     /// Makes one checkpoint. On an error everything dirty stays dirty, and the program runs on.
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
+        let result = self.make(tracer, after, begun);
+        let event = match &result {
+            Ok(done) => Event::named("checkpoint", begun.elapsed())
+                .count("id", done.id)
+                .count("pages", done.pages)
+                .count("bytes_stored", done.bytes_stored),
+            Err(error) => Event::named("error", begun.elapsed()).text("why", told(error)),
+        };
+        self.event(&event);
+        result
+    }
+
+    fn make(
+        &mut self,
+        tracer: &Tracer,
+        after: After,
+        begun: Instant,
+    ) -> Result<CheckpointDone, CheckpointError> {
+        self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
         let pager = self.tracked().pager.clone();
         pager.map_or(Ok(()), |pager| pager.prepare())?;
@@ -181,8 +204,9 @@ impl Checkpointer {
         if !self.track || wanted.is_empty() {
             return Ok(());
         }
-        let root = self.root;
-        let armed = tracer.run(move || arm::arm(root, &wanted)).ok_or(CheckpointError::NoTracer)??;
+        let (root, kernel) = (self.root, self.kernel.clone());
+        let armed =
+            tracer.run(move || arm::arm(root, &wanted, &kernel)).ok_or(CheckpointError::NoTracer)??;
         let mut tracked = self.tracked();
         for (pid, uffd) in armed {
             match (uffd, tracked.spaces.iter_mut().find(|s| s.pid == pid)) {
@@ -233,9 +257,9 @@ impl Checkpointer {
         writer: &mut GenerationWriter,
     ) -> Result<Frozen, CheckpointError> {
         let (sender, messages) = mpsc::sync_channel(64);
-        let (root, tracked) = (self.root, self.tracked.clone());
+        let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
         tracer
-            .post(move || in_freeze::run(root, after, &tracked, &sender))
+            .post(move || in_freeze::run(root, after, &tracked, &kernel, &sender))
             .ok_or(CheckpointError::NoTracer)?;
         let mut written = Ok(());
         loop {
@@ -284,10 +308,17 @@ impl Checkpointer {
             ..Summary::default()
         };
         let id = making.id.0;
-        let frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
+        let mut frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
             .count("id", id)
             .count("pages", frozen.pages)
             .count("injected", frozen.injected);
+        if let Some(seen) = self.kernel.lifecycle() {
+            frozen_event = frozen_event
+                .count("forks", seen.forks)
+                .count("execs", seen.execs)
+                .count("exits", seen.exits)
+                .count("lost", seen.lost);
+        }
         self.event(&frozen_event);
         self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
         let commit = Instant::now();
@@ -309,6 +340,12 @@ impl Checkpointer {
             killed: false,
         })
     }
+}
+
+/// An error with its causes, in a line.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }
 
 /// The mappings of a running process, as far as dirty tracking needs to know them.

@@ -51,18 +51,24 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
     let _as_owner = owner.assume()?;
     let mut cuts: Vec<(FileRecord, u64)> = Vec::new();
     let mut streams: Vec<Stream> = Vec::new();
-    for description in &image.descriptions {
+    for (index, description) in image.descriptions.iter().enumerate() {
         let writable = description.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-        let Some(Object::File(file)) = description.object.as_ref().filter(|_| writable) else { continue };
-        if file.directory || cuts.iter().any(|(other, _)| other == file) {
-            continue;
-        }
-        if let Some(stream) = description.standard {
-            streams.extend(Stream::of(stream, file, description.position));
+        let Some(Object::File(file)) = &description.object else { continue };
+        if description.standard.is_some() {
+            let own: Vec<Stream> = streams_of(image, index)
+                .into_iter()
+                .filter_map(|stream| Stream::of(stream, file, description.position))
+                .filter(|stream| stream.same || writable)
+                .collect();
+            let same = own.iter().any(|s| s.same);
+            streams.extend(own);
             // It is the restarter's own now. A different one is no file of this run.
-            if !streams.iter().any(|s| s.stream == stream && s.same) {
+            if !same {
                 continue;
             }
+        }
+        if !writable || file.directory || cuts.iter().any(|(other, _)| other == file) {
+            continue;
         }
         match difference(file) {
             Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
@@ -81,6 +87,16 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
         }
     }
     Ok(Rollback { cuts, streams })
+}
+
+/// The restarter's standard streams that take the place of description `index`.
+fn streams_of(image: &Image, index: usize) -> Vec<u32> {
+    let all = image.processes.iter().flat_map(|p| &p.descriptors);
+    let mut streams: Vec<u32> =
+        all.filter(|d| d.description as usize == index).filter_map(|d| d.standard).collect();
+    streams.sort_unstable();
+    streams.dedup();
+    streams
 }
 
 /// The file's size now.

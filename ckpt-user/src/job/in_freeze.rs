@@ -11,6 +11,7 @@ use crate::memory::vma::Vma;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::task::iterators::Kernel;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
@@ -115,9 +116,9 @@ impl Tracked {
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
-pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, kernel: &Kernel, to: &SyncSender<Message>) {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = frozen(root, after, &mut tracked, to);
+    let done = frozen(root, after, &mut tracked, kernel, to);
     // Nobody there: the writer's thread has failed and said so.
     let _ = to.send(Message::Done(Box::new(done)));
 }
@@ -126,11 +127,12 @@ fn frozen(
     root: Pid,
     after: After,
     tracked: &mut Tracked,
+    kernel: &Kernel,
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root)?;
-    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+    let mut tree = freeze::freeze(root, kernel)?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
             tree.thaw();
@@ -149,11 +151,20 @@ fn frozen(
     Ok(frozen)
 }
 
-fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+fn inside(
+    tree: &mut FrozenTree,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    kernel: &Kernel,
+) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured =
-        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), tracked.pager.is_some())?;
+    let captured = capture::capture(
+        tree,
+        tracked.standards_of.unwrap_or_else(Pid::this),
+        tracked.pager.is_some(),
+        &kernel.read(&members),
+    )?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

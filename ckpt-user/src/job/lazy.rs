@@ -11,6 +11,7 @@ use super::in_freeze::Tracked;
 use crate::freeze;
 use crate::page::Pager;
 use crate::refusal::Refusal;
+use crate::task::iterators::Kernel;
 use nix::unistd::Pid;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,12 +80,12 @@ impl Lazy {
     }
 
     /// On the tracer's thread, while no checkpoint is being made: hands over when it is time.
-    pub fn hand_over(&mut self, root: Pid, tracked: &Mutex<Tracked>) {
+    pub fn hand_over(&mut self, root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) {
         let State::Arrived(next) = self.state else { return };
         if next > Instant::now() {
             return;
         }
-        self.state = match try_hand_over(root, tracked) {
+        self.state = match try_hand_over(root, tracked, kernel) {
             Ok(()) | Err(Refusal::Ended) => {
                 self.pager = None;
                 State::Over
@@ -97,8 +98,8 @@ impl Lazy {
     }
 }
 
-fn try_hand_over(root: Pid, tracked: &Mutex<Tracked>) -> Result<(), Refusal> {
-    let tree = freeze::freeze(root)?;
+fn try_hand_over(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<(), Refusal> {
+    let tree = freeze::freeze(root, kernel)?;
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
     let done = tracked.hand_over(&tree);
     tree.thaw();

@@ -2,6 +2,7 @@
 
 use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
+use super::events::{Event, EventLog};
 use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
@@ -10,6 +11,7 @@ use super::options::RestartOptions;
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
+use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
@@ -64,6 +66,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         }),
         false => Mode::Eager,
     };
+    tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
@@ -72,6 +75,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     plan.carry_out(target.lease.dir(), &owner)?;
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
     running();
+    note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
@@ -83,7 +87,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         eprintln!("{line}");
     }
     let tracked = tracker(&image, tracked, target.same_directory, pager);
-    // The locks of its generations go with it; a pager has its own until it is done.
+    // A generation that is open is in use: merging would leave it there as long as the program runs.
     drop(chain);
     start::supervise(Start {
         options: &options.job,
@@ -96,6 +100,14 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         tracked,
         attached: None,
     })
+}
+
+/// The restart's line in events.jsonl.
+fn note(dir: &Arc<JobDir>, from: GenerationId, begun: Instant) {
+    let event = Event::named("restart", begun.elapsed()).count("id", from.0);
+    if let Err(error) = EventLog::open(dir).and_then(|mut log| log.write(&event)) {
+        log::warn!("{error}");
+    }
 }
 
 /// Where new checkpoints go.

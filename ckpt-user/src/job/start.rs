@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
+use crate::task::iterators::Kernel;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -79,6 +80,8 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
     };
     let plan = Plan {
@@ -92,9 +95,9 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         attached,
     };
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
-    if let Err(error) = lease.end(ended.exit_status()) {
-        log::warn!("{error}");
-    }
+    // A program that was let go (attach) runs on, and its directory says so.
+    let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
+    over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
 }
 

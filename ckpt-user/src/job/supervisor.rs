@@ -66,6 +66,8 @@ struct Supervisor {
     root_status: Option<Ended>,
     killed_by_us: bool,
     let_go: Option<i32>,
+    /// Stopped with the program, and continued since: the SIGCONT for that has not been read yet.
+    continued: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -96,6 +98,7 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         root_status: None,
         killed_by_us: false,
         let_go: None,
+        continued: false,
     };
     let ended = supervisor.run(signals)?;
     supervisor.say_end(ended);
@@ -180,6 +183,9 @@ impl Supervisor {
                 // Attached ckptbpf is nobody's stand-in: it ends, the program goes on.
                 self.let_go = Some(signal);
             }
+            // `fg` continues the whole group: then the program has had it.
+            Meaning::Forward(libc::SIGCONT)
+                if std::mem::take(&mut self.continued) && !wait::is_stopped(self.plan.root) => {}
             Meaning::Forward(signal) => {
                 // It may have ended; real-time signals have no name in `Signal`.
                 wait::send(self.plan.root, signal);
@@ -218,7 +224,7 @@ impl Supervisor {
         let Some(lazy) = &mut self.plan.lazy else { return };
         lazy.look();
         if let Some(checkpointer) = &self.idle {
-            lazy.hand_over(self.plan.root, &checkpointer.tracked);
+            lazy.hand_over(self.plan.root, &checkpointer.tracked, &checkpointer.kernel);
         }
     }
 
@@ -290,12 +296,12 @@ impl Supervisor {
                 // A thread that stopped for a freeze which had been given up by then.
                 Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
-                    // The shell that waits for us sees its job stopped, and continues both.
+                    // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
                     let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-                    wait::send(self.plan.root, libc::SIGCONT);
+                    self.continued = true;
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return false,
+                Ok(None) => return self.root_status.is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
         }

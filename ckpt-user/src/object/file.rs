@@ -1,5 +1,6 @@
 //! Regular files, directories and device nodes: opened again by path, checked to be the same.
 
+use super::{Object, Seen, path_of, same_by_path};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -21,6 +22,8 @@ pub struct FileRecord {
     pub size: u64,
     #[prost(bool, tag = "5")]
     pub directory: bool,
+    #[prost(int64, tag = "6")]
+    pub modified_ns: i64,
 }
 
 /// A character device that keeps no state of the descriptor: /dev/null and its like.
@@ -44,25 +47,54 @@ impl FileRecord {
             inode: metadata.ino(),
             size: metadata.size(),
             directory: metadata.is_dir(),
+            modified_ns: modified(metadata),
         }
     }
 
     pub fn path(&self) -> &Path {
-        Path::new(std::ffi::OsStr::from_bytes(&self.path))
+        path_of(&self.path)
     }
 
     pub fn is_same_inode(&self, metadata: &Metadata) -> bool {
         metadata.dev() == self.device && metadata.ino() == self.inode
     }
+
+    /// The very file; or, on another device (another node, another mount), one that looks the same.
+    fn is_still(&self, metadata: &Metadata) -> bool {
+        self.is_same_inode(metadata)
+            || (metadata.dev() != self.device
+                && (self.directory
+                    || (metadata.size() == self.size && modified(metadata) == self.modified_ns)))
+    }
 }
 
-impl DeviceRecord {
-    /// The record, if a restart needs nothing but to open the node again.
-    pub fn of(path: &Path, metadata: &Metadata) -> Option<Self> {
-        STATELESS
-            .contains(&metadata.rdev())
-            .then(|| Self { path: path.as_os_str().as_bytes().to_vec(), number: metadata.rdev() })
+fn modified(metadata: &Metadata) -> i64 {
+    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
+}
+
+/// # Errors
+/// The reason why a restart could not open it again.
+pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
+    let path = &seen.target;
+    if path.as_os_str().as_bytes().ends_with(b" (deleted)") && metadata.nlink() == 0 {
+        return Err("the file has been deleted; deleted files cannot be saved yet".to_owned());
     }
+    let below_proc = path.strip_prefix("/proc").ok().and_then(|p| p.components().next());
+    if below_proc.is_some_and(|c| c.as_os_str().as_bytes().iter().all(u8::is_ascii_digit)) {
+        return Err("files of a process in /proc cannot be opened again by a restart".to_owned());
+    }
+    if !same_by_path(path, metadata) {
+        return Err("the file has been renamed since it was opened".to_owned());
+    }
+    Ok(Object::File(FileRecord::of(path, metadata)))
+}
+
+/// The record, if a restart needs nothing but to open the node again.
+pub fn capture_device(seen: &Seen, metadata: &Metadata) -> Option<Object> {
+    let path = seen.target.as_os_str().as_bytes().to_vec();
+    STATELESS
+        .contains(&metadata.rdev())
+        .then(|| Object::Device(DeviceRecord { path, number: metadata.rdev() }))
 }
 
 /// Flags that open(2) acts on once and that must not act again.
@@ -82,22 +114,27 @@ fn open(path: &Path, flags: u32) -> io::Result<File> {
 /// Opens the file again with its flags and position.
 ///
 /// # Errors
-/// NotFound when it is gone; InvalidData when another file has its name.
+/// NotFound when it is gone; InvalidData when another file has its name. Whether a file that the program writes is
+/// still the same is asked before all else, together with its size.
 pub fn rebuild(record: &FileRecord, flags: u32, position: u64) -> io::Result<OwnedFd> {
     let mut file = open(record.path(), flags)?;
-    if record.directory != file.metadata()?.is_dir() {
+    let metadata = file.metadata()?;
+    let is_read_only = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
+    if record.directory != metadata.is_dir() || (is_read_only && !record.is_still(&metadata)) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("{} is no longer the same kind of file", record.path().display()),
+            format!("{}: it is another file than at the checkpoint", record.path().display()),
         ));
     }
-    file.seek(SeekFrom::Start(position))?;
+    if flags & libc::O_PATH as u32 == 0 {
+        file.seek(SeekFrom::Start(position))?;
+    }
     Ok(file.into())
 }
 
 /// Opens the device node again.
 pub fn rebuild_device(record: &DeviceRecord, flags: u32) -> io::Result<OwnedFd> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(&record.path));
+    let path = path_of(&record.path);
     let file = open(path, flags)?;
     if file.metadata()?.rdev() != record.number {
         return Err(io::Error::new(
@@ -106,4 +143,27 @@ pub fn rebuild_device(record: &DeviceRecord, flags: u32) -> io::Result<OwnedFd> 
         ));
     }
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_told_apart_by_inode_or_by_size_and_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, "one").unwrap();
+        let record = FileRecord::of(&path, &path.metadata().unwrap());
+        assert!(rebuild(&record, 0, 2).is_ok());
+        // In place: the program would see it as well.
+        std::fs::write(&path, "changed").unwrap();
+        assert!(rebuild(&record, 0, 2).is_ok());
+        std::fs::write(dir.path().join("b"), "one").unwrap();
+        std::fs::rename(dir.path().join("b"), &path).unwrap();
+        assert_eq!(rebuild(&record, 0, 2).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let moved = FileRecord { device: 1, ..FileRecord::of(&path, &path.metadata().unwrap()) };
+        assert!(rebuild(&moved, 0, 2).is_ok());
+        assert!(rebuild(&FileRecord { modified_ns: 1, ..moved }, 0, 2).is_err());
+    }
 }

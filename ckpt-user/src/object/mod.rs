@@ -5,12 +5,23 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+pub mod epoll;
+pub mod eventfd;
 pub mod file;
 pub mod pipe;
+pub mod seen;
 pub mod table;
+pub mod terminal;
+pub mod timerfd;
 
+pub use seen::Seen;
+
+use std::fs::Metadata;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// One open file description.
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
@@ -20,10 +31,11 @@ pub struct Description {
     pub flags: u32,
     #[prost(uint64, tag = "2")]
     pub position: u64,
-    /// It was the launcher's own standard stream of this number: the restarter's takes its place.
+    /// It was the launcher's own standard stream of this number: the restarter's takes its place. Where it was
+    /// several of them, the lowest; each descriptor says which one it goes to.
     #[prost(uint32, optional, tag = "3")]
     pub standard: Option<u32>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17")]
     pub object: Option<Object>,
 }
 
@@ -39,6 +51,14 @@ pub enum Object {
     /// A standard stream whose own kind does not matter (a pipe or socket to the outside).
     #[prost(message, tag = "13")]
     Outside(Outside),
+    #[prost(message, tag = "14")]
+    Event(eventfd::EventRecord),
+    #[prost(message, tag = "15")]
+    Epoll(epoll::EpollRecord),
+    #[prost(message, tag = "16")]
+    Timer(timerfd::TimerRecord),
+    #[prost(message, tag = "17")]
+    Terminal(terminal::TerminalRecord),
 }
 
 /// The launcher's side of a standard stream, only named.
@@ -63,6 +83,10 @@ impl Description {
             Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
             Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
             Some(Object::Pipe(record)) => context.pipes.rebuild(record, self.flags),
+            Some(Object::Event(record)) => eventfd::rebuild(record, self.flags),
+            Some(Object::Epoll(_)) => epoll::rebuild(),
+            Some(Object::Timer(record)) => timerfd::rebuild(record, self.flags),
+            Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name
@@ -73,4 +97,14 @@ impl Description {
             )),
         }
     }
+}
+
+/// A recorded path.
+fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// Whether the path still leads to the very file.
+fn same_by_path(path: &Path, metadata: &Metadata) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.dev() == metadata.dev() && m.ino() == metadata.ino())
 }

@@ -1,12 +1,19 @@
-//! Pipes with what they hold. Contents are read by tee(2), which takes nothing out.
+//! Pipes and FIFOs with what they hold. Contents are read by tee(2), which takes nothing out.
 
+use super::{Object, Seen, path_of, same_by_path};
 use crate::sys::tee;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
-/// One end of a pipe; ends with the same `pipe` belong together.
+/// One end of a pipe, or both (O_RDWR); records with the same `pipe` belong together.
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
 pub struct PipeRecord {
     /// The pipe's inode number: an identity within one image.
@@ -18,40 +25,115 @@ pub struct PipeRecord {
     /// What waits to be read; the same in each end's record.
     #[prost(bytes = "vec", tag = "3")]
     pub content: Vec<u8>,
+    /// Its name in the file system; empty for a pipe(2).
+    #[prost(bytes = "vec", tag = "4")]
+    pub path: Vec<u8>,
 }
 
-/// Reads the record of a pipe through any descriptor of its *read* end.
-pub fn capture(pipe: u64, read_end: Option<&OwnedFd>, any_end: &OwnedFd) -> io::Result<PipeRecord> {
-    let capacity = nix::fcntl::fcntl(any_end, nix::fcntl::FcntlArg::F_GETPIPE_SZ).map_err(io::Error::from)?;
-    let content = match read_end {
-        Some(end) => tee::peek(end.as_fd(), capacity as usize)?,
+fn access(flags: u32) -> u32 {
+    flags & libc::O_ACCMODE as u32
+}
+
+fn reads(flags: u32) -> bool {
+    access(flags) != libc::O_WRONLY as u32
+}
+
+fn writes(flags: u32) -> bool {
+    access(flags) != libc::O_RDONLY as u32
+}
+
+/// # Errors
+/// The reason why a restart could not make it again.
+pub fn capture(
+    seen: &Seen,
+    fd: &OwnedFd,
+    metadata: &Metadata,
+    all: &[(OwnedFd, &Seen)],
+) -> Result<Object, String> {
+    let anonymous = seen.target.as_os_str().as_bytes().starts_with(b"pipe:[");
+    if seen.flags & libc::O_DIRECT as u32 != 0 {
+        return Err("pipes in packet mode (O_DIRECT) cannot be saved yet".to_owned());
+    }
+    if !anonymous && !same_by_path(&seen.target, metadata) {
+        return Err("the FIFO has been removed or renamed since it was opened".to_owned());
+    }
+    let same = || all.iter().filter(|(_, other)| other.target == seen.target);
+    let reader = same().find(|(_, other)| reads(other.flags)).map(|(fd, _)| fd);
+    let has_writer = same().any(|(_, other)| writes(other.flags));
+    // With one end only, the other must be closed everywhere, else somebody outside holds it.
+    if (reader.is_none() || !has_writer) && !hung_up(fd) {
+        return Err("its other end is held by a process outside the program".to_owned());
+    }
+    let capacity = fcntl(fd, FcntlArg::F_GETPIPE_SZ).map_err(|e| e.to_string())?;
+    let content = match reader {
+        Some(end) => tee::peek(end.as_fd(), capacity as usize).map_err(|e| e.to_string())?,
         None => Vec::new(),
     };
-    Ok(PipeRecord { pipe, capacity: capacity as u32, content })
+    let path = if anonymous { Vec::new() } else { seen.target.as_os_str().as_bytes().to_vec() };
+    Ok(Object::Pipe(PipeRecord { pipe: metadata.ino(), capacity: capacity as u32, content, path }))
 }
 
-/// The pipes of one restart, by identity.
+/// Whether nobody at all holds the other end.
+fn hung_up(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|_| {
+        fds[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    })
+}
+
+/// The pipes of one restart, by identity: of each an end that reads and one that writes, until all is made.
 #[derive(Default)]
 pub struct Pipes(HashMap<u64, (OwnedFd, OwnedFd)>);
 
 impl Pipes {
-    /// The end that `flags` ask for; the first call for a pipe makes and fills it.
+    /// A description of its own with `flags`; the first call for a pipe makes and fills it.
     pub fn rebuild(&mut self, record: &PipeRecord, flags: u32) -> io::Result<OwnedFd> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        if let Entry::Vacant(new) = self.0.entry(record.pipe) {
-            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-            let capacity = i32::try_from(record.capacity).unwrap_or(i32::MAX);
-            fcntl(&write, FcntlArg::F_SETPIPE_SZ(capacity))?;
-            std::fs::File::from(write.try_clone()?).write_all(&record.content)?;
-            new.insert((read, write));
-        }
-        let Some((read, write)) = self.0.get(&record.pipe) else {
-            return Err(io::Error::other("the pipe was not made"));
+        let (read, write) = match self.0.entry(record.pipe) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(new) => new.insert(fill(record)?),
         };
-        let end = if flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32 { write } else { read };
-        // Flags belong to the end's one description: every holder shares it, as it did.
-        let status = OFlag::from_bits_truncate((flags & !(libc::O_ACCMODE as u32)) as i32);
-        fcntl(end, FcntlArg::F_SETFL(status))?;
-        end.try_clone()
+        let status = flags & !(libc::O_ACCMODE | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
+        if record.path.is_empty() && flags & LARGE_FILE == 0 && access(flags) != libc::O_RDWR as u32 {
+            // The very end that pipe(2) gave: one of each kind, whose flags belong to all who share it.
+            let end = if writes(flags) { write } else { read };
+            fcntl(&*end, FcntlArg::F_SETFL(OFlag::from_bits_truncate(status as i32)))?;
+            return end.try_clone();
+        }
+        // Opening by this magic link makes a new description of the same pipe, with any access mode.
+        OpenOptions::new()
+            .read(reads(flags))
+            .write(writes(flags))
+            .custom_flags(status as i32)
+            .open(format!("/proc/self/fd/{}", read.as_raw_fd()))
+            .map(Into::into)
     }
+}
+
+/// What the kernel adds to the flags of whatever open(2) opens on 64-bit machines, and pipe(2) does not.
+const LARGE_FILE: u32 = 0o100_000;
+
+fn fill(record: &PipeRecord) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = if record.path.is_empty() {
+        nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?
+    } else {
+        open_fifo(path_of(&record.path))?
+    };
+    let capacity = i32::try_from(record.capacity).unwrap_or(i32::MAX);
+    fcntl(&write, FcntlArg::F_SETPIPE_SZ(capacity))?;
+    File::from(write.try_clone()?).write_all(&record.content)?;
+    Ok((read, write))
+}
+
+fn open_fifo(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let named = |why: &str| io::Error::other(format!("{}: {why}", path.display()));
+    let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut both = both.map_err(|e| named(&e.to_string()))?;
+    if !both.metadata()?.file_type().is_fifo() {
+        return Err(named("it is no longer a FIFO"));
+    }
+    if both.read(&mut [0]).is_ok() {
+        return Err(named("another process uses this FIFO: there is data in it"));
+    }
+    let second = both.try_clone()?;
+    Ok((both.into(), second.into()))
 }

@@ -1,7 +1,7 @@
 //! From an image back to running processes.
 //!
 //! ```text
-//!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
+//!  ids free ─▶ clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
 //!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
 //!     ─▶ resume (registers, detach)
 //! ```
@@ -67,6 +67,7 @@ pub enum Mode {
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image)?;
+    skeleton::await_ids(image);
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let objects = objects::make(image, chain, owner)?;
     let skeletons = skeleton::plant(image, original_time)?;

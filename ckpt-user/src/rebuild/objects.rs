@@ -18,6 +18,8 @@ use std::path::Path;
 pub struct Objects {
     /// By index of the image's descriptions.
     pub descriptions: Vec<OwnedFd>,
+    /// The restarter's own standard streams, as far as the image refers to them.
+    pub streams: [Option<OwnedFd>; 3],
     /// Files behind mappings and executables.
     pub files: HashMap<MappedFile, OwnedFd>,
     /// By index of the image's shared objects.
@@ -28,8 +30,7 @@ pub struct Objects {
 pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, RebuildError> {
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
-    let highest = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.number).max().unwrap_or(0);
-    let base = i32::try_from(highest).unwrap_or(i32::MAX - 1) + 1;
+    let base = above_all(image);
     raise_descriptor_limit();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let mut context = object::Rebuilding { pipes: object::pipe::Pipes::default() };
@@ -40,6 +41,14 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             None => description.rebuild(&mut context).rebuilding(root, "a descriptor")?,
         };
         descriptions.push(lift(fd, "a descriptor")?);
+    }
+    let mut streams = [None, None, None];
+    let used = image.processes.iter().flat_map(|p| &p.descriptors).filter_map(|d| d.standard);
+    for stream in used {
+        if let Some(slot @ None) = streams.get_mut(stream as usize) {
+            let own = standard(stream).rebuilding(root, "a standard stream")?;
+            *slot = Some(lift(own, "a standard stream")?);
+        }
     }
     let mut files = HashMap::new();
     for process in &image.processes {
@@ -55,7 +64,18 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
     for record in &image.objects {
         shared.push(lift(crate::memory::shared::rebuild(record, chain)?, "shared memory")?);
     }
-    Ok(Objects { descriptions, files, shared })
+    Ok(Objects { descriptions, streams, files, shared })
+}
+
+/// A number above any descriptor that the program uses or has an epoll watch.
+fn above_all(image: &Image) -> i32 {
+    let watched = image.descriptions.iter().flat_map(|d| match &d.object {
+        Some(object::Object::Epoll(epoll)) => epoll.entries.as_slice(),
+        _ => &[],
+    });
+    let used = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.number);
+    let highest = used.chain(watched.map(|entry| entry.number)).max().unwrap_or(0);
+    i32::try_from(highest).unwrap_or(i32::MAX - 1) + 1
 }
 
 /// The program's descriptors may lie above our own soft limit.
@@ -73,7 +93,9 @@ fn lift(fd: &OwnedFd, base: i32) -> std::io::Result<OwnedFd> {
 }
 
 fn standard(stream: u32) -> std::io::Result<OwnedFd> {
-    crate::sys::pidfd::duplicate_standard(stream as i32)
+    crate::sys::pidfd::duplicate_standard(stream as i32).map_err(|e| {
+        std::io::Error::new(e.kind(), format!("standard stream {stream} of this restart is closed: {e}"))
+    })
 }
 
 /// Opens the file and checks that it is still the one that was mapped.

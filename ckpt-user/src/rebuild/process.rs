@@ -7,6 +7,7 @@ use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
 use crate::memory::vma::Kind;
+use crate::object::{Object, epoll};
 use crate::record::{Image, Process, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
@@ -94,15 +95,16 @@ fn incomplete(pid: i32) -> RebuildError {
 
 /// Moves the inherited descriptors to their numbers and closes everything else.
 fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    watch(record, image, objects, remote)?;
     let mut table: Vec<_> = record.descriptors.iter().collect();
     table.sort_by_key(|d| d.number);
     let mut calls = Vec::with_capacity(table.len() * 2 + 1);
     let mut next = 0u64;
     for descriptor in &table {
-        let source = objects
-            .descriptions
-            .get(descriptor.description as usize)
-            .filter(|_| (descriptor.description as usize) < image.descriptions.len());
+        let source = match descriptor.standard {
+            Some(stream) => objects.streams.get(stream as usize).and_then(Option::as_ref),
+            None => objects.descriptions.get(descriptor.description as usize),
+        };
         let source = source.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "a descriptor refers to nothing in the image")
         })?;
@@ -120,6 +122,18 @@ fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut 
         Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
         None => Ok(()),
     }
+}
+
+/// Each epoll is filled by the first process that has it.
+fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    for (index, (description, fd)) in image.descriptions.iter().zip(&objects.descriptions).enumerate() {
+        let Some(Object::Epoll(epoll)) = &description.object else { continue };
+        let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
+        if image.processes.iter().find(has).is_some_and(|first| first.pid == record.pid) {
+            epoll::watch(epoll, fd, &objects.descriptions, remote)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ids whose leader is outside the tree stay those of the restarter.

@@ -58,6 +58,20 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
         .collect()
 }
 
+/// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
+/// meanwhile: they are set after this.
+pub fn await_ids(image: &Image) {
+    let until = Instant::now() + PID_WAIT;
+    let ids = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
+    for id in ids {
+        let dying =
+            || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
+        while dying() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Forks a child with id `pid`, waiting for a holder that is on its way out.
 fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
     let until = Instant::now() + PID_WAIT;
@@ -67,7 +81,8 @@ fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
                 let state = ProcDir::process(Pid::from_raw(pid)).stat().map_or('?', |s| s.state());
                 if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
-                        "process id {pid} is in use by another process ({})",
+                        "process id {pid}, which the program has, is in use by another process ({}): end that one, or \
+                         restart where no ids are taken: unshare --pid --fork --mount-proc ckptbpf restart …",
                         ProcDir::process(Pid::from_raw(pid)).text("comm").unwrap_or_default().trim()
                     )));
                 }

@@ -19,6 +19,7 @@ pub mod sched;
 pub mod shared;
 pub mod spawn;
 pub mod tee;
+pub mod timerfd;
 pub mod uffd;
 pub mod wait;
 

@@ -59,6 +59,51 @@ pub fn compare(a: Pid, b: Pid, kind: Kind, idx_a: i32, idx_b: i32) -> io::Result
     }
 }
 
+/// Orders the open description `of` (process, descriptor) and the one that the epoll `by` watches under `number`, the
+/// `order`th with that number.
+///
+/// # Errors
+/// ENOENT when it watches no such, EOPNOTSUPP on kernels before 4.13.
+pub fn compare_watched(
+    of: (Pid, i32),
+    by: (Pid, i32),
+    number: u32,
+    order: u32,
+) -> io::Result<std::cmp::Ordering> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    // struct kcmp_epoll_slot (linux/kcmp.h): epoll, watched number, order.
+    let slot = [by.1 as u32, number, order];
+    // SAFETY: integers, and a pointer to 12 bytes that live across the call and are only read.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            of.0.as_raw(),
+            by.0.as_raw(),
+            KCMP_EPOLL_TFD,
+            of.1 as u64,
+            slot.as_ptr(),
+        )
+    };
+    match super::check(got)? {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        _ => Ok(std::cmp::Ordering::Greater),
+    }
+}
+
+/// Who gets signals of the descriptor (F_SETOWN, F_SETSIG): process or group, and signal; 0 for none.
+pub fn signalled(fd: &OwnedFd) -> io::Result<(i32, i32)> {
+    const F_GETSIG: i32 = 11;
+    const F_GETOWN_EX: i32 = 16;
+    // struct f_owner_ex (fcntl(2)): kind and id.
+    let mut owner = [0i32; 2];
+    // SAFETY: the kernel writes 8 bytes to `owner`, which lives across the call.
+    super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) }))?;
+    // SAFETY: takes no argument.
+    let signal = super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) }))?;
+    Ok((owner[1], signal as i32))
+}
+
 /// A close-on-exec duplicate with a number of at least `base`.
 pub fn duplicate_above(fd: &OwnedFd, base: i32) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC takes an integer and returns a fresh descriptor or -1.

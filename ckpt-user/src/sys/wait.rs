@@ -66,3 +66,8 @@ pub fn send(pid: Pid, signal: i32) {
 pub fn is_alive(pid: Pid) -> bool {
     crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
 }
+
+/// Whether job control has stopped it.
+pub fn is_stopped(pid: Pid) -> bool {
+    crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| s.state() == 'T')
+}

@@ -135,6 +135,21 @@ impl Stat {
         Pid::from_raw(self.number(6) as i32)
     }
 
+    /// Device number of the controlling terminal, 0 for none.
+    pub fn terminal(&self) -> u64 {
+        // The kernel's new_encode_dev: 12 bits of major between the low 8 and the high 12 of minor.
+        let encoded = self.number(7) as u32;
+        match encoded {
+            0 => 0,
+            _ => libc::makedev(encoded >> 8 & 0xfff, encoded & 0xff | encoded >> 12 & 0xfff00),
+        }
+    }
+
+    /// Foreground process group of the controlling terminal, -1 for none.
+    pub fn foreground(&self) -> Pid {
+        Pid::from_raw(self.number(8) as i32)
+    }
+
     /// Clock ticks since boot.
     pub fn start_time(&self) -> u64 {
         self.number(22) as u64

@@ -1,0 +1,83 @@
+//! What /proc and fcntl(2) show of one descriptor of a stopped process.
+
+use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd;
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// The first descriptor by which a description was found.
+#[derive(Debug)]
+pub struct Seen {
+    pub pid: Pid,
+    pub number: i32,
+    /// /proc/PID/fd/N: a path, or a name such as `pipe:[17]`.
+    pub target: PathBuf,
+    pub position: u64,
+    /// O_*, without O_CLOEXEC.
+    pub flags: u32,
+    /// /proc/PID/fdinfo/N.
+    pub info: String,
+}
+
+impl Seen {
+    /// Looks at a descriptor; also whether it is close-on-exec.
+    pub fn look(pid: Pid, number: i32) -> Result<(Self, bool), Refusal> {
+        let dir = ProcDir::process(pid);
+        let target = dir.link(&format!("fd/{number}")).reading(pid, "fd")?;
+        let info = dir.text(&format!("fdinfo/{number}")).reading(pid, "fdinfo")?;
+        let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+        let position = field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0);
+        let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
+        let cloexec = libc::O_CLOEXEC as u32;
+        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info };
+        Ok((seen, flags & cloexec != 0))
+    }
+
+    /// fdinfo as it is now.
+    pub fn fresh_info(&self) -> io::Result<String> {
+        ProcDir::process(self.pid).text(&format!("fdinfo/{}", self.number))
+    }
+
+    pub fn is_path_only(&self) -> bool {
+        self.flags & libc::O_PATH as u32 != 0
+    }
+
+    /// The refusal of a checkpoint because of this descriptor.
+    pub fn refuse(&self, reason: &str) -> Refusal {
+        let what = format!("has descriptor {} ({})", self.number, self.target.display());
+        Refusal::unsupported(self.pid, what, reason)
+    }
+
+    /// What any kind of descriptor may have that a restart could not rebuild.
+    pub fn common(&self, fd: &OwnedFd) -> Result<(), &'static str> {
+        if let Some(lock) = self.info.lines().find(|l| l.starts_with("lock:")) {
+            return Err(if lock.contains("LEASE") {
+                "leases (F_SETLEASE) cannot be saved yet"
+            } else {
+                "file locks cannot be saved yet"
+            });
+        }
+        if self.is_path_only() {
+            return Ok(());
+        }
+        match pidfd::signalled(fd) {
+            Ok((0, 0)) if self.flags & libc::O_ASYNC as u32 == 0 => Ok(()),
+            _ => Err("it sends signals (F_SETOWN, F_SETSIG, O_ASYNC), which cannot be saved yet"),
+        }
+    }
+
+    /// What cannot be saved, in words that name it.
+    pub fn unknown(&self) -> String {
+        let target = self.target.display().to_string();
+        let (kind, _) =
+            target.split_once(":[").unwrap_or((target.strip_prefix("anon_inode:").unwrap_or(""), ""));
+        match kind.trim_matches(['[', ']']) {
+            "" => "this kind of descriptor cannot be saved yet".to_owned(),
+            "socket" => "sockets cannot be saved yet".to_owned(),
+            kind => format!("descriptors of the kind {kind} cannot be saved yet"),
+        }
+    }
+}
