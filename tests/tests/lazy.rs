@@ -184,34 +184,43 @@ fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
     assert_begins("the last run", expected, &job.stdout());
 }
 
-/// Each act of the program after a restart with the fill held, or running.
-fn address_space_changes(name: &str, held: bool) {
+const ACTS: [&str; 8] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "all"];
+
+/// All acts of the program after one restart; the fill is let go about when the act `against` begins.
+fn address_space_changes(name: &str, against: &[Option<&str>]) {
     let sandbox = Sandbox::with_limit(name, Duration::from_secs(110));
+    let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, &victim_cmd("lazyops").args(["-"]), None);
     let mut job = Job::launch(&sandbox, &[], &victim_cmd("lazyops").args(["signal"]));
     job.running().wait_for_output("ready", SOON);
     let from = job.checkpoint().id;
     job.kill_all();
-    let hold = Hold::new(&sandbox);
-    let options: &[&str] = if held { &["--hold-fill", &hold.1] } else { &[] };
-    restart(&sandbox, &mut job, from, Mode::Lazy, options);
-    let pid = job.program();
-    for act in ["replace", "drop", "move", "leave behind", "split", "fork", "race", "all"] {
-        signal(&sandbox, pid);
-        job.running().wait_for_output(act, SOON);
+    for against in against {
+        let hold = Hold::new(&sandbox);
+        restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
+        let pid = job.program();
+        for act in ACTS {
+            if *against == Some(act) {
+                hold.let_go();
+                // The pager looks every 10 ms.
+                let_pass(random.moment(Duration::from_millis(12)));
+            }
+            signal(&sandbox, pid);
+            job.running().wait_for_output(act, SOON);
+        }
+        job.wait(SOON).success();
+        assert_same(&format!("let go at {against:?}: output"), &expected.stdout, &job.stdout());
     }
-    job.wait(SOON).success();
-    assert_same("what the program saw", &expected.stdout, &job.stdout());
 }
 
 #[test]
 fn the_address_space_changes_while_the_fill_is_held() {
-    address_space_changes("lazy_ops_held", true);
+    address_space_changes("lazy_ops_held", &[None]);
 }
 
 #[test]
 fn the_address_space_changes_against_the_fill() {
-    address_space_changes("lazy_ops_fill", false);
+    address_space_changes("lazy_ops_fill", &ACTS.map(Some));
 }
 
 #[test]
@@ -225,13 +234,13 @@ fn checkpoints_taken_while_pages_are_missing_are_whole() {
     let hold = Hold::new(&sandbox);
     let mut from = first.id;
     // Before every act: restart with the fill held, act, checkpoint, and go on from that one.
-    for act in ["replace", "drop", "move", "leave behind", "split", "fork", "race"] {
+    for act in &ACTS[..7] {
         restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
         signal(&sandbox, job.program());
         job.running().wait_for_output(act, SOON);
         let taken = job.checkpoint();
         assert!(taken.kind == "delta" && missing(&sandbox, &job) > 0, "{act}: {taken:?}");
-        if act == "replace" {
+        if *act == "replace" {
             assert!(taken.pages * 10 < first.pages, "unfilled pages count as dirty: {taken:?}");
         }
         from = taken.id;
