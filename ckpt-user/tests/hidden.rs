@@ -52,8 +52,8 @@ fn iterators_and_injected_calls_find_the_same() {
     kernel.load(None);
     let mut tree = freeze(pid, &kernel).unwrap();
     let hidden = kernel.read(&[pid]);
-    let by_iterators = capture(&mut tree, pid, &hidden).unwrap();
-    let by_injection = capture(&mut tree, pid, &Hidden::default()).unwrap();
+    let by_iterators = capture(&mut tree, pid, &hidden, false).unwrap();
+    let by_injection = capture(&mut tree, pid, &Hidden::default(), false).unwrap();
     tree.thaw();
     child.kill().unwrap();
     child.wait().unwrap();
