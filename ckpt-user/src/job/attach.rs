@@ -21,6 +21,7 @@ use crate::freeze::tree;
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
+use crate::track::backend::Backend;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -72,7 +73,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         root: found.root,
         lease: lease.clone(),
         codec: start::codec(&record.options),
-        track: false,
+        backend: Backend::Full,
         keep: record.options.keep.unwrap_or(KEEP),
         events: None,
         program: record.argv.first().cloned().unwrap_or_default(),

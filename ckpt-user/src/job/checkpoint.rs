@@ -15,7 +15,7 @@ use super::tracer::Tracer;
 use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::pages;
-use crate::memory::vma::{self, Vma};
+use crate::memory::runs::PageSet;
 use crate::object::Object;
 use crate::page::PagerError;
 use crate::phase::Phase;
@@ -23,9 +23,9 @@ use crate::record::Image;
 use crate::refusal::Refusal;
 use crate::sys::mem::Forced;
 use crate::task::iterators::Kernel;
-use crate::task::proc::ProcDir;
-use crate::track::arm;
+use crate::track::backend::Backend;
 use crate::track::space::Space;
+use crate::track::{arm, direct, soft_dirty};
 use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
@@ -68,7 +68,7 @@ pub struct Checkpointer {
     pub root: Pid,
     pub lease: Lease,
     pub codec: Codec,
-    pub track: bool,
+    pub backend: Backend,
     /// How many restartable generations stay.
     pub keep: usize,
     pub events: Option<EventLog>,
@@ -124,13 +124,16 @@ impl Checkpointer {
         let _as_owner = dir.assume().map_err(not_owner)?;
         let path = dir.proc_path();
         let id = image::next_id(&path)?;
-        let is_full = self.tracked().spaces.iter().all(|s| !s.is_saved());
+        let is_full = self.backend == Backend::Full || self.tracked().spaces.iter().all(|s| !s.is_saved());
         let parent = self.parent.filter(|_| !is_full);
+        if parent.is_none() {
+            self.tracked().begin_full();
+        }
         let features = Vec::new();
         let job = job_bytes(&self.lease.record().job);
         let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };
         let mut writer = GenerationWriter::create(&path, header, self.codec, WORKERS)?;
-        self.rounds(&mut writer)?;
+        self.rounds(tracer, &mut writer)?;
         self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0));
         let mut frozen = self.freeze(tracer, after, &mut writer)?;
         let held = frozen.held.take();
@@ -201,7 +204,10 @@ impl Checkpointer {
             tracked.spaces.iter().filter(lasting).map(|s| s.pid).collect()
         };
         self.seen = members.into_iter().collect();
-        if !self.track || wanted.is_empty() {
+        if self.backend == Backend::SoftDirty {
+            self.tracked().spaces.iter_mut().for_each(|s| s.soft_dirty = true);
+        }
+        if self.backend != Backend::PagemapScan || wanted.is_empty() {
             return Ok(());
         }
         let (root, kernel) = (self.root, self.kernel.clone());
@@ -219,34 +225,57 @@ impl Checkpointer {
     }
 
     /// Copies beside the running program until little is left.
-    fn rounds(&mut self, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
+    fn rounds(&mut self, tracer: &Tracer, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
         let mut buffer = Vec::new();
-        let mut tracked = self.tracked();
         for round in 0..ROUNDS {
-            let mut found = 0;
-            for space in tracked.spaces.iter_mut().filter(|s| s.uffd.is_some()) {
-                // A process that ends or executes another program meanwhile is seen by the freeze.
-                let Ok(mappings) = running_mappings(space.pid) else { continue };
-                space.register(&mappings);
-                let Ok(set) = space.round(&mappings, round == 0) else { continue };
-                let Ok(forced) = Forced::open(space.pid) else { continue };
-                found += set.len();
+            let found = self.round(tracer, round == 0)?;
+            let mut tracked = self.tracked();
+            for (index, set) in &found {
+                let space = &mut tracked.spaces[*index];
                 let mut written = Ok(());
-                let copied = pages::copy(space.pid, &forced, &set, &mut buffer, &mut |page, bytes| {
-                    written = writer.put_pages(space.id, page, bytes);
-                    if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                let copied = Forced::open(space.pid).and_then(|forced| {
+                    pages::copy(space.pid, &forced, set, &mut buffer, &mut |page, bytes| {
+                        written = writer.put_pages(space.id, page, bytes);
+                        if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                    })
                 });
                 written?;
-                if copied.is_err() {
+                match copied {
+                    Ok(unreadable) => space.missed(unreadable),
                     // On its way out, or another program by now: the freeze copies all that is dirty again.
-                    space.begin();
+                    Err(_) => space.again(),
                 }
             }
-            if found < SMALL {
+            if found.iter().map(|(_, set)| set.len()).sum::<u64>() < SMALL {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// One look at every tracked space: which pages (of which space, by index) are to be copied.
+    fn round(&self, tracer: &Tracer, first: bool) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
+        if self.backend == Backend::SoftDirty {
+            let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
+            let round = move || {
+                let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+                soft_dirty::round(root, &mut tracked.spaces, first, &kernel)
+            };
+            return Ok(tracer.run(round).ok_or(CheckpointError::NoTracer)??);
+        }
+        let mut tracked = self.tracked();
+        let mut found = Vec::new();
+        let mut direct = false;
+        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
+            // A process that ends or executes another program meanwhile is seen by the freeze.
+            let Ok(mappings) = space.mappings() else { continue };
+            space.register(&mappings);
+            let Ok(set) = space.round(&mappings, first) else { continue };
+            direct |= direct::reads(space.pid);
+            found.push((index, set));
+        }
+        tracked.direct |= direct;
+        Ok(found)
     }
 
     /// Has the tracer freeze the tree; writes what overflows while it is at it.
@@ -325,7 +354,7 @@ impl Checkpointer {
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
-        self.tracked().committed(&frozen.inherited);
+        self.tracked().committed();
         self.parent = Some(making.id);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
@@ -346,13 +375,6 @@ impl Checkpointer {
 fn told(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
-}
-
-/// The mappings of a running process, as far as dirty tracking needs to know them.
-pub(super) fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
-    let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
-    let private = |r: &&vma::Raw| !r.is_shared() && !crate::memory::vdso::is_kernel_made(&r.name);
-    Ok(raws.iter().filter(private).map(vma::Raw::to_private).collect())
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.

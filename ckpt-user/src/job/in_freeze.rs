@@ -1,6 +1,6 @@
 //! The part of a checkpoint between freeze and thaw: runs on the tracer's thread, writes nothing.
 
-use super::checkpoint::{After, running_mappings};
+use super::checkpoint::After;
 use super::residue::{Batch, Residue};
 use crate::capture;
 use crate::freeze::{self, FrozenTree};
@@ -11,10 +11,13 @@ use crate::memory::vma::Vma;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
+use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
@@ -26,12 +29,14 @@ use std::time::Duration;
 pub struct Tracked {
     pub spaces: Vec<Space>,
     pub objects: Objects,
+    /// A process had a descriptor of O_DIRECT open during a round of this checkpoint.
+    pub direct: bool,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
-    /// While the pages of a lazy restart arrive, and until the hand-over.
-    pub pager: Option<Arc<Pager>>,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
+    /// While the pages of a lazy restart arrive, and until the hand-over.
+    pub pager: Option<Arc<Pager>>,
 }
 
 /// What the freeze brought out.
@@ -42,8 +47,6 @@ pub struct Frozen {
     pub pages: u64,
     pub gone: Vec<(SpaceId, Gone)>,
     pub live: Vec<(SpaceId, Vec<Range<u64>>)>,
-    /// Pages that had not arrived: they stay with the generations before.
-    pub inherited: Vec<(SpaceId, PageSet)>,
     pub freeze: Duration,
     pub injected: u64,
     /// Memory of its own that the tree holds.
@@ -67,13 +70,22 @@ impl Tracked {
     /// A checkpoint begins.
     pub fn begin(&mut self) {
         self.spaces.iter_mut().for_each(Space::begin);
+        self.objects.begin();
+        self.direct = false;
+    }
+
+    /// The generation being made has no parent: it holds everything.
+    pub fn begin_full(&mut self) {
+        self.spaces.iter_mut().for_each(Space::forget);
+        self.objects.forget();
     }
 
     /// Drops spaces whose process or program is gone; gives each new member one.
     pub fn renew(&mut self, members: &[Pid]) {
-        self.spaces.retain_mut(|s| members.contains(&s.pid) && s.is_current());
+        self.spaces.retain(|s| members.contains(&s.pid) && s.is_current());
         for &pid in members {
-            if self.spaces.iter().all(|s| s.pid != pid) {
+            // The child of a vfork is in its parent's memory until it executes a program of its own.
+            if self.spaces.iter().all(|s| s.pid != pid) && !shares_memory_with_parent(pid) {
                 let id = self.next();
                 // It may have ended since: then the freeze does not meet it either.
                 self.spaces.extend(Space::new(id, pid));
@@ -94,7 +106,8 @@ impl Tracked {
         for process in &tree.processes {
             let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
             space.moved(&arriving.remove(&process.pid).unwrap_or_default().moved);
-            space.hand_over(&running_mappings(process.pid).reading(process.pid, "its mappings")?);
+            let mappings = space.mappings().reading(process.pid, "its mappings")?;
+            space.hand_over(&mappings);
         }
         if let Some(pager) = self.pager.take() {
             pager.stop();
@@ -103,16 +116,18 @@ impl Tracked {
     }
 
     /// A generation with everything scanned is durable.
-    ///
-    /// `inherited`: pages of a lazy restart that it left to the generations before.
-    pub fn committed(&mut self, inherited: &[(SpaceId, PageSet)]) {
-        let none = PageSet::new();
+    pub fn committed(&mut self) {
         for space in &mut self.spaces {
-            let unfilled = inherited.iter().find(|i| i.0 == space.id).map_or(&none, |i| &i.1);
-            space.committed(unfilled);
+            space.committed();
         }
         self.objects.committed();
     }
+}
+
+fn shares_memory_with_parent(pid: Pid) -> bool {
+    let parent = ProcDir::process(pid).stat().map(|s| s.parent());
+    let order = parent.and_then(|parent| pidfd::compare(pid, parent, pidfd::Kind::Vm, 0, 0));
+    order.is_ok_and(|order| order == Ordering::Equal)
 }
 
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
@@ -159,33 +174,46 @@ fn inside(
 ) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured =
-        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), &kernel.read(&members))?;
+    let captured = capture::capture(
+        tree,
+        tracked.standards_of.unwrap_or_else(Pid::this),
+        &kernel.read(&members),
+        tracked.pager.is_some(),
+    )?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
-    if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
-        tracked.begin();
+    if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
+        tracked.spaces.iter_mut().for_each(Space::again);
     }
     // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
     let mut arriving = tracked.arriving()?;
-    let (mut gone, mut live, mut inherited) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let pid = process.pid;
         let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
-        let space = space.ok_or_else(|| Refusal::NotStopped(format!("process {pid} has just begun")))?;
+        let space = space.ok_or_else(|| {
+            Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
+        })?;
         record.space = space.id.0;
         let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
         space.moved(&moved);
-        space.register(&record.mappings);
+        watched_by_us(space, &mut record.mappings)?;
         let begun = space.has_begun();
         let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
-        pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
+        let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
             residue.push(space.id, page, bytes)
         })
         .reading(pid, "its memory")?;
+        if let Some(run) = unreadable.runs().first() {
+            let what = format!("has a page at {:x} that cannot be read", run.start * 4096);
+            return Err(Refusal::unsupported(
+                pid,
+                what,
+                "guard pages (MADV_GUARD_INSTALL) cannot be saved yet",
+            ));
+        }
         gone.push((space.id, space.gone(&record.mappings, &unfilled)));
-        inherited.push((space.id, unfilled));
         live.push((space.id, private_ranges(&record.mappings)));
     }
     for (index, object) in image.objects.iter_mut().enumerate() {
@@ -199,12 +227,26 @@ fn inside(
         pages: 0,
         gone,
         live,
-        inherited,
         freeze: Duration::ZERO,
         injected: captured.injected,
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
+}
+
+/// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the
+/// flag `uw`, which says nothing that a restart needs.
+fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
+    let tracked = space.uffd.is_some();
+    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && v.is_private_memory());
+    let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
+    if let Some(vma) = foreign {
+        let what = format!("has the mapping {:x}-{:x}", vma.start, vma.end);
+        let reason = "it is watched by the program's own userfaultfd, which cannot be saved yet";
+        return Err(Refusal::unsupported(space.pid, what, reason));
+    }
+    mappings.iter_mut().for_each(|v| v.flags.retain(|flag| flag != "uw"));
+    Ok(())
 }
 
 fn shared_object(

@@ -22,7 +22,7 @@ use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
-use crate::track::space::Space;
+use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
 use prost::Message;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         eprintln!("{line}");
     }
     let tracked = tracker(&image, tracked, target.same_directory, pager);
-    // A generation that is open is in use: merging would leave it there as long as the program runs.
+    // The locks of its generations go with it; a pager has its own until it is done.
     drop(chain);
     start::supervise(Start {
         options: &options.job,
@@ -205,8 +205,8 @@ fn tracker(
     let mut tracked = Tracked { pager, ..Tracked::default() };
     for one in restored {
         let Watch { uffd, successor } = one.watch;
-        let saved = same_directory.then_some(one.saved);
-        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), saved);
+        let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });
+        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), held);
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }

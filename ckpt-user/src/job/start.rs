@@ -9,7 +9,7 @@ use super::identity::Identity;
 use super::in_freeze::Tracked;
 use super::lazy::Lazy;
 use super::lease::Lease;
-use super::options::{Codec, JobOptions, TrackBackend};
+use super::options::{Codec, JobOptions};
 use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::registry::{Entry, Registration};
@@ -20,6 +20,7 @@ use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
 use crate::task::iterators::Kernel;
+use crate::track::backend::{self, Backend};
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -44,7 +45,7 @@ pub struct Start<'a> {
 
 /// Supervises it to its end.
 pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
-    let Start { options, identity, lease, path, root, mut signals, parent, tracked, attached } = start;
+    let Start { options, identity, lease, path, root, mut signals, parent, mut tracked, attached } = start;
     let record = lease.record();
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
@@ -68,13 +69,18 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             dir: &path,
         }));
     }
+    let backend = backend::choose(options.track);
+    if backend != Backend::PagemapScan && tracked.pager.is_none() {
+        // A restart comes with its pages write-protected.
+        tracked.spaces.iter_mut().for_each(|s| s.uffd = None);
+    }
     let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
     let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec: codec(&record.options),
-        track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
+        backend,
         keep: record.options.keep.unwrap_or(KEEP),
         events: events(),
         program: name,

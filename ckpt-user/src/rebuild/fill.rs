@@ -42,6 +42,12 @@ pub fn stored(record: &Process, chain: &Chain) -> PageSet {
     map.runs().iter().filter(|r| matches!(r.source, Source::Stored { .. })).map(Run::pages).collect()
 }
 
+/// Private pages of the process that the chain knows to be zeros.
+pub fn zeros(record: &Process, chain: &Chain) -> PageSet {
+    let map = chain.pages(SpaceId(record.space));
+    map.runs().iter().filter(|r| matches!(r.source, Source::Zero)).map(Run::pages).collect()
+}
+
 /// The userfaultfds of one address space.
 pub struct Watch {
     pub uffd: Uffd,

@@ -123,4 +123,6 @@ pub struct Tracked {
     pub watch: fill::Watch,
     /// Private pages that the chain holds.
     pub saved: crate::memory::runs::PageSet,
+    /// Pages that it knows to be zeros.
+    pub zero: crate::memory::runs::PageSet,
 }

@@ -32,6 +32,7 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
             space: process.record.space,
             watch: process.watch,
             saved: fill::stored(&process.record, chain),
+            zero: fill::zeros(&process.record, chain),
         });
         ready.push((pid, stopped));
     }

@@ -94,6 +94,16 @@ impl Objects {
         Ok(())
     }
 
+    /// A checkpoint begins: what a failed one scanned was never written.
+    pub fn begin(&mut self) {
+        self.known.values_mut().for_each(|known| known.pending = None);
+    }
+
+    /// The next generation has no parent: nothing of any object is held.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
     /// The generation with the scanned content is durable.
     pub fn committed(&mut self) {
         for known in self.known.values_mut() {
