@@ -27,8 +27,13 @@ pub struct Captured {
 ///
 /// # Errors
 /// A [`Refusal`] that names process and thing; the tree is unchanged and can be thawed.
-pub fn capture(tree: &mut FrozenTree, standards_of: Pid, hidden: &Hidden) -> Result<Captured, Refusal> {
-    let mut objects = memory::capture::Objects::default();
+pub fn capture(
+    tree: &mut FrozenTree,
+    standards_of: Pid,
+    hidden: &Hidden,
+    lazy: bool,
+) -> Result<Captured, Refusal> {
+    let mut objects = memory::capture::Objects { lazy, ..Default::default() };
     let mut injected = 0;
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     let (tables, descriptions) = table::capture(&pids, standards_of)?;
@@ -134,6 +139,8 @@ fn injected_states(
             of_process = Some(state);
             stopped = back;
         }
+        // Those of a handler, if a signal has come meanwhile.
+        thread.regs = stopped.regs().reading(pid, "registers")?;
         thread.stopped = Some(stopped);
         states.push(state);
     }

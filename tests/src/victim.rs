@@ -21,9 +21,12 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("openmp", "openmp.c", &["-fopenmp"]),
     ("signals", "signals.c", THREADS),
     ("sleeps", "sleeps.c", THREADS),
+    ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
     ("fds", "fds.c", &[]),
     ("maps", "maps.c", &[]),
+    ("lazymem", "lazymem.c", &[]),
+    ("lazyops", "lazyops.c", THREADS),
     ("dirty", "dirty.c", THREADS),
 ];
 

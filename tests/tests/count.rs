@@ -56,8 +56,3 @@ fn count_static_survives() {
 fn count_survives() {
     survive(&Survival::of("count", victim_cmd("count").args(["f", STEPS, "3000"])).writing("f"));
 }
-
-#[test]
-fn count_in_python_survives() {
-    survive(&Survival::of("count.py", victim_cmd("count.py").args(["f", STEPS, "3000"])).writing("f"));
-}

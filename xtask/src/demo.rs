@@ -120,6 +120,7 @@ impl Stage {
         cmd::run(self.command(Path::new("kill")).arg("-9").args(&ids))?;
         let ended = job.end()?;
         ensure!(!ended.success(), "the job has survived kill -9");
+        wait_until_reaped(&ids[0]);
         let left = fs::read(self.folder.join("run").join(OUTPUT))?;
         println!("Both are dead. {OUTPUT} ends in the middle: {} lines.", lines(&left));
 
@@ -263,6 +264,15 @@ fn tell_restart(line: &str) {
 fn id_of(status: &Value, field: &str) -> Result<String> {
     let id = status[field].as_i64().filter(|&id| id > 1);
     Ok(id.with_context(|| format!("`ckptbpf status` names no {field}: {status}"))?.to_string())
+}
+
+/// A restart takes the same process id and waits for a dead program that still holds it, until the system's first
+/// process takes note of the death. Some do so within microseconds, some only every few seconds.
+fn wait_until_reaped(id: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Path::new("/proc").join(id).exists() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn say(command: &str) {

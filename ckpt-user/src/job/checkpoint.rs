@@ -94,6 +94,24 @@ impl Checkpointer {
     /// Makes one checkpoint. On an error everything dirty stays dirty, and the program runs on.
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
+        let result = self.make(tracer, after, begun);
+        let event = match &result {
+            Ok(done) => Event::named("checkpoint", begun.elapsed())
+                .count("id", done.id)
+                .count("pages", done.pages)
+                .count("bytes_stored", done.bytes_stored),
+            Err(error) => Event::named("error", begun.elapsed()).text("why", told(error)),
+        };
+        self.event(&event);
+        result
+    }
+
+    fn make(
+        &mut self,
+        tracer: &Tracer,
+        after: After,
+        begun: Instant,
+    ) -> Result<CheckpointDone, CheckpointError> {
         self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
         let pager = self.tracked().pager.clone();
@@ -351,6 +369,12 @@ impl Checkpointer {
             killed: false,
         })
     }
+}
+
+/// An error with its causes, in a line.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.

@@ -174,8 +174,12 @@ fn inside(
 ) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured =
-        capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this), &kernel.read(&members))?;
+    let captured = capture::capture(
+        tree,
+        tracked.standards_of.unwrap_or_else(Pid::this),
+        &kernel.read(&members),
+        tracked.pager.is_some(),
+    )?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

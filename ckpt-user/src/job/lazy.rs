@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// What is left to do about a lazy restart.
 #[derive(Debug)]
 pub struct Lazy {
-    pager: Arc<Pager>,
+    /// Until it is over: it holds the locks of the generations that it reads.
+    pager: Option<Arc<Pager>>,
     events: Option<EventLog>,
     began: Instant,
     state: State,
@@ -39,12 +40,12 @@ enum State {
 
 impl Lazy {
     pub fn new(pager: Arc<Pager>, events: Option<EventLog>) -> Self {
-        Self { pager, events, began: Instant::now(), state: State::Arriving }
+        Self { pager: Some(pager), events, began: Instant::now(), state: State::Arriving }
     }
 
     /// Readable when there is news.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        (self.state == State::Arriving).then(|| self.pager.done())
+        self.pager.as_ref().filter(|_| self.state == State::Arriving).map(|pager| pager.done())
     }
 
     /// How long until something is to be done without news.
@@ -57,19 +58,17 @@ impl Lazy {
 
     /// Pages that have not arrived.
     pub fn missing(&self) -> u64 {
-        self.pager.missing()
+        self.pager.as_ref().map_or(0, |pager| pager.missing())
     }
 
     /// Looks for news.
     pub fn look(&mut self) {
-        if self.state != State::Arriving {
-            return;
-        }
-        let event = |name| Event::named(name, self.began.elapsed()).count("pages", self.pager.total);
-        let news = if self.pager.is_full() {
+        let Some(pager) = self.pager.as_ref().filter(|_| self.state == State::Arriving) else { return };
+        let event = |name| Event::named(name, self.began.elapsed()).count("pages", pager.total);
+        let news = if pager.is_full() {
             self.state = State::Arrived(Instant::now());
             event("lazy-done")
-        } else if self.pager.has_failed() {
+        } else if pager.has_failed() {
             self.state = State::Over;
             event("error").text("why", "a page of a lazy restart could not be had")
         } else {
@@ -87,7 +86,10 @@ impl Lazy {
             return;
         }
         self.state = match try_hand_over(root, tracked, kernel) {
-            Ok(()) | Err(Refusal::Ended) => State::Over,
+            Ok(()) | Err(Refusal::Ended) => {
+                self.pager = None;
+                State::Over
+            }
             Err(error) => {
                 log::debug!("the pager goes on for now: {error}");
                 State::Arrived(Instant::now() + PAUSE)

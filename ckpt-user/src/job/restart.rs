@@ -2,6 +2,7 @@
 
 use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
+use super::events::{Event, EventLog};
 use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
@@ -10,6 +11,7 @@ use super::options::RestartOptions;
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
+use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
@@ -55,6 +57,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    tree::note_strangers();
     // Before we become what orphans are given to: it is to be none of ours.
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
@@ -72,6 +75,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     plan.carry_out(target.lease.dir(), &owner)?;
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
     running();
+    note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
@@ -83,6 +87,8 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         eprintln!("{line}");
     }
     let tracked = tracker(&image, tracked, target.same_directory, pager);
+    // The locks of its generations go with it; a pager has its own until it is done.
+    drop(chain);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
@@ -94,6 +100,14 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         tracked,
         attached: None,
     })
+}
+
+/// The restart's line in events.jsonl.
+fn note(dir: &Arc<JobDir>, from: GenerationId, begun: Instant) {
+    let event = Event::named("restart", begun.elapsed()).count("id", from.0);
+    if let Err(error) = EventLog::open(dir).and_then(|mut log| log.write(&event)) {
+        log::warn!("{error}");
+    }
 }
 
 /// Where new checkpoints go.

@@ -101,9 +101,9 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         attached,
     };
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
-    if let Err(error) = lease.end(ended.exit_status()) {
-        log::warn!("{error}");
-    }
+    // A program that was let go (attach) runs on, and its directory says so.
+    let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
+    over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
 }
 

@@ -301,7 +301,7 @@ impl Supervisor {
                     self.continued = true;
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return false,
+                Ok(None) => return self.root_status.is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
         }

@@ -14,6 +14,8 @@ use std::os::unix::fs::MetadataExt;
 #[derive(Default)]
 pub struct Objects {
     pub found: Vec<SharedObject>,
+    /// The pager of a lazy restart serves missing pages: that a mapping is watched for them means nothing.
+    pub lazy: bool,
 }
 
 impl Objects {
@@ -38,7 +40,8 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     let name = || format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
     for flag in &raw.flags {
         // Pages of the vdso and its data are the kernel's own.
-        if let Some(reason) = vma::refused(flag).filter(|_| vdso::kind(&raw.name).is_none()) {
+        let ours = vdso::kind(&raw.name).is_some() || (objects.lazy && flag == "um");
+        if let Some(reason) = vma::refused(flag).filter(|_| !ours) {
             // Our own write-protection shows as `uw`, never as these.
             return Err(Refusal::unsupported(pid, name(), format!("it {reason}, which cannot be saved yet")));
         }

@@ -81,7 +81,8 @@ fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
                 let state = ProcDir::process(Pid::from_raw(pid)).stat().map_or('?', |s| s.state());
                 if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
-                        "process id {pid} is in use by another process ({})",
+                        "process id {pid}, which the program has, is in use by another process ({}): end that one, or \
+                         restart where no ids are taken: unshare --pid --fork --mount-proc ckptbpf restart …",
                         ProcDir::process(Pid::from_raw(pid)).text("comm").unwrap_or_default().trim()
                     )));
                 }

@@ -45,7 +45,7 @@ pub enum Mode {
 }
 
 /// The ways to restart that scenarios take in turn.
-pub const MODES: &[Mode] = &[Mode::Eager];
+pub const MODES: &[Mode] = &[Mode::Eager, Mode::Lazy];
 
 /// What an undisturbed run of a program gives.
 pub struct Expected {
@@ -138,7 +138,7 @@ impl<'b> Job<'b> {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
             let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir));
-            pid = (status.code() == 0).then(|| listing::pid(&status.stdout));
+            pid = (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten();
             pid.is_some()
         });
         pid.expect("waited for")
@@ -167,6 +167,24 @@ impl<'b> Job<'b> {
             left.is_empty()
         });
         self.note_checkpoints();
+    }
+
+    /// kill -9 of ckptbpf alone; the program's id.
+    pub fn kill_supervisor(&mut self) -> i32 {
+        let program = self.program();
+        let running = self.running.take().expect("the job runs");
+        running.kill(Signal::SIGKILL);
+        running.wait(PATIENCE).expect_code(137);
+        self.note_checkpoints();
+        program
+    }
+
+    /// `ckptbpf attach` to a program whose supervisor is gone; it still writes to where it wrote.
+    pub fn attach(&mut self, program: i32, options: &[&str]) {
+        assert!(self.running.is_none(), "the job is supervised");
+        let cmd = verb("attach", options).arg(program.to_string());
+        self.running = Some(self.sandbox.spawn(cmd));
+        self.program();
     }
 
     /// `ckptbpf restart`, from the newest checkpoint.

@@ -17,12 +17,15 @@ pub struct Survival<'a> {
     pub interval: &'a str,
     /// The kill comes this long, at most, after a checkpoint.
     pub within: Duration,
+    /// Of `launch`, besides the interval.
+    pub options: &'a [&'a str],
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
-        Self { name, program, file: None, rounds: 5, interval: "0.3", within: Duration::from_millis(300) }
+        let (interval, within) = ("0.3", Duration::from_millis(300));
+        Self { name, program, file: None, rounds: 5, interval, within, options: &[] }
     }
 
     /// With a file that must be as after an undisturbed run too.
@@ -39,7 +42,7 @@ pub fn survive(survival: &Survival) {
     let sandbox = Sandbox::new(name);
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
-    let mut job = Job::launch(&sandbox, &["-i", survival.interval], program);
+    let mut job = Job::launch(&sandbox, &[&["-i", survival.interval], survival.options].concat(), program);
     for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
@@ -50,7 +53,7 @@ pub fn survive(survival: &Survival) {
         );
         job.kill_all();
         sandbox.run(verb("verify", [job.dir()])).success();
-        job.restart(*mode, &[]);
+        job.restart(*mode, survival.options);
     }
     job.wait(PATIENCE * 2).success();
     assert_same(&format!("{name}: standard output"), &expected.stdout, &job.stdout());
