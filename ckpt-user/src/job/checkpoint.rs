@@ -98,6 +98,9 @@ impl Checkpointer {
         let id = image::next_id(&path)?;
         let is_full = self.tracked().spaces.iter().all(|s| !s.is_saved());
         let parent = self.parent.filter(|_| !is_full);
+        if parent.is_none() {
+            self.tracked().objects.forget();
+        }
         let features = Vec::new();
         let job = job_bytes(&self.lease.record().job);
         let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };

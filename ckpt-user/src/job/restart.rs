@@ -6,11 +6,12 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
-use super::options::RestartOptions;
+use super::options::{FilesPolicy, RestartOptions};
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::memory::shared::Restored;
 use crate::rebuild::{self, Mode};
 use crate::record::Image;
 use crate::sys::clone;
@@ -61,7 +62,14 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let (root, parent) = (rebuilt.root, newest.header().id);
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
+    let mut shared = rebuilt.shared;
+    for object in &mut shared {
+        object.write_back(&chain, options.files == FilesPolicy::Check)?;
+    }
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    if let Err(error) = rebuild::foreground::give(image.foreground) {
+        log::warn!("the program had the terminal, and cannot be given this one: {error}");
+    }
     running();
     if options.json {
         let line = serde_json::json!({
@@ -72,7 +80,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked, target.same_directory);
+    let tracked = tracker(&image, tracked, shared, target.same_directory);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
@@ -172,8 +180,19 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
     Identity { uid: owner.uid, gid: owner.gid, groups: owner.groups.clone(), ..caller }
 }
 
-fn tracker(image: &Image, restored: Vec<rebuild::Tracked>, same_directory: bool) -> Tracked {
+fn tracker(
+    image: &Image,
+    restored: Vec<rebuild::Tracked>,
+    shared: Vec<Restored>,
+    same_directory: bool,
+) -> Tracked {
     let mut tracked = Tracked::default();
+    for object in shared {
+        // Of an object that is not known the next checkpoint holds everything.
+        if let Ok(identity) = object.identity() {
+            tracked.objects.continued(identity, object.space, object.hashes);
+        }
+    }
     for one in restored {
         let saved = same_directory.then_some(one.saved);
         // A process that has ended by now needs no tracking.

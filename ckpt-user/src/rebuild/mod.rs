@@ -10,8 +10,10 @@
 
 pub mod clocks;
 pub mod fill;
+pub mod foreground;
 pub mod mappings;
 pub mod objects;
+pub mod plan;
 pub mod process;
 pub mod resume;
 pub mod skeleton;
@@ -48,6 +50,8 @@ impl<T> Rebuilding<T> for std::io::Result<T> {
 pub struct Rebuilt {
     pub processes: Vec<process::RebuiltProcess>,
     pub root: Pid,
+    /// Shared memory; files among it are written back before the program runs.
+    pub shared: Vec<crate::memory::shared::Restored>,
 }
 
 /// How the pages come.
@@ -80,7 +84,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    Ok(Rebuilt { processes, root })
+    Ok(Rebuilt { processes, root, shared: objects.restored })
 }
 
 /// What can be known to fail before anything is made.

@@ -7,6 +7,8 @@ pub mod proc;
 pub mod registers;
 pub mod scheduling;
 pub mod settings;
+pub mod sharing;
 pub mod signals;
 pub mod surroundings;
 pub mod unsupported;
+pub mod zombie;
