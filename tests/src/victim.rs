@@ -22,6 +22,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("signals", "signals.c", THREADS),
     ("sleeps", "sleeps.c", THREADS),
     ("forktree", "forktree.c", &[]),
+    ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
     ("maps", "maps.c", &[]),
 ];

@@ -12,3 +12,8 @@ fn fifteen_processes_three_deep() {
 fn a_child_that_has_ended_and_was_not_waited_for() {
     survive(&Survival::of("forktree_zombie", victim_cmd("forktree").args(["120", "50000", "zombie"])));
 }
+
+#[test]
+fn orphans_sessions_and_groups_without_their_leaders() {
+    survive(&Survival::of("family", victim_cmd("family").args(["2000", "3000"])));
+}

@@ -94,9 +94,7 @@ fn to_cut(file: &FileRecord, policy: FilesPolicy) -> anyhow::Result<Option<(File
                 file.size
             )
         }
-        Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => {
-            Ok(Some((file.clone(), grown)))
-        }
+        Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => Ok(Some((file.clone(), grown))),
         Ok(_) => Ok(None),
         Err(error) if policy == FilesPolicy::Keep => {
             log::warn!("{error:#}");

@@ -7,8 +7,8 @@
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
-use crate::record::Image;
 use crate::rebuild::{RebuildError, Rebuilding};
+use crate::record::Image;
 use crate::sys::shared;
 use crate::track::objects::{self, Hashes};
 use std::fs::{File, OpenOptions};
@@ -75,7 +75,9 @@ fn open(record: &MappedFile) -> Result<File, RebuildError> {
     let file = file.map_err(|e| refused(format!("the program has it mapped for writing: {e}")))?;
     let now = file.metadata().map_err(|e| refused(e.to_string()))?;
     if !now.is_file() || (now.dev() == record.device && now.ino() != record.inode) {
-        return Err(refused("the program has it mapped, and it is another file than at the checkpoint".into()));
+        return Err(refused(
+            "the program has it mapped, and it is another file than at the checkpoint".into(),
+        ));
     }
     Ok(file)
 }
@@ -155,10 +157,7 @@ impl Restored {
 /// A run in parts of at most [`BATCH`] pages.
 fn parts(run: Run) -> impl Iterator<Item = Run> {
     let pages = run.pages();
-    pages
-        .clone()
-        .step_by(BATCH as usize)
-        .filter_map(move |at| run.clip(&(at..(at + BATCH).min(pages.end))))
+    pages.clone().step_by(BATCH as usize).filter_map(move |at| run.clip(&(at..(at + BATCH).min(pages.end))))
 }
 
 /// Bytes behind the end of the file read as zero, as in its mapping.

@@ -100,7 +100,10 @@ pub fn watch(
                 io::Error::new(io::ErrorKind::InvalidData, "an epoll watches nothing in the image")
             })?;
             let number = u64::from(entry.number);
-            calls.push(Call::new(libc::SYS_dup3, &[target.as_raw_fd() as u64, number, libc::O_CLOEXEC as u64]));
+            calls.push(Call::new(
+                libc::SYS_dup3,
+                &[target.as_raw_fd() as u64, number, libc::O_CLOEXEC as u64],
+            ));
             // struct epoll_event is packed on x86-64.
             let event = [&entry.events.to_le_bytes()[..], &entry.data.to_le_bytes()].concat();
             let event = remote.data(&event)?;

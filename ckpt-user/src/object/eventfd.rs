@@ -42,7 +42,8 @@ mod tests {
 
     #[test]
     fn the_count_is_hexadecimal() {
-        let info = "pos:\t0\nflags:\t02\neventfd-count:               1f\neventfd-id: 3\neventfd-semaphore: 1\n";
+        let info =
+            "pos:\t0\nflags:\t02\neventfd-count:               1f\neventfd-id: 3\neventfd-semaphore: 1\n";
         assert_eq!(capture(info), Ok(Object::Event(EventRecord { count: 0x1f, semaphore: true })));
         assert!(capture("eventfd-count: 1\n").is_err());
     }

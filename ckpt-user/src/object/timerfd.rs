@@ -50,7 +50,8 @@ pub fn capture(seen: &Seen, fd: &OwnedFd) -> Result<Object, String> {
     let info = seen.fresh_info().map_err(|e| e.to_string())?;
     let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
     let number = |name: &str| field(name).and_then(|v| v.parse::<u64>().ok());
-    let (clock, ticks) = number("clockid:").zip(number("ticks:")).ok_or("this kernel does not show timers")?;
+    let (clock, ticks) =
+        number("clockid:").zip(number("ticks:")).ok_or("this kernel does not show timers")?;
     let flags = field("settime flags:").and_then(|v| i32::from_str_radix(v, 8).ok()).unwrap_or(0);
     let clock = clock as i32;
     let now = now(clock).map_err(|e| e.to_string())?;
@@ -105,7 +106,8 @@ mod tests {
 
     #[test]
     fn the_wall_clock_is_absolute_and_the_others_go_on() {
-        let absolute = TimerRecord { flags: libc::TFD_TIMER_ABSTIME, left: 5, now: 100, ..Default::default() };
+        let absolute =
+            TimerRecord { flags: libc::TFD_TIMER_ABSTIME, left: 5, now: 100, ..Default::default() };
         assert_eq!(first(&TimerRecord { clock: libc::CLOCK_REALTIME, ..absolute.clone() }, 900), (1, 105));
         assert_eq!(first(&TimerRecord { clock: libc::CLOCK_MONOTONIC, ..absolute }, 900), (0, 5));
         assert_eq!(first(&TimerRecord::default(), 900), (0, 0));

@@ -62,9 +62,8 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
         }
-        let protect = |v: &&Vma| {
-            Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)])
-        };
+        let protect =
+            |v: &&Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
         calls.extend(pieces.iter().map(protect));
     }
     let results = remote.run(&calls)?;

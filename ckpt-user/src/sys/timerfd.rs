@@ -26,8 +26,7 @@ pub fn create(clock: i32, flags: i32) -> io::Result<OwnedFd> {
 pub fn set(fd: BorrowedFd<'_>, flags: i32, value: i64, interval: i64) -> io::Result<()> {
     let new = libc::itimerspec { it_interval: spec(interval), it_value: spec(value) };
     // SAFETY: `new` lives across the call, a null old value is allowed.
-    let done =
-        unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) };
+    let done = unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) };
     super::check(i64::from(done)).map(drop)
 }
 
