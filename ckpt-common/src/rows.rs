@@ -206,6 +206,31 @@ pub struct SigActionsRow {
     pub actions: [SigAction; SIGNALS],
 }
 
+/// Numbers of the system calls that wait for a time which the kernel forgets when a stop interrupts them: epoll_wait,
+/// epoll_pwait, epoll_pwait2, semtimedop, rt_sigtimedwait, io_getevents.
+pub const TIMED_WAITS: [u64; 6] = [232, 281, 441, 220, 128, 208];
+
+/// Bytes of a kernel stack on x86-64.
+pub const WAIT_STACK: usize = 16 << 10;
+
+/// A thread that sleeps in one of [`TIMED_WAITS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct WaitRow {
+    /// Host thread id.
+    pub tid: u32,
+    /// Host process id.
+    pub tgid: u32,
+    /// Key of the thread, which its timer points to.
+    pub task: u64,
+    /// The system call.
+    pub number: u64,
+    /// How often it has given the processor away: tells this wait from a later one.
+    pub switches: u64,
+    /// Its kernel stack, lowest address first.
+    pub stack: [u8; WAIT_STACK],
+}
+
 /// A mapping (`struct vm_area_struct`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

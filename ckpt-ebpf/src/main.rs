@@ -18,6 +18,7 @@ mod probes;
 mod processes;
 mod tasks;
 mod vmas;
+mod waits;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

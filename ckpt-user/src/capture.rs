@@ -8,13 +8,15 @@ use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
 use crate::sys::sched;
+use crate::task::clock::{self, Shift};
 use crate::task::hidden::{Injector, ProcessState, ThreadState};
+use crate::task::iterators::Hidden;
 use crate::task::proc::ProcDir;
+use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    credentials, limits, registers, scheduling, settings, sharing, signals, surroundings, unsupported,
+    credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings, unsupported,
 };
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// The record of a whole tree, and how many system calls had to be injected for it.
@@ -23,10 +25,17 @@ pub struct Captured {
     pub injected: u64,
 }
 
+/// `hidden` is what BPF iterators have read of the stopped tree; what is not in it is asked for by injected calls.
+///
 /// # Errors
 /// A [`Refusal`] that names process and thing; the tree is unchanged and can be thawed.
-pub fn capture(tree: &mut FrozenTree, standards_of: Pid) -> Result<Captured, Refusal> {
-    let mut objects = memory::capture::Objects::default();
+pub fn capture(
+    tree: &mut FrozenTree,
+    standards_of: Pid,
+    hidden: &Hidden,
+    lazy: bool,
+) -> Result<Captured, Refusal> {
+    let mut objects = memory::capture::Objects { lazy, ..Default::default() };
     let mut injected = 0;
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     sharing::check(&pids)?;
@@ -36,7 +45,7 @@ pub fn capture(tree: &mut FrozenTree, standards_of: Pid) -> Result<Captured, Ref
     let mut vdso_print = 0;
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
-        let mut record = capture_process(process, &mut objects, &mut injected)?;
+        let mut record = capture_process(process, &mut objects, hidden, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -63,6 +72,7 @@ pub fn capture(tree: &mut FrozenTree, standards_of: Pid) -> Result<Captured, Ref
 fn capture_process(
     process: &mut FrozenProcess,
     objects: &mut memory::capture::Objects,
+    hidden: &Hidden,
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
     let pid = process.pid;
@@ -71,7 +81,10 @@ fn capture_process(
     unsupported::check(pid, &status)?;
     let stat = dir.stat().reading(pid, "stat")?;
     let mappings = memory::capture::capture(pid, objects)?;
-    let (threads, state) = hidden_states(process, &status, &mappings, injected)?;
+    let (threads, state) = match known_states(process, hidden) {
+        Some(known) => known,
+        None => injected_states(process, &mappings, injected)?,
+    };
     let exe = dir.path("exe");
     let executable =
         std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
@@ -80,7 +93,7 @@ fn capture_process(
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
     let mut records = Vec::with_capacity(process.threads.len());
     for (thread, state) in process.threads.iter().zip(&threads) {
-        records.push(capture_thread(pid, thread, state).reading(pid, "a thread")?);
+        records.push(capture_thread(process, thread, state).reading(pid, "a thread")?);
     }
     Ok(Process {
         pid: pid.as_raw(),
@@ -98,13 +111,24 @@ fn capture_process(
         surroundings: Some(surroundings::capture(pid, &status)?),
         job_stop: process.job_stop.unwrap_or(0),
         settings: Some(settings::capture(pid).reading(pid, "settings")?),
+        timers: if state.timers.iter().all(|t| *t == Timer::default()) {
+            Vec::new()
+        } else {
+            state.timers.to_vec()
+        },
     })
 }
 
+/// What /proc does not show, as the iterators have found it; none when a part is missing.
+fn known_states(process: &FrozenProcess, hidden: &Hidden) -> Option<(Vec<ThreadState>, ProcessState)> {
+    let state = hidden.processes.get(&process.pid)?.clone();
+    let threads = process.threads.iter().map(|t| hidden.threads.get(&t.tid).cloned());
+    Some((threads.collect::<Option<_>>()?, state))
+}
+
 /// What /proc does not show, by injected system calls.
-fn hidden_states(
+fn injected_states(
     process: &mut FrozenProcess,
-    status: &crate::task::proc::Status,
     mappings: &[memory::vma::Vma],
     injected: &mut u64,
 ) -> Result<(Vec<ThreadState>, ProcessState), Refusal> {
@@ -114,19 +138,18 @@ fn hidden_states(
         vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
     let room = inject::find_room(&process.memory, &vdso).reading(pid, "vdso")?;
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
-    let caught = status.hex("SigCgt").reading(pid, "status")?;
-    let ignored = status.hex("SigIgn").reading(pid, "status")?;
     let mut states = Vec::with_capacity(process.threads.len());
     let mut of_process = None;
     for thread in &mut process.threads {
         let Some(stopped) = thread.stopped.take() else { continue };
         let (state, mut stopped) = injector.thread_state(stopped).reading(pid, "a thread")?;
         if of_process.is_none() {
-            let (state, back) =
-                injector.process_state(stopped, caught, ignored).reading(pid, "signal actions")?;
+            let (state, back) = injector.process_state(stopped).reading(pid, "signal actions")?;
             of_process = Some(state);
             stopped = back;
         }
+        // Those of a handler, if a signal has come meanwhile.
+        thread.regs = stopped.regs().reading(pid, "registers")?;
         thread.stopped = Some(stopped);
         states.push(state);
     }
@@ -135,12 +158,13 @@ fn hidden_states(
 }
 
 fn capture_thread(
-    pid: Pid,
+    process: &FrozenProcess,
     thread: &crate::freeze::FrozenThread,
     state: &ThreadState,
 ) -> std::io::Result<Thread> {
     let gone = || std::io::Error::other("the thread was lost");
     let stopped = thread.stopped.as_ref().ok_or_else(gone)?;
+    let pid = process.pid;
     let dir = ProcDir::thread(pid, thread.tid);
     let mut name = dir.bytes("comm")?;
     name.truncate(name.len().saturating_sub(1));
@@ -153,6 +177,7 @@ fn capture_thread(
         scheduling: Some(scheduling::capture(pid, thread.tid)?),
         clear_child_tid: state.clear_child_tid,
         robust_list: sched::robust_list(thread.tid)?.0,
+        sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
     })
 }
 
@@ -212,39 +237,13 @@ pub fn cpu_features() -> Vec<String> {
     flags
 }
 
-/// The clocks as the process sees them: ours, moved by the difference of the time namespaces' offsets.
+/// The clocks as the process sees them.
 fn clocks(pid: Pid) -> std::io::Result<Clocks> {
-    let now = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
-    let (theirs, ours) = (offsets(&ProcDir::process(pid))?, own_offsets()?);
+    let shift = Shift::of(pid)?;
+    let missing = || std::io::Error::from(std::io::ErrorKind::Unsupported);
     Ok(Clocks {
-        realtime: now(ClockId::CLOCK_REALTIME)?,
-        monotonic: now(ClockId::CLOCK_MONOTONIC)? + theirs.0 - ours.0,
-        boottime: now(ClockId::CLOCK_BOOTTIME)? + theirs.1 - ours.1,
+        realtime: clock::now(libc::CLOCK_REALTIME).ok_or_else(missing)?,
+        monotonic: shift.now(libc::CLOCK_MONOTONIC).ok_or_else(missing)?,
+        boottime: shift.now(libc::CLOCK_BOOTTIME).ok_or_else(missing)?,
     })
-}
-
-/// Offsets of this process's own time namespace, nanoseconds: monotonic, boottime.
-pub fn own_offsets() -> std::io::Result<(i64, i64)> {
-    offsets(&ProcDir::process(Pid::this()))
-}
-
-/// Offsets of monotonic and boottime in a process's time namespace, nanoseconds (time_namespaces(7)). The
-/// file shows the namespace that children will be born in; a process that changed only that is not ours.
-fn offsets(dir: &ProcDir) -> std::io::Result<(i64, i64)> {
-    let text = match dir.text("timens_offsets") {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((0, 0)),
-        Err(e) => return Err(e),
-    };
-    let line = |name: &str| {
-        let words: Vec<i64> = text
-            .lines()
-            .find_map(|l| l.strip_prefix(name))
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .filter_map(|w| w.parse().ok())
-            .collect();
-        words.first().copied().unwrap_or(0) * 1_000_000_000 + words.get(1).copied().unwrap_or(0)
-    };
-    Ok((line("monotonic"), line("boottime")))
 }

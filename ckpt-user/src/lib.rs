@@ -14,6 +14,7 @@ pub mod image;
 pub mod job;
 pub mod memory;
 pub mod object;
+pub mod page;
 pub mod phase;
 pub mod rebuild;
 pub mod record;

@@ -97,6 +97,9 @@ pub struct Process {
     pub job_stop: i32,
     #[prost(message, optional, tag = "15")]
     pub settings: Option<crate::task::settings::Settings>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF; empty when none is set.
+    #[prost(message, repeated, tag = "20")]
+    pub timers: Vec<crate::task::timers::Timer>,
 }
 
 impl Image {
@@ -138,6 +141,9 @@ pub struct Thread {
     pub clear_child_tid: u64,
     #[prost(uint64, tag = "8")]
     pub robust_list: u64,
+    /// The sleep that the checkpoint interrupted.
+    #[prost(message, optional, tag = "9")]
+    pub sleep: Option<crate::task::sleep::Sleep>,
 }
 
 /// Memory that several mappings share: saved once, under a space of its own.

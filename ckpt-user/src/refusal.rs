@@ -11,6 +11,9 @@ pub enum Refusal {
     /// The tree did not stand still before the deadline.
     #[error("{0}")]
     NotStopped(String),
+    /// Somebody else traces it, or the kernel does not let us.
+    #[error("{0}")]
+    Traced(String),
     /// The last process of the tree has ended.
     #[error("the program has ended")]
     Ended,

@@ -147,7 +147,7 @@ fn what_follows_the_program_is_the_programs() {
         "ckptbpf launch -- ./count --help",
         "ckptbpf run --lazy -i 5m ./count -h",
         "ckptbpf launch -vv --no-bpf --track soft-dirty --ring-bytes 4096 ./count",
-        "ckptbpf restart --hold-fill --lazy d",
+        "ckptbpf restart --hold-fill f --lazy d",
     ] {
         assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
     }

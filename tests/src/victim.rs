@@ -21,10 +21,14 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("openmp", "openmp.c", &["-fopenmp"]),
     ("signals", "signals.c", THREADS),
     ("sleeps", "sleeps.c", THREADS),
+    ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
     ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
     ("maps", "maps.c", &[]),
+    ("lazymem", "lazymem.c", &[]),
+    ("lazyops", "lazyops.c", THREADS),
+    ("dirty", "dirty.c", THREADS),
 ];
 
 const COMMON: &[&str] =
@@ -72,13 +76,14 @@ fn folder() -> PathBuf {
     me.ancestors().nth(3).expect("target/release/deps/test").join("victims")
 }
 
-/// Newer than its source, than the header that all share, and than the table of flags above.
+/// Newer than its source, than every header beside it, and than the table of flags above.
 fn is_fresh(sources: &Path, source: &Path, binary: &Path) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     let Some(built) = changed(binary) else { return false };
-    [source, &sources.join("victim.h"), &sources.join("../src/victim.rs")]
-        .iter()
-        .all(|path| changed(path).is_some_and(|time| time < built))
+    let entries = std::fs::read_dir(sources).expect("the folder of the victims").flatten();
+    let headers = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "h"));
+    let others = [source.to_owned(), sources.join("../src/victim.rs")];
+    headers.chain(others).all(|path| changed(&path).is_some_and(|time| time < built))
 }
 
 fn compile(source: &Path, flags: &[&str], binary: &Path) {

@@ -4,6 +4,7 @@
 mod build_ebpf;
 mod cmd;
 mod counts;
+mod demo;
 mod load;
 mod setup;
 mod soak;
@@ -16,6 +17,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
+    /// Shows the main job: checkpoints, kill -9, restart, and the proof that nothing was lost
+    Demo,
     /// Builds the eBPF programs that are committed beside their source
     BuildEbpf(build_ebpf::Args),
     /// Installs what is missing on a Debian or Ubuntu machine
@@ -31,6 +34,7 @@ enum Xtask {
 fn main() -> anyhow::Result<()> {
     cmd::enter_repository()?;
     match Xtask::parse() {
+        Xtask::Demo => demo::run(),
         Xtask::BuildEbpf(args) => build_ebpf::run(args),
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Test(args) => test::run(&args),

@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, cmd};
 
+/// What building ckptbpf and the demonstration's program needs; a part of [`PACKAGES`].
+const TO_BUILD: &[&str] = &["libclang-dev", "gcc", "libc6-dev", "linux-libc-dev"];
+
 /// Debian and Ubuntu packages, and what each is for.
 const PACKAGES: &[(&str, &str)] = &[
     ("libclang-dev", "the userfaultfd crate's bindings"),
@@ -26,19 +29,25 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    packages(args)?;
+    packages(PACKAGES, args.check)?;
     if args.check {
         return Ok(());
     }
     build_ebpf::install().context("setting up the toolchain of the eBPF programs")
 }
 
-fn packages(args: &Args) -> Result<()> {
+/// Only what building needs. The eBPF object is committed: no toolchain for it.
+pub fn to_build() -> Result<()> {
+    let wanted: Vec<_> = PACKAGES.iter().filter(|(name, _)| TO_BUILD.contains(name)).copied().collect();
+    packages(&wanted, false)
+}
+
+fn packages(wanted: &[(&str, &str)], only_check: bool) -> Result<()> {
     if !cmd::succeeds(Command::new("dpkg-query").arg("--version")) {
-        println!("setup: no dpkg here; needed are, by their Debian names: {}", names(PACKAGES));
+        println!("setup: no dpkg here; needed are, by their Debian names: {}", names(wanted));
         return Ok(());
     }
-    let missing: Vec<_> = PACKAGES.iter().filter(|(name, _)| !is_installed(name)).copied().collect();
+    let missing: Vec<_> = wanted.iter().filter(|(name, _)| !is_installed(name)).copied().collect();
     if missing.is_empty() {
         println!("setup: no package is missing");
         return Ok(());
@@ -46,7 +55,7 @@ fn packages(args: &Args) -> Result<()> {
     for (name, purpose) in &missing {
         println!("setup: {name} is missing: {purpose}");
     }
-    if args.check {
+    if only_check {
         bail!("missing: {}", names(&missing));
     }
     install(&missing)

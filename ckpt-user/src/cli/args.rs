@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::{duration, signal};
-use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions, TrackBackend};
+use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions};
+use crate::track::backend::Backend;
 
 /// Options of every verb that supervises a program.
 #[derive(Debug, Clone, Args)]
@@ -81,8 +82,8 @@ pub struct RestartArgs {
     /// One line of JSON to standard error once the program runs
     #[arg(long)]
     pub json: bool,
-    #[arg(long, hide = true)]
-    hold_fill: bool,
+    #[arg(long, hide = true, value_name = "FILE")]
+    hold_fill: Option<PathBuf>,
 }
 
 impl RestartArgs {
@@ -148,7 +149,7 @@ enum TrackArg {
     Full,
 }
 
-impl From<TrackArg> for TrackBackend {
+impl From<TrackArg> for Backend {
     fn from(track: TrackArg) -> Self {
         match track {
             TrackArg::PagemapScan => Self::PagemapScan,

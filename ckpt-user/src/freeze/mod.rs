@@ -15,8 +15,11 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
+use crate::task::clock;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use rewind::{Wait, Waits};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -51,88 +54,151 @@ pub struct FrozenTree {
     pub since: Instant,
 }
 
-/// Stops every thread of the tree below `root` (and of `orphans`, children of ours that it left behind).
+/// How often a tree that does not stand still is tried again; each try may take twice as long as the one before.
+/// A vfork parent stops only when its child has executed a program, which is over in milliseconds.
+const TRIES: u32 = 5;
+
+/// Stops every thread of the tree below `root`; `kernel` tells what is left of their timeouts.
 ///
 /// # Errors
-/// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the deadline passes, or
+/// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the last deadline passes, or
 /// the other tracer; everyone runs on.
-pub fn freeze(root: Pid, deadline: Duration) -> Result<FrozenTree, Refusal> {
-    let mut stopped: Vec<(Pid, Pid, Stopped)> = Vec::new();
+pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
+    let mut last = Err(Refusal::Ended);
+    for attempt in 0..TRIES {
+        last = try_freeze(root, DEADLINE * 2u32.pow(attempt), &kernel.waits(root));
+        if !matches!(last, Err(Refusal::NotStopped(_))) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2) * 2u32.pow(attempt));
+    }
+    last
+}
+
+/// What has been stopped so far. Dropping it lets everyone run on.
+#[derive(Default)]
+struct Stopping {
+    stopped: Vec<(Pid, Pid, Stopped)>,
+    /// Asked to stop, not seen to stand yet.
+    asked: Vec<(Pid, Running)>,
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        for (_, _, thread) in self.stopped.drain(..) {
+            let_go(thread);
+        }
+        let soon = Instant::now() + Duration::from_millis(5);
+        for (_, running) in self.asked.drain(..) {
+            // One that does not stop yet is let go when it does: by the supervisor, or by the next freeze.
+            if let Ok(Waited::Stopped(thread)) = running.wait(Some(soon)) {
+                let_go(thread);
+            }
+        }
+    }
+}
+
+/// Lets a thread run on that was stopped in vain, without an EINTR from it.
+fn let_go(thread: Stopped) {
+    if let Ok(mut regs) = thread.regs()
+        && rewind::rewind(&mut regs)
+    {
+        let _ = thread.set_regs(&regs);
+    }
+    // ESRCH: it was killed meanwhile, which is its right.
+    let _ = thread.detach();
+}
+
+fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
+    let mut stopping = Stopping::default();
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
-    let mut until = None;
     loop {
         let members = tree::members(root);
         if members.is_empty() {
             return Err(Refusal::Ended);
         }
-        let mut fresh: Vec<(Pid, Pid, Running)> = Vec::new();
         for &(pid, _) in &members {
             for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
                 let tid = Pid::from_raw(tid);
-                if !known.insert(tid) {
-                    continue;
-                }
-                match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
-                    Ok(running) => fresh.push((pid, tid, running)),
-                    // It ended between the listing and the seize.
-                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(e) => return Err(not_traceable(pid, tid, &e)),
+                if known.insert(tid) {
+                    stopping.asked.extend(seize(pid, tid)?.map(|running| (pid, running)));
                 }
             }
         }
-        if fresh.is_empty() {
+        if stopping.asked.is_empty() {
             break;
         }
-        since.get_or_insert_with(Instant::now);
-        let until = *until.get_or_insert_with(|| Instant::now() + deadline);
-        for (_, _, running) in &fresh {
+        let since = *since.get_or_insert_with(Instant::now);
+        for (_, running) in &stopping.asked {
             // A thread that has ended meanwhile is noticed by the wait.
             let _ = running.interrupt();
         }
-        for (pid, tid, running) in fresh {
-            if let Some(thread) = wait_one(pid, running, until)? {
-                stopped.push((pid, tid, thread));
+        while let Some((pid, running)) = stopping.asked.pop() {
+            let tid = running.tid();
+            match wait_one(pid, running, since + deadline)? {
+                Ok(Some(thread)) => stopping.stopped.push((pid, tid, thread)),
+                Ok(None) => {}
+                Err(running) => {
+                    let refusal = does_not_stop(pid, tid);
+                    stopping.asked.push((pid, running));
+                    return Err(refusal);
+                }
             }
         }
     }
-    assemble(&tree::members(root), stopped, since.unwrap_or_else(Instant::now))
+    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now), waits)
+}
+
+/// Seizes a thread; `None` when it has ended between the listing and the seize.
+fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
+    match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
+        Ok(running) => Ok(Some(running)),
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        // Left over from a freeze that was given up before this thread stood.
+        Err(_) if crate::sys::wait::is_traced_by_us(tid) => Ok(Some(ptrace::adopt(tid))),
+        Err(e) => Err(not_traceable(pid, tid, &e)),
+    }
+}
+
+fn does_not_stop(pid: Pid, tid: Pid) -> Refusal {
+    let dir = ProcDir::thread(pid, tid);
+    let text = |name| dir.text(name).map(|t| t.trim().to_owned()).unwrap_or_default();
+    Refusal::NotStopped(format!(
+        "thread {tid} of process {pid} does not stop (system call {}, waiting in {})",
+        text("syscall").split(' ').next().unwrap_or("?"),
+        text("wchan")
+    ))
 }
 
 fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
     let tracer =
         ProcDir::thread(pid, tid).status().ok().and_then(|s| s.decimal("TracerPid").ok()).unwrap_or(0);
     if tracer != 0 {
-        Refusal::NotStopped(format!(
+        Refusal::Traced(format!(
             "process {pid} is being traced by process {tracer} (a debugger?); checkpoints go on when it is detached"
         ))
     } else {
-        Refusal::NotStopped(format!("cannot trace thread {tid} of process {pid}: {error}"))
+        Refusal::Traced(format!("cannot trace thread {tid} of process {pid}: {error}"))
     }
 }
 
-/// Waits until the thread stands at a PTRACE_EVENT_STOP; signals on their way are given to it first.
-fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Option<Stopped>, Refusal> {
-    let tid = running.tid();
+/// Waits until the thread stands at a PTRACE_EVENT_STOP; signals on their way are given to it first. The inner
+/// error is the thread that still runs at the deadline; `None`: it has ended.
+fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<Stopped>, Running>, Refusal> {
     let mut running = running;
     loop {
         match running.wait(Some(until)).reading(pid, "a stop")? {
-            Waited::Died(_) => return Ok(None),
-            Waited::TimedOut(_) => {
-                let dir = ProcDir::thread(pid, tid);
-                let text = |name| dir.text(name).map(|t| t.trim().to_owned()).unwrap_or_default();
-                return Err(Refusal::NotStopped(format!(
-                    "thread {tid} of process {pid} does not stop (system call {}, waiting in {})",
-                    text("syscall").split(' ').next().unwrap_or("?"),
-                    text("wchan")
-                )));
-            }
+            Waited::Died(_) => return Ok(Ok(None)),
+            Waited::TimedOut(running) => return Ok(Err(running)),
             Waited::Stopped(stopped) => match stopped.stop() {
-                Stop::Interrupted | Stop::Group(_) => return Ok(Some(stopped)),
+                Stop::Interrupted | Stop::Group(_) => return Ok(Ok(Some(stopped))),
                 Stop::Signal(signal) => {
                     running = stopped.cont_interrupted(signal).reading(pid, "a signal")?;
                 }
-                _ => running = stopped.cont_interrupted(0).reading(pid, "an event")?,
+                _ => {
+                    running = stopped.cont_interrupted(0).reading(pid, "an event")?;
+                }
             },
         }
     }
@@ -140,11 +206,13 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Option<Stopped
 
 fn assemble(
     members: &[(Pid, Pid)],
-    stopped: Vec<(Pid, Pid, Stopped)>,
+    mut rest: Stopping,
     since: Instant,
+    waits: &Waits,
 ) -> Result<FrozenTree, Refusal> {
-    let mut processes: Vec<FrozenProcess> = Vec::new();
-    for (pid, tid, thread) in stopped {
+    let mut tree = FrozenTree { processes: Vec::new(), since };
+    while let Some((pid, tid, thread)) = rest.stopped.pop() {
+        let processes = &mut tree.processes;
         let job_stop = if let Stop::Group(signal) = thread.stop() { Some(signal) } else { None };
         let mut regs = match thread.regs() {
             Ok(regs) => regs,
@@ -152,24 +220,47 @@ fn assemble(
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
             Err(e) => return Err(e).reading(pid, "registers"),
         };
+        let at = match processes.iter().position(|p| p.pid == pid) {
+            Some(at) => at,
+            None => {
+                let memory = Forced::open(pid).reading(pid, "memory")?;
+                let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
+                processes.push(FrozenProcess { pid, parent, threads: Vec::new(), memory, job_stop });
+                processes.len() - 1
+            }
+        };
+        let process = &mut processes[at];
         if rewind::rewind(&mut regs) {
+            if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+                rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
+            }
             thread.set_regs(&regs).reading(pid, "registers")?;
         }
-        let frozen = FrozenThread { tid, stopped: Some(thread), regs };
-        if let Some(process) = processes.iter_mut().find(|p| p.pid == pid) {
-            process.threads.push(frozen);
-        } else {
-            let memory = Forced::open(pid).reading(pid, "memory")?;
-            let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
-            processes.push(FrozenProcess { pid, parent, threads: vec![frozen], memory, job_stop });
-        }
+        process.threads.push(FrozenThread { tid, stopped: Some(thread), regs });
     }
-    for process in &mut processes {
+    let processes = &mut tree.processes;
+    for process in processes.iter_mut() {
         process.threads.sort_by_key(|t| (t.tid != process.pid, t.tid));
     }
     let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
     processes.sort_by_key(|p| order(p.pid));
-    if processes.is_empty() { Err(Refusal::Ended) } else { Ok(FrozenTree { processes, since }) }
+    if processes.is_empty() { Err(Refusal::Ended) } else { Ok(tree) }
+}
+
+/// What is left of `wait`, nanoseconds, if the stop ended that very wait: it was the thread's last context switch but
+/// the one into the stop.
+fn left(pid: Pid, tid: Pid, regs: &Regs, wait: &Wait) -> Option<u64> {
+    let switches = ProcDir::thread(pid, tid)
+        .status()
+        .ok()?
+        .decimal("voluntary_ctxt_switches")
+        .ok()?
+        .checked_sub(wait.switches)?;
+    if switches > 1 || regs.orig_rax != wait.number {
+        return None;
+    }
+    let now = clock::now(libc::CLOCK_MONOTONIC)? - clock::own_offsets().ok()?.0;
+    Some(wait.expires.saturating_sub(u64::try_from(now).ok()?))
 }
 
 impl FrozenTree {
@@ -182,17 +273,24 @@ impl FrozenTree {
     }
 
     /// Lets everything run on; returns how long it stood still.
-    pub fn thaw(self) -> Duration {
-        let since = self.since;
+    pub fn thaw(mut self) -> Duration {
+        self.let_go();
+        self.since.elapsed()
+    }
+
+    fn let_go(&mut self) {
         // Children before parents, as they were born: a vfork parent waits for its child anyway.
-        for process in self.processes.into_iter().rev() {
-            for thread in process.threads {
-                if let Some(stopped) = thread.stopped {
-                    // ESRCH: it was killed meanwhile, which is its right.
-                    let _ = stopped.detach();
-                }
+        for process in self.processes.drain(..).rev() {
+            for stopped in process.threads.into_iter().filter_map(|t| t.stopped) {
+                // ESRCH: it was killed meanwhile, which is its right.
+                let _ = stopped.detach();
             }
         }
-        since.elapsed()
+    }
+}
+
+impl Drop for FrozenTree {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }

@@ -1,47 +1,146 @@
-//! The EINTR rule: some system calls return EINTR when a thread is merely stopped and run on, which no
-//! undisturbed run sees (signal(7), "Interruption of system calls … by stop signals"). They are issued again.
+//! The EINTR rule: some system calls fail with EINTR when their thread is merely stopped and runs on (signal(7),
+//! "Interruption of system calls and library functions by stop signals"), which no undisturbed run sees.
+//!
+//! Most calls need nothing: the kernel gives them ERESTARTSYS, ERESTARTNOHAND or a restart block and issues them
+//! again by itself. Those in [`interrupted_by_stops`] return EINTR as their final result. It is replaced by
+//! ERESTARTNOHAND, at the stop where the kernel has yet to look at it: no handler to run ⇒ the call is issued again;
+//! a handler ⇒ EINTR, which is what such a signal does to the call anyway. So a signal that comes while the
+//! program stands still is answered as if it had not stood still.
+//!
+//! **The time that is left.** Issued again, a call would begin its timeout anew, and with checkpoints more often than
+//! the timeout never end. When it ends is known to the kernel alone, and only while the thread waits: the timer
+//! lies on the thread's kernel stack. So before the stop an iterator reads the stacks of threads in such waits
+//! ([`crate::sys::bpf::WaitDecoder`]); after it the count of context switches tells whether the thread was still in the
+//! same wait. The timeout is then set to the rest: where it is a number, in its register; where it is a timespec,
+//! in a copy below the stack's red zone, which the kernel reads as the call begins and nobody afterwards (the
+//! program's own timespec may be constant, or shared). Without BPF, and for timeouts that sockets keep (SO_RCVTIMEO,
+//! SO_SNDTIMEO), the call begins anew with the full time.
 
-use crate::sys::regs::Regs;
+use crate::sys::mem::Forced;
+use crate::sys::regs::{ERESTARTNOHAND, Regs};
+use crate::task::hidden::RED_ZONE;
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::io;
 
-/// Calls that fail with EINTR on a stop without any signal (signal(7); measured for epoll_wait).
-const INTERRUPTED_BY_STOPS: [i64; 11] = [
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_semop,
-    libc::SYS_semtimedop,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_msgrcv,
-    libc::SYS_msgsnd,
-    libc::SYS_io_getevents,
-    libc::SYS_recvmmsg,
-    libc::SYS_pause,
-];
+/// A wait that went on when it was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// The system call.
+    pub number: u64,
+    /// Voluntary context switches of the thread, the one into this wait counted.
+    pub switches: u64,
+    /// When it ends on the host's CLOCK_MONOTONIC, nanoseconds.
+    pub expires: u64,
+}
 
-/// Sets the registers back to before the call if the stop made it fail. Only for threads that stand at a
+/// The waits of a tree's threads shortly before it is stopped.
+pub type Waits = HashMap<Pid, Wait>;
+
+/// Whether call `number` returns EINTR when its thread is stopped without a signal. Reads and writes do so on
+/// sockets with a timeout (sock_intr_errno() of include/net/sock.h), and have then transferred nothing.
+fn interrupted_by_stops(number: i64) -> bool {
+    matches!(
+        number,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_io_getevents
+            | libc::SYS_io_uring_enter
+            | libc::SYS_read
+            | libc::SYS_readv
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_recvmmsg
+            | libc::SYS_write
+            | libc::SYS_writev
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_connect
+    )
+}
+
+/// Has the kernel issue the call again if the stop made it fail. Only for threads that stand at a
 /// PTRACE_EVENT_STOP to which no signal was delivered: a handler's frame would have changed rip and orig_rax.
 pub fn rewind(regs: &mut Regs) -> bool {
-    let number = regs.orig_rax as i64;
-    if regs.rax as i64 != -i64::from(libc::EINTR) || !INTERRUPTED_BY_STOPS.contains(&number) {
+    if regs.rax as i64 != -i64::from(libc::EINTR) || !interrupted_by_stops(regs.orig_rax as i64) {
         return false;
     }
-    regs.rax = regs.orig_rax;
-    regs.orig_rax = u64::MAX;
-    regs.rip -= 2;
+    regs.rax = -ERESTARTNOHAND as u64;
     true
+}
+
+/// Gives a rewound call `left` nanoseconds instead of its own timeout.
+pub fn shorten(regs: &mut Regs, left: u64, memory: &Forced) -> io::Result<()> {
+    let by_timespec: fn(&mut Regs) -> &mut u64 = match regs.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
+            regs.r10 = left.div_ceil(1_000_000).min(i32::MAX as u64);
+            return Ok(());
+        }
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => |r| &mut r.r10,
+        libc::SYS_rt_sigtimedwait => |r| &mut r.rdx,
+        libc::SYS_io_getevents => |r| &mut r.r8,
+        _ => return Ok(()),
+    };
+    let mut timespec = [0; 16];
+    timespec[..8].copy_from_slice(&(left / 1_000_000_000).to_le_bytes());
+    timespec[8..].copy_from_slice(&(left % 1_000_000_000).to_le_bytes());
+    let at = (regs.rsp - RED_ZONE - timespec.len() as u64) & !15;
+    memory.write(at, &timespec)?;
+    *by_timespec(regs) = at;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn stopped_in(number: i64, result: i64) -> Regs {
+        let mut regs = crate::sys::regs::from_words(&[0; 27]);
+        (regs.rip, regs.rax, regs.orig_rax) = (102, result as u64, number as u64);
+        regs
+    }
+
     #[test]
     fn only_the_listed_calls_are_issued_again() {
-        let mut regs = crate::sys::regs::from_words(&[0; 27]);
-        (regs.rip, regs.rax, regs.orig_rax) = (102, -4i64 as u64, libc::SYS_epoll_wait as u64);
+        let mut regs = stopped_in(libc::SYS_epoll_wait, -4);
         assert!(rewind(&mut regs));
-        assert_eq!((regs.rip, regs.rax, regs.orig_rax as i64), (100, libc::SYS_epoll_wait as u64, -1));
-        (regs.rip, regs.rax, regs.orig_rax) = (102, -4i64 as u64, libc::SYS_read as u64);
-        assert!(!rewind(&mut regs));
+        assert_eq!((regs.rip, regs.rax as i64, regs.orig_rax as i64), (102, -514, libc::SYS_epoll_wait));
+        for (number, result) in
+            [(libc::SYS_close, -4), (libc::SYS_pause, -514), (libc::SYS_epoll_wait, 1), (-1, -4)]
+        {
+            let mut regs = stopped_in(number, result);
+            assert!(!rewind(&mut regs), "{number} {result}");
+            assert_eq!(regs, stopped_in(number, result));
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_rounded_up() {
+        let memory = Forced::open(Pid::this()).unwrap();
+        let mut regs = stopped_in(libc::SYS_epoll_wait, -514);
+        shorten(&mut regs, 1_000_001, &memory).unwrap();
+        assert_eq!(regs.r10, 2);
+        shorten(&mut regs, u64::MAX, &memory).unwrap();
+        assert_eq!(regs.r10, i32::MAX as u64);
+    }
+
+    #[test]
+    fn a_timespec_is_replaced_by_a_copy_below_the_red_zone() {
+        let stack = [0u64; 64];
+        let memory = Forced::open(Pid::this()).unwrap();
+        let mut regs = stopped_in(libc::SYS_rt_sigtimedwait, -514);
+        regs.rsp = stack.as_ptr_range().end as u64;
+        shorten(&mut regs, 3_000_000_007, &memory).unwrap();
+        assert!(regs.rdx + 16 <= regs.rsp - RED_ZONE && regs.rdx >= stack.as_ptr() as u64);
+        let mut copy = [[0; 8]; 2];
+        memory.read(regs.rdx, copy.as_flattened_mut()).unwrap();
+        assert_eq!(copy.map(u64::from_le_bytes), [3, 7]);
     }
 }

@@ -2,6 +2,30 @@
 
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::sync::OnceLock;
+
+/// Children that this process had before it started a program, with their start times: a shell that ran
+/// `exec > >(tee log)` and then `exec ckptbpf …` leaves one. They are no part of the job, and outlast it.
+static STRANGERS: OnceLock<Vec<(Pid, u64)>> = OnceLock::new();
+
+/// Notes the children that are there before the job has any; the first call counts.
+pub fn note_strangers() {
+    STRANGERS.get_or_init(|| {
+        let known = |pid: Pid| Some((pid, ProcDir::process(pid).stat().ok()?.start_time()));
+        children_of(Pid::this()).into_iter().filter_map(known).collect()
+    });
+}
+
+/// Whether strangers, and nobody else, are left of this process's children.
+pub fn only_strangers_left() -> bool {
+    let any = STRANGERS.get().is_some_and(|strangers| !strangers.is_empty());
+    any && children_of(Pid::this()).into_iter().all(is_stranger)
+}
+
+fn is_stranger(pid: Pid) -> bool {
+    let mut strangers = STRANGERS.get().into_iter().flatten().filter(|one| one.0 == pid);
+    strangers.any(|one| ProcDir::process(pid).stat().is_ok_and(|stat| stat.start_time() == one.1))
+}
 
 /// (process, parent) pairs, parents before children, ended processes (zombies) left out.
 ///
@@ -10,7 +34,12 @@ pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = Pid::this();
     let mut queue = vec![(root, parent_of(root).unwrap_or(own))];
-    queue.extend(children_of(own).into_iter().filter(|&c| c != root && is_adopted(c)).map(|c| (c, own)));
+    queue.extend(
+        children_of(own)
+            .into_iter()
+            .filter(|&c| c != root && is_adopted(c) && !is_stranger(c))
+            .map(|c| (c, own)),
+    );
     let mut at = 0;
     while at < queue.len() {
         let (pid, parent) = queue[at];

@@ -92,6 +92,13 @@ impl PageMap {
         &self.runs
     }
 
+    /// The whole run that holds `page`.
+    #[must_use]
+    pub fn run_at(&self, page: u64) -> Option<Run> {
+        let at = self.runs.partition_point(|run| run.pages().end <= page);
+        self.runs.get(at).filter(|run| run.first_page <= page).copied()
+    }
+
     /// The source of one page.
     #[must_use]
     pub fn get(&self, page: u64) -> Option<Source> {

@@ -4,18 +4,24 @@
 use super::checkpoint::{After, Checkpointer};
 use super::control::CheckpointDone;
 use super::directory::{JobDir, resolve_here};
-use super::ended::Ended;
+use super::ended::{self, Ended};
 use super::identity::{Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
 use super::options::{AttachOptions, CheckpointOptions, JobOptions};
+use super::process::ProcessId;
 use super::record::RecordedOptions;
+use super::registry::{self, Target};
 use super::retention::KEEP;
+use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::tracer;
+use crate::freeze::tree;
 use crate::sys::pidfd;
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
+use crate::track::backend::Backend;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -35,6 +41,7 @@ struct Found {
 
 /// Supervises a program that runs.
 pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
+    tree::note_strangers();
     let found = find(options.pid, &options.job)?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let pidfd = pidfd::open(found.root).context("the program is gone")?;
@@ -58,18 +65,22 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
     let found = find(options.pid, &job)?;
     let lease = found.claimed.lease;
+    let program = ProcessId::of(options.pid).context("the program is gone")?;
+    lease.started(program, None)?;
     let record = lease.record();
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
     let mut checkpointer = Checkpointer {
         root: found.root,
         lease: lease.clone(),
         codec: start::codec(&record.options),
-        track: false,
+        backend: Backend::Full,
         keep: record.options.keep.unwrap_or(KEEP),
         events: None,
         program: record.argv.first().cloned().unwrap_or_default(),
         parent: None,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: Kernel::default(),
+        ring_bytes: None,
         seen: HashSet::new(),
     };
     let (tracer, tasks) = tracer::channel()?;
@@ -80,7 +91,10 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         tasks.run_all();
     }
     let result = worker.join().map_err(|_| anyhow::anyhow!("the checkpoint thread failed"))?;
-    lease.end(super::ended::FAILED)?;
+    // While it runs, its directory says so: nobody restarts a second one, and it can be attached to.
+    if options.kill && result.is_ok() {
+        lease.end(ended::CHECKPOINTED)?;
+    }
     Ok(result?)
 }
 
@@ -101,7 +115,12 @@ fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
         }
         _ => caller,
     };
-    let path = resolve_here(job.dir.as_deref(), Path::new(&program).as_os_str());
+    // A supervisor that was killed has left word of where it wrote.
+    let known = || registry::find(&registry::live(&RuntimeDir::visible()), &Target::Pid(pid));
+    let path = match (&job.dir, known().filter(|live| live.entry.program.pid == pid)) {
+        (None, Some(live)) => live.entry.dir,
+        _ => resolve_here(job.dir.as_deref(), Path::new(&program).as_os_str()),
+    };
     let job_dir = Arc::new(JobDir::create(&path, &identity.fs_ids())?);
     let previous = job_dir.read_record()?;
     let claim = Claim {

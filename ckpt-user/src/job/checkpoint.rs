@@ -15,15 +15,17 @@ use super::tracer::Tracer;
 use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::pages;
-use crate::memory::vma::{self, Vma};
+use crate::memory::runs::PageSet;
 use crate::object::Object;
+use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
 use crate::sys::mem::Forced;
-use crate::task::proc::ProcDir;
-use crate::track::arm;
+use crate::task::iterators::Kernel;
+use crate::track::backend::Backend;
 use crate::track::space::Space;
+use crate::track::{arm, direct, soft_dirty};
 use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
@@ -43,6 +45,8 @@ const WORKERS: usize = 2;
 pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Page(#[from] PagerError),
     #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error("{what}")]
@@ -64,7 +68,7 @@ pub struct Checkpointer {
     pub root: Pid,
     pub lease: Lease,
     pub codec: Codec,
-    pub track: bool,
+    pub backend: Backend,
     /// How many restartable generations stay.
     pub keep: usize,
     pub events: Option<EventLog>,
@@ -72,6 +76,9 @@ pub struct Checkpointer {
     /// The newest committed generation of this run, or the one it was restarted from.
     pub parent: Option<GenerationId>,
     pub tracked: Arc<Mutex<Tracked>>,
+    pub kernel: Kernel,
+    /// Test hook: size of the ring of lifecycle events, bytes.
+    pub ring_bytes: Option<u32>,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
 }
@@ -87,7 +94,28 @@ impl Checkpointer {
     /// Makes one checkpoint. On an error everything dirty stays dirty, and the program runs on.
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
+        let result = self.make(tracer, after, begun);
+        let event = match &result {
+            Ok(done) => Event::named("checkpoint", begun.elapsed())
+                .count("id", done.id)
+                .count("pages", done.pages)
+                .count("bytes_stored", done.bytes_stored),
+            Err(error) => Event::named("error", begun.elapsed()).text("why", told(error)),
+        };
+        self.event(&event);
+        result
+    }
+
+    fn make(
+        &mut self,
+        tracer: &Tracer,
+        after: After,
+        begun: Instant,
+    ) -> Result<CheckpointDone, CheckpointError> {
+        self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
+        let pager = self.tracked().pager.clone();
+        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
         let not_owner = |e| CheckpointError::Io {
             what: "cannot act as the directory's owner",
@@ -96,16 +124,16 @@ impl Checkpointer {
         let _as_owner = dir.assume().map_err(not_owner)?;
         let path = dir.proc_path();
         let id = image::next_id(&path)?;
-        let is_full = self.tracked().spaces.iter().all(|s| !s.is_saved());
+        let is_full = self.backend == Backend::Full || self.tracked().spaces.iter().all(|s| !s.is_saved());
         let parent = self.parent.filter(|_| !is_full);
         if parent.is_none() {
-            self.tracked().objects.forget();
+            self.tracked().begin_full();
         }
         let features = Vec::new();
         let job = job_bytes(&self.lease.record().job);
         let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };
         let mut writer = GenerationWriter::create(&path, header, self.codec, WORKERS)?;
-        self.rounds(&mut writer)?;
+        self.rounds(tracer, &mut writer)?;
         self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0));
         let mut frozen = self.freeze(tracer, after, &mut writer)?;
         let held = frozen.held.take();
@@ -176,11 +204,15 @@ impl Checkpointer {
             tracked.spaces.iter().filter(lasting).map(|s| s.pid).collect()
         };
         self.seen = members.into_iter().collect();
-        if !self.track || wanted.is_empty() {
+        if self.backend == Backend::SoftDirty {
+            self.tracked().spaces.iter_mut().for_each(|s| s.soft_dirty = true);
+        }
+        if self.backend != Backend::PagemapScan || wanted.is_empty() {
             return Ok(());
         }
-        let root = self.root;
-        let armed = tracer.run(move || arm::arm(root, &wanted)).ok_or(CheckpointError::NoTracer)??;
+        let (root, kernel) = (self.root, self.kernel.clone());
+        let armed =
+            tracer.run(move || arm::arm(root, &wanted, &kernel)).ok_or(CheckpointError::NoTracer)??;
         let mut tracked = self.tracked();
         for (pid, uffd) in armed {
             match (uffd, tracked.spaces.iter_mut().find(|s| s.pid == pid)) {
@@ -193,34 +225,57 @@ impl Checkpointer {
     }
 
     /// Copies beside the running program until little is left.
-    fn rounds(&mut self, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
+    fn rounds(&mut self, tracer: &Tracer, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
         let mut buffer = Vec::new();
-        let mut tracked = self.tracked();
         for round in 0..ROUNDS {
-            let mut found = 0;
-            for space in tracked.spaces.iter_mut().filter(|s| s.uffd.is_some()) {
-                // A process that ends or executes another program meanwhile is seen by the freeze.
-                let Ok(mappings) = running_mappings(space.pid) else { continue };
-                space.register(&mappings);
-                let Ok(set) = space.round(&mappings, round == 0) else { continue };
-                let Ok(forced) = Forced::open(space.pid) else { continue };
-                found += set.len();
+            let found = self.round(tracer, round == 0)?;
+            let mut tracked = self.tracked();
+            for (index, set) in &found {
+                let space = &mut tracked.spaces[*index];
                 let mut written = Ok(());
-                let copied = pages::copy(space.pid, &forced, &set, &mut buffer, &mut |page, bytes| {
-                    written = writer.put_pages(space.id, page, bytes);
-                    if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                let copied = Forced::open(space.pid).and_then(|forced| {
+                    pages::copy(space.pid, &forced, set, &mut buffer, &mut |page, bytes| {
+                        written = writer.put_pages(space.id, page, bytes);
+                        if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                    })
                 });
                 written?;
-                if copied.is_err() {
+                match copied {
+                    Ok(unreadable) => space.missed(unreadable),
                     // On its way out, or another program by now: the freeze copies all that is dirty again.
-                    space.begin();
+                    Err(_) => space.again(),
                 }
             }
-            if found < SMALL {
+            if found.iter().map(|(_, set)| set.len()).sum::<u64>() < SMALL {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// One look at every tracked space: which pages (of which space, by index) are to be copied.
+    fn round(&self, tracer: &Tracer, first: bool) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
+        if self.backend == Backend::SoftDirty {
+            let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
+            let round = move || {
+                let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+                soft_dirty::round(root, &mut tracked.spaces, first, &kernel)
+            };
+            return Ok(tracer.run(round).ok_or(CheckpointError::NoTracer)??);
+        }
+        let mut tracked = self.tracked();
+        let mut found = Vec::new();
+        let mut direct = false;
+        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
+            // A process that ends or executes another program meanwhile is seen by the freeze.
+            let Ok(mappings) = space.mappings() else { continue };
+            space.register(&mappings);
+            let Ok(set) = space.round(&mappings, first) else { continue };
+            direct |= direct::reads(space.pid);
+            found.push((index, set));
+        }
+        tracked.direct |= direct;
+        Ok(found)
     }
 
     /// Has the tracer freeze the tree; writes what overflows while it is at it.
@@ -231,9 +286,9 @@ impl Checkpointer {
         writer: &mut GenerationWriter,
     ) -> Result<Frozen, CheckpointError> {
         let (sender, messages) = mpsc::sync_channel(64);
-        let (root, tracked) = (self.root, self.tracked.clone());
+        let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
         tracer
-            .post(move || in_freeze::run(root, after, &tracked, &sender))
+            .post(move || in_freeze::run(root, after, &tracked, &kernel, &sender))
             .ok_or(CheckpointError::NoTracer)?;
         let mut written = Ok(());
         loop {
@@ -282,10 +337,17 @@ impl Checkpointer {
             ..Summary::default()
         };
         let id = making.id.0;
-        let frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
+        let mut frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
             .count("id", id)
             .count("pages", frozen.pages)
             .count("injected", frozen.injected);
+        if let Some(seen) = self.kernel.lifecycle() {
+            frozen_event = frozen_event
+                .count("forks", seen.forks)
+                .count("execs", seen.execs)
+                .count("exits", seen.exits)
+                .count("lost", seen.lost);
+        }
         self.event(&frozen_event);
         self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
         let commit = Instant::now();
@@ -309,14 +371,10 @@ impl Checkpointer {
     }
 }
 
-/// The mappings of a running process, as far as dirty tracking needs to know them.
-fn running_mappings(pid: Pid) -> io::Result<Vec<Vma>> {
-    let raws = vma::parse(&ProcDir::process(pid).text("maps")?)?;
-    Ok(raws
-        .iter()
-        .filter(|r| !r.is_shared() && crate::memory::vdso::kind(&r.name).is_none())
-        .map(vma::Raw::to_private)
-        .collect())
+/// An error with its causes, in a line.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
 }
 
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.

@@ -9,14 +9,20 @@ use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::Vma;
+use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd;
+use crate::task::iterators::Kernel;
+use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
+use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The tracker's state of a whole job.
@@ -24,10 +30,14 @@ use std::time::Duration;
 pub struct Tracked {
     pub spaces: Vec<Space>,
     pub objects: Objects,
+    /// A process had a descriptor of O_DIRECT open during a round of this checkpoint.
+    pub direct: bool,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
+    /// While the pages of a lazy restart arrive, and until the hand-over.
+    pub pager: Option<Arc<Pager>>,
 }
 
 /// What the freeze brought out.
@@ -61,13 +71,22 @@ impl Tracked {
     /// A checkpoint begins.
     pub fn begin(&mut self) {
         self.spaces.iter_mut().for_each(Space::begin);
+        self.objects.begin();
+        self.direct = false;
+    }
+
+    /// The generation being made has no parent: it holds everything.
+    pub fn begin_full(&mut self) {
+        self.spaces.iter_mut().for_each(Space::forget);
+        self.objects.forget();
     }
 
     /// Drops spaces whose process or program is gone; gives each new member one.
     pub fn renew(&mut self, members: &[Pid]) {
-        self.spaces.retain_mut(|s| members.contains(&s.pid) && s.is_current());
+        self.spaces.retain(|s| members.contains(&s.pid) && s.is_current());
         for &pid in members {
-            if self.spaces.iter().all(|s| s.pid != pid) {
+            // The child of a vfork is in its parent's memory until it executes a program of its own.
+            if self.spaces.iter().all(|s| s.pid != pid) && !shares_memory_with_parent(pid) {
                 let id = self.next();
                 // It may have ended since: then the freeze does not meet it either.
                 self.spaces.extend(Space::new(id, pid));
@@ -75,19 +94,47 @@ impl Tracked {
         }
     }
 
+    /// In a freeze: what is still on its way to each process.
+    fn arriving(&self) -> Result<HashMap<Pid, Arriving>, Refusal> {
+        let Some(pager) = &self.pager else { return Ok(HashMap::new()) };
+        let arriving = pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))?;
+        Ok(arriving.into_iter().collect())
+    }
+
+    /// In a freeze, when everything has arrived: tracking goes on without the pager.
+    pub fn hand_over(&mut self, tree: &FrozenTree) -> Result<(), Refusal> {
+        let mut arriving = self.arriving()?;
+        for process in &tree.processes {
+            let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
+            space.moved(&arriving.remove(&process.pid).unwrap_or_default().moved);
+            let mappings = space.mappings().reading(process.pid, "its mappings")?;
+            space.hand_over(&mappings);
+        }
+        if let Some(pager) = self.pager.take() {
+            pager.stop();
+        }
+        Ok(())
+    }
+
     /// A generation with everything scanned is durable.
     pub fn committed(&mut self) {
         for space in &mut self.spaces {
-            space.committed(&PageSet::new());
+            space.committed();
         }
         self.objects.committed();
     }
 }
 
+fn shares_memory_with_parent(pid: Pid) -> bool {
+    let parent = ProcDir::process(pid).stat().map(|s| s.parent());
+    let order = parent.and_then(|parent| pidfd::compare(pid, parent, pidfd::Kind::Vm, 0, 0));
+    order.is_ok_and(|order| order == Ordering::Equal)
+}
+
 /// Freezes the tree below `root`, captures it, thaws it (or holds it), and reports.
-pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, to: &SyncSender<Message>) {
+pub fn run(root: Pid, after: After, tracked: &Mutex<Tracked>, kernel: &Kernel, to: &SyncSender<Message>) {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = frozen(root, after, &mut tracked, to);
+    let done = frozen(root, after, &mut tracked, kernel, to);
     // Nobody there: the writer's thread has failed and said so.
     let _ = to.send(Message::Done(Box::new(done)));
 }
@@ -96,11 +143,12 @@ fn frozen(
     root: Pid,
     after: After,
     tracked: &mut Tracked,
+    kernel: &Kernel,
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
-    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
-    let mut frozen = match inside(&mut tree, tracked, &mut residue) {
+    let mut tree = freeze::freeze(root, kernel)?;
+    let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
             tree.thaw();
@@ -119,30 +167,54 @@ fn frozen(
     Ok(frozen)
 }
 
-fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -> Result<Frozen, Refusal> {
+fn inside(
+    tree: &mut FrozenTree,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    kernel: &Kernel,
+) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(tree, tracked.standards_of.unwrap_or_else(Pid::this))?;
+    let captured = capture::capture(
+        tree,
+        tracked.standards_of.unwrap_or_else(Pid::this),
+        &kernel.read(&members),
+        tracked.pager.is_some(),
+    )?;
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
-    if image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
-        tracked.begin();
+    if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
+        tracked.spaces.iter_mut().for_each(Space::again);
     }
+    // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
+    let mut arriving = tracked.arriving()?;
     let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let pid = process.pid;
         let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
-        let space = space.ok_or_else(|| Refusal::NotStopped(format!("process {pid} has just begun")))?;
+        let space = space.ok_or_else(|| {
+            Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
+        })?;
         record.space = space.id.0;
-        space.register(&record.mappings);
+        let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
+        space.moved(&moved);
+        watched_by_us(space, &mut record.mappings)?;
         let begun = space.has_begun();
         let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
-        pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
+        let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
             residue.push(space.id, page, bytes)
         })
         .reading(pid, "its memory")?;
-        gone.push((space.id, space.gone(&record.mappings, &PageSet::new())));
+        if let Some(run) = unreadable.runs().first() {
+            let what = format!("has a page at {:x} that cannot be read", run.start * 4096);
+            return Err(Refusal::unsupported(
+                pid,
+                what,
+                "guard pages (MADV_GUARD_INSTALL) cannot be saved yet",
+            ));
+        }
+        gone.push((space.id, space.gone(&record.mappings, &unfilled)));
         live.push((space.id, private_ranges(&record.mappings)));
     }
     for index in 0..image.objects.len() {
@@ -162,6 +234,21 @@ fn inside(tree: &mut FrozenTree, tracked: &mut Tracked, residue: &mut Residue) -
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
+}
+
+/// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the
+/// flag `uw`, which says nothing that a restart needs.
+fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
+    let tracked = space.uffd.is_some();
+    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && v.is_private_memory());
+    let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
+    if let Some(vma) = foreign {
+        let what = format!("has the mapping {:x}-{:x}", vma.start, vma.end);
+        let reason = "it is watched by the program's own userfaultfd, which cannot be saved yet";
+        return Err(Refusal::unsupported(space.pid, what, reason));
+    }
+    mappings.iter_mut().for_each(|v| v.flags.retain(|flag| flag != "uw"));
+    Ok(())
 }
 
 fn shared_object(

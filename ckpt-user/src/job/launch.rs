@@ -9,6 +9,7 @@ use super::options::LaunchOptions;
 use super::record::{JobRecord, RecordedOptions};
 use super::signals::Signals;
 use super::start::{self, Start};
+use crate::freeze::tree;
 use crate::sys::clone;
 use crate::sys::spawn::{RunAs, spawn};
 use anyhow::Context;
@@ -29,6 +30,7 @@ pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
     };
     let claimed = Lease::claim(&dir, claim)?;
     claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let run_as = identity.changed.then(|| RunAs {

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod in_freeze;
 pub mod interval;
 pub mod launch;
+mod lazy;
 pub mod lease;
 pub mod options;
 pub mod process;

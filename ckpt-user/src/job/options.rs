@@ -1,5 +1,6 @@
 //! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
 
+use crate::track::backend::Backend;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,17 +14,6 @@ pub enum Codec {
     Lz4,
     /// Raw.
     None,
-}
-
-/// How dirty pages are found. Chosen by trying; forced only by a hidden option, so that tests reach each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrackBackend {
-    /// The PAGEMAP_SCAN ioctl with asynchronous write protection (Linux 6.7).
-    PagemapScan,
-    /// The soft-dirty bit of /proc/PID/pagemap.
-    SoftDirty,
-    /// No tracking: each checkpoint is a full one.
-    Full,
 }
 
 /// What a restart does about files that changed since the checkpoint.
@@ -60,7 +50,7 @@ pub struct JobOptions {
     /// Test hook: do without eBPF.
     pub no_bpf: bool,
     /// Test hook: this way of finding dirty pages and no other.
-    pub track: Option<TrackBackend>,
+    pub track: Option<Backend>,
     /// Test hook: size of the event ring in bytes.
     pub ring_bytes: Option<u32>,
 }
@@ -119,8 +109,8 @@ pub struct RestartOptions {
     pub json: bool,
     /// A job directory or one generation's file.
     pub source: PathBuf,
-    /// Test hook: hold the background fill of a lazy restart.
-    pub hold_fill: bool,
+    /// Test hook: hold the background fill of a lazy restart while this file exists.
+    pub hold_fill: Option<PathBuf>,
 }
 
 /// `ckptbpf attach`.

@@ -2,6 +2,7 @@
 
 use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
+use super::events::{Event, EventLog};
 use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
@@ -10,15 +11,19 @@ use super::options::{FilesPolicy, RestartOptions};
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
+use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::memory::shared::Restored;
+use crate::page::{Pager, Plan};
+use crate::rebuild::fill::Watch;
 use crate::rebuild::{self, Mode};
 use crate::record::Image;
 use crate::sys::clone;
+use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
-use crate::track::space::Space;
+use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
 use prost::Message;
 use std::path::{Path, PathBuf};
@@ -53,13 +58,20 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    tree::note_strangers();
+    // Before we become what orphans are given to: it is to be none of ours.
+    let mode = match options.lazy {
+        true => Mode::Lazy(Plan {
+            guardian: Guardian::start().context("cannot start the guardian of a lazy restart")?,
+            hold: options.hold_fill.clone(),
+            inherits: target.same_directory,
+        }),
+        false => Mode::Eager,
+    };
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
-    if options.lazy {
-        log::warn!("this build restarts eagerly");
-    }
-    let rebuilt = rebuild::rebuild(&image, &chain, Mode::Eager, &owner)?;
-    let (root, parent) = (rebuilt.root, newest.header().id);
+    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
+    let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
     let mut shared = rebuilt.shared;
@@ -71,16 +83,20 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     running();
+    note(target.lease.dir(), parent, begun);
     if options.json {
+        let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
             "resume_us": begun.elapsed().as_micros() as u64,
-            "mode": "eager",
-            "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>(),
-            "pages_lazy": 0,
+            "mode": if pager.is_some() { "lazy" } else { "eager" },
+            "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>() - lazy,
+            "pages_lazy": lazy,
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked, shared, target.same_directory);
+    let tracked = tracker(&image, tracked, shared, target.same_directory, pager);
+    // The locks of its generations go with it; a pager has its own until it is done.
+    drop(chain);
     start::supervise(Start {
         options: &options.job,
         identity: identity_of(&owner, caller),
@@ -92,6 +108,14 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         tracked,
         attached: None,
     })
+}
+
+/// The restart's line in events.jsonl.
+fn note(dir: &Arc<JobDir>, from: GenerationId, begun: Instant) {
+    let event = Event::named("restart", begun.elapsed()).count("id", from.0);
+    if let Err(error) = EventLog::open(dir).and_then(|mut log| log.write(&event)) {
+        log::warn!("{error}");
+    }
 }
 
 /// Where new checkpoints go.
@@ -185,8 +209,9 @@ fn tracker(
     restored: Vec<rebuild::Tracked>,
     shared: Vec<Restored>,
     same_directory: bool,
+    pager: Option<Arc<Pager>>,
 ) -> Tracked {
-    let mut tracked = Tracked::default();
+    let mut tracked = Tracked { pager, ..Tracked::default() };
     for object in shared {
         // Of an object that is not known the next checkpoint holds everything.
         if let Ok(identity) = object.identity() {
@@ -194,9 +219,11 @@ fn tracker(
         }
     }
     for one in restored {
-        let saved = same_directory.then_some(one.saved);
+        let Watch { uffd, successor } = one.watch;
+        let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });
+        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), held);
         // A process that has ended by now needs no tracking.
-        tracked.spaces.extend(Space::restored(SpaceId(one.space), one.pid, one.uffd, saved));
+        tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }
     let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);

@@ -7,8 +7,9 @@ use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
 use super::in_freeze::Tracked;
+use super::lazy::Lazy;
 use super::lease::Lease;
-use super::options::{Codec, JobOptions, TrackBackend};
+use super::options::{Codec, JobOptions};
 use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::registry::{Entry, Registration};
@@ -18,6 +19,8 @@ use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
+use crate::task::iterators::Kernel;
+use crate::track::backend::{self, Backend};
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -42,7 +45,7 @@ pub struct Start<'a> {
 
 /// Supervises it to its end.
 pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
-    let Start { options, identity, lease, path, root, mut signals, parent, tracked, attached } = start;
+    let Start { options, identity, lease, path, root, mut signals, parent, mut tracked, attached } = start;
     let record = lease.record();
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
@@ -66,19 +69,29 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             dir: &path,
         }));
     }
+    let backend = backend::choose(options.track);
+    if backend != Backend::PagemapScan && tracked.pager.is_none() {
+        // A restart comes with its pages write-protected.
+        tracked.spaces.iter_mut().for_each(|s| s.uffd = None);
+    }
+    let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
+    let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let checkpointer = Checkpointer {
         root,
         lease: lease.clone(),
         codec: codec(&record.options),
-        track: !matches!(options.track, Some(TrackBackend::Full | TrackBackend::SoftDirty)),
+        backend,
         keep: record.options.keep.unwrap_or(KEEP),
-        events: EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok(),
+        events: events(),
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
+        kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
     };
     let plan = Plan {
+        lazy,
         root,
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,
@@ -88,9 +101,9 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         attached,
     };
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
-    if let Err(error) = lease.end(ended.exit_status()) {
-        log::warn!("{error}");
-    }
+    // A program that was let go (attach) runs on, and its directory says so.
+    let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
+    over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
 }
 

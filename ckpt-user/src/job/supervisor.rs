@@ -12,6 +12,7 @@ use super::checkpoint::{After, CheckpointError, Checkpointer};
 use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, ReplyTo, Request};
 use super::ended::Ended;
 use super::interval::Schedule;
+use super::lazy::Lazy;
 use super::options::{Cause, ends_program};
 use super::signals::{Meaning, Signals};
 use super::terminal;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub exit_after_checkpoint: bool,
     pub checkpoint_signal: Option<i32>,
     pub control: Option<Control>,
+    /// While a lazy restart is not over.
+    pub lazy: Option<Lazy>,
     /// As a person would type it.
     pub dir: PathBuf,
     /// For a program that is not our child: readable once its first process has ended.
@@ -63,6 +66,8 @@ struct Supervisor {
     root_status: Option<Ended>,
     killed_by_us: bool,
     let_go: Option<i32>,
+    /// Stopped with the program, and continued since: the SIGCONT for that has not been read yet.
+    continued: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -93,6 +98,7 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         root_status: None,
         killed_by_us: false,
         let_go: None,
+        continued: false,
     };
     let ended = supervisor.run(signals)?;
     supervisor.say_end(ended);
@@ -117,6 +123,7 @@ impl Supervisor {
                 self.last_checkpoint();
                 return Ok(self.ended());
             }
+            self.lazy();
             self.start_if_due();
         }
     }
@@ -140,6 +147,8 @@ impl Supervisor {
         let now = self.began.elapsed();
         // Rounded up: waking early would only find nothing due.
         let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
+        let lazy = self.plan.lazy.as_ref().filter(|_| self.idle.is_some()).and_then(Lazy::wait);
+        let wait = [wait, lazy.map(|w| w.as_millis() + 1)].into_iter().flatten().min();
         let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
         let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
@@ -154,6 +163,9 @@ impl Supervisor {
         }
         if let Some(control) = &self.plan.control {
             fds.push(PollFd::new(control.wake_fd(), PollFlags::POLLIN));
+        }
+        if let Some(news) = self.plan.lazy.as_ref().and_then(Lazy::fd) {
+            fds.push(PollFd::new(news, PollFlags::POLLIN));
         }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -171,6 +183,9 @@ impl Supervisor {
                 // Attached ckptbpf is nobody's stand-in: it ends, the program goes on.
                 self.let_go = Some(signal);
             }
+            // `fg` continues the whole group: then the program has had it.
+            Meaning::Forward(libc::SIGCONT)
+                if std::mem::take(&mut self.continued) && !wait::is_stopped(self.plan.root) => {}
             Meaning::Forward(signal) => {
                 // It may have ended; real-time signals have no name in `Signal`.
                 wait::send(self.plan.root, signal);
@@ -200,7 +215,16 @@ impl Supervisor {
             failures: u64::from(self.schedule.failures()),
             last_error: self.last_error.clone(),
             busy: self.idle.is_none(),
-            pages_missing: None,
+            pages_missing: self.plan.lazy.as_ref().map(Lazy::missing),
+        }
+    }
+
+    /// A lazy restart that has come to its end is handed over between checkpoints.
+    fn lazy(&mut self) {
+        let Some(lazy) = &mut self.plan.lazy else { return };
+        lazy.look();
+        if let Some(checkpointer) = &self.idle {
+            lazy.hand_over(self.plan.root, &checkpointer.tracked, &checkpointer.kernel);
         }
     }
 
@@ -272,12 +296,12 @@ impl Supervisor {
                 // A thread that stopped for a freeze which had been given up by then.
                 Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
-                    // The shell that waits for us sees its job stopped, and continues both.
+                    // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
                     let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-                    wait::send(self.plan.root, libc::SIGCONT);
+                    self.continued = true;
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return false,
+                Ok(None) => return self.root_status.is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
         }

@@ -15,6 +15,8 @@ use std::path::Path;
 #[derive(Default)]
 pub struct Objects {
     pub found: Vec<SharedObject>,
+    /// The pager of a lazy restart serves missing pages: that a mapping is watched for them means nothing.
+    pub lazy: bool,
 }
 
 impl Objects {
@@ -40,7 +42,8 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     let name = || format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
     for flag in &raw.flags {
         // Pages of the vdso and its data are the kernel's own.
-        if let Some(reason) = vma::refused(flag).filter(|_| vdso::kind(&raw.name).is_none()) {
+        let ours = vdso::kind(&raw.name).is_some() || (objects.lazy && flag == "um");
+        if let Some(reason) = vma::refused(flag).filter(|_| !ours) {
             // Our own write-protection shows as `uw`, never as these.
             return Err(Refusal::unsupported(pid, name(), format!("it {reason}, which cannot be saved yet")));
         }
@@ -103,10 +106,11 @@ fn unnamed(target: &Path) -> Option<&'static str> {
     }
 }
 
-/// Flags that say something about the mapping itself, not about what the program may do with it.
+/// Flags that say something about the mapping itself, not about what the program may do with it; and `uw`, of
+/// which the tracker knows whether it is its own.
 fn is_kept(flag: &str) -> bool {
     // `ac`: counted as committed, which mprotect(2) decides once and which keeps neighbours apart.
-    ["gd", "nr", "lo", "ac"].contains(&flag) || vma::advice(flag).is_some()
+    ["uw", "gd", "nr", "lo", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
 /// The record of the file behind the magic link `link`.

@@ -1,7 +1,7 @@
 //! Which pages of an address space are saved, and copying them out.
 
 use super::runs::PageSet;
-use super::vma::Vma;
+use super::vma::{Kind, Vma};
 use crate::sys::mem::{self, Forced, Remote};
 use crate::sys::pagemap::{FILE, Filter, PFN_ZERO, PRESENT, Pagemap, SWAPPED, WP_ALLOWED, WRITTEN};
 use nix::unistd::Pid;
@@ -19,16 +19,18 @@ pub struct Scan {
     pub written: PageSet,
 }
 
-/// Walks the private mappings. With `protect`, what was reported is protected (clean) from then on.
+/// Pages of the process's own: there, and neither the file's nor the shared page of zeros. The rest is not
+/// protected either: it is not saved, and what is written later is another page, which was never protected.
+const OWN: Filter = Filter { all: FILE | PFN_ZERO, inverted: FILE | PFN_ZERO, any: PRESENT | SWAPPED };
+
+/// Walks the private mappings. With `protect`, what was reported is protected (clean) from then on, and mappings
+/// that are not registered are passed over.
 ///
 /// # Errors
 /// ENOMEM when the process has executed another program meanwhile.
 pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Result<Scan> {
-    let mut scan = Scan::default();
-    let filter = Filter { any: PRESENT | SWAPPED, ..Filter::default() };
     // Neighbours are walked together: one call for thousands of mappings.
-    let mut populated = Vec::new();
-    let mut written = Vec::new();
+    let (mut populated, mut written, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
     let mut i = 0;
     let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
     while i < private.len() {
@@ -39,39 +41,58 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
             end = private[i].end;
         }
         i += 1;
-        pagemap.scan(start, end, filter, protect, |region| {
-            let is_own = region.categories & FILE == 0 && region.categories & PFN_ZERO == 0;
-            if !is_own {
-                return;
-            }
+        pagemap.scan(start, end, OWN, protect, |region| {
             let pages = region.start / 4096..region.end / 4096;
-            populated.push(pages.clone());
             if region.categories & WRITTEN != 0 || region.categories & WP_ALLOWED == 0 {
-                written.push(pages);
+                written.push(pages.clone());
             }
+            if region.categories & SWAPPED != 0 {
+                swapped.push(pages.clone());
+            }
+            populated.push(pages);
         })?;
     }
-    scan.populated = populated.into_iter().collect();
-    scan.written = written.into_iter().collect();
+    let mut scan =
+        Scan { populated: populated.into_iter().collect(), written: written.into_iter().collect() };
+    let swapped: PageSet = swapped.into_iter().collect();
+    let of_file = private.iter().filter(|v| v.kind() == Kind::File).map(|v| v.pages()).collect();
+    look_again(pagemap, &mut scan, &swapped.intersection(&of_file), protect)?;
     Ok(scan)
 }
 
+/// In a private file mapping, what shows as swapped out may be only the mark that a protected page leaves behind
+/// when it is dropped (MADV_DONTNEED): the page is the file's again. Touching it tells.
+fn look_again(pagemap: &mut Pagemap, scan: &mut Scan, doubtful: &PageSet, protect: bool) -> io::Result<()> {
+    let mut own = Vec::new();
+    for run in doubtful.runs() {
+        run.clone().for_each(|page| pagemap.touch(page * 4096));
+        pagemap.scan(run.start * 4096, run.end * 4096, OWN, protect, |region| {
+            own.push(region.start / 4096..region.end / 4096);
+        })?;
+    }
+    let not_own = doubtful.difference(&own.into_iter().collect());
+    scan.populated = scan.populated.difference(&not_own);
+    scan.written = scan.written.difference(&not_own);
+    Ok(())
+}
+
 /// Copies the pages of `set` out of a process and hands them on in batches: first page number and bytes.
-/// PROT_NONE pages are read through /proc/PID/mem. Pages that vanish while the program runs are left out:
-/// their next scan tells.
+/// PROT_NONE pages are read through /proc/PID/mem. Pages that cannot be read are left out and returned: while the
+/// program runs they may have vanished, and the next scan tells.
 pub fn copy(
     pid: Pid,
     forced: &Forced,
     set: &PageSet,
     buffer: &mut Vec<u8>,
     each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<PageSet> {
     buffer.resize(BATCH, 0);
     let mut pending: Vec<Remote> = Vec::new();
     let mut bytes = 0;
-    let flush =
+    let mut unreadable = PageSet::new();
+    let mut flush =
         |pending: &mut Vec<Remote>, buffer: &mut [u8], each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>| {
-            copy_batch(pid, forced, pending, buffer, each)?;
+            copy_batch(pid, forced, pending, buffer, each, &mut unreadable)?;
             pending.clear();
             io::Result::Ok(())
         };
@@ -89,7 +110,8 @@ pub fn copy(
             }
         }
     }
-    flush(&mut pending, buffer, each)
+    flush(&mut pending, buffer, each)?;
+    Ok(unreadable)
 }
 
 fn copy_batch(
@@ -98,6 +120,7 @@ fn copy_batch(
     ranges: &[Remote],
     buffer: &mut [u8],
     each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    unreadable: &mut PageSet,
 ) -> io::Result<()> {
     if ranges.is_empty() {
         return Ok(());
@@ -120,6 +143,8 @@ fn copy_batch(
             let address = range.address + i as u64 * 4096;
             if mem::read(pid, address, page).is_ok() || forced.read(address, page).is_ok() {
                 each(address / 4096, page)?;
+            } else {
+                unreadable.insert(address / 4096..address / 4096 + 1);
             }
         }
     }

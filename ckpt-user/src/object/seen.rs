@@ -4,6 +4,7 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::cmp::Ordering;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -48,7 +49,20 @@ impl Seen {
     /// The refusal of a checkpoint because of this descriptor.
     pub fn refuse(&self, reason: &str) -> Refusal {
         let what = format!("has descriptor {} ({})", self.number, self.target.display());
-        Refusal::unsupported(self.pid, what, reason)
+        Refusal::unsupported(self.pid, what, format!("{reason}{}", self.inherited()))
+    }
+
+    /// What to do about a descriptor that ckptbpf has too: it came from whoever started ckptbpf.
+    fn inherited(&self) -> String {
+        let number = self.number;
+        let ours = pidfd::compare(Pid::this(), self.pid, pidfd::Kind::File, number, number);
+        if !ours.is_ok_and(|order| order == Ordering::Equal) {
+            return String::new();
+        }
+        format!(
+            "; it was inherited from whoever started ckptbpf (a build tool, an editor, a script): start ckptbpf \
+             with {number}>&- behind the command, which closes it"
+        )
     }
 
     /// What any kind of descriptor may have that a restart could not rebuild.

@@ -16,7 +16,7 @@ pub fn enter(clocks: Option<&Clocks>) -> io::Result<Option<File>> {
     let Some(clocks) = clocks else { return Ok(None) };
     let original = File::open("/proc/self/ns/time_for_children")?;
     // What our own namespace adds is part of what clock_gettime says here.
-    let own = crate::capture::own_offsets()?;
+    let own = crate::task::clock::own_offsets()?;
     let now = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
     let monotonic = clocks.monotonic - (now(ClockId::CLOCK_MONOTONIC)? - own.0);
     let boottime = clocks.boottime - (now(ClockId::CLOCK_BOOTTIME)? - own.1);

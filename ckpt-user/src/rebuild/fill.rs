@@ -1,12 +1,17 @@
 //! Pages into rebuilt address spaces, arriving clean and armed so that the next checkpoint is a delta.
 
 use super::process::Mapped;
-use super::{Mode, RebuildError, Rebuilding};
+use super::{RebuildError, Rebuilding};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{Kind, Vma};
+use crate::page::pending::Pending;
+use crate::page::source::{ChainSource, PageSource};
+use crate::page::space::LazySpace;
+use crate::page::{Pager, Plan};
 use crate::record::Process;
+use crate::sys::guardian;
 use crate::sys::mem::Forced;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::remote::Remote;
@@ -37,20 +42,36 @@ pub fn stored(record: &Process, chain: &Chain) -> PageSet {
     map.runs().iter().filter(|r| matches!(r.source, Source::Stored { .. })).map(Run::pages).collect()
 }
 
-/// Makes the userfaultfd of the skeleton, registers its mappings, and fills private file mappings, which no
+/// Private pages of the process that the chain knows to be zeros.
+pub fn zeros(record: &Process, chain: &Chain) -> PageSet {
+    let map = chain.pages(SpaceId(record.space));
+    map.runs().iter().filter(|r| matches!(r.source, Source::Zero)).map(Run::pages).collect()
+}
+
+/// The userfaultfds of one address space.
+pub struct Watch {
+    pub uffd: Uffd,
+    /// Lazy: for when all pages are there, it only protects.
+    pub successor: Option<Uffd>,
+}
+
+/// Makes the userfaultfds of the skeleton, registers its mappings, and fills private file mappings, which no
 /// userfaultfd can fill.
 pub fn prepare(
     record: &Process,
     remote: &mut Remote,
     pidfd: BorrowedFd<'_>,
     chain: &Chain,
-    mode: Mode,
-) -> Result<Option<Uffd>, RebuildError> {
+    lazy: bool,
+) -> Result<Watch, RebuildError> {
     let pid = record.pid;
     let target = remote.pid();
-    let uffd = make_uffd(remote, pidfd, mode).rebuilding(pid, "its userfaultfd")?;
+    let features = if lazy { uffd::TRACKING | uffd::EVENTS } else { uffd::TRACKING };
+    let uffd = make_uffd(remote, pidfd, features).rebuilding(pid, "its userfaultfd")?;
+    let successor = if lazy { Some(make_uffd(remote, pidfd, uffd::TRACKING)) } else { None };
+    let successor = successor.transpose().rebuilding(pid, "its userfaultfd")?;
     fill_file_mappings(record, target, chain)?;
-    let missing = if mode == Mode::Lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
+    let missing = if lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
     for vma in record.mappings.iter().filter(|v| v.is_private_memory()) {
         let wanted = if by_uffd(vma) { missing } else { MODE_WP };
         uffd.register(vma.start, vma.end - vma.start, wanted).rebuilding(pid, "write protection")?;
@@ -60,11 +81,10 @@ pub fn prepare(
     Pagemap::open(target)
         .and_then(|mut map| pages::scan(&mut map, &files, true))
         .rebuilding(pid, "write protection")?;
-    Ok(Some(uffd))
+    Ok(Watch { uffd, successor })
 }
 
-fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, mode: Mode) -> io::Result<Uffd> {
-    let features = if mode == Mode::Lazy { uffd::TRACKING | uffd::EVENTS } else { uffd::TRACKING };
+fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::Result<Uffd> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
     let fd = remote.call(libc::SYS_userfaultfd, &[flags])?;
     let ours = crate::sys::pidfd::get_fd(pidfd, fd as i32)?;
@@ -104,6 +124,26 @@ fn split(run: Run) -> impl Iterator<Item = Run> {
         .filter_map(move |p| run.clip(&(p..p + BATCH)))
 }
 
+/// Starts the pager for all anonymous memory; `processes` are the tree, and alone in their time namespace.
+pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, RebuildError> {
+    let source = ChainSource::new(chain, processes.iter().map(|p| SpaceId(p.record.space)));
+    let mut spaces = Vec::with_capacity(processes.len());
+    for process in processes {
+        let id = SpaceId(process.record.space);
+        let served: PageSet = process.record.mappings.iter().filter(|v| by_uffd(v)).map(Vma::pages).collect();
+        let pending = Pending::at_home(&stored(&process.record, chain).intersection(&served));
+        let uffd = process.watch.uffd.duplicate().rebuilding(process.record.pid, "its userfaultfd")?;
+        spaces.push(LazySpace::new(id, Some(process.remote.pid()), uffd, pending, source.order(id)));
+    }
+    let root = processes.first().map_or(Pid::from_raw(0), |p| p.remote.pid());
+    let namespace = guardian::time_namespace(root).rebuilding(root.as_raw(), "its clocks")?;
+    if guardian::time_namespace(Pid::this()).rebuilding(0, "the clocks")? == namespace {
+        // The guardian would not know the program from everything else.
+        return Err(RebuildError::Refused("it holds no clocks; restart it without --lazy".to_owned()));
+    }
+    Pager::start(spaces, Box::new(source), plan, namespace).rebuilding(root.as_raw(), "its pager")
+}
+
 /// Fills all anonymous memory from several threads.
 pub fn eager(processes: &[Mapped], chain: &Chain) -> Result<(), RebuildError> {
     let mut work: Vec<(usize, Run)> = Vec::new();
@@ -138,9 +178,8 @@ fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) 
         let bytes = &mut buffer[..run.count as usize * 4096];
         reader.read_run(&run, bytes)?;
         let process = &processes[index];
-        if let Some(uffd) = &process.uffd {
-            place(uffd, run.first_page * 4096, bytes).rebuilding(process.record.pid, "its memory")?;
-        }
+        place(&process.watch.uffd, run.first_page * 4096, bytes)
+            .rebuilding(process.record.pid, "its memory")?;
     }
 }
 
@@ -148,7 +187,7 @@ fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) 
 fn place(uffd: &Uffd, start: u64, bytes: &[u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
-        match uffd.copy(start + done as u64, &bytes[done..], false)? {
+        match uffd.copy(start + done as u64, &bytes[done..], true, false)? {
             Filled::Bytes(n) => done += n as usize,
             Filled::Busy => std::thread::yield_now(),
             Filled::Exists => return Err(invalid("a page to fill exists already")),

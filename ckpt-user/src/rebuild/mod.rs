@@ -1,7 +1,7 @@
 //! From an image back to running processes.
 //!
 //! ```text
-//!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
+//!  ids free ─▶ clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
 //!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
 //!     ─▶ resume (registers, detach)
 //! ```
@@ -19,9 +19,9 @@ pub mod resume;
 pub mod skeleton;
 
 use crate::image::{Chain, ImageError};
+use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
-use crate::sys::uffd::Uffd;
 use nix::unistd::Pid;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
@@ -52,15 +52,17 @@ pub struct Rebuilt {
     pub root: Pid,
     /// Shared memory; files among it are written back before the program runs.
     pub shared: Vec<crate::memory::shared::Restored>,
+    /// Lazy: serves the pages from before the first thread runs.
+    pub pager: Option<Pager>,
 }
 
 /// How the pages come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Mode {
     /// All before the program runs.
     Eager,
-    /// On demand and in the background; the caller's pager takes over the userfaultfds.
-    Lazy,
+    /// On demand and in the background.
+    Lazy(Plan),
 }
 
 /// Rebuilds the tree of `image` with the pages of `chain`.
@@ -69,22 +71,26 @@ pub enum Mode {
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image)?;
+    skeleton::await_ids(image);
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let objects = objects::make(image, chain, owner)?;
     let skeletons = skeleton::plant(image, original_time)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
+    let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, chain, mode)?);
+        mapped.push(process::map(record, skeleton, &objects, chain, lazy)?);
     }
-    if mode == Mode::Eager {
-        fill::eager(&mapped, chain)?;
-    }
+    // From here on the kernel touches their memory: the pages are there, or somebody serves them.
+    let pager = match mode {
+        Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
+        Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
+    };
     let processes = mapped
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    Ok(Rebuilt { processes, root, shared: objects.restored })
+    Ok(Rebuilt { processes, root, shared: objects.restored, pager })
 }
 
 /// What can be known to fail before anything is made.
@@ -118,7 +124,9 @@ fn check(image: &Image) -> Result<(), RebuildError> {
 pub struct Tracked {
     pub pid: Pid,
     pub space: u32,
-    pub uffd: Option<Uffd>,
+    pub watch: fill::Watch,
     /// Private pages that the chain holds.
     pub saved: crate::memory::runs::PageSet,
+    /// Pages that it knows to be zeros.
+    pub zero: crate::memory::runs::PageSet,
 }

@@ -1,8 +1,9 @@
 //! One process: its skeleton becomes the recorded one, step by step, up to the point of running.
 
+use super::fill::Watch;
 use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction};
-use super::{Mode, RebuildError, Rebuilding, fill, mappings};
+use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
 use crate::memory::vma::Kind;
@@ -12,7 +13,6 @@ use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
-use crate::sys::uffd::Uffd;
 use crate::task::proc::ProcDir;
 use crate::task::{credentials, limits, scheduling, settings, signals, surroundings};
 use nix::unistd::Pid;
@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub struct Mapped {
     pub record: Process,
     pub remote: Remote,
-    pub uffd: Option<Uffd>,
+    pub watch: Watch,
     pub pidfd: OwnedFd,
 }
 
@@ -34,7 +34,7 @@ pub struct RebuiltProcess {
     pub threads: Vec<Remote>,
     /// A `syscall` instruction that stays mapped.
     pub gadget: u64,
-    pub uffd: Option<Uffd>,
+    pub watch: Watch,
     pub pidfd: OwnedFd,
 }
 
@@ -50,7 +50,7 @@ pub fn map(
     mut skeleton: Skeleton,
     objects: &Objects,
     chain: &Chain,
-    mode: Mode,
+    lazy: bool,
 ) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
     let pidfd = pidfd::open(skeleton.remote.pid()).rebuilding(pid, "its pidfd")?;
@@ -60,14 +60,14 @@ pub fn map(
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
     layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
         .rebuilding(pid, "the memory layout")?;
-    let uffd = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, mode)?;
-    Ok(Mapped { record: record.clone(), remote: skeleton.remote, uffd, pidfd })
+    let watch = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, lazy)?;
+    Ok(Mapped { record: record.clone(), remote: skeleton.remote, watch, pidfd })
 }
 
 /// Makes everything else but its running. Its pages are there, or a pager serves them: from here on the kernel
 /// touches its memory.
 pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<RebuiltProcess, RebuildError> {
-    let Mapped { record, mut remote, uffd, pidfd } = mapped;
+    let Mapped { record, mut remote, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
@@ -85,7 +85,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
     signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
     let threads = threads(&record, remote).rebuilding(pid, "a thread")?;
-    Ok(RebuiltProcess { record, threads, gadget, uffd, pidfd })
+    Ok(RebuiltProcess { record, threads, gadget, watch, pidfd })
 }
 
 fn incomplete(pid: i32) -> RebuildError {

@@ -86,6 +86,20 @@ fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, R
     grown.get_mut(index).and_then(Option::as_mut).ok_or_else(lost)
 }
 
+/// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
+/// meanwhile: they are set after this.
+pub fn await_ids(image: &Image) {
+    let until = Instant::now() + PID_WAIT;
+    let ids = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
+    for id in ids {
+        let dying =
+            || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
+        while dying() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Makes a process with id `pid`, waiting for a holder of the id that is on its way out.
 fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
     let until = Instant::now() + PID_WAIT;
@@ -96,7 +110,8 @@ fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<
                 let state = holder.stat().map_or('?', |s| s.state());
                 if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
-                        "process id {pid} is in use by another process ({})",
+                        "process id {pid}, which the program has, is in use by another process ({}): end that one, or \
+                         restart where no ids are taken: unshare --pid --fork --mount-proc ckptbpf restart …",
                         holder.text("comm").unwrap_or_default().trim()
                     )));
                 }

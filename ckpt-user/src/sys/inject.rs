@@ -16,7 +16,7 @@
 //! program that blocks or ignores it (force_sig() of kernel/signal.c).
 
 use super::mem::Forced;
-use super::ptrace::{Running, Stop, Stopped};
+use super::ptrace::{Stop, Stopped};
 use super::regs::{Regs, Restart, restart_of};
 use std::io;
 use std::ops::Range;
@@ -57,7 +57,8 @@ pub fn find_room(memory: &Forced, vdso: &Range<u64>) -> io::Result<u64> {
 /// Makes `call` in `thread` with code at `at`. With `keep`, the result is a descriptor: `keep` sees it while
 /// it is open in the program, and it is closed there before the thread goes on.
 ///
-/// Returns the raw result (negative: -errno) and the thread, stopped with the registers it had.
+/// Returns the raw result (negative: -errno) and the thread, stopped with the registers it had, or at the handler of a
+/// signal that has come meanwhile.
 ///
 /// # Errors
 /// From ptrace; the thread then still heals itself as soon as it runs.
@@ -78,10 +79,7 @@ pub fn call(
         let stopped = thread.syscall()?.wait_stopped()?;
         match stopped.stop() {
             Stop::Syscall => break stopped,
-            Stop::Signal(signal) => {
-                stopped.set_regs(&original)?;
-                thread = settle(stopped, signal)?;
-            }
+            Stop::Signal(_) => thread = settle(stopped, &original)?,
             _ => {
                 stopped.set_regs(&original)?;
                 thread = stopped;
@@ -94,27 +92,49 @@ pub fn call(
     let last = match keep {
         Some(keep) if result >= 0 => {
             kept = keep(result as i32);
-            exit.syscall()?.wait_stopped()?.syscall()?.wait_stopped()?
+            let next = exit.syscall()?.wait_stopped()?;
+            if next.stop() == Stop::Syscall {
+                next.syscall()?.wait_stopped()?
+            } else {
+                // A signal comes first: the thread takes it, then the descriptor is closed by another call.
+                let thread = settle(next, &original)?;
+                let close = Call::new(libc::SYS_close, &[result as u64]);
+                let (_, thread) = self::call(memory, thread, at, close, None)?;
+                return kept.map(|()| (result, thread));
+            }
         }
         _ => exit,
     };
-    let thread = settle(last, 0)?;
-    thread.set_regs(&original)?;
+    let thread = settle(last, &original)?;
     memory.write(at, &[0; CODE_LEN])?;
     kept?;
     Ok((result, thread))
 }
 
-/// Lets the thread run into the next PTRACE_EVENT_STOP, where the kernel decides about system call restarts.
-fn settle(stopped: Stopped, signal: i32) -> io::Result<Stopped> {
-    let mut running: Running = stopped.cont_interrupted(signal)?;
+/// Lets the thread run into the next PTRACE_EVENT_STOP, where the kernel decides about system call restarts, and
+/// gives it its registers back. A signal on its way is delivered to those, as if it had come before the call:
+/// the thread then stands at its handler.
+fn settle(stopped: Stopped, original: &Regs) -> io::Result<Stopped> {
+    let mut stopped = stopped;
+    let mut is_back = false;
     loop {
-        let stopped = running.wait_stopped()?;
-        match stopped.stop() {
-            Stop::Interrupted | Stop::Group(_) => return Ok(stopped),
-            Stop::Signal(signal) => running = stopped.cont_interrupted(signal)?,
-            _ => running = stopped.cont_interrupted(0)?,
-        }
+        let signal = match stopped.stop() {
+            Stop::Interrupted | Stop::Group(_) => {
+                if !is_back {
+                    stopped.set_regs(original)?;
+                }
+                return Ok(stopped);
+            }
+            Stop::Signal(signal) => {
+                if !is_back {
+                    stopped.set_regs(original)?;
+                    is_back = true;
+                }
+                signal
+            }
+            _ => 0,
+        };
+        stopped = stopped.cont_interrupted(signal)?.wait_stopped()?;
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod guardian;
 pub mod ids;
 pub mod inject;
 pub mod mem;

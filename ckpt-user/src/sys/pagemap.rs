@@ -1,6 +1,7 @@
 //! PAGEMAP_SCAN (Linux 6.7): which pages of an address space were written, and write-protecting them again,
 //! in one walk (Documentation/admin-guide/mm/pagemap.rst).
 
+use super::mem::Forced;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
@@ -58,6 +59,7 @@ struct ScanArgs {
 /// The page map of one process.
 #[derive(Debug)]
 pub struct Pagemap {
+    pid: Pid,
     file: File,
     buffer: Vec<Region>,
 }
@@ -67,6 +69,7 @@ impl Pagemap {
     /// ENOENT when the process is gone, EACCES without the right to trace it.
     pub fn open(pid: Pid) -> io::Result<Self> {
         Ok(Self {
+            pid,
             file: File::open(format!("/proc/{pid}/pagemap"))?,
             buffer: vec![Region::default(); 16 << 10],
         })
@@ -114,8 +117,14 @@ impl Pagemap {
         Ok(())
     }
 
+    /// Has the page at `address` brought in, if it can be, whatever the protection of its mapping.
+    pub fn touch(&self, address: u64) {
+        // One that cannot be read stays as it is.
+        let _ = Forced::open(self.pid).and_then(|memory| memory.read(address, &mut [0]));
+    }
+
     /// The raw 64-bit entries of `count` pages from page number `first` (bit 63 present, 62 swapped,
-    /// 61 file or shared, 55 soft-dirty).
+    /// 61 file or shared, 56 exclusive, 55 soft-dirty); none of an address space that is gone.
     pub fn entries(&self, first: u64, count: usize) -> io::Result<Vec<u64>> {
         use std::os::unix::fs::FileExt;
         let mut bytes = vec![0; count * 8];

@@ -220,6 +220,33 @@ impl Remote {
         }
     }
 
+    /// Issues `call` by the `syscall` instruction at `gadget` and interrupts it at once: one that sleeps gives
+    /// -ERESTART_RESTARTBLOCK and leaves its restart block with the thread, another one its result.
+    pub fn interrupted(&mut self, gadget: u64, call: Call) -> io::Result<i64> {
+        let [rdi, rsi, rdx, r10, r8, r9] = call.args;
+        let thread = self.thread.take().ok_or_else(lost)?;
+        let (rip, rax) = (gadget, call.number as u64);
+        thread.set_regs(&Regs {
+            rip,
+            rax,
+            orig_rax: u64::MAX,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            ..self.template
+        })?;
+        let mut stopped = thread.syscall()?.wait_stopped()?;
+        while stopped.stop() != Stop::Syscall {
+            stopped = stopped.syscall()?.wait_stopped()?;
+        }
+        self.thread = Some(stopped);
+        self.settle()?;
+        Ok(self.thread()?.regs()?.rax as i64)
+    }
+
     /// Moves the thread from where it is to a stop at which SETREGS decides about system call restarts.
     pub fn settle(&mut self) -> io::Result<()> {
         let thread = self.thread.take().ok_or_else(lost)?;

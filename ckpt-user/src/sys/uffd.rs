@@ -3,7 +3,7 @@
 //! Layouts and numbers are those of linux/userfaultfd.h of Linux 6.18; a test checks sizes and numbers.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 const API: u64 = 0xaa;
 
@@ -25,6 +25,9 @@ pub const MODE_WP: u64 = 2;
 /// userfaultfd(2) flag: faults of the kernel are not served; allowed to every user.
 pub const USER_MODE_ONLY: u64 = 1;
 
+/// Messages read at a time.
+const MESSAGES: usize = 64;
+
 const COPY_DONTWAKE: u64 = 1;
 const COPY_WP: u64 = 2;
 
@@ -40,10 +43,35 @@ const IOCTL_UNREGISTER: u64 = ior(0x01, 16);
 const IOCTL_WAKE: u64 = ior(0x02, 16);
 const IOCTL_COPY: u64 = iowr(0x03, 40);
 const IOCTL_ZEROPAGE: u64 = iowr(0x04, 32);
+const IOCTL_CONTINUE: u64 = iowr(0x07, 32);
 
 /// One userfaultfd, of this or another process's address space.
 #[derive(Debug)]
-pub struct Uffd(OwnedFd);
+pub struct Uffd(userfaultfd::Uffd);
+
+/// What the address space did; addresses in bytes, page-aligned.
+#[derive(Debug)]
+pub enum Event {
+    /// A thread waits for the page at `address`.
+    Fault { address: u64 },
+    /// A child has a copy of the address space; this watches it.
+    Fork(Uffd),
+    /// `len` bytes moved, what is registered with them.
+    Remap { from: u64, to: u64, len: u64 },
+    /// The range is about to read as zero (MADV_DONTNEED and the like).
+    Remove { start: u64, end: u64 },
+    /// The range is not mapped any more.
+    Unmap { start: u64, end: u64 },
+}
+
+/// Room for the messages of one [`Uffd::read`].
+pub struct Messages(userfaultfd::EventBuffer);
+
+impl Default for Messages {
+    fn default() -> Self {
+        Self(userfaultfd::EventBuffer::new(MESSAGES))
+    }
+}
 
 /// How a fill ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,19 +95,45 @@ impl Uffd {
     /// EINVAL when the kernel lacks one of them.
     pub fn handshake(fd: OwnedFd, features: u64) -> io::Result<Self> {
         let mut api = [API, features, 0u64];
-        let uffd = Self(fd);
+        let uffd = Self::adopt(fd);
         uffd.ioctl(IOCTL_API, api.as_mut_ptr())?;
         Ok(uffd)
     }
 
-    /// Takes over a descriptor that is set up already (a fork event's).
-    pub fn adopt(fd: OwnedFd) -> Self {
-        Self(fd)
+    /// Takes over a descriptor that is set up already.
+    fn adopt(fd: OwnedFd) -> Self {
+        // SAFETY: the descriptor is open and from here on owned by the new value alone.
+        Self(unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) })
+    }
+
+    /// Another descriptor of the same userfaultfd; what it watches is let go when the last one is closed.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        self.as_fd().try_clone_to_owned().map(Self::adopt)
+    }
+
+    /// What waits to be read, at most [`MESSAGES`], waiting faults first; nothing when nothing waits (the
+    /// descriptor must not block). Reading an event lets the thread that caused it go on.
+    pub fn read(&self, messages: &mut Messages) -> io::Result<Vec<Event>> {
+        let failed = |error| match error {
+            userfaultfd::Error::SystemError(errno) => io::Error::from_raw_os_error(errno as i32),
+            other => io::Error::other(other),
+        };
+        match self.0.read_events(&mut messages.0) {
+            Ok(events) => events.map(|e| e.map(event).map_err(failed)).collect(),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Whether the address space is gone: its processes have ended or execute other programs.
+    pub fn is_dead(&self) -> bool {
+        // UFFDIO_CONTINUE never changes anonymous memory: it fails, and how tells.
+        const SOMEWHERE: u64 = 0x1_0000;
+        let asked = self.ioctl(IOCTL_CONTINUE, [SOMEWHERE, 4096, 0, 0].as_mut_ptr());
+        asked.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
     }
 
     /// A userfaultfd of this process itself.
     pub fn of_self(flags: u64) -> io::Result<OwnedFd> {
-        use std::os::fd::FromRawFd;
         // SAFETY: one integer argument; the result is a fresh descriptor or -1.
         let fd =
             super::check(unsafe { libc::syscall(libc::SYS_userfaultfd, flags | libc::O_CLOEXEC as u64) })?;
@@ -109,9 +163,10 @@ impl Uffd {
         self.ioctl(IOCTL_WAKE, [start, len].as_mut_ptr())
     }
 
-    /// Places `bytes` at `start`, write-protected, so that they count as clean. Wakes waiters if `wake`.
-    pub fn copy(&self, start: u64, bytes: &[u8], wake: bool) -> io::Result<Filled> {
-        let mode = COPY_WP | if wake { 0 } else { COPY_DONTWAKE };
+    /// Places `bytes` at `start`: write-protected, so that they count as clean, if `clean`. Wakes waiters if
+    /// `wake`.
+    pub fn copy(&self, start: u64, bytes: &[u8], clean: bool, wake: bool) -> io::Result<Filled> {
+        let mode = if clean { COPY_WP } else { 0 } | if wake { 0 } else { COPY_DONTWAKE };
         let mut args = [start, bytes.as_ptr() as u64, bytes.len() as u64, mode, 0];
         let done = self.ioctl(IOCTL_COPY, args.as_mut_ptr());
         filled(done, args[4] as i64)
@@ -123,15 +178,23 @@ impl Uffd {
         let done = self.ioctl(IOCTL_ZEROPAGE, args.as_mut_ptr());
         filled(done, args[3] as i64)
     }
-
-    pub fn into_fd(self) -> OwnedFd {
-        self.0
-    }
 }
 
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+fn event(event: userfaultfd::Event) -> Event {
+    match event {
+        userfaultfd::Event::Pagefault { addr, .. } => Event::Fault { address: addr as u64 },
+        userfaultfd::Event::Fork { uffd } => Event::Fork(Uffd(uffd)),
+        userfaultfd::Event::Remap { from, to, len } => {
+            Event::Remap { from: from as u64, to: to as u64, len: len as u64 }
+        }
+        userfaultfd::Event::Remove { start, end } => Event::Remove { start: start as u64, end: end as u64 },
+        userfaultfd::Event::Unmap { start, end } => Event::Unmap { start: start as u64, end: end as u64 },
     }
 }
 
@@ -162,5 +225,6 @@ mod tests {
         assert_eq!(IOCTL_WAKE, 0x8010_aa02);
         assert_eq!(IOCTL_COPY, 0xc028_aa03);
         assert_eq!(IOCTL_ZEROPAGE, 0xc020_aa04);
+        assert_eq!(IOCTL_CONTINUE, 0xc020_aa07);
     }
 }

@@ -42,7 +42,8 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
     Ok(Some((pid, change)))
 }
 
-fn is_traced_by_us(tid: Pid) -> bool {
+/// Whether the calling thread is its tracer.
+pub fn is_traced_by_us(tid: Pid) -> bool {
     let status = crate::task::proc::ProcDir::process(tid).status();
     // SAFETY: gettid takes nothing and cannot fail.
     let own = unsafe { libc::gettid() };
@@ -64,4 +65,9 @@ pub fn send(pid: Pid, signal: i32) {
 /// Whether the process exists and has not ended.
 pub fn is_alive(pid: Pid) -> bool {
     crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
+}
+
+/// Whether job control has stopped it.
+pub fn is_stopped(pid: Pid) -> bool {
+    crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| s.state() == 'T')
 }

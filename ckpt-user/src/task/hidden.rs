@@ -1,20 +1,30 @@
-//! What /proc does not show: signal actions, alternate stack, clear_child_tid, the exact program break.
+//! What /proc does not show: signal actions, alternate stack, clear_child_tid, the exact program break, interval
+//! timers, and what an interrupted sleep would go on with.
 //!
-//! Two sources fill the same records: BPF iterators (kernel-assisted, nothing runs in the program) and,
-//! where BPF is not to be had, system calls injected into the stopped threads.
+//! Two sources fill the same records: BPF iterators ([`super::iterators`]: nothing runs in the program) and,
+//! where BPF is not to be had, system calls injected into the stopped threads ([`Injector`], below). Both give
+//! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
+use super::timers::Timer;
 use crate::sys::inject::{self, Call};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::Stopped;
 use std::io;
 
+/// `SS_DISABLE`: no alternate stack.
+pub const SS_DISABLE: i32 = 2;
+/// `SS_AUTODISARM`, the one flag that is not derived.
+const SS_AUTODISARM: i32 = 1 << 31;
+
 /// What a thread keeps to itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
     /// sigaltstack(2): address, flags (SS_*), size in bytes.
     pub altstack: (u64, i32, u64),
     /// Address that the kernel clears and wakes when the thread ends (set_tid_address(2)), 0 for none.
     pub clear_child_tid: u64,
+    /// Known only from BPF; means something only where the thread stopped in such a call.
+    pub restart: Option<crate::sys::bpf::Restart>,
 }
 
 /// What a process keeps to itself.
@@ -23,6 +33,13 @@ pub struct ProcessState {
     /// `struct kernel_sigaction` of signals 1 to 64: handler, flags, restorer, mask.
     pub actions: Vec<[u64; 4]>,
     pub brk: u64,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub timers: [Timer; 3],
+}
+
+/// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
+pub fn altstack(base: u64, flags: i32, size: u64) -> (u64, i32, u64) {
+    if size == 0 { (0, SS_DISABLE, 0) } else { (base, flags & SS_AUTODISARM, size) }
 }
 
 /// Injects system calls into one stopped thread, counting them.
@@ -35,7 +52,7 @@ pub struct Injector<'a> {
 }
 
 /// Bytes below the stack pointer that the ABI leaves to leaf functions.
-const RED_ZONE: u64 = 128;
+pub const RED_ZONE: u64 = 128;
 
 impl Injector<'_> {
     fn call(&mut self, thread: Stopped, number: i64, args: &[u64]) -> io::Result<(i64, Stopped)> {
@@ -53,6 +70,9 @@ impl Injector<'_> {
     ) -> io::Result<(Vec<u8>, Stopped)> {
         let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
         let mut before = vec![0; len];
+        // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
+        // the next way can read).
+        let _ = crate::sys::mem::read(thread.tid(), at, &mut before);
         self.memory.read(at, &mut before)?;
         let (number, args) = call(at);
         let (result, thread) = self.call(thread, number, &args)?;
@@ -69,31 +89,35 @@ impl Injector<'_> {
         let (tid, thread) =
             self.reading(thread, 8, |at| (libc::SYS_prctl, vec![PR_GET_TID_ADDRESS, at, 0, 0, 0]))?;
         let state = ThreadState {
-            altstack: (word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
+            altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
             clear_child_tid: word(&tid),
+            restart: None,
         };
         Ok((state, thread))
     }
 
-    /// Reads the process's state through one of its threads. `caught` and `ignored` are the masks of
-    /// /proc/PID/status: the other signals have their default action.
-    pub fn process_state(
-        &mut self,
-        thread: Stopped,
-        caught: u64,
-        ignored: u64,
-    ) -> io::Result<(ProcessState, Stopped)> {
+    /// Reads the process's state through one of its threads.
+    pub fn process_state(&mut self, thread: Stopped) -> io::Result<(ProcessState, Stopped)> {
         let mut thread = thread;
         let mut actions = vec![[0; 4]; 64];
-        for signal in (1..=64u64).filter(|s| (caught | ignored) >> (s - 1) & 1 == 1) {
+        // All of them: an action that is the default may still have flags (SA_NOCLDWAIT).
+        for signal in (1..=64u64).filter(|&s| !super::signals::is_fixed(s as u32)) {
             let got = self.reading(thread, 32, |at| (libc::SYS_rt_sigaction, vec![signal, 0, at, 8]))?;
             thread = got.1;
             for (slot, bytes) in actions[signal as usize - 1].iter_mut().zip(got.0.chunks_exact(8)) {
                 *slot = word(bytes);
             }
         }
+        let mut timers = [Timer::default(); 3];
+        for (which, timer) in timers.iter_mut().enumerate() {
+            let got = self.reading(thread, 32, |at| (libc::SYS_getitimer, vec![which as u64, at]))?;
+            thread = got.1;
+            let nanoseconds =
+                |at: usize| word(&got.0[at..at + 8]) * 1_000_000_000 + word(&got.0[at + 8..at + 16]) * 1000;
+            *timer = Timer { interval: nanoseconds(0), left: nanoseconds(16) };
+        }
         let (brk, thread) = self.call(thread, libc::SYS_brk, &[0])?;
-        Ok((ProcessState { actions, brk: brk as u64 }, thread))
+        Ok((ProcessState { actions, brk: brk as u64, timers }, thread))
     }
 }
 

@@ -1,7 +1,9 @@
 //! One file per piece of a task: its record, how it is captured and how it is rebuilt.
 
+pub mod clock;
 pub mod credentials;
 pub mod hidden;
+pub mod iterators;
 pub mod limits;
 pub mod proc;
 pub mod registers;
@@ -9,6 +11,8 @@ pub mod scheduling;
 pub mod settings;
 pub mod sharing;
 pub mod signals;
+pub mod sleep;
 pub mod surroundings;
+pub mod timers;
 pub mod unsupported;
 pub mod zombie;

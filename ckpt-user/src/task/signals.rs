@@ -1,6 +1,6 @@
 //! Signal masks, actions, alternate stacks and pending signals.
 
-use super::hidden::{ProcessState, ThreadState};
+use super::hidden::{ProcessState, SS_DISABLE, ThreadState};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use std::io;
@@ -59,7 +59,7 @@ pub fn of_thread(mask: u64, state: &ThreadState, pending: &[[u8; 128]]) -> Threa
 }
 
 /// Signals whose action the kernel lets nobody set.
-fn is_fixed(signal: u32) -> bool {
+pub fn is_fixed(signal: u32) -> bool {
     signal == libc::SIGKILL as u32 || signal == libc::SIGSTOP as u32
 }
 
@@ -95,12 +95,10 @@ pub fn rebuild_trap(actions: &[Action], remote: &mut Remote, gadget: u64) -> io:
 
 /// Sets the calling thread's alternate stack and queues its pending signals again; all signals are blocked.
 pub fn rebuild_thread(signals: &ThreadSignals, remote: &mut Remote, pid: u64, tid: u64) -> io::Result<()> {
-    const SS_DISABLE: i32 = 2;
-    const SS_ONSTACK: i32 = 1;
-    if signals.altstack_flags & SS_DISABLE == 0 && signals.altstack != 0 {
+    if signals.altstack_flags & SS_DISABLE == 0 {
         let mut stack = Vec::with_capacity(24);
         stack.extend(signals.altstack.to_le_bytes());
-        stack.extend(i64::from(signals.altstack_flags & !SS_ONSTACK).to_le_bytes());
+        stack.extend(i64::from(signals.altstack_flags).to_le_bytes());
         stack.extend(signals.altstack_size.to_le_bytes());
         let at = remote.data(&stack)?;
         remote.call(libc::SYS_sigaltstack, &[at, 0])?;

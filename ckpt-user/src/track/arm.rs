@@ -6,6 +6,7 @@ use crate::refusal::Refusal;
 use crate::sys::inject::{self, Call};
 use crate::sys::pidfd;
 use crate::sys::uffd::{self, Uffd};
+use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::io;
@@ -15,8 +16,8 @@ use std::os::fd::{AsFd, OwnedFd};
 ///
 /// # Errors
 /// When the tree does not stand still; nothing was changed.
-pub fn arm(root: Pid, wanted: &[Pid]) -> Result<Vec<(Pid, io::Result<Uffd>)>, Refusal> {
-    let mut tree = freeze::freeze(root, freeze::DEADLINE)?;
+pub fn arm(root: Pid, wanted: &[Pid], kernel: &Kernel) -> Result<Vec<(Pid, io::Result<Uffd>)>, Refusal> {
+    let mut tree = freeze::freeze(root, kernel)?;
     let mut armed = Vec::new();
     for process in tree.processes.iter_mut().filter(|p| wanted.contains(&p.pid)) {
         armed.push((process.pid, arm_one(process)));

@@ -4,5 +4,8 @@
 //! reported and drops it only after the commit's rename. PAGEMAP_SCAN is the truth.
 
 pub mod arm;
+pub mod backend;
+pub mod direct;
 pub mod objects;
+pub mod soft_dirty;
 pub mod space;

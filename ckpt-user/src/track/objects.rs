@@ -101,6 +101,11 @@ impl Objects {
         Ok(())
     }
 
+    /// A checkpoint begins: what a failed one scanned was never written.
+    pub fn begin(&mut self) {
+        self.known.values_mut().for_each(|known| known.pending = None);
+    }
+
     /// The generation with the scanned content is durable. An object that it does not hold is a new one should it
     /// come back.
     pub fn committed(&mut self) {

@@ -1,9 +1,11 @@
 //! One tracked address space.
 
+use super::soft_dirty;
 use crate::image::SpaceId;
 use crate::memory::pages::{self, Scan};
 use crate::memory::runs::PageSet;
-use crate::memory::vma::Vma;
+use crate::memory::vdso;
+use crate::memory::vma::{self, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{MODE_WP, Uffd};
 use crate::task::proc::ProcDir;
@@ -19,16 +21,36 @@ pub struct Space {
     pagemap: Pagemap,
     /// What write-protects its pages; without it every checkpoint of this space is full.
     pub uffd: Option<Uffd>,
+    /// Soft-dirty bits tell instead: then it is scanned only while it stands still.
+    pub soft_dirty: bool,
+    /// Private memory that refuses to be watched: saved whole each time.
+    unwatched: PageSet,
+    /// What takes over from `uffd` once a lazy restart's pages are there.
+    successor: Option<Uffd>,
+    /// Moved by the program while lazy: their marks say clean, and the chain has them elsewhere.
+    moved: PageSet,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
     /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
     lost: bool,
-    /// What the committed chain holds for this space; `None` until the first commit.
-    saved: Option<PageSet>,
-    /// As of the scan that is being written.
+    /// What the committed chain holds for this space.
+    held: Option<Held>,
+    /// Populated, as of the last scan of the checkpoint being made.
     pending: Option<PageSet>,
-    /// Handed out to be written by the checkpoint that is being made.
+    /// Could not be read when it was their turn: the next round tries again.
+    missed: PageSet,
+    /// Of this checkpoint: pages handed out to be written, and what the chain holds once it is committed.
     handed: PageSet,
+    next: Held,
+}
+
+/// What a chain says of a space.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Pages with contents.
+    pub saved: PageSet,
+    /// Pages that are zeros there and absent in memory: no longer right once a file is mapped in their place.
+    pub zero: PageSet,
 }
 
 /// What the checkpoint being made has to hold of one space beside stored pages.
@@ -50,54 +72,150 @@ impl Space {
             start_time,
             pagemap,
             uffd: None,
+            soft_dirty: false,
+            unwatched: PageSet::new(),
+            successor: None,
+            moved: PageSet::new(),
             dirty: PageSet::new(),
             lost: false,
-            saved: None,
+            held: None,
             pending: None,
+            missed: PageSet::new(),
             handed: PageSet::new(),
+            next: Held::default(),
         })
     }
 
-    /// A space just restored, armed by `uffd`: its pages are those of the generation (`saved`), or all new to a
+    /// A space just restored, armed by `uffd`: its pages are those of the generation (`held`), or all new to a
     /// directory that does not hold it (`None`).
-    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, saved: Option<PageSet>) -> io::Result<Self> {
-        Ok(Self { uffd, saved, ..Self::new(id, pid)? })
+    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, held: Option<Held>) -> io::Result<Self> {
+        Ok(Self { uffd, held, ..Self::new(id, pid)? })
+    }
+
+    /// It is being restored lazily: `uffd` is the pager's too, and `successor` is for afterwards.
+    #[must_use]
+    pub fn succeeded_by(self, successor: Option<Uffd>) -> Self {
+        Self { successor, ..self }
+    }
+
+    /// The next round counts these as written.
+    pub fn moved(&mut self, moved: &PageSet) {
+        self.moved = self.moved.union(moved);
+    }
+
+    /// In a freeze, when all pages of a lazy restart are there: from here on the successor watches. What is
+    /// dirty by now stays so.
+    pub fn hand_over(&mut self, mappings: &[Vma]) {
+        let Some(successor) = self.successor.take() else { return };
+        match pages::scan(&mut self.pagemap, mappings, false) {
+            Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.moved),
+            Err(_) => self.lost = true,
+        }
+        self.moved = PageSet::new();
+        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+            if let Some(uffd) = &self.uffd {
+                // What is not registered needs no letting go.
+                let _ = uffd.unregister(vma.start, vma.end - vma.start);
+            }
+        }
+        self.uffd = Some(successor);
+        self.register(mappings);
+        // All marks went with the registration.
+        if pages::scan(&mut self.pagemap, mappings, true).is_err() {
+            self.lost = true;
+        }
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
-    pub fn is_current(&mut self) -> bool {
+    pub fn is_current(&self) -> bool {
         let same = ProcDir::process(self.pid).stat().is_ok_and(|s| s.start_time() == self.start_time);
-        // The map of an address space that is gone gives ENOMEM.
-        same && self.pagemap.scan(0, 4096, crate::sys::pagemap::Filter::default(), false, |_| ()).is_ok()
+        // The map of an address space that is gone reads as an empty file.
+        same && self.pagemap.entries(0, 1).is_ok_and(|entries| !entries.is_empty())
     }
 
+    /// Whether the chain holds it.
     pub fn is_saved(&self) -> bool {
-        self.saved.is_some()
+        self.held.is_some()
     }
 
-    /// Has every private mapping watched for writes. What refuses (the program's own userfaultfd, special
-    /// mappings) stays unregistered and is saved whole each time.
-    pub fn register(&self, mappings: &[Vma]) {
-        let Some(uffd) = &self.uffd else { return };
+    /// The next generation has no parent: nothing of this space is held.
+    pub fn forget(&mut self) {
+        self.held = None;
+    }
+
+    /// The private mappings of the process, as far as tracking needs to know them, while it runs.
+    pub fn mappings(&self) -> io::Result<Vec<Vma>> {
+        let raws = vma::parse(&ProcDir::process(self.pid).text("maps")?)?;
+        let private = raws.iter().filter(|r| !r.is_shared() && !vdso::is_kernel_made(&r.name));
+        Ok(private.map(vma::Raw::to_private).collect())
+    }
+
+    /// Has every private mapping watched for writes; returns those that another userfaultfd watches. What refuses
+    /// for another reason stays unwatched and is saved whole each time.
+    pub fn register<'v>(&mut self, mappings: &'v [Vma]) -> Vec<&'v Vma> {
+        let Some(uffd) = &self.uffd else { return Vec::new() };
+        let mut foreign = Vec::new();
+        let mut unwatched = Vec::new();
         for vma in mappings.iter().filter(|v| v.is_private_memory()) {
-            let _ = uffd.register(vma.start, vma.end - vma.start, MODE_WP);
+            if let Err(error) = uffd.register(vma.start, vma.end - vma.start, MODE_WP) {
+                unwatched.push(vma.pages());
+                if error.raw_os_error() == Some(libc::EBUSY) {
+                    foreign.push(vma);
+                }
+            }
         }
+        self.unwatched = unwatched.into_iter().collect();
+        foreign
     }
 
     /// Scans, re-arms, and returns what this round has to copy: what is dirty now and, in the first round of
     /// a checkpoint (`first`), what earlier ones reported without being committed.
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
-        let protect = self.uffd.is_some();
-        let scanned = pages::scan(&mut self.pagemap, mappings, protect);
+        let scanned = self.scan(mappings);
         let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
-        let fresh = if (self.saved.is_none() && first) || self.lost { populated.clone() } else { written };
+        let fresh = if (self.held.is_none() && first) || self.lost {
+            populated.clone()
+        } else {
+            written.union(&std::mem::take(&mut self.moved))
+        };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
-        let to_copy = to_copy.intersection(&populated);
-        self.handed = if first { to_copy.clone() } else { self.handed.union(&to_copy) };
+        let to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
+        self.handed = self.handed.union(&to_copy);
         self.pending = Some(populated);
         Ok(to_copy)
+    }
+
+    fn scan(&mut self, mappings: &[Vma]) -> io::Result<Scan> {
+        if self.soft_dirty {
+            let scan = soft_dirty::scan(&self.pagemap, mappings, true)?;
+            return soft_dirty::clear(self.pid).map(|()| scan);
+        }
+        if self.uffd.is_none() {
+            return match pages::scan(&mut self.pagemap, mappings, false) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                    soft_dirty::scan(&self.pagemap, mappings, false)
+                }
+                scanned => scanned,
+            };
+        }
+        // A scan that protects passes over what is not watched, without a word.
+        let is_unwatched = |v: &&Vma| self.unwatched.contains(v.start / 4096);
+        let (unwatched, watched): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_unwatched);
+        let owned = |vmas: Vec<&Vma>| vmas.into_iter().cloned().collect::<Vec<_>>();
+        let mut scan = pages::scan(&mut self.pagemap, &owned(watched), true)?;
+        if !unwatched.is_empty() {
+            let rest = pages::scan(&mut self.pagemap, &owned(unwatched), false)?;
+            scan.written = scan.written.union(&rest.populated);
+            scan.populated = scan.populated.union(&rest.populated);
+        }
+        Ok(scan)
+    }
+
+    /// Pages of the last round that could not be read; gone by now, or not readable at all.
+    pub fn missed(&mut self, pages: PageSet) {
+        self.missed = pages;
     }
 
     /// Pages of its own that the last round found.
@@ -112,28 +230,43 @@ impl Space {
 
     /// What has become absent since the chain's newest generation, as of the last round.
     /// `unfilled` pages of a lazy restart are absent only for now.
-    pub fn gone(&self, mappings: &[Vma], unfilled: &PageSet) -> Gone {
+    pub fn gone(&mut self, mappings: &[Vma], unfilled: &PageSet) -> Gone {
         let Some(populated) = &self.pending else { return Gone::default() };
-        // What an earlier round of this checkpoint wrote may be gone again by its last one.
-        let held = self.saved.as_ref().map_or_else(|| self.handed.clone(), |s| s.union(&self.handed));
-        let absent = held.difference(populated).difference(unfilled);
         let of = |file: bool| -> PageSet {
             let vmas = mappings.iter().filter(|v| v.is_private_memory() && v.file.is_some() == file);
             vmas.map(Vma::pages).collect()
         };
-        Gone { zero: absent.intersection(&of(false)), back_to_file: absent.intersection(&of(true)) }
+        let (anonymous, of_file) = (of(false), of(true));
+        let nothing = Held::default();
+        let held = self.held.as_ref().unwrap_or(&nothing);
+        // What an earlier round of this checkpoint wrote may be gone again by its last one.
+        let absent = held.saved.union(&self.handed).difference(populated).difference(unfilled);
+        let zero = absent.intersection(&anonymous);
+        let no_longer_zero = held.zero.difference(populated);
+        let back_to_file = absent.union(&no_longer_zero).intersection(&of_file);
+        self.next = Held {
+            saved: populated.union(unfilled),
+            zero: no_longer_zero.intersection(&anonymous).union(&zero),
+        };
+        Gone { zero, back_to_file }
     }
 
     /// The generation with this checkpoint's pages is durable: nothing is dirty relative to it.
-    pub fn committed(&mut self, unfilled: &PageSet) {
+    pub fn committed(&mut self) {
         self.dirty = PageSet::new();
-        if let Some(populated) = self.pending.take() {
-            self.saved = Some(populated.union(unfilled));
+        if self.pending.take().is_some() {
+            self.held = Some(std::mem::take(&mut self.next));
         }
     }
 
-    /// A checkpoint begins (again): its first round copies all that is dirty since the last commit.
+    /// A checkpoint begins: its first round copies all that is dirty since the last commit.
     pub fn begin(&mut self) {
+        self.pending = None;
+        self.handed = PageSet::new();
+    }
+
+    /// What this checkpoint's rounds have copied is not to be relied on: the next round copies it again.
+    pub fn again(&mut self) {
         self.pending = None;
     }
 }

@@ -77,10 +77,12 @@ fn mount_all(visible: &[PathBuf]) -> Result<()> {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), safe | MsFlags::MS_NOEXEC, none).context("mounting /proc")?;
     let kept = keep::hold(visible)?;
+    let cached = leaks::cached();
     for (folder, mode) in keep::PRIVATE.iter().zip(["mode=1777", "mode=755", "mode=1777"]) {
         mount(Some("tmpfs"), *folder, Some("tmpfs"), safe, Some(mode))
             .with_context(|| format!("mounting {folder}"))?;
     }
+    leaks::show_cached(cached).context("the kernel's offsets")?;
     kept.into_iter().try_for_each(keep::Kept::show)
 }
 

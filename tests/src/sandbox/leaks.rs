@@ -22,6 +22,29 @@ pub enum Leak {
     PinnedBpf,
 }
 
+const RUN: &str = "/run/ckptbpf";
+
+/// What is kept between runs on purpose: it holds for the kernel, whoever found it out.
+fn is_cache(path: &Path) -> bool {
+    path.parent() == Some(Path::new(RUN))
+        && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"offsets-"))
+}
+
+/// The machine's own copies of what is kept: without them every box would find it out anew, in seconds.
+pub fn cached() -> Vec<(PathBuf, Vec<u8>)> {
+    let files = files_under(Path::new(RUN)).into_iter().filter(|path| is_cache(path));
+    files.filter_map(|path| Some((path.clone(), std::fs::read(path).ok()?))).collect()
+}
+
+/// Puts the copies into the box.
+pub fn show_cached(cached: Vec<(PathBuf, Vec<u8>)>) -> std::io::Result<()> {
+    for (path, text) in cached {
+        std::fs::create_dir_all(RUN)?;
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
 /// The mounts of this process's namespace, one line each.
 pub fn mounts() -> BTreeSet<String> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -39,7 +62,7 @@ pub fn inside(mounts_before: &BTreeSet<String>) -> Vec<(Leak, String)> {
     let mounted = mounted.difference(mounts_before).map(|line| (Leak::Mount, line.clone()));
     let files = |kind, folder: &str| files_under(Path::new(folder)).into_iter().map(move |path| (kind, path));
     let shm = files(Leak::SharedMemory, "/dev/shm");
-    let run = files(Leak::Run, "/run/ckptbpf");
+    let run = files(Leak::Run, RUN).filter(|(_, path)| !is_cache(path));
     let paths = shm.chain(run).map(|(kind, path)| (kind, path.display().to_string()));
     processes.chain(mounted).chain(paths).collect()
 }

@@ -22,12 +22,12 @@ pub struct Generation {
     pub complete: bool,
 }
 
-/// The program's process id in `status --json DIR`.
-pub fn pid(json: &[u8]) -> i32 {
+/// The program's process id in `status --json DIR`, once a supervisor answers for it.
+pub fn supervised_pid(json: &[u8]) -> Option<i32> {
     let status: Value = serde_json::from_slice(json).expect("status --json prints JSON");
-    let one = if let Value::Array(jobs) = &status { jobs.first().unwrap_or(&status) } else { &status };
-    let pid = one.get("pid").and_then(Value::as_i64).unwrap_or_else(|| panic!("no pid in {status}"));
-    i32::try_from(pid).expect("a process id")
+    let pid = status.get("pid").and_then(Value::as_i64).unwrap_or_else(|| panic!("no pid in {status}"));
+    let supervised = status.get("supervised").and_then(Value::as_bool).unwrap_or_default();
+    supervised.then(|| i32::try_from(pid).expect("a process id"))
 }
 
 /// Where standard output stood at the checkpoint: `position` of the description whose `standard_stream` is 1.
@@ -78,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn one_job_or_a_list_of_one() {
-        assert_eq!(pid(br#"{"pid": 7, "processes": 1}"#), 7);
-        assert_eq!(pid(br#"[{"pid": 8}]"#), 8);
+    fn a_job_without_a_supervisor_has_no_answer_yet() {
+        assert_eq!(supervised_pid(br#"{"pid": 7, "supervised": true}"#), Some(7));
+        assert_eq!(supervised_pid(br#"{"pid": 7, "supervised": false}"#), None);
     }
 }

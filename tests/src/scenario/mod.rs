@@ -8,6 +8,7 @@
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
 mod listing;
+mod stepper;
 mod survive;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use nix::sys::signal::Signal;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use listing::Generation;
+pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
 
 /// How long a checkpoint or a restart may take in a test.
@@ -43,6 +45,9 @@ pub enum Mode {
     Eager,
     Lazy,
 }
+
+/// The ways to restart that scenarios take in turn.
+pub const MODES: &[Mode] = &[Mode::Eager, Mode::Lazy];
 
 /// What an undisturbed run of a program gives.
 pub struct Expected {
@@ -100,7 +105,8 @@ impl<'b> Job<'b> {
 
     /// The checkpoints that `list` shows; none while there is no directory yet.
     pub fn checkpoints(&self) -> Vec<Generation> {
-        if !self.sandbox.see(&self.dir).join("000001.ckpt").exists() {
+        let entries = std::fs::read_dir(self.sandbox.see(&self.dir)).into_iter().flatten().flatten();
+        if !entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "ckpt")) {
             return Vec::new();
         }
         let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
@@ -127,10 +133,22 @@ impl<'b> Job<'b> {
         self.checkpoints().pop().expect("a checkpoint that was just taken")
     }
 
-    /// Process id of the program itself, inside the box.
+    /// Process id of the program itself, inside the box; waits until the job is known.
     pub fn program(&self) -> i32 {
-        let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir)).success();
-        listing::pid(&status.stdout)
+        let mut pid = None;
+        self.sandbox.wait_for("status to know the job", PATIENCE, || {
+            let running = self.running();
+            assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
+            let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir));
+            pid = (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten();
+            pid.is_some()
+        });
+        pid.expect("waited for")
+    }
+
+    /// Sends the program itself a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.sandbox.kill(self.program(), signal as i32).expect("the program lives");
     }
 
     /// kill -9 of ckptbpf and of everything it has started, and nothing of it left.
@@ -151,6 +169,24 @@ impl<'b> Job<'b> {
             left.is_empty()
         });
         self.note_checkpoints();
+    }
+
+    /// kill -9 of ckptbpf alone; the program's id.
+    pub fn kill_supervisor(&mut self) -> i32 {
+        let program = self.program();
+        let running = self.running.take().expect("the job runs");
+        running.kill(Signal::SIGKILL);
+        running.wait(PATIENCE).expect_code(137);
+        self.note_checkpoints();
+        program
+    }
+
+    /// `ckptbpf attach` to a program whose supervisor is gone; it still writes to where it wrote.
+    pub fn attach(&mut self, program: i32, options: &[&str]) {
+        assert!(self.running.is_none(), "the job is supervised");
+        let cmd = verb("attach", options).arg(program.to_string());
+        self.running = Some(self.sandbox.spawn(cmd));
+        self.program();
     }
 
     /// `ckptbpf restart`, from the newest checkpoint.
@@ -182,6 +218,13 @@ impl<'b> Job<'b> {
     /// Waits for the end of the run.
     pub fn wait(&mut self, deadline: Duration) -> Finished {
         let finished = self.running.take().expect("the job runs").wait(deadline);
+        self.note_checkpoints();
+        finished
+    }
+
+    /// Makes a job that runs a [`stepper`] take all its steps, and waits for the end of the run.
+    pub fn walk(&mut self) -> Finished {
+        let finished = walk(self.sandbox, self.running.take().expect("the job runs"));
         self.note_checkpoints();
         finished
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Expected, Job, Mode, PATIENCE, verb};
+use super::{Expected, Job, MODES, PATIENCE, verb};
 use crate::sandbox::{Cmd, Sandbox, let_pass};
 use crate::{Random, assert_same};
 
@@ -17,12 +17,15 @@ pub struct Survival<'a> {
     pub interval: &'a str,
     /// The kill comes this long, at most, after a checkpoint.
     pub within: Duration,
+    /// Of `launch`, besides the interval.
+    pub options: &'a [&'a str],
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
-        Self { name, program, file: None, rounds: 5, interval: "0.3", within: Duration::from_millis(300) }
+        let (interval, within) = ("0.3", Duration::from_millis(300));
+        Self { name, program, file: None, rounds: 5, interval, within, options: &[] }
     }
 
     /// With a file that must be as after an undisturbed run too.
@@ -32,15 +35,15 @@ impl<'a> Survival<'a> {
     }
 }
 
-/// Checkpoint, kill -9 of program and ckptbpf at a random moment, restart, eager and lazy in turn, some rounds long:
+/// Checkpoint, kill -9 of program and ckptbpf at a random moment, restart, in each mode by turns, some rounds long:
 /// then the program ends with 0, and its output and its file are those of an undisturbed run.
 pub fn survive(survival: &Survival) {
     let Survival { name, program, file, .. } = survival;
     let sandbox = Sandbox::new(name);
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
-    let mut job = Job::launch(&sandbox, &["-i", survival.interval], program);
-    for round in 0..survival.rounds {
+    let mut job = Job::launch(&sandbox, &[&["-i", survival.interval], survival.options].concat(), program);
+    for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
         let_pass(random.moment(survival.within));
@@ -50,7 +53,7 @@ pub fn survive(survival: &Survival) {
         );
         job.kill_all();
         sandbox.run(verb("verify", [job.dir()])).success();
-        job.restart(if round % 2 == 0 { Mode::Eager } else { Mode::Lazy }, &[]);
+        job.restart(*mode, survival.options);
     }
     job.wait(PATIENCE * 2).success();
     assert_same(&format!("{name}: standard output"), &expected.stdout, &job.stdout());

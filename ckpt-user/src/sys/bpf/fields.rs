@@ -5,7 +5,7 @@ use ckpt_common::ABSENT;
 
 use super::{
     BtfError,
-    Program::{self, Descriptors, OnFork, OnGroupExit, Pids, Processes, SignalActions, Tasks, Vmas},
+    Program::{self, Descriptors, OnFork, OnGroupExit, Pids, Processes, SignalActions, Tasks, Vmas, Waits},
     btf::Layout,
     cache,
 };
@@ -39,10 +39,11 @@ impl Field {
 }
 
 const TASK: &[Program] = &[Tasks];
-const EVERY: &[Program] = &[OnFork, Pids, Tasks, Processes, SignalActions, Vmas, Descriptors];
+const EVERY: &[Program] = &[OnFork, Pids, Tasks, Processes, SignalActions, Waits, Vmas, Descriptors];
 const NUMBERS: &[Program] = &[OnFork, Pids, Tasks];
 const IDS: &[Program] = &[Pids, Tasks];
 const PROCESS: &[Program] = &[Processes];
+const WAIT: &[Program] = &[Waits];
 const FILE: &[Program] = &[Descriptors];
 const VMA: &[Program] = &[Vmas];
 const INODE: &[Program] = &[Vmas, Descriptors];
@@ -87,6 +88,9 @@ pub(super) const FIELDS: &[Field] = &[
     global("TASK_RSEQ_SIG", OPTIONAL, &["task_struct.rseq.sig", "task_struct.rseq_sig"]),
     global("TASK_RESTART_FN", TASK, &["task_struct.restart_block.fn"]),
     global("TASK_RESTART_DATA", TASK, &["task_struct.restart_block.futex"]),
+    global("TASK_STATE", WAIT, &["task_struct.__state", "task_struct.state"]),
+    global("TASK_STACK", WAIT, &["task_struct.stack"]),
+    global("TASK_NVCSW", WAIT, &["task_struct.nvcsw"]),
     global("PID_LEVEL", NUMBERS, &["pid.level"]),
     global("PID_NUMBERS", NUMBERS, &["pid.numbers"]),
     Field { name: "UPID_SIZE", unit: SizeOf, paths: &["upid"], needed_by: NUMBERS, global: true },
@@ -128,6 +132,12 @@ pub(super) const FIELDS: &[Field] = &[
     global("FILES_FDT", FILE, &["files_struct.fdt"]),
     global("FDT_CLOSE_ON_EXEC", FILE, &["fdtable.close_on_exec"]),
     global("FDT_MAX_FDS", FILE, &["fdtable.max_fds"]),
+    // The timer on the stack of a thread that waits, for `waits.rs`.
+    local("sleeper.expires", &["hrtimer_sleeper.timer._softexpires"]),
+    local("sleeper.function", &["hrtimer_sleeper.timer.function"]),
+    local("sleeper.state", &["hrtimer_sleeper.timer.state", "hrtimer_sleeper.timer.is_queued"]),
+    local("sleeper.task", &["hrtimer_sleeper.task"]),
+    Field { name: "sleeper", unit: SizeOf, paths: &["hrtimer_sleeper"], needed_by: OPTIONAL, global: false },
     // The union of struct restart_block, for `restart.rs`.
     local("futex", &["restart_block.futex"]),
     local("futex.uaddr", &["restart_block.futex.uaddr"]),

@@ -11,7 +11,9 @@ use aya::{
     programs,
 };
 use aya_log::EbpfLogger;
-use ckpt_common::{FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WriteFault};
+use ckpt_common::{
+    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WaitRow, WriteFault,
+};
 use zerocopy::FromBytes;
 
 use super::{
@@ -80,6 +82,20 @@ impl Bpf {
         };
         self.insert(tgid, own)?;
         Ok(tgid)
+    }
+
+    /// The same for several at once.
+    ///
+    /// # Errors
+    /// One is not there, or the map is full; those before it are watched.
+    pub fn track_all_own(&mut self, own: &[u32]) -> Result<(), BpfError> {
+        let nested = self.own_namespace != INITIAL_PID_NAMESPACE && !own.is_empty();
+        let table = if nested { Some(self.pids()?) } else { None };
+        for &own in own {
+            let tgid = table.as_ref().map_or(Some(own), |t| t.host(own)).ok_or(BpfError::NoProcess(own))?;
+            self.insert(tgid, own)?;
+        }
+        Ok(())
     }
 
     fn insert(&mut self, tgid: u32, own: u32) -> Result<(), BpfError> {
@@ -199,6 +215,14 @@ impl Bpf {
     /// The iterator is not loaded or cannot be read.
     pub fn signal_actions(&self) -> Result<Vec<SigActionsRow>, BpfError> {
         self.rows(Program::SignalActions)
+    }
+
+    /// The threads of tracked processes that wait in one of [`ckpt_common::TIMED_WAITS`].
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn waits(&self) -> Result<Vec<WaitRow>, BpfError> {
+        self.rows(Program::Waits)
     }
 
     /// The mappings of the tracked processes, by process and address.

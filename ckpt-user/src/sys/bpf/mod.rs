@@ -22,6 +22,7 @@ mod loader;
 mod pids;
 mod programs;
 mod restart;
+mod waits;
 
 use std::io;
 
@@ -29,7 +30,7 @@ pub use btf::{BtfError, Layout};
 pub use ckpt_common::{
     FileRow, IntervalTimer, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
     RestartBlock, SharedObjects, SigAction, SigActionsRow, TaskIds, TaskRow, TaskSignals, UserPointers,
-    VmaRow, WriteFault,
+    VmaRow, WaitRow, WriteFault,
 };
 pub use events::{Attached, Lost};
 pub use fields::Offsets;
@@ -38,6 +39,7 @@ pub use loader::{Fallback, Kernel, Options, built_from};
 pub use pids::{INITIAL_PID_NAMESPACE, PidTable, own_pid_namespace};
 pub use programs::Program;
 pub use restart::{Restart, RestartDecoder};
+pub use waits::WaitDecoder;
 
 /// Why eBPF, or a part of it, cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use ckpt_common::RestartBlock;
 
 use super::{BpfError, Offsets};
 
-const KALLSYMS: &str = "/proc/kallsyms";
+pub(super) const KALLSYMS: &str = "/proc/kallsyms";
 
 /// The functions that a restart block may hold.
 const FUNCTIONS: &[(&str, Kind)] = &[
@@ -89,7 +89,8 @@ impl RestartDecoder {
     /// It cannot be read.
     pub fn new(offsets: &Offsets) -> Result<Self, BpfError> {
         let proc = |source| BpfError::Proc { path: KALLSYMS, source };
-        let functions = functions(BufReader::new(File::open(KALLSYMS).map_err(proc)?)).map_err(proc)?;
+        let symbols = File::open(KALLSYMS).map(BufReader::new).map_err(proc)?;
+        let functions = functions(symbols, FUNCTIONS).map_err(proc)?;
         Ok(Self { functions, offsets: offsets.clone() })
     }
 
@@ -139,13 +140,16 @@ impl RestartDecoder {
 }
 
 /// Addresses of the known functions; hidden ones read as 0 and are left out.
-fn functions(symbols: impl io::BufRead) -> io::Result<Vec<(u64, Kind)>> {
+pub(super) fn functions<T: Copy>(
+    symbols: impl io::BufRead,
+    wanted: &[(&str, T)],
+) -> io::Result<Vec<(u64, T)>> {
     let mut found = Vec::new();
     for line in symbols.lines() {
         let line = line?;
         let mut words = line.split_ascii_whitespace();
         let (Some(address), _, Some(name)) = (words.next(), words.next(), words.next()) else { continue };
-        let Some((_, kind)) = FUNCTIONS.iter().find(|(function, _)| *function == name) else { continue };
+        let Some((_, kind)) = wanted.iter().find(|(function, _)| *function == name) else { continue };
         if let Some(address) = u64::from_str_radix(address, 16).ok().filter(|&address| address != 0) {
             found.push((address, *kind));
         }
@@ -161,6 +165,6 @@ mod tests {
     fn hidden_and_foreign_symbols_are_left_out() {
         let text = "ffffffff81000010 t futex_wait_restart\n0000000000000000 t do_restart_poll\n\
                     ffffffff81000020 T do_exit\nbroken\n";
-        assert_eq!(functions(text.as_bytes()).unwrap(), [(0xffff_ffff_8100_0010, Kind::Futex)]);
+        assert_eq!(functions(text.as_bytes(), FUNCTIONS).unwrap(), [(0xffff_ffff_8100_0010, Kind::Futex)]);
     }
 }

@@ -1,0 +1,324 @@
+//! The lazy pager: the program runs while its memory is still arriving.
+//!
+//! ```text
+//!  start ─▶ serving, filling ──last page──▶ full ──hand over──▶ ended
+//!               │                            └─ guardian dismissed, `done` readable
+//!               └─ a page cannot be had ─▶ program killed, `done` readable
+//! ```
+//! It promises: no byte that is not the image's or the program's own. A page that cannot be had kills the
+//! program, and so does ckptbpf's own death while pages are pending (see [`crate::sys::guardian`]).
+//!
+//! One lock holds all spaces, and whoever holds it reads events *and* fills: so no event is known to one
+//! thread while another still fills by the old map. The pager's thread takes it for one round (messages, a
+//! few pages) at a time. The tracer takes it in a freeze: since every thread that was in an event has been let
+//! go by its reading, a stopped tree and the map agree. The tracer never holds it while it touches memory of
+//! the program, and the pager's thread goes on meanwhile: a fault in a freeze is served.
+//!
+//! Order: the page that faulted, alone; its neighbours in the image (they cost a copy); then all others, the
+//! newest generation first. Only memory that the chain holds content for is pending; anything else that faults
+//! is a zero page.
+//!
+//! **Two threads of the program, one fork.** The child gets the map as it is when its event is read. A thread
+//! beside the fork that drops memory (MADV_DONTNEED) in the microseconds between the copying of the page tables
+//! and that reading drops it for the child too: as if the call had come just before the fork, with which it ran
+//! concurrently.
+//!
+//! **After the last page** the userfaultfd still serves first touches of empty memory, and events still stop
+//! their threads. So the supervisor hands over at once, in a short freeze of its own, rather than at the next
+//! checkpoint: without `-i` that may never come, and until then ckptbpf would be in the way of every fork. In
+//! it: read what is dirty, unregister, register with a second userfaultfd (write protection only, no events),
+//! protect again. Should ckptbpf be killed at any point of this, the kernel unregisters: nothing is pending.
+
+pub mod pending;
+pub mod source;
+pub mod space;
+mod thread;
+
+use crate::memory::runs::PageSet;
+use crate::sys::guardian::Guardian;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
+use source::{PageSource, SourceError};
+use space::{Buffer, LazySpace, Progress};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Why pages stopped arriving. The program has been killed.
+#[derive(Debug, thiserror::Error)]
+pub enum PagerError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("the kernel refuses to {doing} its memory")]
+    Kernel { doing: &'static str, source: io::Error },
+}
+
+impl PagerError {
+    fn kernel(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Kernel { doing, source }
+    }
+}
+
+/// How a lazy restart goes.
+#[derive(Debug)]
+pub struct Plan {
+    pub guardian: Guardian,
+    /// Test hook: no background fill while this file exists.
+    pub hold: Option<PathBuf>,
+    /// Checkpoints may leave what has not arrived to the generations before: they go to the same directory.
+    pub inherits: bool,
+}
+
+/// What a checkpoint has to know of an address space that is still arriving.
+#[derive(Debug, Default)]
+pub struct Arriving {
+    /// Absent only for now: the chain stands for them.
+    pub unfilled: PageSet,
+    /// Clean by their marks, but at another place than in the chain.
+    pub moved: PageSet,
+}
+
+/// The pager of one restart.
+pub struct Pager {
+    shared: Arc<Shared>,
+    /// Pages that were pending at the start.
+    pub total: u64,
+}
+
+/// State of pager and tracer.
+struct Shared {
+    state: Mutex<State>,
+    /// Threads that want the lock: the pager's lets them have it.
+    waiting: AtomicUsize,
+    missing: AtomicU64,
+    stop: AtomicBool,
+    /// Wakes the pager's thread.
+    wake: EventFd,
+    /// Readable once nothing is missing, or all is lost.
+    done: EventFd,
+    failed: AtomicBool,
+    epoll: Epoll,
+}
+
+struct State {
+    spaces: BTreeMap<u64, LazySpace>,
+    next: u64,
+    source: Box<dyn PageSource>,
+    inherits: bool,
+    buffer: Buffer,
+    messages: crate::sys::uffd::Messages,
+}
+
+/// Copies between two looks at messages while a checkpoint waits.
+const SETTLE_BATCHES: usize = 8;
+
+/// The wake descriptor in the epoll set; spaces have other keys.
+const WAKE: u64 = u64::MAX;
+
+impl Pager {
+    /// Begins to serve. `namespace`: the time namespace that is the program's alone.
+    pub fn start(
+        spaces: Vec<LazySpace>,
+        source: Box<dyn PageSource>,
+        plan: Plan,
+        namespace: u64,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        let total = spaces.iter().map(|s| s.pending.len()).sum();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                spaces: BTreeMap::new(),
+                next: 0,
+                source,
+                inherits: plan.inherits,
+                buffer: Buffer::default(),
+                messages: crate::sys::uffd::Messages::default(),
+            }),
+            waiting: AtomicUsize::new(0),
+            missing: AtomicU64::new(total),
+            stop: AtomicBool::new(false),
+            wake,
+            done,
+            failed: AtomicBool::new(false),
+            epoll,
+        });
+        for space in spaces {
+            shared.lock().add(&shared.epoll, space)?;
+        }
+        plan.guardian.watch(namespace);
+        let thread = thread::Thread::new(shared.clone(), plan, namespace);
+        std::thread::Builder::new().name("pager".into()).spawn(move || thread.run())?;
+        Ok(Self { shared, total })
+    }
+
+    /// Pages that are still missing.
+    pub fn missing(&self) -> u64 {
+        self.shared.missing.load(Ordering::SeqCst)
+    }
+
+    /// Readable once the last page is there or the program had to be killed.
+    pub fn done(&self) -> BorrowedFd<'_> {
+        self.shared.done.as_fd()
+    }
+
+    /// Whether the last page is there.
+    pub fn is_full(&self) -> bool {
+        self.missing() == 0 && !self.has_failed()
+    }
+
+    /// Whether the program had to be killed.
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::SeqCst)
+    }
+
+    /// Beside the running program: brings in what a checkpoint's freeze would have to wait for.
+    ///
+    /// # Errors
+    /// As [`Pager::arriving`].
+    pub fn prepare(&self) -> Result<(), PagerError> {
+        loop {
+            let mut state = self.shared.lock_soon();
+            let settled = state.settle_some(&self.shared.epoll)?;
+            self.shared.publish(&state);
+            if settled == Progress::Nothing {
+                return Ok(());
+            }
+        }
+    }
+
+    /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
+    /// rebuilt process what is still on its way. What was moved is told once.
+    ///
+    /// # Errors
+    /// A page that cannot be had; the pager meets it too and kills the program.
+    pub fn arriving(&self) -> Result<Vec<(Pid, Arriving)>, PagerError> {
+        let mut state = self.shared.lock_soon();
+        while state.settle_some(&self.shared.epoll)? != Progress::Nothing {}
+        self.shared.publish(&state);
+        let of = |space: &mut LazySpace| {
+            let moved = std::mem::take(&mut space.moved);
+            space.pid.map(|pid| (pid, Arriving { unfilled: space.unfilled(), moved }))
+        };
+        Ok(state.spaces.values_mut().filter_map(of).collect())
+    }
+
+    /// Ends the thread and lets go of its userfaultfds.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        // Fails only when it is to wake up already.
+        let _ = self.shared.wake.write(1);
+        self.shared.lock_soon().spaces.clear();
+    }
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pager").field("missing", &self.missing()).finish()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For others than the pager's thread, which would take the lock again before anyone has woken up.
+    fn lock_soon(&self) -> MutexGuard<'_, State> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let state = self.lock();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        state
+    }
+
+    fn publish(&self, state: &State) {
+        let missing = state.spaces.values().map(|s| s.pending.len()).sum();
+        self.missing.store(missing, Ordering::SeqCst);
+    }
+}
+
+impl State {
+    fn add(&mut self, epoll: &Epoll, space: LazySpace) -> io::Result<()> {
+        epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, self.next))?;
+        self.spaces.insert(self.next, space);
+        self.next += 1;
+        Ok(())
+    }
+
+    fn remove(&mut self, epoll: &Epoll, key: u64) {
+        if let Some(space) = self.spaces.remove(&key) {
+            // The tracker's duplicate may stay open: closing ours would not take it off the list.
+            let _ = epoll.delete(&space.uffd);
+        }
+    }
+
+    /// Reads, applies and serves for one space; takes in its new children.
+    fn serve(&mut self, epoll: &Epoll, key: u64) -> Result<(), PagerError> {
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+        let children = space.serve(self.source.as_mut(), &mut self.messages, &mut self.buffer)?;
+        if !children.is_empty() {
+            // Shells fork and execute: what such a child would have inherited is wanted no more.
+            self.drop_dead(epoll);
+        }
+        for child in children {
+            self.add(epoll, child).map_err(PagerError::kernel("watch"))?;
+        }
+        Ok(())
+    }
+
+    fn serve_all(&mut self, epoll: &Epoll) -> Result<(), PagerError> {
+        let keys: Vec<u64> = self.spaces.keys().copied().collect();
+        keys.into_iter().try_for_each(|key| self.serve(epoll, key))
+    }
+
+    fn drop_dead(&mut self, epoll: &Epoll) {
+        let dead: Vec<u64> =
+            self.spaces.iter().filter(|(_, s)| s.uffd.is_dead()).map(|(&key, _)| key).collect();
+        dead.into_iter().for_each(|key| self.remove(epoll, key));
+    }
+
+    /// One step of one space; a space that has ended, or a child that is complete, goes.
+    fn step(
+        &mut self,
+        epoll: &Epoll,
+        key: u64,
+        fill: impl FnOnce(&mut LazySpace, &mut dyn PageSource, &mut Buffer) -> Result<Progress, PagerError>,
+    ) -> Result<Progress, PagerError> {
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(Progress::Nothing) };
+        let progress = fill(space, self.source.as_mut(), &mut self.buffer)?;
+        if progress == Progress::Dead || space.pid.is_none() && space.pending.is_empty() {
+            self.remove(epoll, key);
+        }
+        Ok(progress)
+    }
+
+    /// Serves everyone, and fills a little of what no older generation can stand for: pages that have moved,
+    /// forked children, and all there is where the generations before are in another directory.
+    fn settle_some(&mut self, epoll: &Epoll) -> Result<Progress, PagerError> {
+        self.drop_dead(epoll);
+        self.serve_all(epoll)?;
+        let inherits = self.inherits;
+        let mut busy = false;
+        let keys: Vec<u64> = self.spaces.keys().copied().collect();
+        for key in keys {
+            for _ in 0..SETTLE_BATCHES {
+                let progress = self.step(epoll, key, |space, source, buffer| match space.pid {
+                    Some(_) if inherits => space.fill_moved(source, buffer),
+                    _ => space.fill_next(source, buffer),
+                })?;
+                match progress {
+                    Progress::Made => busy = true,
+                    Progress::Busy => return Ok(Progress::Busy),
+                    Progress::Nothing | Progress::Dead => break,
+                }
+            }
+        }
+        Ok(if busy { Progress::Made } else { Progress::Nothing })
+    }
+}

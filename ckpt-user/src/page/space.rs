@@ -1,0 +1,258 @@
+//! One address space whose pages are still arriving.
+//!
+//! ```text
+//!  read all messages ─▶ apply events, in order ─▶ serve faults ─▶ fill ─┐
+//!        ▲                                                              │
+//!        └──────────────── EAGAIN: an event waits, or will ◀────────────┘
+//! ```
+//! Invariants:
+//! - A page is filled only while the live map holds it, and a page that the map does not hold reads as zero.
+//! - Events are applied before any fault that came with them is served: reading an event lets its thread go
+//!   on, and from then on UFFDIO_COPY would succeed with what the image had there before.
+//! - Between the change itself and the reading of its event the kernel answers each fill with EAGAIN
+//!   (`mmap_changing` of fs/userfaultfd.c goes up before the change); nothing is ever filled on a guess.
+
+use super::PagerError;
+use super::pending::{Part, Pending};
+use super::source::PageSource;
+use crate::image::SpaceId;
+use crate::memory::runs::PageSet;
+use crate::sys::uffd::{Event, Filled, Messages, Uffd};
+use nix::unistd::Pid;
+use std::ops::Range;
+
+/// Pages filled at a time: a fault waits for at most one such copy (27 µs), and a block of the image has as many.
+const BATCH: u64 = 16;
+
+/// An address space and the userfaultfd that serves it.
+pub struct LazySpace {
+    /// Whose pages of the image.
+    pub source: SpaceId,
+    /// The rebuilt process; a child that it forked since is only known by its userfaultfd.
+    pub pid: Option<Pid>,
+    pub uffd: Uffd,
+    pub pending: Pending,
+    /// Where mremap(2) has brought pages whose marks are still those of their old place.
+    pub moved: PageSet,
+    /// Faults that are to be served again.
+    stalled: Vec<u64>,
+    /// Neighbours of pages that faulted, in pages of this space.
+    near: Vec<Range<u64>>,
+    /// The rest in its order, the next one last.
+    order: Vec<Range<u64>>,
+}
+
+/// What came of an attempt to fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Some pages are there, or are not pending any more.
+    Made,
+    /// Events have to be read first.
+    Busy,
+    /// Nothing is pending.
+    Nothing,
+    /// The address space is gone.
+    Dead,
+}
+
+/// Page contents on their way.
+pub struct Buffer(Vec<u8>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(vec![0; BATCH as usize * 4096])
+    }
+}
+
+impl LazySpace {
+    /// `order`: pages of the image, the first to be filled first.
+    pub fn new(
+        source: SpaceId,
+        pid: Option<Pid>,
+        uffd: Uffd,
+        pending: Pending,
+        order: Vec<Range<u64>>,
+    ) -> Self {
+        let order = order.into_iter().rev().collect();
+        let (stalled, near) = (Vec::new(), Vec::new());
+        Self { source, pid, uffd, pending, moved: PageSet::new(), stalled, near, order }
+    }
+
+    /// Reads and applies all events, then serves all faults; returns the children that were forked.
+    ///
+    /// # Errors
+    /// When a page cannot be had, or the kernel refuses what it never should.
+    pub fn serve(
+        &mut self,
+        from: &mut dyn PageSource,
+        messages: &mut Messages,
+        buffer: &mut Buffer,
+    ) -> Result<Vec<LazySpace>, PagerError> {
+        let mut children = Vec::new();
+        let mut faults = std::mem::take(&mut self.stalled);
+        loop {
+            let read = self.uffd.read(messages).map_err(PagerError::kernel("read events of"))?;
+            if read.is_empty() {
+                break;
+            }
+            for event in read {
+                match event {
+                    Event::Fault { address } => faults.push(address / 4096),
+                    other => children.extend(self.apply(other)),
+                }
+            }
+        }
+        faults.sort_unstable();
+        faults.dedup();
+        for page in faults {
+            self.fault(page, from, buffer)?;
+        }
+        Ok(children)
+    }
+
+    fn apply(&mut self, event: Event) -> Option<LazySpace> {
+        match event {
+            Event::Fault { .. } => {}
+            Event::Remove { start, end } | Event::Unmap { start, end } => {
+                self.pending.remove(&(start / 4096..end / 4096));
+            }
+            Event::Remap { from, to, len } => {
+                let (from, to, count) = (from / 4096, to / 4096, len / 4096);
+                self.pending.remap(from, to, count);
+                self.moved.insert(to..to + count);
+            }
+            // Without pending pages its absent ones are zeros: nobody need watch it.
+            Event::Fork(_) if self.pending.is_empty() => {}
+            Event::Fork(uffd) => {
+                return Some(LazySpace::new(self.source, None, uffd, self.pending.clone(), Vec::new()));
+            }
+        }
+        None
+    }
+
+    /// Whether faults wait for the kernel to let them be served.
+    pub fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
+    /// The faulting page, alone.
+    fn fault(&mut self, page: u64, from: &mut dyn PageSource, buffer: &mut Buffer) -> Result<(), PagerError> {
+        let Some(part) = self.pending.within(&(page..page + 1)).next() else {
+            let filled = self.uffd.zero(page * 4096, 4096).map_err(PagerError::kernel("fill"))?;
+            return self.settle_fault(page, filled);
+        };
+        let filled = self.copy(&part, from, buffer)?;
+        if let Filled::Bytes(_) | Filled::Exists = filled {
+            self.pending.remove(&part.pages);
+            let near = from.neighbours(self.source, part.origin);
+            // Its neighbours in the image are its neighbours here, as far as they have moved with it.
+            let before = (part.origin - near.start).min(page);
+            self.near.push(page - before..page + (near.end - part.origin));
+        }
+        self.settle_fault(page, filled)
+    }
+
+    fn settle_fault(&mut self, page: u64, filled: Filled) -> Result<(), PagerError> {
+        match filled {
+            Filled::Bytes(_) | Filled::Dead => Ok(()),
+            Filled::Busy => {
+                self.stalled.push(page);
+                Ok(())
+            }
+            // It is there, or mapped anew without us: the thread finds out by itself.
+            Filled::Exists | Filled::Gone => {
+                self.uffd.wake(page * 4096, 4096).map_err(PagerError::kernel("wake a thread of"))
+            }
+        }
+    }
+
+    fn copy(
+        &self,
+        part: &Part,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Filled, PagerError> {
+        let bytes = &mut buffer.0[..part.count() as usize * 4096];
+        from.read(self.source, part.origin, bytes)?;
+        // At another place than in the image it is new to the chain: it arrives dirty.
+        let filled = self.uffd.copy(part.pages.start * 4096, bytes, part.is_at_home(), true);
+        filled.map_err(PagerError::kernel("fill"))
+    }
+
+    /// Fills the neighbours of a page that faulted.
+    pub fn fill_near(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
+        while let Some(range) = self.near.pop() {
+            let next = self.pending.within(&range).next();
+            if let Some(part) = next {
+                let progress = self.fill(&part, from, buffer)?;
+                self.near.push(range);
+                return Ok(progress);
+            }
+        }
+        Ok(Progress::Nothing)
+    }
+
+    /// Fills the next few pages of the background.
+    pub fn fill_next(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
+        while let Some(range) = self.order.last() {
+            let next = self.pending.within(range).next();
+            if let Some(part) = next {
+                return self.fill(&part, from, buffer);
+            }
+            self.order.pop();
+        }
+        let rest = self.pending.parts().next();
+        rest.map_or(Ok(Progress::Nothing), |part| self.fill(&part, from, buffer))
+    }
+
+    /// Fills a page that has moved.
+    pub fn fill_moved(
+        &mut self,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
+        let moved = self.pending.parts().find(|part| !part.is_at_home());
+        moved.map_or(Ok(Progress::Nothing), |part| self.fill(&part, from, buffer))
+    }
+
+    /// Fills the first pages of `part`.
+    fn fill(
+        &mut self,
+        part: &Part,
+        from: &mut dyn PageSource,
+        buffer: &mut Buffer,
+    ) -> Result<Progress, PagerError> {
+        let start = part.pages.start;
+        let mut count = part.count().min(BATCH);
+        loop {
+            let part = Part { pages: start..start + count, origin: part.origin };
+            let done = match self.copy(&part, from, buffer)? {
+                Filled::Bytes(bytes) => bytes / 4096,
+                // A copy across the border of two mappings is refused as a whole.
+                Filled::Gone if count > 1 => {
+                    count = 1;
+                    continue;
+                }
+                // There already, or nothing is mapped there that we serve.
+                Filled::Exists | Filled::Gone => 1,
+                Filled::Busy => return Ok(Progress::Busy),
+                Filled::Dead => return Ok(Progress::Dead),
+            };
+            self.pending.remove(&(start..start + done));
+            return Ok(Progress::Made);
+        }
+    }
+
+    /// Pages that the image's chain still stands for: pending, and where they were at the checkpoint.
+    pub fn unfilled(&self) -> PageSet {
+        self.pending.parts().filter(Part::is_at_home).map(|part| part.pages).collect()
+    }
+}

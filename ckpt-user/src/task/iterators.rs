@@ -1,0 +1,247 @@
+//! The hidden state of tasks by BPF iterators: read in the freeze, with nothing run in the program.
+//!
+//! Loaded once a supervisor, before its first checkpoint and never before a restarted program runs. A kernel that
+//! refuses a part costs one warning and the fallback (injected system calls).
+
+use super::clock;
+use super::hidden::{ProcessState, ThreadState, altstack};
+use super::timers::Timer;
+use crate::freeze::rewind::{Wait, Waits};
+use crate::freeze::tree;
+use crate::sys::bpf::{
+    self, Attached, Bpf, BpfError, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow, Program,
+    RestartDecoder, TaskRow, WaitDecoder, WaitRow, own_pid_namespace,
+};
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the iterators found, by the ids that we see.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    pub threads: HashMap<Pid, ThreadState>,
+    pub processes: HashMap<Pid, ProcessState>,
+}
+
+/// Lifecycle events since the last look, and what was lost in all. They are hints: the freeze reads the tree
+/// itself, so a lost one costs nothing but the count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lifecycle {
+    pub forks: u64,
+    pub execs: u64,
+    pub exits: u64,
+    pub lost: u64,
+}
+
+/// The programs of one supervisor, used from the thread that makes checkpoints and from the tracer's. What cannot be
+/// read is left out; why is said once the program runs again.
+#[derive(Clone, Default)]
+pub struct Kernel(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    tried: bool,
+    iterators: Option<Iterators>,
+    error: Option<BpfError>,
+}
+
+impl Kernel {
+    /// One that does without.
+    pub fn none() -> Self {
+        Self(Arc::new(Mutex::new(State { tried: true, ..State::default() })))
+    }
+
+    /// Loads the programs unless that was tried before; `ring` is the size of the ring of lifecycle events, bytes.
+    pub fn load(&self, ring: Option<u32>) {
+        let mut state = self.state();
+        if state.tried {
+            return;
+        }
+        state.tried = true;
+        match Iterators::load(ring) {
+            Ok(iterators) => state.iterators = Some(iterators),
+            Err(e) => log::warn!("system calls are injected for what eBPF would read: {e}"),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask<T: Default>(&self, question: impl FnOnce(&mut Iterators) -> Result<T, BpfError>) -> T {
+        let state = &mut *self.state();
+        let Some(iterators) = &mut state.iterators else { return T::default() };
+        question(iterators).unwrap_or_else(|error| {
+            state.error = Some(error);
+            T::default()
+        })
+    }
+
+    /// How long threads of the tree below `root` still wait.
+    pub fn waits(&self, root: Pid) -> Waits {
+        let pids: Vec<Pid> = tree::members(root).into_iter().map(|m| m.0).collect();
+        self.ask(|iterators| iterators.waits(&pids))
+    }
+
+    /// The hidden state of stopped processes.
+    pub fn read(&self, pids: &[Pid]) -> Hidden {
+        self.ask(|iterators| iterators.read(pids))
+    }
+
+    /// What was reported since the last call; none without BPF.
+    pub fn lifecycle(&self) -> Option<Lifecycle> {
+        let mut state = self.state();
+        if let Some(error) = state.error.take() {
+            log::info!("system calls were injected for what eBPF did not read: {error}");
+        }
+        state.iterators.as_mut().map(Iterators::lifecycle)
+    }
+}
+
+struct Iterators {
+    bpf: Bpf,
+    decoder: Option<RestartDecoder>,
+    waits: Option<WaitDecoder>,
+    /// Detached when dropped.
+    _attached: Option<Attached>,
+    namespace: u32,
+}
+
+impl Iterators {
+    /// Loads what the kernel takes; `ring` is the size of the ring of lifecycle events, bytes.
+    ///
+    /// # Errors
+    /// The iterators of hidden state are not to be had.
+    fn load(ring: Option<u32>) -> Result<Self, BpfError> {
+        let defaults = Options::default();
+        let mut bpf = bpf::Kernel::load_with(Options {
+            lifecycle_ring: ring.unwrap_or(defaults.lifecycle_ring),
+            ..defaults
+        })?;
+        if let Some(missing) = bpf.fallbacks().iter().find(|f| {
+            matches!(f.program, Program::Pids | Program::Tasks | Program::Processes | Program::SignalActions)
+        }) {
+            return Err(BpfError::NotLoaded {
+                program: missing.program.name(),
+                reason: missing.reason.clone(),
+            });
+        }
+        let decoder = RestartDecoder::new(bpf.offsets())
+            .map_err(|e| log::warn!("interrupted sleeps begin anew after a restart: {e}"))
+            .ok();
+        let waits = WaitDecoder::new(bpf.offsets()).ok().flatten().filter(|_| bpf.has(Program::Waits));
+        if waits.is_none() {
+            log::info!("this kernel does not tell how long waits still go; interrupted ones begin anew");
+        }
+        let attached = bpf
+            .attach_lifecycle()
+            .map_err(|e| log::info!("forks, execs and exits are looked for, not reported: {e}"))
+            .ok();
+        Ok(Self { bpf, decoder, waits, _attached: attached, namespace: own_pid_namespace()? })
+    }
+
+    /// Takes in what was reported since the last call.
+    fn lifecycle(&mut self) -> Lifecycle {
+        self.bpf.flush_log();
+        let events = self.bpf.lifecycle();
+        let count = |kind| events.iter().filter(|e| e.what() == Some(kind)).count() as u64;
+        let lost = self.bpf.lost();
+        Lifecycle {
+            forks: count(LifecycleKind::Fork),
+            execs: count(LifecycleKind::Exec),
+            exits: count(LifecycleKind::GroupExit),
+            lost: lost.lifecycle + lost.children,
+        }
+    }
+
+    /// Watches exactly these processes.
+    ///
+    /// # Errors
+    /// One has gone, or the map is full.
+    fn track(&mut self, pids: &[Pid]) -> Result<(), BpfError> {
+        let wanted: Vec<u32> = pids.iter().map(|p| p.as_raw() as u32).collect();
+        let known = self.bpf.tracked();
+        for &(host, _) in known.iter().filter(|(_, own)| !wanted.contains(own)) {
+            self.bpf.untrack(host)?;
+        }
+        let new: Vec<u32> = wanted.into_iter().filter(|w| known.iter().all(|k| k.1 != *w)).collect();
+        self.bpf.track_all_own(&new)
+    }
+
+    /// Reads the state of stopped processes.
+    ///
+    /// # Errors
+    /// From the iterators; the caller then injects.
+    fn read(&mut self, pids: &[Pid]) -> Result<Hidden, BpfError> {
+        self.track(pids)?;
+        let tasks = self.bpf.tasks()?;
+        let table = PidTable::new(tasks.iter().map(|row| &row.ids), self.namespace);
+        let own = |host: u32| table.own(host).map(|own| Pid::from_raw(own as i32));
+        let threads =
+            tasks.iter().filter_map(|row| Some((own(row.ids.pid)?, self.thread_state(row)))).collect();
+        let actions: HashMap<u32, Vec<[u64; 4]>> = self
+            .bpf
+            .signal_actions()?
+            .iter()
+            .map(|row| {
+                let words =
+                    row.actions.iter().map(|a| [a.handler, a.flags & !KERNEL_FLAGS, a.restorer, a.mask]);
+                (row.tgid, words.collect())
+            })
+            .collect();
+        let mut processes = HashMap::new();
+        for row in self.bpf.processes()? {
+            let (Some(pid), Some(actions)) = (own(row.tgid), actions.get(&row.tgid)) else { continue };
+            let state =
+                ProcessState { actions: actions.clone(), brk: row.memory.brk, timers: timers(pid, &row) };
+            processes.insert(pid, state);
+        }
+        Ok(Hidden { threads, processes })
+    }
+
+    fn waits(&mut self, pids: &[Pid]) -> Result<Waits, BpfError> {
+        let Some(decoder) = self.waits.clone() else { return Ok(Waits::new()) };
+        self.track(pids)?;
+        let rows = self.bpf.waits()?;
+        if rows.is_empty() {
+            return Ok(Waits::new());
+        }
+        let table = self.bpf.pids()?;
+        let wait = |row: &WaitRow| {
+            let tid = Pid::from_raw(table.own(row.tid)? as i32);
+            let expires = decoder.expires(row)?;
+            Some((tid, Wait { number: row.number, switches: row.switches, expires }))
+        };
+        Ok(rows.iter().filter_map(wait).collect())
+    }
+
+    fn thread_state(&self, row: &TaskRow) -> ThreadState {
+        let signals = &row.signals;
+        ThreadState {
+            altstack: altstack(signals.stack_base, signals.stack_flags as i32, signals.stack_size),
+            clear_child_tid: row.user.clear_child_tid,
+            restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
+        }
+    }
+}
+
+/// SA_IMMUTABLE, SA_X32_ABI, SA_IA32_ABI: the kernel's own (arch/x86/include/asm/signal.h), never shown.
+const KERNEL_FLAGS: u64 = 0x0380_0000;
+
+/// The interval timers as getitimer(2) gives them.
+fn timers(pid: Pid, row: &ProcessRow) -> [Timer; 3] {
+    // MAKE_PROCESS_CPUCLOCK of include/linux/posix-timers.h: profiling 0, virtual 1.
+    let cpu = |which: i32| clock::now(!pid.as_raw() << 3 | which).unwrap_or(0) as u64;
+    let left = |timer: &IntervalTimer, now: u64, armed: bool| Timer {
+        interval: timer.interval,
+        // At least a microsecond: 0 means not armed.
+        left: if armed { timer.expires.saturating_sub(now).max(1000) } else { 0 },
+    };
+    let own = clock::own_offsets().map_or(0, |o| o.0);
+    let host = clock::now(libc::CLOCK_MONOTONIC).unwrap_or(0) - own;
+    [
+        left(&row.real, host as u64, row.real_armed != 0),
+        left(&row.virt, cpu(1), row.virt.expires != 0),
+        left(&row.prof, cpu(0), row.prof.expires != 0),
+    ]
+}

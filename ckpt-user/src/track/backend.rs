@@ -1,0 +1,98 @@
+//! How dirty pages are found: chosen by trying, never by the kernel's version.
+
+use crate::sys::pagemap::{Filter, Pagemap, WRITTEN};
+use crate::sys::probe::{PAGE, Pages};
+use crate::sys::uffd::{MODE_WP, TRACKING, USER_MODE_ONLY, Uffd};
+use nix::unistd::Pid;
+use std::io;
+use std::ops::Range;
+
+/// A way of finding dirty pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The PAGEMAP_SCAN ioctl with asynchronous write protection (Linux 6.7).
+    PagemapScan,
+    /// The soft-dirty bit of /proc/PID/pagemap.
+    SoftDirty,
+    /// None: each checkpoint is a full one.
+    Full,
+}
+
+/// The `wanted` way or the best one, down to full checkpoints; one warning says what is done without.
+pub fn choose(wanted: Option<Backend>) -> Backend {
+    if wanted == Some(Backend::Full) {
+        return Backend::Full;
+    }
+    let scan = if wanted == Some(Backend::SoftDirty) { None } else { Some(pagemap_scan()) };
+    if matches!(scan, Some(Ok(()))) {
+        return Backend::PagemapScan;
+    }
+    let soft = soft_dirty();
+    let why = |result: Option<io::Result<()>>| result.and_then(Result::err).map(|e| e.to_string());
+    match &soft {
+        Ok(()) if wanted == Some(Backend::SoftDirty) => {}
+        Ok(()) => log::warn!(
+            "dirty pages are found by soft-dirty bits ({}): each look stops the program shortly",
+            why(scan).unwrap_or_default()
+        ),
+        Err(error) => log::warn!(
+            "every checkpoint is a full one: this kernel cannot tell which pages were written \
+             (soft-dirty: {error}{}); Linux 6.7 or newer can",
+            why(scan).map(|e| format!("; PAGEMAP_SCAN: {e}")).unwrap_or_default()
+        ),
+    }
+    if soft.is_ok() { Backend::SoftDirty } else { Backend::Full }
+}
+
+/// Protects four pages, writes to one, and looks which has been written to.
+///
+/// # Errors
+/// What this kernel lacks.
+pub fn pagemap_scan() -> io::Result<()> {
+    let pages = Pages::new(4)?;
+    let uffd = Uffd::handshake(Uffd::of_self(USER_MODE_ONLY).or_else(|_| Uffd::of_self(0))?, TRACKING)?;
+    uffd.register(pages.address(), pages.bytes(), MODE_WP)?;
+    let mut pagemap = Pagemap::open(Pid::this())?;
+    written(&mut pagemap, &pages)?;
+    let before = written(&mut pagemap, &pages)?;
+    pages.write(1);
+    let after = written(&mut pagemap, &pages)?;
+    let second = pages.address() + PAGE as u64;
+    match (before.as_slice(), after.as_slice()) {
+        ([], [one]) if *one == (second..second + PAGE as u64) => Ok(()),
+        _ => Err(io::Error::other(format!(
+            "one page was written to, the kernel says {after:x?}, before {before:x?}"
+        ))),
+    }
+}
+
+/// Addresses that were written to since the last call.
+fn written(pagemap: &mut Pagemap, pages: &Pages) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let filter = Filter { all: WRITTEN, ..Filter::default() };
+    let end = pages.address() + pages.bytes();
+    pagemap.scan(pages.address(), end, filter, true, |region| found.push(region.start..region.end))?;
+    Ok(found)
+}
+
+/// Clears the marks, writes to the second page, and looks at both.
+///
+/// # Errors
+/// What this kernel lacks.
+pub fn soft_dirty() -> io::Result<()> {
+    const MARK: u64 = 1 << 55;
+    let pages = Pages::new(2)?;
+    let pagemap = Pagemap::open(Pid::this())?;
+    let marks = || -> io::Result<Vec<bool>> {
+        let entries = pagemap.entries(pages.address() / PAGE as u64, 2)?;
+        Ok(entries.iter().map(|entry| entry & MARK != 0).collect())
+    };
+    super::soft_dirty::clear(Pid::this())?;
+    let before = marks()?;
+    pages.write(1);
+    if before == [false, false] && marks()? == [false, true] {
+        Ok(())
+    } else {
+        Err(io::Error::other("a page that was written to is not marked"))
+    }
+}

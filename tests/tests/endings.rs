@@ -1,0 +1,89 @@
+//! Ends at awkward moments: before the first checkpoint, in the middle of one, and ids that somebody else has.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{stepper, verb, walk_through};
+use ckpt_tests::{Cmd, Job, Mode, Random, Sandbox, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_program_that_ends_before_its_first_checkpoint() {
+    let sandbox = Sandbox::new("no_checkpoint");
+    let launch = |args: &[&str]| sandbox.run(verb("launch", ["-i", "60", "-d", "images", "--"]).args(args));
+    assert_eq!(launch(&["true"]).success().stderr_text(), "");
+    let restart = sandbox.run(verb("restart", ["images"])).expect_code(125).stderr_text();
+    assert!(restart.contains("no checkpoint") && restart.contains("ckptbpf launch"), "{restart}");
+    // A directory without checkpoints may be used again.
+    let killed = launch(&["/bin/sh", "-c", "kill -9 $$"]).expect_code(137).stderr_text();
+    assert!(killed.contains("before its first checkpoint"), "{killed}");
+}
+
+#[test]
+fn a_program_that_ends_while_a_checkpoint_is_being_made() {
+    let sandbox = Sandbox::with_limit("ends_within", Duration::from_secs(120));
+    let mut random = Random::for_test("ends_within");
+    for round in 0..20 {
+        let images = format!("images{round}");
+        let steps = (3 + random.below(20)).to_string();
+        let program = victim_cmd("count_static").args(["f", &steps, "1000"]);
+        let launch = verb("launch", ["-i", "0.004", "-d", &images, "--"]).program(&program);
+        let ended = sandbox.run(launch).success();
+        assert_eq!(ended.stdout_text().lines().count().to_string(), steps);
+        assert_eq!(ended.stderr_text(), "", "an end is no failure to speak of");
+        if sandbox.dir().join(&images).join("000001.ckpt").exists() {
+            sandbox.run(verb("verify", [&images])).success();
+        }
+        let left =
+            Cmd::sh("ls -A \"$0\" | grep -v -e ckpt$ -e job.json -e lock -e events.jsonl").arg(&images);
+        assert_eq!(sandbox.run(left).stdout_text(), "", "unfinished checkpoints are left");
+    }
+}
+
+#[test]
+fn a_process_id_that_somebody_has_is_named() {
+    let sandbox = Sandbox::new("pid_in_use");
+    let mut job = Job::launch(&sandbox, &[], &stepper(6));
+    job.running().wait_for_output("0 ", SOON);
+    job.checkpoint();
+    let pid = job.program();
+    job.kill_all();
+    // The next process of the box gets the id: nothing else is started meanwhile.
+    let taker =
+        Cmd::sh("echo $(($0 - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 & wait").arg(pid.to_string());
+    let holder = sandbox.spawn(taker);
+    sandbox.wait_for("the id to be taken", SOON, || sandbox.ps().iter().any(|one| one.pid == pid));
+    let written = std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
+    let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+    assert!(refused.contains(&format!("process id {pid}")) && refused.contains("sleep"), "{refused}");
+    // A restart that failed has changed no file.
+    assert_eq!(std::fs::metadata(sandbox.dir().join("f")).unwrap().len(), written);
+    // What the message advises works: where no ids are taken.
+    let tool = ckpt_tests::ckptbpf();
+    let elsewhere = Cmd::new("unshare").args(["--pid", "--fork", "--mount-proc"]).arg(tool).arg("restart");
+    let ended = walk_through(&sandbox, elsewhere.arg(job.dir())).success();
+    assert!(ended.stdout_text().lines().last().unwrap().starts_with("6 "), "{}", ended.stdout_text());
+    holder.kill_group(Signal::SIGKILL);
+    holder.wait(SOON).expect_code(137);
+}
+
+#[test]
+fn a_job_that_still_runs_is_not_restarted() {
+    let sandbox = Sandbox::new("still_runs");
+    let mut job = Job::launch(&sandbox, &[], &stepper(3));
+    job.running().wait_for_output("0 ", SOON);
+    job.checkpoint();
+    for line in [&["restart"][..], &["launch", "--new", "-d"], &["prune"]] {
+        let tail: &[&str] = if line[0] == "launch" { &["--", "true"] } else { &[] };
+        let cmd = verb(line[0], &line[1..]).arg(job.dir()).args(tail);
+        let refused = sandbox.run(cmd).expect_code(125).stderr_text();
+        assert!(refused.contains("being written by") && refused.contains("checkpoint --kill"), "{refused}");
+    }
+    job.walk().success();
+    // Ended, it can.
+    job.restart(Mode::Eager, &[]);
+    job.walk().success();
+}

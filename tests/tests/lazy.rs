@@ -1,0 +1,312 @@
+//! A lazily restarted program runs before its memory is there, and nobody can tell from what it says.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ckpt_tests::sandbox::let_pass;
+use ckpt_tests::scenario::verb;
+use ckpt_tests::{Cmd, Expected, Job, Mode, Random, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A file that holds the background fill while it exists.
+struct Hold(PathBuf, String);
+
+impl Hold {
+    fn new(sandbox: &Sandbox) -> Self {
+        let inside = sandbox.dir().join("hold");
+        let outside = sandbox.see(&inside);
+        std::fs::write(&outside, "").unwrap();
+        Self(outside, inside.to_str().unwrap().to_owned())
+    }
+
+    fn let_go(&self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// `memory` in MiB, steps, gate, pages a step, further tasks.
+fn lazymem(args: [u64; 3], gate: &str, tasks: u64) -> Cmd {
+    let [mib, steps, touch] = args.map(|n| n.to_string());
+    victim_cmd("lazymem").args([&mib, &steps, gate, &touch, &tasks.to_string()])
+}
+
+fn missing(sandbox: &Sandbox, job: &Job) -> u64 {
+    let status = sandbox.run(verb("status", ["--json"]).arg(job.dir())).success();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let one = if status.is_array() { &status[0] } else { &status };
+    one["pages_missing"].as_u64().unwrap_or_else(|| panic!("no pages_missing in {status}"))
+}
+
+/// Restarts and waits until the program runs and the job can be asked.
+fn restart(sandbox: &Sandbox, job: &mut Job, from: u64, mode: Mode, options: &[&str]) {
+    job.restart_at(from, mode, &[&["--json"], options].concat());
+    sandbox.wait_for("the restarted job", SOON, || {
+        assert!(!job.running().has_ended(), "{}", job.running().stderr());
+        sandbox.run(verb("status", ["--json"]).arg(job.dir())).code() == 0
+    });
+}
+
+/// The line of `restart --json`.
+fn resumed(job: &Job) -> Value {
+    let said = job.running().stderr();
+    let line = said.lines().find(|l| l.starts_with('{')).unwrap_or_else(|| panic!("no line of JSON: {said}"));
+    serde_json::from_str(line).unwrap()
+}
+
+fn wait_until_full(sandbox: &Sandbox, job: &Job) {
+    let events = sandbox.see(job.dir()).join("events.jsonl");
+    let count = || std::fs::read_to_string(&events).unwrap_or_default().matches("lazy-done").count();
+    let before = count();
+    sandbox.wait_for("lazy-done", SOON, || missing(sandbox, job) == 0 && count() >= before.max(1));
+}
+
+fn signal(sandbox: &Sandbox, pid: i32) {
+    sandbox.kill(pid, Signal::SIGUSR1 as i32).expect("the program lives");
+}
+
+/// What has been printed is the beginning of what is expected: not one wrong byte.
+fn assert_begins(what: &str, expected: &[u8], printed: &[u8]) {
+    let end = printed.len().min(expected.len());
+    assert_same(what, &expected[..end], printed);
+}
+
+fn guards(sandbox: &Sandbox) -> usize {
+    sandbox.ps().iter().filter(|p| p.comm == "ckptbpf-guard" && p.state != 'Z').count()
+}
+
+/// Size of the large ones: `CKPTBPF_LAZY_MIB=1024` for the promise's own size.
+fn mib() -> u64 {
+    std::env::var("CKPTBPF_LAZY_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(256)
+}
+
+#[test]
+fn the_first_output_comes_before_one_percent_of_the_memory() {
+    let sandbox = Sandbox::with_limit("lazy_first", Duration::from_secs(170));
+    let program = lazymem([mib(), 4, 8], "signal", 0);
+    let expected = Expected::of(&sandbox, &lazymem([mib(), 4, 8], "-", 0), None);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("ready", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    restart(&sandbox, &mut job, from, Mode::Eager, &[]);
+    let eager = resumed(&job);
+    job.kill_all();
+    let hold = Hold::new(&sandbox);
+    restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
+    let line = resumed(&job);
+    let total = line["pages_lazy"].as_u64().unwrap();
+    println!("{} MiB: resume_us eager {}, lazy {}", mib(), eager["resume_us"], line["resume_us"]);
+    assert!(line["mode"] == "lazy" && total >= mib() << 8, "{line}");
+    signal(&sandbox, job.program());
+    job.running().wait_for_output("1 ", SOON);
+    let served = total - missing(&sandbox, &job);
+    println!("{served} of {total} pages were served by the first output");
+    assert!(served > 0 && served * 100 <= total, "{served} of {total} pages");
+    assert_eq!(guards(&sandbox), 1);
+    hold.let_go();
+    wait_until_full(&sandbox, &job);
+    sandbox.wait_for("the guardian's end", SOON, || guards(&sandbox) == 0);
+    let pid = job.program();
+    for step in 2..=4 {
+        signal(&sandbox, pid);
+        job.running().wait_for_output(&format!("{step} "), SOON);
+    }
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+#[test]
+fn the_program_outlives_its_pager_once_all_pages_are_there() {
+    let sandbox = Sandbox::new("lazy_outlives");
+    let program = lazymem([32, 60, 50], "20000", 0);
+    let expected = Expected::of(&sandbox, &lazymem([32, 60, 50], "-", 0), None);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("\n3 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
+    wait_until_full(&sandbox, &job);
+    let pager = job.running().pid;
+    sandbox.kill(pager, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("the program's own end", SOON, || sandbox.ps().is_empty());
+    job.wait(SOON);
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+#[test]
+fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
+    let times = std::env::var("CKPTBPF_LAZY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let sandbox = Sandbox::with_limit("lazy_kill", Duration::from_secs(110 + 3 * times));
+    let mut random = Random::for_test("lazy_kill");
+    // It would go on for minutes.
+    let program = lazymem([64, 100_000, 40], "1000", 3);
+    let expected = Expected::of(&sandbox, &lazymem([64, 3000, 40], "-", 3), None);
+    // Without the last line, which only a complete run has.
+    let expected = &expected.stdout[..expected.stdout.windows(4).position(|w| w == b"all ").unwrap()];
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("\n3 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    let hold = Hold::new(&sandbox);
+    let mut held = 0;
+    for round in 0..times {
+        // In every other round the background is held: only faults are served, and pages are missing for sure.
+        let options: &[&str] = if round % 2 == 0 { &["--json", "--hold-fill", &hold.1] } else { &["--json"] };
+        job.restart_at(from, Mode::Lazy, options);
+        sandbox.wait_for("its resumption", SOON, || job.running().stderr().contains("resume_us"));
+        let_pass(random.moment(Duration::from_millis(if round % 2 == 0 { 60 } else { 30 })));
+        let pager = job.running().pid;
+        sandbox.kill(pager, Signal::SIGKILL as i32).unwrap();
+        let dead = || sandbox.ps().iter().all(|p| p.state == 'Z');
+        if round % 2 == 0 {
+            sandbox.wait_for("every task to be dead", Duration::from_secs(5), dead);
+            held += 1;
+        } else {
+            // Whole by then, perhaps: it goes on, rightly, until it is killed here.
+            let_pass(Duration::from_millis(100));
+            for process in sandbox.ps() {
+                let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
+            }
+            sandbox.wait_for("every task to be dead", Duration::from_secs(5), dead);
+        }
+        job.wait(SOON);
+        assert_begins(&format!("round {round}"), expected, &job.stdout());
+    }
+    println!("{held} of {times} kills came while pages were held back");
+    restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
+    wait_until_full(&sandbox, &job);
+    job.kill_all();
+    assert_begins("the last run", expected, &job.stdout());
+}
+
+const ACTS: [&str; 8] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "all"];
+
+/// All acts of the program after one restart; the fill is let go about when the act `against` begins.
+fn address_space_changes(name: &str, against: &[Option<&str>]) {
+    let sandbox = Sandbox::with_limit(name, Duration::from_secs(110));
+    let mut random = Random::for_test(name);
+    let expected = Expected::of(&sandbox, &victim_cmd("lazyops").args(["-"]), None);
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("lazyops").args(["signal"]));
+    job.running().wait_for_output("ready", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    for against in against {
+        let hold = Hold::new(&sandbox);
+        restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
+        let pid = job.program();
+        for act in ACTS {
+            if *against == Some(act) {
+                hold.let_go();
+                // The pager looks every 10 ms.
+                let_pass(random.moment(Duration::from_millis(12)));
+            }
+            signal(&sandbox, pid);
+            job.running().wait_for_output(act, SOON);
+        }
+        job.wait(SOON).success();
+        assert_same(&format!("let go at {against:?}: output"), &expected.stdout, &job.stdout());
+    }
+}
+
+#[test]
+fn the_address_space_changes_while_the_fill_is_held() {
+    address_space_changes("lazy_ops_held", &[None]);
+}
+
+#[test]
+fn the_address_space_changes_against_the_fill() {
+    address_space_changes("lazy_ops_fill", &ACTS.map(Some));
+}
+
+#[test]
+fn checkpoints_taken_while_pages_are_missing_are_whole() {
+    let sandbox = Sandbox::with_limit("lazy_ckpt", Duration::from_secs(170));
+    let expected = Expected::of(&sandbox, &victim_cmd("lazyops").args(["-"]), None);
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("lazyops").args(["signal"]));
+    job.running().wait_for_output("ready", SOON);
+    let first = job.checkpoint();
+    job.kill_all();
+    let hold = Hold::new(&sandbox);
+    let mut from = first.id;
+    // Before every act: restart with the fill held, act, checkpoint, and go on from that one.
+    for act in &ACTS[..7] {
+        restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
+        signal(&sandbox, job.program());
+        job.running().wait_for_output(act, SOON);
+        let taken = job.checkpoint();
+        assert!(taken.kind == "delta" && missing(&sandbox, &job) > 0, "{act}: {taken:?}");
+        if *act == "replace" {
+            assert!(taken.pages * 10 < first.pages, "unfilled pages count as dirty: {taken:?}");
+        }
+        from = taken.id;
+        job.kill_all();
+    }
+    for mode in [Mode::Eager, Mode::Lazy] {
+        restart(&sandbox, &mut job, from, mode, &[]);
+        signal(&sandbox, job.program());
+        job.wait(SOON).success();
+        assert_same("what the program saw", &expected.stdout, &job.stdout());
+    }
+}
+
+#[test]
+fn after_the_last_page_checkpoints_are_deltas() {
+    let sandbox = Sandbox::with_limit("lazy_delta", Duration::from_secs(110));
+    let expected = Expected::of(&sandbox, &lazymem([64, 6, 20], "-", 0), None);
+    let mut job = Job::launch(&sandbox, &[], &lazymem([64, 6, 20], "signal", 0));
+    job.running().wait_for_output("ready", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
+    let pid = job.program();
+    signal(&sandbox, pid);
+    job.running().wait_for_output("1 ", SOON);
+    wait_until_full(&sandbox, &job);
+    for step in 2..=4 {
+        signal(&sandbox, pid);
+        job.running().wait_for_output(&format!("{step} "), SOON);
+        let taken = job.checkpoint();
+        assert!(taken.kind == "delta" && taken.pages < 500, "{taken:?}");
+    }
+    let from = job.newest();
+    job.kill_all();
+    restart(&sandbox, &mut job, from, Mode::Eager, &[]);
+    let pid = job.program();
+    for step in 5..=6 {
+        signal(&sandbox, pid);
+        job.running().wait_for_output(&format!("{step} "), SOON);
+    }
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+#[test]
+fn a_damaged_block_ends_the_program_and_names_its_generation() {
+    let sandbox = Sandbox::new("lazy_damage");
+    let program = lazymem([32, 100_000, 40], "1000", 1);
+    let expected = Expected::of(&sandbox, &lazymem([32, 3000, 40], "-", 0), None);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("\n3 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    let image = sandbox.see(&job.image(from));
+    let mut bytes = std::fs::read(&image).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&image, bytes).unwrap();
+    job.restart_at(from, Mode::Lazy, &[]);
+    let printed_to = job.running().stdout_path().to_owned();
+    let ended = job.wait(SOON);
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.code() == 137, "{}: {said}", ended.code());
+    assert!(said.contains("000001.ckpt") && said.contains("damaged page block"), "{said}");
+    assert!(said.contains("killed") && said.contains("--at"), "{said}");
+    assert!(!String::from_utf8_lossy(&std::fs::read(printed_to).unwrap()).contains("WRONG"));
+    assert_begins("what it printed", &expected.stdout, &job.stdout());
+    assert!(sandbox.ps().iter().all(|p| p.state == 'Z'), "{:?}", sandbox.ps());
+}

@@ -1,0 +1,79 @@
+//! A delta holds what changed and no more, and each kept generation gives the memory of its moment.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{MODES, verb};
+use ckpt_tests::{Cmd, Expected, Generation, Job, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(60);
+const STEPS: usize = 6;
+
+/// `mib` of memory of which each step, on a signal, rewrites 1 %.
+fn program(mib: u64, gate: &str) -> Cmd {
+    // A step more than is ever let through: no run ends by itself.
+    victim_cmd("memory").args([&mib.to_string(), &(STEPS + 1).to_string(), "sums", gate])
+}
+
+/// Lets the program take one step and waits for its checksum.
+fn step(job: &Job, number: usize) {
+    job.signal(Signal::SIGUSR1);
+    job.running().wait_for_output(&format!("{number} "), SOON);
+}
+
+/// The memory of each generation is as it was: one more step from there has the undisturbed run's checksum.
+fn restart_at_each(job: &mut Job, expected: &Expected, generations: impl IntoIterator<Item = u64>) {
+    let text = String::from_utf8_lossy(&expected.stdout).into_owned();
+    for id in generations {
+        for mode in MODES {
+            job.restart_at(id, *mode, &["-i", "0"]);
+            let next = usize::try_from(id).unwrap();
+            step(job, next);
+            let printed = String::from_utf8(job.running().stdout()).unwrap();
+            assert_eq!(printed.trim_end(), text.lines().nth(next).unwrap(), "generation {id}, {mode:?}");
+            job.kill_all();
+        }
+    }
+}
+
+/// Checkpoints after each step but the last: number k holds the memory after step k-1. Then they are restarted from,
+/// each of `before` as they are, each of `after` once all but the two newest are merged.
+fn history(mib: u64, before: &[u64], after: &[u64]) -> Vec<Generation> {
+    let sandbox = Sandbox::with_limit(&format!("memory{mib}"), Duration::from_secs(170));
+    let expected = Expected::of(&sandbox, &program(mib, "-"), Some("sums"));
+    let mut job = Job::launch(&sandbox, &["--keep", "100"], &program(mib, "signal"));
+    job.running().wait_for_output("0 ", SOON);
+    let mut taken = vec![job.checkpoint()];
+    for number in 1..STEPS {
+        step(&job, number);
+        taken.push(job.checkpoint());
+    }
+    assert_same("what it printed", &expected.stdout[..job.stdout().len()], &job.stdout());
+    job.kill_all();
+    restart_at_each(&mut job, &expected, before.iter().copied());
+    sandbox.run(verb("prune", ["--keep", "2"]).arg(job.dir())).success();
+    sandbox.run(verb("verify", [job.dir()])).success();
+    let kept: Vec<u64> = job.checkpoints().iter().map(|one| one.id).collect();
+    assert_eq!(kept, [5, 6], "the two newest are kept");
+    restart_at_each(&mut job, &expected, after.iter().copied());
+    taken
+}
+
+#[test]
+fn a_delta_of_one_gibibyte_holds_one_percent() {
+    let taken = history(1024, &[], &[6]);
+    let all = 1024 << 8;
+    assert!(taken[0].kind == "full" && taken[0].pages >= all, "{:?}", taken[0]);
+    for delta in &taken[1..] {
+        assert_eq!(delta.kind, "delta", "{delta:?}");
+        assert!(delta.pages * 1000 <= all * 15, "more than 1.5 % of the pages: {delta:?}");
+    }
+}
+
+#[test]
+fn each_generation_gives_the_memory_of_its_moment() {
+    let taken = history(16, &[1, 2, 3, 4, 5, 6], &[5, 6]);
+    assert_eq!(taken.len(), STEPS);
+}

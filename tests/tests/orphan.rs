@@ -1,0 +1,107 @@
+//! kill -9 of ckptbpf alone: the program goes on as if nothing had been, and can be supervised again.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{stepper, verb, walk_through};
+use ckpt_tests::{Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
+    let sandbox = Sandbox::new("orphan");
+    let mut job = Job::launch(&sandbox, &["-i", "0.1"], &stepper(6));
+    job.wait_for_checkpoint(1);
+    let pid = job.kill_supervisor();
+    sandbox.kill(pid, Signal::SIGUSR1 as i32).unwrap();
+    sandbox.wait_for("the orphan to go on", SOON, || job.stdout().starts_with(b"0 ") && lines(&job) == 2);
+    // Restarting it would make two of it.
+    let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+    assert!(refused.contains("still runs") && refused.contains("ckptbpf attach"), "{refused}");
+    // The directory is known from the supervisor that was killed; its interval holds on.
+    job.attach(pid, &[]);
+    let newest = job.newest();
+    job.wait_for_checkpoint(newest + 2);
+    job.signal(Signal::SIGUSR1);
+    sandbox.wait_for("the second step", SOON, || lines(&job) == 3);
+    let taken = job.checkpoint();
+    assert!(taken.id > newest, "{taken:?}");
+    job.kill_all();
+    job.restart(Mode::Eager, &["-i", "0"]);
+    job.walk().success();
+    whole_run(&sandbox, &job.stdout());
+}
+
+/// How many lines the job has printed.
+fn lines(job: &Job) -> usize {
+    job.stdout().iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// Output and file are those of an undisturbed run of six steps.
+fn whole_run(sandbox: &Sandbox, stdout: &[u8]) {
+    let bare = victim_cmd("memory").args(["1", "6", "f", "-"]);
+    let expected = Expected::of(sandbox, &bare, Some("f"));
+    assert_same("standard output", &expected.stdout, stdout);
+    assert_same("the file", &expected.file, &std::fs::read(sandbox.dir().join("f")).unwrap());
+}
+
+#[test]
+fn status_clears_what_a_killed_supervisor_left() {
+    // The box itself sees to it that nothing of ours is left in /run.
+    let sandbox = Sandbox::new("stale");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "100000", "1000"]));
+    job.running().wait_for_output("\n5 ", SOON);
+    let pid = job.kill_supervisor();
+    let shown = sandbox.run(verb("status", ["--json"]).arg(pid.to_string())).success().stdout_text();
+    assert!(shown.contains(r#""supervised":false"#), "{shown}");
+    sandbox.kill(pid, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("the program to be gone", SOON, || sandbox.ps().is_empty());
+    assert_eq!(sandbox.run(verb("status", ["--json"])).success().stdout_text().trim(), "[]");
+}
+
+#[test]
+fn a_pid_that_nobody_supervises_gets_one_full_checkpoint() {
+    let sandbox = Sandbox::new("once");
+    let bare = sandbox.spawn(stepper(6));
+    bare.wait_for_output("0 ", SOON);
+    let pid = bare.pid.to_string();
+    for id in 1..3 {
+        let done = sandbox.run(verb("checkpoint", ["--json", "-d", "images"]).arg(&pid)).success();
+        assert!(done.stderr_text().contains("one full checkpoint"), "{}", done.stderr_text());
+        let done: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!(
+            (&done["id"], &done["kind"], &done["killed"]),
+            (&id.into(), &"full".into(), &false.into())
+        );
+    }
+    let refused = sandbox.run(verb("restart", ["images"])).expect_code(125).stderr_text();
+    assert!(refused.contains("still runs") && refused.contains("ckptbpf attach"), "{refused}");
+    sandbox.run(verb("checkpoint", ["--kill", "-d", "images", &pid])).success();
+    let first = bare.wait(SOON).expect_code(137).stdout;
+    let rest = walk_through(&sandbox, verb("restart", ["images"])).success().stdout;
+    // Checkpoint and end were one instant: nothing needs a cut.
+    whole_run(&sandbox, &[first, rest].concat());
+}
+
+#[test]
+fn an_attached_ckptbpf_that_is_ended_lets_the_program_go_on() {
+    let sandbox = Sandbox::new("let_go");
+    let bare = sandbox.spawn(victim_cmd("count_static").args(["f", "100000", "1000"]));
+    bare.wait_for_output("\n9 ", SOON);
+    let pid = bare.pid.to_string();
+    for id in 1..3 {
+        let attached = sandbox.spawn(verb("attach", ["-d", "images", &pid]));
+        sandbox.wait_for("a checkpoint", SOON, || sandbox.run(verb("checkpoint", ["images"])).code() == 0);
+        attached.kill(Signal::SIGTERM);
+        attached.wait(SOON).expect_code(143);
+        assert!(sandbox.dir().join(format!("images/{id:06}.ckpt")).exists());
+        let refused = sandbox.run(verb("restart", ["images"])).expect_code(125).stderr_text();
+        assert!(refused.contains("still runs"), "{refused}");
+    }
+    bare.kill(Signal::SIGTERM);
+    bare.wait(SOON).expect_code(143);
+    sandbox.run(verb("verify", ["images"])).success();
+}

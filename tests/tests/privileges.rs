@@ -1,0 +1,108 @@
+//! Who owns what: under sudo program and images are the user's, and a crafted image gives nobody root.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::time::Duration;
+
+use ckpt_tests::scenario::verb;
+use ckpt_tests::user::UID;
+use ckpt_tests::{Cmd, Job, Sandbox, User, ckptbpf, victim, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn under_sudo_program_and_images_are_the_user_s() {
+    let sandbox = Sandbox::new("sudo");
+    let user = User::of(&sandbox);
+    let tool = Cmd::new(user.copy_of(&ckptbpf()));
+    let count = user.copy_of(&victim("count_static"));
+    let launch =
+        tool.clone().args(["launch", "-d", "images", "--"]).arg(count).args(["numbers", "100000", "1000"]);
+    let running = sandbox.spawn(user.runs_by_sudo(&launch));
+    running.wait_for_output("\n5 ", SOON);
+    sandbox.run(user.runs_by_sudo(&tool.clone().args(["checkpoint", "images"]))).success();
+    let images = user.home().join("images");
+    let (folder, file) = (images.metadata().unwrap(), images.join("000001.ckpt").metadata().unwrap());
+    assert_eq!((folder.uid(), folder.gid(), folder.mode() & 0o7777), (UID, UID, 0o700));
+    assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (UID, UID, 0o600));
+    assert_eq!(user.home().join("numbers").metadata().unwrap().uid(), UID);
+    let program = sandbox.ps().into_iter().find(|process| process.comm == "count_static").expect("it runs");
+    let status =
+        std::fs::read_to_string(sandbox.root().join(format!("proc/{}/status", program.pid))).unwrap();
+    for line in ["Uid:\t4242\t4242\t4242\t4242", "Gid:\t4242\t4242\t4242\t4242", "CapEff:\t0000000000000000"]
+    {
+        assert!(status.contains(line), "no {line:?} in {status}");
+    }
+    sandbox.kill(program.pid, 15).unwrap();
+    running.wait(SOON).expect_code(143);
+}
+
+#[test]
+fn an_image_of_root_that_a_user_owns_is_refused() {
+    let sandbox = Sandbox::new("crafted");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "100000", "1000"]));
+    job.running().wait_for_output("\n5 ", SOON);
+    let taken = job.checkpoint();
+    job.kill_all();
+    // Its metadata says uid 0; its owner is not root.
+    chown(job.image(taken.id), Some(UID), Some(UID)).unwrap();
+    let refused = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).expect_code(125);
+    assert!(!refused.stderr.is_empty() && refused.stdout.is_empty(), "{}", refused.stderr_text());
+}
+
+#[test]
+fn what_cannot_be_saved_is_named_and_costs_nothing() {
+    let sandbox = Sandbox::new("refusal");
+    let line = "import signal, socket\n\
+        gate = lambda: signal.sigwait([signal.SIGUSR1])\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+        print('ready', flush=True)\n\
+        gate()\n\
+        a, b = socket.socketpair()\n\
+        print('open', flush=True)\n\
+        gate()\n\
+        a.close(), b.close()\n\
+        print('closed', flush=True)\n\
+        gate()\n";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", line]);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("ready", SOON);
+    job.checkpoint();
+    job.signal(Signal::SIGUSR1);
+    job.running().wait_for_output("open", SOON);
+    let refused = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
+    assert!(refused.contains("socket") && refused.contains("descriptor"), "{refused}");
+    assert_eq!(job.newest(), 1);
+    job.signal(Signal::SIGUSR1);
+    job.running().wait_for_output("closed", SOON);
+    assert_eq!(job.checkpoint().id, 2);
+    job.signal(Signal::SIGUSR1);
+    job.wait(SOON).success();
+}
+
+#[test]
+fn a_closed_home_without_the_right_to_override_it() {
+    let sandbox = Sandbox::new("closed_home");
+    let user = User::of(&sandbox);
+    let tool = user.copy_of(&ckptbpf());
+    let count = user.copy_of(&victim("count_static"));
+    // Root without CAP_DAC_OVERRIDE may not even enter the home; the user's ids may.
+    let drop = |cmd: &Cmd| {
+        let list = "-dac_override,-dac_read_search";
+        Cmd::new("sudo")
+            .args(["-n", "--", "setpriv", "--bounding-set", list, "--inh-caps", list])
+            .program(cmd)
+    };
+    let seen = sandbox.run(user.runs(&drop(&Cmd::new("ls").arg(user.home()))));
+    assert_ne!(seen.code(), 0, "root still reads a closed folder: {}", seen.stdout_text());
+    let launch = Cmd::new(&tool).args(["launch", "-d"]).arg(user.home().join("images")).arg("--");
+    let launch = launch.arg(count).arg(user.home().join("numbers")).args(["100000", "1000"]);
+    let running = sandbox.spawn(user.runs(&drop(&launch)).cwd(&sandbox.dir()));
+    running.wait_for_output("\n5 ", SOON);
+    let images = user.home().join("images");
+    sandbox.run(user.runs(&drop(&Cmd::new(&tool).args(["checkpoint", "--kill"]).arg(&images)))).success();
+    running.wait(SOON).expect_code(85);
+    let restart = Cmd::new(&tool).args(["restart", "-i", "0.01", "--exit-after-ckpt"]).arg(&images);
+    sandbox.run(user.runs(&drop(&restart)).cwd(&sandbox.dir())).expect_code(85);
+    assert_eq!(images.join("000002.ckpt").metadata().unwrap().uid(), UID);
+}

@@ -1,0 +1,124 @@
+//! The options of a restart.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{stepper, verb, walk, walk_through, walk_until};
+use ckpt_tests::{Cmd, Expected, Sandbox, assert_same, victim_cmd};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A program in `images` with one checkpoint, killed two steps after it; what its whole run would give, and the size of
+/// its file now.
+fn killed_job(sandbox: &Sandbox) -> (Cmd, Expected, u64) {
+    let program = stepper(6);
+    let launched = sandbox.spawn(verb("launch", ["-d", "images", "--"]).program(&program));
+    let step = |number: u32| {
+        sandbox.run("kill -USR1 $(pidof memory)").success();
+        launched.wait_for_output(&format!("\n{number} "), SOON);
+    };
+    launched.wait_for_output("0 ", SOON);
+    step(1);
+    sandbox.run(verb("checkpoint", ["images"])).success();
+    step(2);
+    step(3);
+    let size = std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
+    sandbox.run("kill -9 $(pidof memory)").success();
+    launched.wait(SOON).expect_code(137);
+    let bare = victim_cmd("memory").args(["1", "6", "f", "-"]);
+    (program, Expected::of(sandbox, &bare, Some("f")), size)
+}
+
+fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
+    assert!(expected.stdout.ends_with(restarted) && !restarted.is_empty(), "not the end of the same output");
+    assert_same("the file", &expected.file, &std::fs::read(sandbox.dir().join("f")).unwrap());
+}
+
+#[test]
+fn files_are_rolled_back_kept_or_compared() {
+    let sandbox = Sandbox::new("files");
+    let (program, expected, grown) = killed_job(&sandbox);
+    let size = || std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
+    let run = verb("run", ["-d", "images", "--files", "check", "--"]).program(&program);
+    for cmd in [verb("restart", ["--files", "check", "images"]), run] {
+        let refused = sandbox.run(cmd).expect_code(125).stderr_text();
+        assert!(refused.contains("has grown from"), "{refused}");
+        assert_eq!(size(), grown, "a restart that failed has changed a file");
+    }
+    let kept = walk_through(&sandbox, verb("restart", ["--files", "keep", "images"])).success();
+    ends_like(&sandbox, &expected, &kept.stdout);
+    assert!(!sandbox.dir().join("images/cut").exists());
+    let rolled = walk_through(&sandbox, verb("restart", ["--files", "rollback", "images"])).success();
+    ends_like(&sandbox, &expected, &rolled.stdout);
+    // What was cut is kept: the file was whole by then.
+    let cut = std::fs::read_dir(sandbox.dir().join("images/cut")).unwrap().next().unwrap().unwrap().path();
+    assert!(expected.file.ends_with(&std::fs::read(cut).unwrap()));
+    // Missing or shorter than at the checkpoint: named, with the way on.
+    for (spoil, says) in [(": > f", "fewer than"), ("rm f", "open for writing")] {
+        sandbox.run(spoil).success();
+        let refused = sandbox.run(verb("restart", ["images"])).expect_code(125).stderr_text();
+        assert!(refused.contains(says) && refused.contains("--files keep"), "{refused}");
+    }
+}
+
+#[test]
+fn json_tells_of_the_resume_once_the_program_runs() {
+    let sandbox = Sandbox::new("restart_json");
+    let (program, expected, _) = killed_job(&sandbox);
+    let run = verb("run", ["-d", "images", "--json", "--lazy", "--"]).program(&program);
+    for (cmd, lazy) in [(verb("restart", ["--json", "images"]), false), (run, true)] {
+        let ended = walk_through(&sandbox, cmd).success();
+        ends_like(&sandbox, &expected, &ended.stdout);
+        let told = ended.stderr_text();
+        let line = told.lines().find(|line| line.starts_with('{')).expect("a line of JSON");
+        let told: Value = serde_json::from_str(line).unwrap();
+        assert!(told["resume_us"].as_u64().unwrap() > 0 && told["mode"].is_string(), "{told}");
+        let pages = told["pages_eager"].as_u64().unwrap() + told["pages_lazy"].as_u64().unwrap();
+        assert!(pages > 0 && (lazy || told["pages_lazy"] == 0), "{told}");
+    }
+}
+
+#[test]
+fn detached_it_returns_and_the_program_goes_on() {
+    let sandbox = Sandbox::new("detach");
+    let (program, expected, _) = killed_job(&sandbox);
+    let run = verb("run", ["-d", "images", "--detach", "--"]).program(&program);
+    for cmd in [verb("restart", ["--detach", "images"]), run] {
+        sandbox.run("rm -f out").success();
+        let quick = sandbox.run(cmd.stdout(&sandbox.dir().join("out"))).success();
+        assert!(!String::from_utf8_lossy(&quick.stdout).contains("\n6 "), "it waited for the end");
+        let shown = sandbox.run(verb("status", ["images"])).success().stdout_text();
+        assert!(shown.contains("memory"), "{shown}");
+        walk_until(&sandbox, || sandbox.ps().is_empty());
+        ends_like(&sandbox, &expected, &std::fs::read(sandbox.dir().join("out")).unwrap());
+    }
+}
+
+#[test]
+fn a_branch_has_a_directory_of_its_own() {
+    let sandbox = Sandbox::new("branch");
+    let (_, expected, _) = killed_job(&sandbox);
+    // From one generation's file, and with checkpoints elsewhere: the source stays as it was.
+    let checkpoint_and_end = |cmd: Cmd, dir: &str| {
+        let running = sandbox.spawn(cmd);
+        sandbox.wait_for("the checkpoint", SOON, || sandbox.run(verb("checkpoint", [dir])).code() == 0);
+        ends_like(&sandbox, &expected, &walk(&sandbox, running).success().stdout);
+    };
+    checkpoint_and_end(verb("restart", ["-d", "branch", "images/000001.ckpt"]), "branch");
+    let names = sandbox.run("echo images/*.ckpt branch/*.ckpt").success().stdout_text();
+    assert_eq!(names, "images/000001.ckpt branch/000001.ckpt\n");
+    let again = walk_through(&sandbox, verb("restart", ["branch"])).success();
+    ends_like(&sandbox, &expected, &again.stdout);
+    // In the same directory it goes on from there: number 2 with parent 1.
+    checkpoint_and_end(verb("restart", ["--at", "1", "images"]), "images");
+    let listed: Vec<Value> =
+        serde_json::from_slice(&sandbox.run(verb("list", ["--json", "images"])).success().stdout).unwrap();
+    assert_eq!(
+        (&listed[1]["id"], &listed[1]["parent"], &listed[1]["kind"]),
+        (&2.into(), &1.into(), &"delta".into())
+    );
+    let missing = sandbox.run(verb("restart", ["--at", "99", "images"])).expect_code(125).stderr_text();
+    assert!(missing.contains("99"), "{missing}");
+}

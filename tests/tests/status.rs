@@ -1,0 +1,107 @@
+//! Exit statuses and refusals of the command line, as docs/cli.md has them.
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::verb;
+use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The status of `ckptbpf launch … -- bash -c LINE`.
+fn launch(sandbox: &Sandbox, line: &str) -> i32 {
+    let images = sandbox.dir().join(format!("images-{}", line.len()));
+    sandbox.run(verb("launch", ["-d"]).arg(images).arg("--").args(["/bin/bash", "-c", line])).code()
+}
+
+#[test]
+fn the_program_s_own_status_is_passed_on() {
+    let sandbox = Sandbox::new("own_status");
+    assert_eq!(launch(&sandbox, "exit 0"), 0);
+    assert_eq!(launch(&sandbox, "exit 42"), 42);
+    assert_eq!(launch(&sandbox, "kill -TERM $$"), 143);
+    assert_eq!(launch(&sandbox, "kill -KILL $$ "), 137);
+}
+
+#[test]
+fn a_program_that_cannot_be_run_is_126_or_127() {
+    let sandbox = Sandbox::new("cannot_run");
+    let status = |program: &str| sandbox.run(verb("launch", ["--", program])).code();
+    assert_eq!(status("./no-such-program"), 127);
+    sandbox.run("echo no program > text").success();
+    assert_eq!(status("./text"), 126);
+}
+
+#[test]
+fn our_own_failures_are_125() {
+    let sandbox = Sandbox::new("usage");
+    for line in [
+        &["launch"][..],
+        &["launch", "--no-such-option", "--", "true"],
+        &["restart", "no-such-folder"],
+        &["nonsense"],
+    ] {
+        let failed = sandbox.run(Cmd::new(ckpt_tests::ckptbpf()).args(line)).expect_code(125);
+        assert!(!failed.stderr.is_empty(), "{line:?} fails without a word");
+    }
+}
+
+#[test]
+fn a_folder_with_checkpoints_is_not_launched_into() {
+    let sandbox = Sandbox::new("refused");
+    let program = victim_cmd("count_static").args(["f", "100000", "1000"]);
+    let mut job = Job::launch(&sandbox, &["-i", "0.01", "--exit-after-ckpt"], &program);
+    job.wait(SOON).expect_code(85);
+    let again = |options: &[&str]| {
+        let cmd = verb("launch", ["-d"]).arg(job.dir()).args(options).arg("--").program(&program);
+        sandbox.run(cmd)
+    };
+    let refused = again(&[]).expect_code(125).stderr_text();
+    for way_out in ["run", "restart", "--new"] {
+        assert!(refused.contains(way_out), "{way_out} is not named: {refused}");
+    }
+    again(&["--new", "-i", "0.01", "--exit-after-ckpt"]).expect_code(85);
+    assert!(job.dir().join("old-1/000001.ckpt").is_file());
+}
+
+#[test]
+fn checkpoint_kill_ends_the_program_with_85() {
+    let sandbox = Sandbox::new("checkpoint_kill");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "100000", "1000"]));
+    job.running().wait_for_output("\n5 ", SOON);
+    sandbox.run(verb("checkpoint", ["--kill"]).arg(job.dir())).success();
+    job.wait(SOON).expect_code(85);
+    assert_eq!(job.newest(), 1);
+}
+
+#[test]
+fn damage_is_found_and_the_generation_before_is_used() {
+    let sandbox = Sandbox::new("damage");
+    let program = victim_cmd("count_static").args(["f", "400", "3000"]);
+    let expected = ckpt_tests::Expected::of(&sandbox, &program, Some("f"));
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("\n5 ", SOON);
+    job.checkpoint();
+    job.running().wait_for_output("\n60 ", SOON);
+    let newest = job.checkpoint();
+    let image = job.image(newest.id);
+    job.kill_all();
+    let whole = std::fs::read(&image).unwrap();
+    for at in [0, 9, whole.len() / 3, whole.len() / 2, whole.len() - 1] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        std::fs::write(&image, &damaged).unwrap();
+        sandbox.run(verb("verify", [job.image(newest.id)])).expect_code(1);
+    }
+    for length in [0, 7, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&image, &whole[..length]).unwrap();
+        sandbox.run(verb("verify", [job.image(newest.id)])).expect_code(1);
+    }
+    let at = newest.id.to_string();
+    sandbox.run(verb("restart", ["--at", &at]).arg(job.dir())).expect_code(125);
+    let restarted = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).success();
+    assert!(restarted.stderr_text().contains("000002.ckpt"), "no warning: {}", restarted.stderr_text());
+    assert!(
+        expected.stdout.ends_with(&restarted.stdout),
+        "the end of the output is not that of the undisturbed run"
+    );
+}
