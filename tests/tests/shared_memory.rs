@@ -55,7 +55,7 @@ import mmap, select, zlib
 with open('mapped', 'w+b') as file:
     file.truncate(16 * 4096 + 100)
     memory = mmap.mmap(file.fileno(), 0)
-for n in range(500):
+for n in range(1500):
     at = n * 4099 % len(memory)
     memory[at] = (memory[at] + n) % 256
     print(n, zlib.crc32(memory[:]), flush=True)
