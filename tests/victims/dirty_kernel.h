@@ -118,14 +118,17 @@ static void direct_operate(int step)
 }
 
 /* O_DIRECT reads that never stop, so that some are in flight over every scan; every buffer is compared */
-enum { BUFFERS = 16, BLOCK = 64 };
+/* Blocks so large that a read is in flight for milliseconds; all together less than asks for a second round. */
+enum { BUFFERS = 3, BLOCK = 1024, BLOCKS = 8 };
 static char *buffers;
-static int streamed, block_of[BUFFERS];
+static int streamed;
+/* -1: a read of it has not come back. */
+static int block_of[BUFFERS];
 static pthread_mutex_t still = PTHREAD_MUTEX_INITIALIZER;
 static void compare_buffer(int b)
 {
     int block = block_of[b];
-    for (int page = 0; block && page < BLOCK; page++)
+    for (int page = 0; block > 0 && page < BLOCK; page++)
         for (int i = 0; i < WORDS; i += 64)
             if (((uint64_t *)(buffers + ((size_t)b * BLOCK + page) * PAGE))[i] !=
                 word((block - 1) * BLOCK + page, 5, i))
@@ -136,7 +139,7 @@ static void *stream(void *unused)
     uint64_t seed = 11;
     for (;;) {
         CHECK(pthread_mutex_lock(&still) == 0);
-        int b = next_random(&seed) % BUFFERS, block = next_random(&seed) % 32;
+        int b = next_random(&seed) % BUFFERS, block = next_random(&seed) % BLOCKS;
         compare_buffer(b);
         CHECK(pread(streamed, buffers + (size_t)b * BLOCK * PAGE, BLOCK * PAGE, (off_t)block * BLOCK * PAGE) ==
               BLOCK * PAGE);
@@ -149,7 +152,7 @@ static void *stream(void *unused)
 static void streaming_set_up(void)
 {
     pthread_t thread;
-    streamed = file("stream", 32 * BLOCK, 5, O_DIRECT);
+    streamed = file("stream", BLOCKS * BLOCK, 5, O_DIRECT);
     buffers = area(BUFFERS * BLOCK);
     CHECK(pthread_create(&thread, NULL, stream, NULL) == 0);
 }

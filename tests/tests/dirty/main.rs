@@ -106,6 +106,7 @@ impl<'a> Case<'a> {
 /// The program runs before its supervisor can be asked for a checkpoint.
 fn wait_until_known(sandbox: &Sandbox, job: &Job) {
     sandbox.wait_for("the job to be known", SOON, || {
+        assert!(!job.running().has_ended(), "{}", job.running().stderr());
         sandbox.run(verb("status", ["--json"]).arg(job.dir())).code() == 0
     });
 }
@@ -133,7 +134,8 @@ fn restart_at(sandbox: &Sandbox, job: &mut Job, id: u64, options: &[&str]) {
 
 /// Has the program compare every page.
 fn compare(sandbox: &Sandbox, job: &Job, program: i32, time: u64) {
-    signal(sandbox, program);
+    let sent = sandbox.kill(program, Signal::SIGUSR1 as i32);
+    assert!(sent.is_ok(), "the program has ended: {}", job.running().stderr());
     let right = format!("right {time}\n");
     sandbox.wait_for(&right, SOON, || {
         let running = job.running();
