@@ -3,6 +3,7 @@
 use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, vdso};
 use crate::object::table;
+use crate::rebuild::plan;
 use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
@@ -12,8 +13,9 @@ use crate::task::hidden::{Injector, ProcessState, ThreadState};
 use crate::task::iterators::Hidden;
 use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
+use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    credentials, limits, registers, scheduling, settings, signals, sleep, surroundings, unsupported,
+    credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings, unsupported,
 };
 use nix::unistd::Pid;
 
@@ -36,6 +38,8 @@ pub fn capture(
     let mut objects = memory::capture::Objects { lazy, ..Default::default() };
     let mut injected = 0;
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
+    sharing::check(&pids)?;
+    let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
     let (tables, descriptions) = table::capture(&pids, standards_of)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
@@ -49,14 +53,19 @@ pub fn capture(
         }
         processes.push(record);
     }
-    outside_ids_to_zero(&mut processes);
+    let foreground = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
         clocks: Some(clocks),
         processes,
         descriptions,
         objects: objects.found,
+        zombies,
+        foreground,
     };
+    if let Err(error) = plan::plan(&image.nodes()) {
+        return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
+    }
     Ok(Captured { image, injected })
 }
 
@@ -172,16 +181,42 @@ fn capture_thread(
     })
 }
 
-/// Sessions and groups whose leader is outside the tree belong to whoever restarts it.
-fn outside_ids_to_zero(processes: &mut [Process]) {
-    let inside: Vec<i32> = processes.iter().map(|p| p.pid).collect();
-    for process in processes {
+/// Makes the ids of sessions, groups and parents outside the tree 0, and returns the tree's group that has the
+/// terminal, 0 for none. An id of nobody at all is that of a leader that is gone: its group is the program's own.
+fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<i32, Refusal> {
+    let inside: Vec<i32> = processes.iter().map(|p| p.pid).chain(zombies.iter().map(|z| z.pid)).collect();
+    let ours = [nix::unistd::getsid(None).map_or(0, Pid::as_raw), nix::unistd::getpgrp().as_raw()];
+    let is_outside = |id: i32| {
+        !inside.contains(&id) && (ours.contains(&id) || ProcDir::process(Pid::from_raw(id)).stat().is_ok())
+    };
+    let mut foreground = 0;
+    for process in &mut *processes {
+        let pid = Pid::from_raw(process.pid);
+        let stat = ProcDir::process(pid).stat().reading(pid, "stat")?;
         for id in [&mut process.process_group, &mut process.session, &mut process.parent] {
-            if !inside.contains(id) {
+            if is_outside(*id) {
+                *id = 0;
+            }
+        }
+        if stat.terminal() == 0 {
+            continue;
+        }
+        if process.session != 0 {
+            let what = "has a controlling terminal of its own";
+            return Err(Refusal::unsupported(pid, what, "only the launcher's terminal can be given back"));
+        }
+        if stat.foreground().as_raw() == process.process_group {
+            foreground = process.process_group;
+        }
+    }
+    for zombie in zombies {
+        for id in [&mut zombie.process_group, &mut zombie.session] {
+            if is_outside(*id) {
                 *id = 0;
             }
         }
     }
+    Ok(foreground)
 }
 
 fn machine(vdso: u64) -> Machine {

@@ -1,14 +1,17 @@
 //! The metadata of one checkpoint: everything but the pages. Each part's record stands in the room of its
 //! kernel object; this file only puts them together.
 
-use crate::memory::{layout::Layout, vma::Vma};
+use crate::memory::layout::Layout;
+use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{Description, table::Descriptor};
+use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
 use crate::task::limits::Limit;
 use crate::task::registers::Registers;
 use crate::task::scheduling::Scheduling;
 use crate::task::signals::{Action, ThreadSignals};
 use crate::task::surroundings::Surroundings;
+use crate::task::zombie::Zombie;
 
 /// A whole tree at one instant.
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
@@ -24,6 +27,11 @@ pub struct Image {
     pub descriptions: Vec<Description>,
     #[prost(message, repeated, tag = "5")]
     pub objects: Vec<SharedObject>,
+    #[prost(message, repeated, tag = "6")]
+    pub zombies: Vec<Zombie>,
+    /// The process group of the tree that had the terminal, 0 for none.
+    #[prost(int32, tag = "7")]
+    pub foreground: i32,
 }
 
 /// Where the image was made.
@@ -54,7 +62,8 @@ pub struct Clocks {
 
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
 pub struct Process {
-    /// Ids are those that the program sees; 0 stands for one outside the tree.
+    /// Ids are those that the program sees; 0 stands for one outside the tree. A group or session that is not 0
+    /// may be without its leader.
     #[prost(int32, tag = "1")]
     pub pid: i32,
     #[prost(int32, tag = "2")]
@@ -93,6 +102,27 @@ pub struct Process {
     pub timers: Vec<crate::task::timers::Timer>,
 }
 
+impl Image {
+    /// The tree as [`crate::rebuild::plan`] needs it: processes, zombies, and leaders that are gone.
+    pub fn nodes(&self) -> Vec<Node> {
+        let living = self.processes.iter().map(|p| Node {
+            pid: p.pid,
+            parent: p.parent,
+            group: p.process_group,
+            session: p.session,
+        });
+        let ended = self.zombies.iter().map(|z| Node {
+            pid: z.pid,
+            parent: z.parent,
+            group: z.process_group,
+            session: z.session,
+        });
+        let mut nodes: Vec<Node> = living.chain(ended).collect();
+        nodes.extend(plan::leaders(&nodes));
+        nodes
+    }
+}
+
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
 pub struct Thread {
     #[prost(int32, tag = "1")]
@@ -129,4 +159,7 @@ pub struct SharedObject {
     pub device: u64,
     #[prost(uint64, tag = "4")]
     pub inode: u64,
+    /// The file that is mapped; none behind anonymous memory.
+    #[prost(message, optional, tag = "5")]
+    pub file: Option<MappedFile>,
 }

@@ -23,6 +23,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("sleeps", "sleeps.c", THREADS),
     ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
+    ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),

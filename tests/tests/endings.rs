@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{stepper, verb, walk_through};
 use ckpt_tests::{Cmd, Job, Mode, Random, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -46,8 +46,8 @@ fn a_program_that_ends_while_a_checkpoint_is_being_made() {
 #[test]
 fn a_process_id_that_somebody_has_is_named() {
     let sandbox = Sandbox::new("pid_in_use");
-    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "600", "3000"]));
-    job.running().wait_for_output("\n9 ", SOON);
+    let mut job = Job::launch(&sandbox, &[], &stepper(6));
+    job.running().wait_for_output("0 ", SOON);
     job.checkpoint();
     let pid = job.program();
     job.kill_all();
@@ -64,8 +64,8 @@ fn a_process_id_that_somebody_has_is_named() {
     // What the message advises works: where no ids are taken.
     let tool = ckpt_tests::ckptbpf();
     let elsewhere = Cmd::new("unshare").args(["--pid", "--fork", "--mount-proc"]).arg(tool).arg("restart");
-    let ended = sandbox.run(elsewhere.arg(job.dir())).success();
-    assert!(ended.stdout_text().lines().last().unwrap().starts_with("600 "), "{}", ended.stdout_text());
+    let ended = walk_through(&sandbox, elsewhere.arg(job.dir())).success();
+    assert!(ended.stdout_text().lines().last().unwrap().starts_with("6 "), "{}", ended.stdout_text());
     holder.kill_group(Signal::SIGKILL);
     holder.wait(SOON).expect_code(137);
 }
@@ -73,8 +73,8 @@ fn a_process_id_that_somebody_has_is_named() {
 #[test]
 fn a_job_that_still_runs_is_not_restarted() {
     let sandbox = Sandbox::new("still_runs");
-    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "300", "3000"]));
-    job.running().wait_for_output("\n5 ", SOON);
+    let mut job = Job::launch(&sandbox, &[], &stepper(3));
+    job.running().wait_for_output("0 ", SOON);
     job.checkpoint();
     for line in [&["restart"][..], &["launch", "--new", "-d"], &["prune"]] {
         let tail: &[&str] = if line[0] == "launch" { &["--", "true"] } else { &[] };
@@ -82,8 +82,8 @@ fn a_job_that_still_runs_is_not_restarted() {
         let refused = sandbox.run(cmd).expect_code(125).stderr_text();
         assert!(refused.contains("being written by") && refused.contains("checkpoint --kill"), "{refused}");
     }
-    job.wait(SOON).success();
+    job.walk().success();
     // Ended, it can.
     job.restart(Mode::Eager, &[]);
-    job.wait(SOON).success();
+    job.walk().success();
 }

@@ -4,15 +4,16 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{stepper, verb, walk_through};
 use ckpt_tests::{Cmd, Running, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn count(steps: &str) -> Cmd {
-    victim_cmd("count_static").args(["f", steps, "1000"])
+/// Counts for longer than any test lasts.
+fn count() -> Cmd {
+    victim_cmd("count_static").args(["f", "1000000", "1000"])
 }
 
 fn record(sandbox: &Sandbox) -> Value {
@@ -26,8 +27,8 @@ fn listed(sandbox: &Sandbox) -> Vec<Value> {
 }
 
 /// One checkpoint of a counter that has ended with it.
-fn stopped_job(sandbox: &Sandbox, steps: &str) {
-    let launched = sandbox.spawn(verb("launch", ["-d", "images", "--"]).program(&count(steps)));
+fn stopped_job(sandbox: &Sandbox) {
+    let launched = sandbox.spawn(verb("launch", ["-d", "images", "--"]).program(&count()));
     launched.wait_for_output("\n5 ", SOON);
     sandbox.run(verb("checkpoint", ["--kill", "images"])).success();
     launched.wait(SOON).expect_code(85);
@@ -35,18 +36,17 @@ fn stopped_job(sandbox: &Sandbox, steps: &str) {
 
 /// Starts `name` over a counter; a bare one runs beside it for `attach`.
 fn supervise<'b>(sandbox: &'b Sandbox, name: &str, options: &[&str]) -> (Running<'b>, Option<Running<'b>>) {
-    let steps = "100000";
     match name {
         "launch" | "run" => {
-            let cmd = verb(name, ["--dir", "images"]).args(options).arg("--").program(&count(steps));
+            let cmd = verb(name, ["--dir", "images"]).args(options).arg("--").program(&count());
             (sandbox.spawn(cmd), None)
         }
         "restart" => {
-            stopped_job(sandbox, steps);
+            stopped_job(sandbox);
             (sandbox.spawn(verb(name, options).arg("images")), None)
         }
         _ => {
-            let bare = sandbox.spawn(count(steps));
+            let bare = sandbox.spawn(count());
             let cmd = verb(name, ["-d", "images"]).args(options).arg(bare.pid.to_string());
             (sandbox.spawn(cmd), Some(bare))
         }
@@ -109,7 +109,7 @@ fn a_directory_of_another_host_is_taken_over_only_when_told() {
     let supervised = ["launch", "run", "restart", "attach"];
     for name in supervised.into_iter().chain(["prune"]) {
         sandbox.run("rm -rf images").success();
-        stopped_job(&sandbox, "30");
+        stopped_job(&sandbox);
         let mut there = record(&sandbox);
         there["host"] = "node9".into();
         there["boot_id"] = "another".into();
@@ -118,18 +118,22 @@ fn a_directory_of_another_host_is_taken_over_only_when_told() {
         if matches!(name, "launch" | "attach") {
             sandbox.run("rm images/*.ckpt").success();
         }
-        let bare = (name == "attach").then(|| sandbox.spawn(count("300")));
+        let bare = (name == "attach").then(|| sandbox.spawn(count()));
         let cmd = |options: &[&str]| match (name, &bare) {
             ("restart" | "prune", _) => verb(name, options).arg("images"),
             (_, Some(bare)) => verb(name, ["-d", "images"]).args(options).arg(bare.pid.to_string()),
-            _ => verb(name, ["-d", "images"]).args(options).arg("--").program(&count("30")),
+            _ => verb(name, ["-d", "images"]).args(options).arg("--").program(&count()),
         };
         let refused = sandbox.run(cmd(&[])).expect_code(125).stderr_text();
         assert!(refused.contains("node9") && refused.contains("--take-over"), "{name}: {refused}");
-        let taken = sandbox.run(cmd(&["--take-over"])).success().stderr_text();
+        let (options, status) = match name {
+            "prune" => (&["--take-over"][..], 0),
+            _ => (&["--take-over", "-i", "0.01", "--exit-after-ckpt"][..], 85),
+        };
+        let taken = sandbox.run(cmd(options)).expect_code(status).stderr_text();
         assert!(taken.contains("taking images over from host node9"), "{name}: {taken}");
         if let Some(bare) = bare {
-            bare.wait(SOON).success();
+            bare.wait(SOON).expect_code(137);
         }
     }
 }
@@ -166,19 +170,19 @@ fn the_directory_is_said_or_known_or_made_up() {
 #[test]
 fn run_launches_first_and_restarts_then() {
     let sandbox = Sandbox::new("run");
-    let run = |options: &[&str]| verb("run", ["-d", "images"]).args(options).arg("--").program(&count("300"));
+    let run = |options: &[&str]| verb("run", ["-d", "images"]).args(options).arg("--").program(&stepper(5));
     let first = sandbox.spawn(run(&[]));
-    first.wait_for_output("\n50 ", SOON);
+    first.wait_for_output("0 ", SOON);
     sandbox.run(verb("checkpoint", ["--kill", "images"])).success();
     let begun = first.wait(SOON).expect_code(85).stdout_text();
-    let rest = sandbox.run(run(&["--at", "1", "--json"])).success();
+    let rest = walk_through(&sandbox, run(&["--at", "1", "--json"])).success();
     let joined = begun + &rest.stdout_text();
-    assert_eq!(joined.lines().count(), 300);
+    assert_eq!(joined.lines().count(), 6);
     assert!(rest.stderr_text().contains("resume_us"), "{}", rest.stderr_text());
     sandbox.run(run(&["--at", "9"])).expect_code(125);
     // Damage is no reason to begin anew; --new is.
     sandbox.run("echo > images/000001.ckpt").success();
     sandbox.run(run(&[])).expect_code(125);
-    assert_eq!(sandbox.run(run(&["--new"])).success().stdout_text(), joined);
+    assert_eq!(walk_through(&sandbox, run(&["--new"])).success().stdout_text(), joined);
     assert!(sandbox.dir().join("images/old-1/000001.ckpt").exists());
 }

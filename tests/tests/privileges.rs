@@ -79,3 +79,30 @@ fn what_cannot_be_saved_is_named_and_costs_nothing() {
     job.signal(Signal::SIGUSR1);
     job.wait(SOON).success();
 }
+
+#[test]
+fn a_closed_home_without_the_right_to_override_it() {
+    let sandbox = Sandbox::new("closed_home");
+    let user = User::of(&sandbox);
+    let tool = user.copy_of(&ckptbpf());
+    let count = user.copy_of(&victim("count_static"));
+    // Root without CAP_DAC_OVERRIDE may not even enter the home; the user's ids may.
+    let drop = |cmd: &Cmd| {
+        let list = "-dac_override,-dac_read_search";
+        Cmd::new("sudo")
+            .args(["-n", "--", "setpriv", "--bounding-set", list, "--inh-caps", list])
+            .program(cmd)
+    };
+    let seen = sandbox.run(user.runs(&drop(&Cmd::new("ls").arg(user.home()))));
+    assert_ne!(seen.code(), 0, "root still reads a closed folder: {}", seen.stdout_text());
+    let launch = Cmd::new(&tool).args(["launch", "-d"]).arg(user.home().join("images")).arg("--");
+    let launch = launch.arg(count).arg(user.home().join("numbers")).args(["100000", "1000"]);
+    let running = sandbox.spawn(user.runs(&drop(&launch)).cwd(&sandbox.dir()));
+    running.wait_for_output("\n5 ", SOON);
+    let images = user.home().join("images");
+    sandbox.run(user.runs(&drop(&Cmd::new(&tool).args(["checkpoint", "--kill"]).arg(&images)))).success();
+    running.wait(SOON).expect_code(85);
+    let restart = Cmd::new(&tool).args(["restart", "-i", "0.01", "--exit-after-ckpt"]).arg(&images);
+    sandbox.run(user.runs(&drop(&restart)).cwd(&sandbox.dir())).expect_code(85);
+    assert_eq!(images.join("000002.ckpt").metadata().unwrap().uid(), UID);
+}

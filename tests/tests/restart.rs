@@ -4,25 +4,31 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{stepper, verb, walk, walk_through, walk_until};
 use ckpt_tests::{Cmd, Expected, Sandbox, assert_same, victim_cmd};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A counter in `images` with one checkpoint, killed 50 steps after it; what its whole run would give, and the size
-/// of its file now.
-fn killed_counter(sandbox: &Sandbox) -> (Cmd, Expected, u64) {
-    let program = victim_cmd("count_static").args(["f", "400", "1000"]);
-    let expected = Expected::of(sandbox, &program, Some("f"));
+/// A program in `images` with one checkpoint, killed two steps after it; what its whole run would give, and the size of
+/// its file now.
+fn killed_job(sandbox: &Sandbox) -> (Cmd, Expected, u64) {
+    let program = stepper(6);
     let launched = sandbox.spawn(verb("launch", ["-d", "images", "--"]).program(&program));
-    launched.wait_for_output("\n9 ", SOON);
+    let step = |number: u32| {
+        sandbox.run("kill -USR1 $(pidof memory)").success();
+        launched.wait_for_output(&format!("\n{number} "), SOON);
+    };
+    launched.wait_for_output("0 ", SOON);
+    step(1);
     sandbox.run(verb("checkpoint", ["images"])).success();
-    launched.wait_for_output("\n150 ", SOON);
-    sandbox.run("kill -9 $(pidof count_static)").success();
-    launched.wait(SOON).expect_code(137);
+    step(2);
+    step(3);
     let size = std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
-    (program, expected, size)
+    sandbox.run("kill -9 $(pidof memory)").success();
+    launched.wait(SOON).expect_code(137);
+    let bare = victim_cmd("memory").args(["1", "6", "f", "-"]);
+    (program, Expected::of(sandbox, &bare, Some("f")), size)
 }
 
 fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
@@ -33,7 +39,7 @@ fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
 #[test]
 fn files_are_rolled_back_kept_or_compared() {
     let sandbox = Sandbox::new("files");
-    let (program, expected, grown) = killed_counter(&sandbox);
+    let (program, expected, grown) = killed_job(&sandbox);
     let size = || std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
     let run = verb("run", ["-d", "images", "--files", "check", "--"]).program(&program);
     for cmd in [verb("restart", ["--files", "check", "images"]), run] {
@@ -41,10 +47,10 @@ fn files_are_rolled_back_kept_or_compared() {
         assert!(refused.contains("has grown from"), "{refused}");
         assert_eq!(size(), grown, "a restart that failed has changed a file");
     }
-    let kept = sandbox.run(verb("restart", ["--files", "keep", "images"])).success();
+    let kept = walk_through(&sandbox, verb("restart", ["--files", "keep", "images"])).success();
     ends_like(&sandbox, &expected, &kept.stdout);
     assert!(!sandbox.dir().join("images/cut").exists());
-    let rolled = sandbox.run(verb("restart", ["--files", "rollback", "images"])).success();
+    let rolled = walk_through(&sandbox, verb("restart", ["--files", "rollback", "images"])).success();
     ends_like(&sandbox, &expected, &rolled.stdout);
     // What was cut is kept: the file was whole by then.
     let cut = std::fs::read_dir(sandbox.dir().join("images/cut")).unwrap().next().unwrap().unwrap().path();
@@ -60,10 +66,10 @@ fn files_are_rolled_back_kept_or_compared() {
 #[test]
 fn json_tells_of_the_resume_once_the_program_runs() {
     let sandbox = Sandbox::new("restart_json");
-    let (program, expected, _) = killed_counter(&sandbox);
+    let (program, expected, _) = killed_job(&sandbox);
     let run = verb("run", ["-d", "images", "--json", "--lazy", "--"]).program(&program);
     for (cmd, lazy) in [(verb("restart", ["--json", "images"]), false), (run, true)] {
-        let ended = sandbox.run(cmd).success();
+        let ended = walk_through(&sandbox, cmd).success();
         ends_like(&sandbox, &expected, &ended.stdout);
         let told = ended.stderr_text();
         let line = told.lines().find(|line| line.starts_with('{')).expect("a line of JSON");
@@ -77,15 +83,15 @@ fn json_tells_of_the_resume_once_the_program_runs() {
 #[test]
 fn detached_it_returns_and_the_program_goes_on() {
     let sandbox = Sandbox::new("detach");
-    let (program, expected, _) = killed_counter(&sandbox);
+    let (program, expected, _) = killed_job(&sandbox);
     let run = verb("run", ["-d", "images", "--detach", "--"]).program(&program);
     for cmd in [verb("restart", ["--detach", "images"]), run] {
         sandbox.run("rm -f out").success();
         let quick = sandbox.run(cmd.stdout(&sandbox.dir().join("out"))).success();
-        assert!(!String::from_utf8_lossy(&quick.stdout).contains("\n400 "), "it waited for the end");
+        assert!(!String::from_utf8_lossy(&quick.stdout).contains("\n6 "), "it waited for the end");
         let shown = sandbox.run(verb("status", ["images"])).success().stdout_text();
-        assert!(shown.contains("count_static"), "{shown}");
-        sandbox.wait_for("the end", SOON, || sandbox.ps().is_empty());
+        assert!(shown.contains("memory"), "{shown}");
+        walk_until(&sandbox, || sandbox.ps().is_empty());
         ends_like(&sandbox, &expected, &std::fs::read(sandbox.dir().join("out")).unwrap());
     }
 }
@@ -93,17 +99,20 @@ fn detached_it_returns_and_the_program_goes_on() {
 #[test]
 fn a_branch_has_a_directory_of_its_own() {
     let sandbox = Sandbox::new("branch");
-    let (_, expected, _) = killed_counter(&sandbox);
+    let (_, expected, _) = killed_job(&sandbox);
     // From one generation's file, and with checkpoints elsewhere: the source stays as it was.
-    let cmd = verb("restart", ["-d", "branch", "-i", "0.05", "images/000001.ckpt"]);
-    ends_like(&sandbox, &expected, &sandbox.run(cmd).success().stdout);
-    let names = sandbox.run("ls images/*.ckpt branch/*.ckpt").success().stdout_text();
-    assert!(names.contains("branch/0000") && !names.contains("images/000002"), "{names}");
-    let again = sandbox.run(verb("restart", ["branch"])).success();
+    let checkpoint_and_end = |cmd: Cmd, dir: &str| {
+        let running = sandbox.spawn(cmd);
+        sandbox.wait_for("the checkpoint", SOON, || sandbox.run(verb("checkpoint", [dir])).code() == 0);
+        ends_like(&sandbox, &expected, &walk(&sandbox, running).success().stdout);
+    };
+    checkpoint_and_end(verb("restart", ["-d", "branch", "images/000001.ckpt"]), "branch");
+    let names = sandbox.run("echo images/*.ckpt branch/*.ckpt").success().stdout_text();
+    assert_eq!(names, "images/000001.ckpt branch/000001.ckpt\n");
+    let again = walk_through(&sandbox, verb("restart", ["branch"])).success();
     ends_like(&sandbox, &expected, &again.stdout);
     // In the same directory it goes on from there: number 2 with parent 1.
-    let at = verb("restart", ["--at", "1", "-i", "0.05", "images"]);
-    ends_like(&sandbox, &expected, &sandbox.run(at).success().stdout);
+    checkpoint_and_end(verb("restart", ["--at", "1", "images"]), "images");
     let listed: Vec<Value> =
         serde_json::from_slice(&sandbox.run(verb("list", ["--json", "images"])).success().stdout).unwrap();
     assert_eq!(

@@ -6,7 +6,8 @@ use ckpt_tests::scenario::{Survival, survive};
 use ckpt_tests::{Expected, Job, Sandbox, assert_same, victim_cmd};
 
 /// All that the kernel or we continue; a call that begins anew after each stop would not end before the program.
-const KINDS: &str = "nanosleep,clock_nanosleep,poll,ppoll,select,futex,sigtimedwait,semtimedop,pause,read";
+const KINDS: &str =
+    "nanosleep,clock_nanosleep,poll,ppoll,select,epoll_wait,futex,sigtimedwait,semtimedop,pause,read";
 
 #[test]
 fn they_go_on_after_a_restart() {

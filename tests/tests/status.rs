@@ -48,11 +48,9 @@ fn our_own_failures_are_125() {
 #[test]
 fn a_folder_with_checkpoints_is_not_launched_into() {
     let sandbox = Sandbox::new("refused");
-    let program = victim_cmd("count_static").args(["f", "300", "1000"]);
-    let mut job = Job::launch(&sandbox, &[], &program);
-    job.running().wait_for_output("\n5 ", SOON);
-    job.checkpoint();
-    job.wait(SOON).success();
+    let program = victim_cmd("count_static").args(["f", "100000", "1000"]);
+    let mut job = Job::launch(&sandbox, &["-i", "0.01", "--exit-after-ckpt"], &program);
+    job.wait(SOON).expect_code(85);
     let again = |options: &[&str]| {
         let cmd = verb("launch", ["-d"]).arg(job.dir()).args(options).arg("--").program(&program);
         sandbox.run(cmd)
@@ -61,7 +59,7 @@ fn a_folder_with_checkpoints_is_not_launched_into() {
     for way_out in ["run", "restart", "--new"] {
         assert!(refused.contains(way_out), "{way_out} is not named: {refused}");
     }
-    again(&["--new"]).success();
+    again(&["--new", "-i", "0.01", "--exit-after-ckpt"]).expect_code(85);
     assert!(job.dir().join("old-1/000001.ckpt").is_file());
 }
 

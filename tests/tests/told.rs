@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{stepper, verb, walk};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox, victim_cmd};
 use serde_json::Value;
 
@@ -13,19 +13,15 @@ const SOON: Duration = Duration::from_secs(30);
 #[test]
 fn a_quiet_job_says_nothing_and_a_verbose_one_a_line_a_checkpoint() {
     let sandbox = Sandbox::new("lines");
-    let program = victim_cmd("count_static").args(["f", "300", "1000"]);
-    let mut job = Job::launch(&sandbox, &["-i", "0.05"], &program);
-    job.wait_for_checkpoint(1);
-    let quiet = job.wait(SOON).success();
-    assert_eq!(quiet.stderr_text(), "");
-    let told = |verbosity: &str| {
-        let launch =
-            verb("launch", ["--new", "-i", "0.05", verbosity, "-d", "images", "--"]).program(&program);
-        sandbox.run(launch).success().stderr_text()
+    let told = |verbosity: &[&str]| {
+        let mut job = Job::launch(&sandbox, &[&["--new", "-i", "0.05"], verbosity].concat(), &stepper(3));
+        job.wait_for_checkpoint(2);
+        job.walk().success().stderr_text()
     };
-    let lines = told("-v");
+    assert_eq!(told(&[]), "");
+    let lines = told(&["-v"]);
     let start = lines.lines().next().unwrap_or_default();
-    let words = ["ckptbpf: ", "user root): checkpoint every 50 ms in images", "ckptbpf restart images"];
+    let words = ["ckptbpf: ", "user root): checkpoint every 50 ms in /", "restart: ckptbpf restart /"];
     assert!(words.iter().all(|word| start.contains(word)), "{lines}");
     assert!(lines.contains("\nckptbpf: checkpoint 1 (full): "), "{lines}");
     assert!(lines.contains("\nckptbpf: checkpoint 2 (delta): "), "{lines}");
@@ -48,12 +44,12 @@ fn an_abnormal_end_names_the_way_back() {
 #[test]
 fn events_tell_what_a_job_went_through() {
     let sandbox = Sandbox::new("events");
-    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "300", "1000"]));
-    job.running().wait_for_output("\n5 ", SOON);
+    let mut job = Job::launch(&sandbox, &[], &stepper(3));
+    job.running().wait_for_output("0 ", SOON);
     job.checkpoint();
     job.kill_all();
     job.restart(Mode::Eager, &[]);
-    job.wait(SOON).success();
+    job.walk().success();
     let text = std::fs::read_to_string(job.dir().join("events.jsonl")).unwrap();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().map(|event| event["phase"].as_str().unwrap()).collect();
@@ -65,7 +61,7 @@ fn events_tell_what_a_job_went_through() {
             "{text}"
         );
     }
-    assert!(events[1]["pages"].as_u64().unwrap() > 0, "{text}");
+    assert!(events[4]["pages"].as_u64().unwrap() > 0, "{text}");
 }
 
 #[test]
@@ -74,23 +70,21 @@ fn a_descriptor_of_whoever_started_ckptbpf_is_called_that() {
     // As make's jobserver does: a pipe, open in everything that is started.
     let launch = |close: &str, images: &str| {
         let line = format!(r#"exec 9> >(cat > /dev/null); exec "$0" launch -d {images} -- "$@" {close}"#);
-        Cmd::sh(&line)
-            .arg(ckpt_tests::ckptbpf())
-            .program(&victim_cmd("count_static").args(["f", "1500", "1000"]))
+        Cmd::sh(&line).arg(ckpt_tests::ckptbpf()).program(&stepper(3))
     };
     let running = sandbox.spawn(launch("", "with"));
-    running.wait_for_output("\n5 ", SOON);
+    running.wait_for_output("0 ", SOON);
     let refused = sandbox.run(verb("checkpoint", ["with"])).expect_code(125).stderr_text();
     for word in ["descriptor 9 (pipe:", "outside the program", "inherited", "9>&-"] {
         assert!(refused.contains(word), "no {word:?} in {refused}");
     }
-    let told = running.wait(SOON).success().stderr_text();
+    let told = walk(&sandbox, running).success().stderr_text();
     assert_eq!(told.lines().count(), 1, "said once: {told}");
     let events = std::fs::read_to_string(sandbox.dir().join("with/events.jsonl")).unwrap();
     assert!(events.contains(r#""phase":"error""#) && events.contains("descriptor 9"), "{events}");
     // With what the message says, there is nothing to refuse.
     let running = sandbox.spawn(launch("9>&-", "without"));
-    running.wait_for_output("\n5 ", SOON);
+    running.wait_for_output("0 ", SOON);
     sandbox.run(verb("checkpoint", ["without"])).success();
-    running.wait(SOON).success();
+    walk(&sandbox, running).success();
 }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::cmd::{self, cargo, step};
-use crate::setup;
+use crate::cmd::{self, step};
+use crate::{setup, test};
 
 /// Some twelve seconds of counting.
 const COUNT_TO: &str = "3000";
@@ -30,9 +30,10 @@ const OUTPUT: &str = "count.txt";
 const IMAGES: &str = "images";
 
 pub fn run() -> Result<()> {
-    step("setting up and building");
+    step("setting up");
     setup::to_build()?;
-    cmd::run(&mut cargo(&["build", "--release", "--package", "ckpt-user", "--bin", "ckptbpf"]))?;
+    // As the tests do, so that nothing is built twice.
+    test::build()?;
     let built = Instant::now();
     let stage = Stage::set(&std::env::current_dir()?)?;
     stage.require_kernel()?;

@@ -70,23 +70,38 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
         if !writable || file.directory || cuts.iter().any(|(other, _)| other == file) {
             continue;
         }
-        match difference(file) {
-            Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
-                bail!(
-                    "{}: it has grown from {} to {grown} bytes since the checkpoint",
-                    file.path().display(),
-                    file.size
-                )
-            }
-            Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => {
-                cuts.push((file.clone(), grown));
-            }
-            Ok(_) => {}
-            Err(error) if policy == FilesPolicy::Keep => log::warn!("{error:#}"),
-            Err(error) => return Err(error),
+        cuts.extend(to_cut(file, policy)?);
+    }
+    // Files that are mapped for writing need no descriptor.
+    for file in image.objects.iter().filter_map(|o| o.file.as_ref()) {
+        let known = cuts.iter().any(|(other, _)| (other.device, other.inode) == (file.device, file.inode));
+        if !known {
+            let (path, size) = (file.path.clone(), file.size);
+            let (device, inode) = (file.device, file.inode);
+            cuts.extend(to_cut(&FileRecord { path, device, inode, size, ..Default::default() }, policy)?);
         }
     }
     Ok(Rollback { cuts, streams })
+}
+
+/// The cut that a file needs, if any, with its size now.
+fn to_cut(file: &FileRecord, policy: FilesPolicy) -> anyhow::Result<Option<(FileRecord, u64)>> {
+    match difference(file) {
+        Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
+            bail!(
+                "{}: it has grown from {} to {grown} bytes since the checkpoint",
+                file.path().display(),
+                file.size
+            )
+        }
+        Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => Ok(Some((file.clone(), grown))),
+        Ok(_) => Ok(None),
+        Err(error) if policy == FilesPolicy::Keep => {
+            log::warn!("{error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The restarter's standard streams that take the place of description `index`.

@@ -7,6 +7,7 @@ use crate::freeze::{self, FrozenTree};
 use crate::image::SpaceId;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
+use crate::memory::shared;
 use crate::memory::vma::Vma;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
@@ -216,10 +217,11 @@ fn inside(
         gone.push((space.id, space.gone(&record.mappings, &unfilled)));
         live.push((space.id, private_ranges(&record.mappings)));
     }
-    for (index, object) in image.objects.iter_mut().enumerate() {
-        let space = shared_object(index as u32, object, &image.processes, tracked, residue, &mut gone)?;
-        object.space = space.0;
-        live.push((space, std::iter::once(0..object.size.div_ceil(4096)).collect()));
+    for index in 0..image.objects.len() {
+        let pages = shared::pages(&image, index as u32);
+        let space = shared_object(index as u32, &image, &pages, tracked, residue, &mut gone)?;
+        image.objects[index].space = space.0;
+        live.push((space, pages.runs().to_vec()));
     }
     Ok(Frozen {
         image,
@@ -251,18 +253,18 @@ fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal>
 
 fn shared_object(
     index: u32,
-    object: &crate::record::SharedObject,
-    processes: &[crate::record::Process],
+    image: &Image,
+    pages: &PageSet,
     tracked: &mut Tracked,
     residue: &mut Residue,
     gone: &mut Vec<(SpaceId, Gone)>,
 ) -> Result<SpaceId, Refusal> {
     let new = SpaceId(tracked.next_space);
-    let space = tracked.objects.space(object, || new);
+    let space = tracked.objects.space(&image.objects[index as usize], || new);
     if space == new {
         tracked.next_space += 1;
     }
-    let mut opened = processes.iter().filter_map(|p| {
+    let mut opened = image.processes.iter().filter_map(|p| {
         let pid = Pid::from_raw(p.pid);
         objects::open(pid, &p.mappings, index).map(|o| (pid, o))
     });
@@ -270,18 +272,11 @@ fn shared_object(
         return Err(Refusal::NotStopped("shared memory was unmapped while it was looked at".to_owned()));
     };
     let opened = opened.reading(pid, "shared memory")?;
-    let mut zero = Vec::new();
-    tracked
-        .objects
-        .scan(
-            space,
-            object.size,
-            &opened,
-            |page, bytes| residue.push(space, page, bytes),
-            |run| zero.push(run),
-        )
-        .reading(pid, "shared memory")?;
-    gone.push((space, Gone { zero: zero.into_iter().collect(), back_to_file: PageSet::new() }));
+    let mut zero = PageSet::new();
+    let stored = |page: u64, bytes: &[u8]| residue.push(space, page, bytes);
+    let scanned = tracked.objects.scan(space, pages, &opened, stored, |page| zero.insert(page..page + 1));
+    scanned.reading(pid, "shared memory")?;
+    gone.push((space, Gone { zero: zero.intersection(pages), back_to_file: PageSet::new() }));
     Ok(space)
 }
 

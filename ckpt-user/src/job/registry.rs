@@ -141,7 +141,8 @@ pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
 pub fn find(jobs: &[Live], target: &Target) -> Option<Live> {
     match target {
         Target::Dir(dir) => {
-            let dir = std::fs::canonicalize(dir).ok()?;
+            // Root that may not enter its user's closed home knows the directory by name only.
+            let dir = std::fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).ok()?;
             jobs.iter().find(|job| same_dir(&job.entry.dir, &dir)).cloned()
         }
         Target::Pid(pid) => {

@@ -7,12 +7,13 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
-use super::options::RestartOptions;
+use super::options::{FilesPolicy, RestartOptions};
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::memory::shared::Restored;
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::{self, Mode};
@@ -73,7 +74,14 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
+    let mut shared = rebuilt.shared;
+    for object in &mut shared {
+        object.write_back(&chain, options.files == FilesPolicy::Check)?;
+    }
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    if let Err(error) = rebuild::foreground::give(image.foreground) {
+        log::warn!("the program had the terminal, and cannot be given this one: {error}");
+    }
     running();
     note(target.lease.dir(), parent, begun);
     if options.json {
@@ -86,7 +94,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         });
         eprintln!("{line}");
     }
-    let tracked = tracker(&image, tracked, target.same_directory, pager);
+    let tracked = tracker(&image, tracked, shared, target.same_directory, pager);
     // The locks of its generations go with it; a pager has its own until it is done.
     drop(chain);
     start::supervise(Start {
@@ -199,10 +207,17 @@ fn identity_of(owner: &FsIds, caller: Identity) -> Identity {
 fn tracker(
     image: &Image,
     restored: Vec<rebuild::Tracked>,
+    shared: Vec<Restored>,
     same_directory: bool,
     pager: Option<Arc<Pager>>,
 ) -> Tracked {
     let mut tracked = Tracked { pager, ..Tracked::default() };
+    for object in shared {
+        // Of an object that is not known the next checkpoint holds everything.
+        if let Ok(identity) = object.identity() {
+            tracked.objects.continued(identity, object.space, object.hashes);
+        }
+    }
     for one in restored {
         let Watch { uffd, successor } = one.watch;
         let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Shared objects of one image, by identity; spaces are given by the caller's counter.
 #[derive(Default)]
@@ -19,10 +20,11 @@ pub struct Objects {
 }
 
 impl Objects {
-    fn index(&mut self, raw: &Raw, size: u64) -> u32 {
-        let known = self.found.iter().position(|o| o.device == raw.device && o.inode == raw.inode);
+    fn index(&mut self, metadata: &Metadata, file: Option<MappedFile>) -> u32 {
+        let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
+        let known = self.found.iter().position(|o| o.device == device && o.inode == inode);
         known.unwrap_or_else(|| {
-            self.found.push(SharedObject { space: 0, size, device: raw.device, inode: raw.inode });
+            self.found.push(SharedObject { space: 0, size, device, inode, file });
             self.found.len() - 1
         }) as u32
     }
@@ -67,33 +69,52 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
             Ok(vma)
         };
     }
-    let link = format!("map_files/{:x}-{:x}", raw.start, raw.end);
-    let metadata = std::fs::metadata(ProcDir::process(pid).path(&link)).reading(pid, "map_files")?;
-    let is_anonymous_shared = raw.name.starts_with("/dev/zero (deleted)");
-    if is_anonymous_shared && raw.is_shared() {
+    let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
+    let metadata = std::fs::metadata(&link).reading(pid, "map_files")?;
+    let target = std::fs::read_link(&link).reading(pid, "map_files")?;
+    if raw.is_shared() && target == Path::new("/dev/zero (deleted)") {
         vma.set_kind(Kind::SharedObject);
-        vma.object = Some(objects.index(raw, metadata.size()));
+        vma.object = Some(objects.index(&metadata, None));
         return Ok(vma);
     }
-    if raw.name.ends_with(" (deleted)") || !raw.name.starts_with('/') {
-        return Err(Refusal::unsupported(pid, name(), "its file has been deleted; it cannot be saved yet"));
+    if let Some(reason) = unnamed(&target) {
+        return Err(Refusal::unsupported(pid, name(), reason));
     }
-    if raw.is_shared() && raw.protection() & 2 != 0 {
-        return Err(Refusal::unsupported(pid, name(), "writable shared file mappings cannot be saved yet"));
+    let file = file_of(&link, &metadata).reading(pid, "map_files")?;
+    // A mapping that may be made writable belongs to a descriptor that could write.
+    if raw.is_shared() && raw.flags.iter().any(|f| f == "mw") {
+        vma.set_kind(Kind::SharedObject);
+        vma.object = Some(objects.index(&metadata, Some(file)));
+    } else {
+        vma.set_kind(Kind::File);
+        vma.file = Some(file);
     }
-    vma.set_kind(Kind::File);
-    vma.file = Some(file_of(&ProcDir::process(pid).path(&link), &metadata).reading(pid, "map_files")?);
     Ok(vma)
+}
+
+/// Why what is mapped cannot be opened again by its name.
+fn unnamed(target: &Path) -> Option<&'static str> {
+    let bytes = target.as_os_str().as_bytes();
+    if bytes.starts_with(b"/SYSV") {
+        Some("System V shared memory cannot be saved yet")
+    } else if bytes.starts_with(b"/memfd:") {
+        Some("memory of memfd_create(2) cannot be saved yet")
+    } else if bytes.ends_with(b" (deleted)") || !bytes.starts_with(b"/") {
+        Some("its file has been deleted; it cannot be saved yet")
+    } else {
+        None
+    }
 }
 
 /// Flags that say something about the mapping itself, not about what the program may do with it; and `uw`, of
 /// which the tracker knows whether it is its own.
 fn is_kept(flag: &str) -> bool {
-    flag == "uw" || flag == "gd" || flag == "nr" || flag == "lo" || vma::advice(flag).is_some()
+    // `ac`: counted as committed, which mprotect(2) decides once and which keeps neighbours apart.
+    ["uw", "gd", "nr", "lo", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
 /// The record of the file behind the magic link `link`.
-pub fn file_of(link: &std::path::Path, metadata: &Metadata) -> std::io::Result<MappedFile> {
+pub fn file_of(link: &Path, metadata: &Metadata) -> std::io::Result<MappedFile> {
     let path = std::fs::read_link(link)?;
     Ok(MappedFile {
         path: path.as_os_str().as_bytes().to_vec(),

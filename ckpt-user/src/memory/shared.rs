@@ -1,31 +1,187 @@
-//! Shared anonymous memory: an object of its own, saved once through the object, never from page tables.
+//! Shared memory: an object of its own, saved once through the object, never from page tables.
+//!
+//! Anonymous objects are made again and filled. A file that the program has mapped shared and writable *is* memory
+//! of the program: what it has mapped is saved, and written back where the file differs, as the last act before the
+//! program runs.
 
-use crate::image::{Chain, Source, SpaceId};
+use super::vma::{Kind, MappedFile};
+use crate::image::{Chain, Run, Source, SpaceId};
+use crate::memory::runs::PageSet;
 use crate::rebuild::{RebuildError, Rebuilding};
-use crate::record::SharedObject;
+use crate::record::Image;
 use crate::sys::shared;
+use crate::track::objects::{self, Hashes};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// Makes the object again and fills it; mapping the descriptor MAP_SHARED gives what the program had.
-pub fn rebuild(record: &SharedObject, chain: &Chain) -> Result<OwnedFd, RebuildError> {
-    let fd = shared::create(record.size).rebuilding(0, "shared memory")?;
-    let file = std::fs::File::from(fd);
-    let mut reader = chain.reader();
-    let mut buffer = vec![0; 256 * 4096];
-    for run in chain.pages(SpaceId(record.space)).runs() {
-        if !matches!(run.source, Source::Stored { .. }) {
-            continue;
+/// Pages read at a time.
+const BATCH: u64 = 256;
+
+/// An object that is there again.
+#[derive(Debug)]
+pub struct Restored {
+    file: File,
+    backing: Option<MappedFile>,
+    pub space: SpaceId,
+    /// Pages of the object that belong to the program.
+    pages: PageSet,
+    /// Of what the object holds now.
+    pub hashes: Hashes,
+}
+
+/// The pages of object `index` that the program has: all of anonymous memory, what is mapped of a file.
+pub fn pages(image: &Image, index: u32) -> PageSet {
+    let Some(object) = image.objects.get(index as usize) else { return PageSet::new() };
+    let all: PageSet = std::iter::once(0..object.size.div_ceil(4096)).collect();
+    if object.file.is_none() {
+        return all;
+    }
+    let mapped = image
+        .processes
+        .iter()
+        .flat_map(|p| &p.mappings)
+        .filter(|v| v.kind() == Kind::SharedObject && v.object == Some(index))
+        .map(|v| v.offset / 4096..(v.offset + (v.end - v.start)) / 4096);
+    mapped.collect::<PageSet>().intersection(&all)
+}
+
+/// Makes the object again; mapping it MAP_SHARED gives what the program had. Files are only opened.
+pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, RebuildError> {
+    let record = image.objects.get(index as usize);
+    let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
+    let file = match &record.file {
+        Some(backing) => open(backing)?,
+        None => shared::create(record.size).rebuilding(0, "shared memory")?.into(),
+    };
+    let mut restored = Restored {
+        file,
+        backing: record.file.clone(),
+        space: SpaceId(record.space),
+        pages: pages(image, index),
+        hashes: Hashes::new(),
+    };
+    if restored.backing.is_none() {
+        restored.fill(chain)?;
+    }
+    Ok(restored)
+}
+
+fn open(record: &MappedFile) -> Result<File, RebuildError> {
+    let path = record.path();
+    let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(|e| refused(format!("the program has it mapped for writing: {e}")))?;
+    let now = file.metadata().map_err(|e| refused(e.to_string()))?;
+    if !now.is_file() || (now.dev() == record.device && now.ino() != record.inode) {
+        return Err(refused(
+            "the program has it mapped, and it is another file than at the checkpoint".into(),
+        ));
+    }
+    Ok(file)
+}
+
+impl Restored {
+    /// A descriptor to map.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(Into::into)
+    }
+
+    /// What tracking knows the object by.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|m| (m.dev(), m.ino()))
+    }
+
+    /// Makes a mapped file what the program's memory was; with `only_compare` a difference is an error.
+    pub fn write_back(&mut self, chain: &Chain, only_compare: bool) -> Result<(), RebuildError> {
+        let Some(backing) = self.backing.clone() else { return Ok(()) };
+        let stored = self.each_stored(chain, |file, first, bytes| {
+            let mut there = vec![0; bytes.len()];
+            read_to_end(file, first * 4096, &mut there)?;
+            let pages = bytes.chunks_exact(4096).zip(there.chunks_exact(4096));
+            for (page, (wanted, found)) in (first..).zip(pages).filter(|(_, (w, f))| w != f) {
+                put(file, page, wanted, found, backing.size, only_compare)?;
+            }
+            Ok(())
+        });
+        let zero = stored.and_then(|stored| self.zero(&stored, backing.size, only_compare));
+        zero.map_err(|e| RebuildError::Refused(format!("{}: {e}", backing.path().display())))
+    }
+
+    /// Pages that hold nothing in the image hold nothing in the file.
+    fn zero(&self, stored: &PageSet, size: u64, only_compare: bool) -> io::Result<()> {
+        let mut found = [0; 4096];
+        for page in self.pages.difference(stored).runs().iter().cloned().flatten() {
+            read_to_end(&self.file, page * 4096, &mut found)?;
+            if found.iter().any(|&b| b != 0) {
+                put(&self.file, page, &[0; 4096], &found, size, only_compare)?;
+            }
         }
-        let pages = run.pages();
-        let mut at = pages.start;
-        while at < pages.end {
-            let Some(part) = run.clip(&(at..(at + 256).min(pages.end))) else { break };
-            let bytes = &mut buffer[..part.count as usize * 4096];
-            reader.read_run(&part, bytes)?;
-            file.write_all_at(bytes, at * 4096).rebuilding(0, "shared memory")?;
-            at += part.count;
+        Ok(())
+    }
+
+    fn fill(&mut self, chain: &Chain) -> Result<(), RebuildError> {
+        let filled = self.each_stored(chain, |file, first, bytes| file.write_all_at(bytes, first * 4096));
+        filled.map(drop).rebuilding(0, "shared memory")
+    }
+
+    /// Hands on the pages that the chain holds, hashes them, and returns which they are.
+    fn each_stored(
+        &mut self,
+        chain: &Chain,
+        mut each: impl FnMut(&File, u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<PageSet> {
+        let mut reader = chain.reader();
+        let mut buffer = vec![0; BATCH as usize * 4096];
+        let map = chain.pages(self.space);
+        let mut stored = PageSet::new();
+        for range in self.pages.runs() {
+            let runs = map.iter_range(range.start, range.end - range.start);
+            for run in runs.filter(|r| matches!(r.source, Source::Stored { .. })) {
+                for part in parts(run) {
+                    let bytes = &mut buffer[..part.count as usize * 4096];
+                    reader.read_run(&part, bytes).map_err(io::Error::other)?;
+                    each(&self.file, part.first_page, bytes)?;
+                    for (page, bytes) in part.pages().zip(bytes.chunks_exact(4096)) {
+                        self.hashes.extend(objects::hash(bytes).map(|hash| (page, hash)));
+                    }
+                    stored.insert(part.pages());
+                }
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// A run in parts of at most [`BATCH`] pages.
+fn parts(run: Run) -> impl Iterator<Item = Run> {
+    let pages = run.pages();
+    pages.clone().step_by(BATCH as usize).filter_map(move |at| run.clip(&(at..(at + BATCH).min(pages.end))))
+}
+
+/// Bytes behind the end of the file read as zero, as in its mapping.
+fn read_to_end(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.read_at(&mut bytes[done..], at + done as u64)? {
+            0 => break,
+            n => done += n,
         }
     }
-    Ok(file.into())
+    bytes[done..].fill(0);
+    Ok(())
+}
+
+/// Writes one page, as far as the file goes.
+fn put(file: &File, page: u64, wanted: &[u8], found: &[u8], size: u64, only_compare: bool) -> io::Result<()> {
+    let at = page * 4096;
+    let len = size.saturating_sub(at).min(4096) as usize;
+    if wanted[..len] == found[..len] {
+        return Ok(());
+    }
+    if only_compare {
+        return Err(io::Error::other("what the program has mapped of it has changed since the checkpoint"));
+    }
+    file.write_all_at(&wanted[..len], at)
 }

@@ -37,7 +37,7 @@ pub enum Kind {
     Anonymous = 0,
     /// Pages of a file, shared or private.
     File = 1,
-    /// Shared anonymous memory.
+    /// Shared memory: anonymous, or of a file and writable.
     SharedObject = 2,
     Vdso = 3,
     /// The kernel's data pages beside the vdso (`[vvar]`, `[vvar_vclock]`).
@@ -57,6 +57,13 @@ pub struct MappedFile {
     pub size: u64,
     #[prost(int64, tag = "5")]
     pub modified_ns: i64,
+}
+
+impl MappedFile {
+    pub fn path(&self) -> &std::path::Path {
+        use std::os::unix::ffi::OsStrExt;
+        std::path::Path::new(std::ffi::OsStr::from_bytes(&self.path))
+    }
 }
 
 impl Vma {

@@ -86,8 +86,12 @@ impl Seen {
     /// What cannot be saved, in words that name it.
     pub fn unknown(&self) -> String {
         let target = self.target.display().to_string();
-        let (kind, _) =
-            target.split_once(":[").unwrap_or((target.strip_prefix("anon_inode:").unwrap_or(""), ""));
+        // `socket:[17]`, `anon_inode:[pidfd]`, `anon_inode:inotify`.
+        let kind = match target.split_once(':') {
+            Some(("anon_inode", kind)) => kind,
+            Some((kind, number)) if number.starts_with('[') => kind,
+            _ => "",
+        };
         match kind.trim_matches(['[', ']']) {
             "" => "this kind of descriptor cannot be saved yet".to_owned(),
             "socket" => "sockets cannot be saved yet".to_owned(),

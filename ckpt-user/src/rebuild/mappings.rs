@@ -14,12 +14,8 @@ pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> 
     crate::memory::vdso::rebuild(&mut skeleton.remote, &skeleton.special, &record.mappings, skeleton.spare)?;
     let mapped: Vec<&Vma> =
         record.mappings.iter().filter(|v| !matches!(v.kind(), Kind::Vdso | Kind::Vvar)).collect();
-    let calls = mapped.iter().map(|v| mmap(v, objects)).collect::<io::Result<Vec<Call>>>()?;
-    for (vma, result) in mapped.iter().zip(skeleton.remote.run(&calls)?) {
-        if result as u64 != vma.start {
-            let error = io::Error::from_raw_os_error(-result as i32);
-            return Err(io::Error::new(error.kind(), format!("{:x}-{:x}: {error}", vma.start, vma.end)));
-        }
+    for pieces in mapped.chunk_by(|a, b| were_one(a, b)) {
+        whole(pieces, objects, &mut skeleton.remote)?;
     }
     let mut advice = Vec::new();
     for vma in &mapped {
@@ -38,6 +34,46 @@ pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> 
                 error.kind(),
                 format!("madvise {} at {:x}: {error}", call.args[2], call.args[0]),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two neighbours differ in their protection only: mprotect(2) may have split them, and may make them one
+/// again, which mremap(2) needs.
+fn were_one(a: &Vma, b: &Vma) -> bool {
+    let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd");
+    a.end == b.start && plain(a) && plain(b) && a.flags == b.flags
+}
+
+/// Maps neighbours that were one as one, so that the kernel sees them as such (one anon_vma), then splits them.
+fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<()> {
+    const POPULATE_WRITE: u64 = 23;
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
+    let writable = pieces.iter().find(|v| v.protection & libc::PROT_WRITE as u32 != 0);
+    let protection = writable.map_or(first.protection, |_| (libc::PROT_READ | libc::PROT_WRITE) as u32);
+    let is_split = pieces.len() > 1;
+    let protection = if is_split { protection } else { first.protection };
+    let all = Vma { end: last.end, protection, ..(*first).clone() };
+    let mut calls = vec![mmap(&all, objects)?];
+    if is_split {
+        if writable.is_some() {
+            // A page that comes and goes leaves the anon_vma that the pieces are to share.
+            calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
+            calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
+        }
+        let protect =
+            |v: &&Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
+        calls.extend(pieces.iter().map(protect));
+    }
+    let results = remote.run(&calls)?;
+    for (at, (call, &result)) in calls.iter().zip(&results).enumerate() {
+        let failed = if at == 0 { result as u64 != all.start } else { result < 0 };
+        // Before Linux 5.14 nothing is populated: the pieces stay apart, and are right otherwise.
+        let is_advice = call.number == libc::SYS_madvise;
+        if failed && !is_advice {
+            let error = io::Error::from_raw_os_error(-result as i32);
+            return Err(io::Error::new(error.kind(), format!("{:x}-{:x}: {error}", all.start, all.end)));
         }
     }
     Ok(())

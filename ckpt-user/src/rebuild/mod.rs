@@ -10,8 +10,10 @@
 
 pub mod clocks;
 pub mod fill;
+pub mod foreground;
 pub mod mappings;
 pub mod objects;
+pub mod plan;
 pub mod process;
 pub mod resume;
 pub mod skeleton;
@@ -50,6 +52,8 @@ pub struct Rebuilt {
     pub root: Pid,
     /// Lazy: serves the pages from before the first thread runs.
     pub pager: Option<Pager>,
+    /// Shared memory; files among it are written back before the program runs.
+    pub shared: Vec<crate::memory::shared::Restored>,
 }
 
 /// How the pages come.
@@ -86,7 +90,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    Ok(Rebuilt { processes, root, pager })
+    Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 
 /// What can be known to fail before anything is made.

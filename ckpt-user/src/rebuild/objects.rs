@@ -4,6 +4,7 @@
 
 use super::{RebuildError, Rebuilding};
 use crate::image::Chain;
+use crate::memory::shared::Restored;
 use crate::memory::vma::MappedFile;
 use crate::object;
 use crate::record::Image;
@@ -11,8 +12,6 @@ use crate::sys::ids::FsIds;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 /// Descriptors that the skeletons inherit.
 pub struct Objects {
@@ -24,6 +23,7 @@ pub struct Objects {
     pub files: HashMap<MappedFile, OwnedFd>,
     /// By index of the image's shared objects.
     pub shared: Vec<OwnedFd>,
+    pub restored: Vec<Restored>,
 }
 
 /// Opens and makes everything, with the file-system ids of the image's owner.
@@ -60,11 +60,14 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             }
         }
     }
-    let mut shared = Vec::with_capacity(image.objects.len());
-    for record in &image.objects {
-        shared.push(lift(crate::memory::shared::rebuild(record, chain)?, "shared memory")?);
+    let (mut shared, mut restored) = (Vec::new(), Vec::new());
+    for index in 0..image.objects.len() {
+        let object = crate::memory::shared::rebuild(image, index as u32, chain)?;
+        let fd = object.descriptor().rebuilding(root, "shared memory")?;
+        shared.push(lift(fd, "shared memory")?);
+        restored.push(object);
     }
-    Ok(Objects { descriptions, streams, files, shared })
+    Ok(Objects { descriptions, streams, files, shared, restored })
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.
@@ -101,7 +104,7 @@ fn standard(stream: u32) -> std::io::Result<OwnedFd> {
 /// Opens the file and checks that it is still the one that was mapped.
 fn open_mapped(record: &MappedFile) -> Result<OwnedFd, RebuildError> {
     use std::os::unix::fs::MetadataExt;
-    let path = Path::new(std::ffi::OsStr::from_bytes(&record.path));
+    let path = record.path();
     let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
     let file = File::open(path).map_err(|e| refused(format!("cannot open it: {e}")))?;
     let metadata = file.metadata().map_err(|e| refused(e.to_string()))?;

@@ -72,7 +72,6 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let remote_pid = remote.pid();
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
     descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
-    groups(&record, &mut remote).rebuilding(pid, "session and process group")?;
     if let Some(around) = &record.surroundings {
         surroundings::rebuild(around, &mut remote).rebuilding(pid, "the working directory")?;
     }
@@ -132,16 +131,6 @@ fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote
         if image.processes.iter().find(has).is_some_and(|first| first.pid == record.pid) {
             epoll::watch(epoll, fd, &objects.descriptions, remote)?;
         }
-    }
-    Ok(())
-}
-
-/// Ids whose leader is outside the tree stay those of the restarter.
-fn groups(record: &Process, remote: &mut Remote) -> io::Result<()> {
-    if record.session == record.pid {
-        remote.call(libc::SYS_setsid, &[])?;
-    } else if record.process_group != 0 {
-        remote.call(libc::SYS_setpgid, &[0, record.process_group as u64])?;
     }
     Ok(())
 }

@@ -1,14 +1,16 @@
 //! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
 
+use super::plan::{self, Maker, Step};
 use super::{RebuildError, Rebuilding, clocks};
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
-use crate::record::{Image, Process};
+use crate::record::Image;
 use crate::sys::clone::{self, CloneArgs};
 use crate::sys::inject::Call;
 use crate::sys::ptrace::{self, Stopped};
 use crate::sys::remote::{Remote, SCRATCH_LEN};
 use crate::task::proc::ProcDir;
+use crate::task::zombie::{self, Zombie};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
@@ -28,34 +30,52 @@ const OPTIONS: i32 = ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TR
 /// How long a process id held by something dying is waited for.
 const PID_WAIT: Duration = Duration::from_secs(5);
 
-/// Makes the whole tree. `original_time` is left behind for the time namespace once the roots exist.
+/// Makes the whole tree with its sessions, groups and ended children. `original_time` is gone back to.
 pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>, RebuildError> {
     let scratch = free_ranges(image)?;
-    let mut grown: Vec<(i32, Skeleton)> = Vec::new();
-    for record in image.processes.iter().filter(|p| p.parent == 0) {
-        let pid = fork_as(record.pid)?;
-        let skeleton = take_over(pid, scratch).rebuilding(record.pid, "the process")?;
-        grown.push((record.pid, skeleton));
+    let nodes = image.nodes();
+    let steps = plan::plan(&nodes).map_err(|e| RebuildError::Refused(e.to_string()))?;
+    let mut grown: Vec<Option<Skeleton>> = nodes.iter().map(|_| None).collect();
+    for step in steps {
+        match step {
+            Step::Make(i, maker) => {
+                let pid = nodes[i].pid;
+                let new = match maker {
+                    Maker::Ourselves => {
+                        let process = unless_taken(pid, || clone::fork_waiting(Pid::from_raw(pid)))?;
+                        take_over(process, scratch).rebuilding(pid, "the process")?
+                    }
+                    Maker::Parent(by) => child(made(&mut grown, by)?, pid)?,
+                    Maker::Within(by) => orphan(made(&mut grown, by)?, pid)?,
+                };
+                grown[i] = Some(new);
+            }
+            Step::Session(i) => {
+                let leader = &mut made(&mut grown, i)?.remote;
+                leader.call(libc::SYS_setsid, &[]).rebuilding(nodes[i].pid, "its session")?;
+            }
+            Step::Group(i) => {
+                let member = &mut made(&mut grown, i)?.remote;
+                let group = nodes[i].group as u64;
+                member.call(libc::SYS_setpgid, &[0, group]).rebuilding(nodes[i].pid, "its process group")?;
+            }
+        }
     }
     clocks::leave(original_time).rebuilding(0, "the clocks")?;
-    for record in image.processes.iter().filter(|p| p.parent != 0) {
-        let parent = grown.iter_mut().find(|g| g.0 == record.parent);
-        let (_, parent) = parent.ok_or_else(|| {
-            RebuildError::Refused(format!("process {} comes before its parent in the image", record.pid))
-        })?;
-        let child = fork_child(parent, record).rebuilding(record.pid, "the process")?;
-        grown.push((record.pid, child));
+    let living = image.processes.len();
+    let leaders = living + image.zombies.len();
+    for (i, node) in nodes.iter().enumerate().skip(leaders) {
+        let gone = grown[i].take().map(|s| s.remote.end(0));
+        gone.unwrap_or(Ok(())).rebuilding(node.pid, "a group without its leader")?;
     }
-    // In the order of the image.
-    image
-        .processes
-        .iter()
-        .map(|record| {
-            let at = grown.iter().position(|g| g.0 == record.pid);
-            at.map(|i| grown.swap_remove(i).1)
-                .ok_or_else(|| RebuildError::Refused(format!("process {} is listed twice", record.pid)))
-        })
-        .collect()
+    for (record, i) in image.zombies.iter().zip(living..) {
+        let Some(skeleton) = grown[i].take() else { continue };
+        let parent = nodes.iter().position(|n| n.pid == record.parent);
+        let parent = parent.and_then(|p| grown[p].as_mut()).map(|s| &mut s.remote);
+        zombie::rebuild(record, skeleton.remote, parent).rebuilding(record.pid, "an ended process")?;
+    }
+    grown.truncate(living);
+    grown.into_iter().map(|one| one.ok_or_else(lost)).collect()
 }
 
 /// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
@@ -72,25 +92,50 @@ pub fn await_ids(image: &Image) {
     }
 }
 
-/// Forks a child with id `pid`, waiting for a holder that is on its way out.
-fn fork_as(pid: i32) -> Result<Pid, RebuildError> {
+fn lost() -> RebuildError {
+    RebuildError::Refused("a process was lost while it was made".to_owned())
+}
+
+fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, RebuildError> {
+    grown.get_mut(index).and_then(Option::as_mut).ok_or_else(lost)
+}
+
+/// Makes a process with id `pid`, waiting for a holder of the id that is on its way out.
+fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
     let until = Instant::now() + PID_WAIT;
     loop {
-        match clone::fork_waiting(Pid::from_raw(pid)) {
+        match make() {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
-                let state = ProcDir::process(Pid::from_raw(pid)).stat().map_or('?', |s| s.state());
+                let holder = ProcDir::process(Pid::from_raw(pid));
+                let state = holder.stat().map_or('?', |s| s.state());
                 if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
                         "process id {pid}, which the program has, is in use by another process ({}): end that one, or \
                          restart where no ids are taken: unshare --pid --fork --mount-proc ckptbpf restart …",
-                        ProcDir::process(Pid::from_raw(pid)).text("comm").unwrap_or_default().trim()
+                        holder.text("comm").unwrap_or_default().trim()
                     )));
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            other => return other.rebuilding(pid, "its process id"),
+            other => return other.rebuilding(pid, "the process"),
         }
     }
+}
+
+/// A child of the skeleton.
+fn child(parent: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
+    unless_taken(pid, || fork_child(parent, Some(pid)))
+}
+
+/// A child of ours in the session of `leader`: born of a helper that ends, and adopted by us, the subreaper.
+fn orphan(leader: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
+    let mut helper = fork_child(leader, None).rebuilding(pid, "a helper")?;
+    let made = child(&mut helper, pid)?;
+    let ended = Zombie { pid: helper.remote.pid().as_raw(), ..Zombie::default() };
+    zombie::rebuild(&ended, helper.remote, Some(&mut leader.remote))
+        .and_then(|()| leader.remote.call(libc::SYS_wait4, &[ended.pid as u64, 0, 0, 0]))
+        .rebuilding(pid, "a helper")?;
+    Ok(made)
 }
 
 /// Two ranges of scratch size that neither the image's mappings nor our own touch.
@@ -165,15 +210,13 @@ pub fn syscall_instruction(pid: Pid, vdso: &std::ops::Range<u64>) -> io::Result<
     at.map(|i| vdso.start + i as u64).ok_or_else(|| io::Error::other("the vdso makes no system calls"))
 }
 
-/// Has the parent's skeleton fork the child.
-fn fork_child(parent: &mut Skeleton, record: &Process) -> io::Result<Skeleton> {
-    let tid = parent.remote.data(&record.pid.to_le_bytes())?;
-    let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
-        set_tid: tid,
-        set_tid_size: 1,
-        ..CloneArgs::default()
-    };
+/// Has the parent's skeleton fork a child, with id `pid` if one is wanted.
+fn fork_child(parent: &mut Skeleton, pid: Option<i32>) -> io::Result<Skeleton> {
+    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if let Some(pid) = pid {
+        args.set_tid = parent.remote.data(&pid.to_le_bytes())?;
+        args.set_tid_size = 1;
+    }
     let child = parent.remote.clone_call(&args.to_bytes())?;
     let stopped = first_stop(child)?;
     let remote = parent.remote.sibling(stopped)?;

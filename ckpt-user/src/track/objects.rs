@@ -2,6 +2,7 @@
 //! committed generation holds; scans of page tables do not show writes through other mappings.
 
 use crate::image::SpaceId;
+use crate::memory::runs::PageSet;
 use crate::memory::vma::{Kind, Vma};
 use crate::record::SharedObject;
 use nix::unistd::Pid;
@@ -12,14 +13,19 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// A page that reads as zero.
-const ZERO: u128 = 0;
+/// The hash of each page that is not all zero, by page number.
+pub type Hashes = HashMap<u64, u128>;
 
-/// One object across checkpoints: the hash of each page as committed, and as being written.
+/// The hash of a page; none of one that reads as zero.
+pub fn hash(page: &[u8]) -> Option<u128> {
+    page.iter().any(|&b| b != 0).then(|| xxh3_128(page))
+}
+
+/// One object across checkpoints: its pages as committed, and as being written.
 #[derive(Debug, Default)]
 struct Known {
-    committed: Vec<u128>,
-    pending: Option<Vec<u128>>,
+    committed: Hashes,
+    pending: Option<Hashes>,
 }
 
 /// All shared objects of a job, by device and inode.
@@ -45,51 +51,52 @@ impl Objects {
         *self.spaces.entry((object.device, object.inode)).or_insert_with(next)
     }
 
-    /// After a restart the same memory is another object: `object` continues `space`.
-    pub fn continued(&mut self, object: (u64, u64), space: SpaceId) {
-        self.spaces.insert(object, space);
+    /// After a restart the same memory is another object: `identity` goes on as `space`, whose pages in the committed
+    /// chain have these hashes.
+    pub fn continued(&mut self, identity: (u64, u64), space: SpaceId, hashes: Hashes) {
+        self.spaces.insert(identity, space);
+        self.known.insert(space, Known { committed: hashes, pending: None });
     }
 
-    /// Hands changed pages to `stored` and changed-to-zero ranges to `zero`; everything the first time.
+    /// The generation being made has no parent: everything is new to it.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// Hands changed pages to `stored` and changed-to-zero pages to `zero`, of the pages in `wanted`; everything the
+    /// first time.
     pub fn scan(
         &mut self,
         space: SpaceId,
-        size: u64,
+        wanted: &PageSet,
         object: &Opened,
         mut stored: impl FnMut(u64, &[u8]) -> io::Result<()>,
-        mut zero: impl FnMut(Range<u64>),
+        mut zero: impl FnMut(u64),
     ) -> io::Result<()> {
         let known = self.known.entry(space).or_default();
-        let pages = size.div_ceil(4096);
-        let mut hashes = vec![ZERO; pages as usize];
+        let size = object.0.metadata()?.len();
+        let mut hashes = Hashes::new();
         let mut buffer = vec![0; 1 << 20];
-        for data in data_ranges(&object.0, size)? {
-            let mut at = data.start / 4096 * 4096;
-            while at < data.end {
-                let len = ((data.end - at) as usize).min(buffer.len());
-                let bytes = &mut buffer[..len.next_multiple_of(4096)];
-                bytes.fill(0);
-                object.0.read_exact_at(&mut bytes[..len], at)?;
-                for (i, page) in bytes.chunks_exact(4096).enumerate() {
-                    let number = at / 4096 + i as u64;
-                    let hash = if page.iter().all(|&b| b == 0) { ZERO } else { xxh3_128(page).max(1) };
-                    let before = known.committed.get(number as usize).copied();
-                    if let Some(slot) = hashes.get_mut(number as usize) {
-                        *slot = hash;
-                    }
-                    if hash != ZERO && before != Some(hash) {
-                        stored(number, page)?;
+        let data: PageSet = data_ranges(&object.0, size)?.into_iter().map(pages_of).collect();
+        for range in data.intersection(wanted).runs() {
+            let (mut at, end) = (range.start * 4096, range.end * 4096);
+            while at < end {
+                let bytes = &mut buffer[..((end - at) as usize).min(1 << 20)];
+                // The last page of a file may be partly there.
+                let there = (size.saturating_sub(at) as usize).min(bytes.len());
+                object.0.read_exact_at(&mut bytes[..there], at)?;
+                bytes[there..].fill(0);
+                for (page, bytes) in (at / 4096..).zip(bytes.chunks_exact(4096)) {
+                    let Some(hash) = hash(bytes) else { continue };
+                    hashes.insert(page, hash);
+                    if known.committed.get(&page) != Some(&hash) {
+                        stored(page, bytes)?;
                     }
                 }
-                at += len as u64;
+                at += bytes.len() as u64;
             }
         }
-        for (number, &hash) in hashes.iter().enumerate() {
-            let before = known.committed.get(number).copied();
-            if hash == ZERO && before.is_some_and(|b| b != ZERO) {
-                zero(number as u64..number as u64 + 1);
-            }
-        }
+        known.committed.keys().filter(|page| !hashes.contains_key(page)).for_each(|&page| zero(page));
         known.pending = Some(hashes);
         Ok(())
     }
@@ -99,19 +106,23 @@ impl Objects {
         self.known.values_mut().for_each(|known| known.pending = None);
     }
 
-    /// The next generation has no parent: nothing of any object is held.
-    pub fn forget(&mut self) {
-        self.known.clear();
-    }
-
-    /// The generation with the scanned content is durable.
+    /// The generation with the scanned content is durable. An object that it does not hold is a new one should it
+    /// come back.
     pub fn committed(&mut self) {
-        for known in self.known.values_mut() {
-            if let Some(pending) = known.pending.take() {
+        self.known.retain(|_, known| match known.pending.take() {
+            Some(pending) => {
                 known.committed = pending;
+                true
             }
-        }
+            None => false,
+        });
+        let known = &self.known;
+        self.spaces.retain(|_, space| known.contains_key(space));
     }
+}
+
+fn pages_of(bytes: Range<u64>) -> Range<u64> {
+    bytes.start / 4096..bytes.end.div_ceil(4096)
 }
 
 /// Byte ranges of the object that hold data (lseek(2), SEEK_DATA).

@@ -8,6 +8,7 @@
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
 mod listing;
+mod stepper;
 mod survive;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use nix::sys::signal::Signal;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use listing::Generation;
+pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
 
 /// How long a checkpoint or a restart may take in a test.
@@ -216,6 +218,13 @@ impl<'b> Job<'b> {
     /// Waits for the end of the run.
     pub fn wait(&mut self, deadline: Duration) -> Finished {
         let finished = self.running.take().expect("the job runs").wait(deadline);
+        self.note_checkpoints();
+        finished
+    }
+
+    /// Makes a job that runs a [`stepper`] take all its steps, and waits for the end of the run.
+    pub fn walk(&mut self) -> Finished {
+        let finished = walk(self.sandbox, self.running.take().expect("the job runs"));
         self.note_checkpoints();
         finished
     }

@@ -1,0 +1,43 @@
+//! Processes that share what a restart would give each its own of (clone(2) with CLONE_VM, CLONE_FILES, CLONE_FS or
+//! CLONE_SIGHAND, not as threads): looked for with kcmp(2), and refused.
+
+use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd::{self, Kind};
+use nix::unistd::Pid;
+use std::cmp::Ordering;
+
+const KINDS: [(Kind, &str); 4] = [
+    (Kind::Vm, "its memory (CLONE_VM, vfork)"),
+    (Kind::Files, "its descriptor table (CLONE_FILES)"),
+    (Kind::Fs, "its working directory (CLONE_FS)"),
+    (Kind::Sighand, "its signal actions (CLONE_SIGHAND)"),
+];
+
+/// # Errors
+/// Names the first two processes that share something.
+pub fn check(pids: &[Pid]) -> Result<(), Refusal> {
+    for (kind, what) in KINDS {
+        // Kept in kcmp's own order: each new one is compared with few.
+        let mut sorted: Vec<Pid> = Vec::with_capacity(pids.len());
+        for &pid in pids {
+            let mut failed = None;
+            let place = sorted.binary_search_by(|&other| {
+                pidfd::compare(other, pid, kind, 0, 0).unwrap_or_else(|e| {
+                    failed = Some(e);
+                    Ordering::Less
+                })
+            });
+            if let Some(error) = failed {
+                return Err(error).reading(pid, "kcmp");
+            }
+            match place {
+                Ok(at) => {
+                    let what = format!("shares {what} with process {}", sorted[at]);
+                    return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
+                }
+                Err(at) => sorted.insert(at, pid),
+            }
+        }
+    }
+    Ok(())
+}

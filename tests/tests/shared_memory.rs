@@ -1,0 +1,87 @@
+//! Memory that processes share, and mappings of every kind.
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{Survival, survive, verb};
+use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn every_kind_of_mapping() {
+    survive(&Survival::of("maps", victim_cmd("maps").args([".", "2000", "3000"])));
+}
+
+/// Two processes, one of which drops pages of the shared memory between checkpoints that follow a restart: a delta
+/// must know what the chain holds of it.
+#[test]
+fn shared_memory_goes_on_in_deltas_after_a_restart() {
+    let script = "
+import mmap, os, sys, time, zlib
+memory = mmap.mmap(-1, 64 * 4096)
+child = os.fork()
+if not child:
+    n = 0
+    while True:
+        page = n * 7 % 64
+        memory[page * 4096:page * 4096 + 8] = n.to_bytes(8, 'little')
+        if n % 3 == 0:
+            memory.madvise(mmap.MADV_REMOVE, (n * 5 % 64) * 4096, 4096)
+        n += 1
+        os.kill(os.getpid(), 19)
+model = [0] * 64
+for n in range(400):
+    os.waitpid(child, os.WUNTRACED)
+    page = n * 7 % 64
+    model[page] = n
+    if n % 3 == 0:
+        model[n * 5 % 64] = 0
+    seen = [int.from_bytes(memory[p * 4096:p * 4096 + 8], 'little') for p in range(64)]
+    assert seen == model, (n, [(p, a, b) for p, (a, b) in enumerate(zip(seen, model)) if a != b])
+    print(n, zlib.crc32(memory[:]), flush=True)
+    time.sleep(0.005)
+    os.kill(child, 18)
+os.kill(child, 9)
+";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", script]);
+    survive(&Survival { rounds: 3, ..Survival::of("shared_deltas", program) });
+}
+
+/// Memory of a file without a descriptor: what was written after the checkpoint is taken back, in the file too.
+#[test]
+fn a_mapped_file_is_written_back() {
+    let script = "
+import mmap, os, time, zlib
+with open('mapped', 'w+b') as file:
+    file.truncate(16 * 4096 + 100)
+    memory = mmap.mmap(file.fileno(), 0)
+for n in range(500):
+    at = n * 4099 % len(memory)
+    memory[at] = (memory[at] + n) % 256
+    print(n, zlib.crc32(memory[:]), flush=True)
+    time.sleep(0.004)
+";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", script]);
+    survive(&Survival { rounds: 3, ..Survival::of("mapped", program) }.writing("mapped"));
+}
+
+#[test]
+fn shared_memory_without_a_name_is_refused_by_name() {
+    let sandbox = Sandbox::new("unnamed");
+    let script = "
+import mmap, os, time
+fd = os.memfd_create('m')
+os.ftruncate(fd, 4096)
+memory = mmap.mmap(fd, 4096)
+os.close(fd)
+while True:
+    print('on', flush=True)
+    time.sleep(0.01)
+";
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", script]));
+    job.running().wait_for_output("on\non\n", SOON);
+    let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
+    assert!(said.contains("has the mapping") || said.contains("has descriptor"), "{said}");
+    assert!(said.contains("/memfd:m"), "{said}");
+    job.kill_all();
+}

@@ -1,0 +1,116 @@
+//! Every verb and every option has a test that exercises it for real: this table says which, and a new one without a
+//! test turns it red.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use ckpt_tests::{Cmd, Sandbox, ckptbpf};
+
+/// Verbs, their options, and the test: file and function, beside this one or in `ckpt-user/tests`.
+const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
+    (
+        &["launch", "restart", "run", "attach"],
+        &["--interval", "--keep", "--exit-after-ckpt", "--ckpt-signal", "--compress", "--verbose"],
+        "options.rs",
+        "the_shared_options",
+    ),
+    (&["launch", "run", "attach"], &["--dir"], "options.rs", "supervise"),
+    (
+        &["launch", "restart", "run", "attach", "prune"],
+        &["--take-over"],
+        "options.rs",
+        "a_directory_of_another_host",
+    ),
+    (&["launch", "run"], &["--user"], "options.rs", "another_user_s_program"),
+    (&["launch"], &["--new"], "status.rs", "a_folder_with_checkpoints_is_not_launched_into"),
+    (&["run"], &["--new", "--at"], "options.rs", "run_launches_first_and_restarts_then"),
+    (&["restart"], &["--at"], "memory.rs", "restart_at_each"),
+    (&["restart"], &["--dir"], "restart.rs", "a_branch_has_a_directory_of_its_own"),
+    (&["restart", "run"], &["--files"], "restart.rs", "files_are_rolled_back_kept_or_compared"),
+    (&["restart", "run"], &["--json"], "restart.rs", "json_tells_of_the_resume"),
+    (&["restart"], &["--lazy"], "count.rs", "count_survives"),
+    (&["run"], &["--lazy"], "restart.rs", "json_tells_of_the_resume"),
+    (&["restart", "run"], &["--detach"], "restart.rs", "detached_it_returns"),
+    (&["checkpoint"], &["--kill", "--dir", "--json"], "orphan.rs", "a_pid_that_nobody_supervises"),
+    (&["status"], &["--json"], "orphan.rs", "status_clears_what_a_killed_supervisor_left"),
+    (&["list"], &["--json"], "restart.rs", "a_branch_has_a_directory_of_its_own"),
+    (&["inspect"], &["--json"], "count.rs", "count_survives"),
+    (&["verify"], &[], "status.rs", "damage_is_found"),
+    (&["prune"], &["--keep"], "memory.rs", "history"),
+    (&["check"], &["--json"], "verbs.rs", "check_says_that_it_works_here"),
+];
+
+fn help(verb: Option<&str>) -> String {
+    let output = Command::new(ckptbpf()).args(verb).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{verb:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The words that begin a line below `heading`, by what `pick` takes of it.
+fn below<'h>(help: &'h str, heading: &str, pick: fn(&'h str) -> Option<&'h str>) -> BTreeSet<&'h str> {
+    let lines = help.lines().skip_while(|line| *line != heading).skip(1);
+    lines.take_while(|line| line.is_empty() || line.starts_with(' ')).filter_map(pick).collect()
+}
+
+fn offered() -> BTreeSet<(String, String)> {
+    let top = help(None);
+    let verb = |line: &'_ str| -> Option<String> {
+        line.strip_prefix("  ")
+            .filter(|rest| !rest.starts_with(' '))
+            .and_then(|rest| Some(rest.split(' ').next()?.into()))
+    };
+    let lines =
+        top.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<String> = lines.filter_map(verb).collect();
+    assert!(verbs.len() > 10, "{verbs:?}");
+    let mut offered = BTreeSet::new();
+    for verb in verbs {
+        let text = help(Some(&verb));
+        let option = |line| {
+            let line: &str = line;
+            let line = line.trim_start();
+            let long =
+                line.starts_with('-').then(|| line.split([' ', ',']).find(|word| word.starts_with("--")))?;
+            long.map(|word| word.trim_end_matches('.')).filter(|word| *word != "--help")
+        };
+        offered.insert((verb.clone(), String::new()));
+        offered.extend(below(&text, "Options:", option).into_iter().map(|one| (verb.clone(), one.into())));
+    }
+    offered
+}
+
+#[test]
+fn every_verb_and_option_has_a_test() {
+    let tested: BTreeSet<(String, String)> = TESTED
+        .iter()
+        .flat_map(|(verbs, options, ..)| {
+            verbs.iter().flat_map(move |verb| {
+                options.iter().chain([&""]).map(move |option| ((*verb).to_owned(), (*option).to_owned()))
+            })
+        })
+        .collect();
+    let offered = offered();
+    let missing: Vec<_> = offered.difference(&tested).collect();
+    let unknown: Vec<_> = tested.difference(&offered).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "without a test: {missing:?}; no longer there: {unknown:?}"
+    );
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for (.., file, function) in TESTED {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(text.contains(&format!("fn {function}")), "{file} has no test {function}");
+    }
+}
+
+#[test]
+fn check_says_that_it_works_here() {
+    let sandbox = Sandbox::new("check");
+    let report = sandbox.run(Cmd::new(ckptbpf()).args(["check", "--json"])).success();
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!(report["works"], true, "{report}");
+    assert!(sandbox.run(Cmd::new(ckptbpf()).arg("check")).success().stdout_text().lines().count() > 5);
+}
