@@ -35,7 +35,7 @@ fn what_cannot_be_saved_is_refused_by_name_and_the_program_goes_on() {
     let sandbox = Sandbox::new("refused");
     for (at, (line, reason)) in REFUSED.iter().enumerate() {
         let script = format!(
-            "import ctypes, fcntl, os, time\n{line}\nfor i in range(100000):\n    print(i, flush=True)\n    __import__('select').select([], [], [], 0.01)"
+            "import ctypes, fcntl, os, select\n{line}\nfor i in range(100000):\n    print(i, flush=True)\n    select.select([], [], [], 0.01)"
         );
         let dir = sandbox.dir().join(format!("images{at}"));
         let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
@@ -57,7 +57,7 @@ fn what_cannot_be_saved_is_refused_by_name_and_the_program_goes_on() {
 #[test]
 fn epolls_whose_numbers_have_moved() {
     let script = "
-import os, select, sys, time
+import os, select
 a, b = os.pipe(), os.pipe()
 inner, outer, moved = select.epoll(), select.epoll(), select.epoll()
 inner.register(a[0], select.EPOLLIN)
@@ -67,7 +67,7 @@ kept = os.dup(b[0])
 os.dup2(a[0], b[0])
 for i in range(400):
     print(i, flush=True)
-    __import__('select').select([], [], [], 0.005)
+    select.select([], [], [], 0.005)
 print(outer.poll(0), moved.poll(0))
 os.write(a[1], b'x')
 print(outer.poll(1) == [(inner.fileno(), select.EPOLLIN)], moved.poll(0))

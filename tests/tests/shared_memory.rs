@@ -17,7 +17,7 @@ fn every_kind_of_mapping() {
 #[test]
 fn shared_memory_goes_on_in_deltas_after_a_restart() {
     let script = "
-import mmap, os, sys, time, zlib
+import mmap, os, select, zlib
 memory = mmap.mmap(-1, 64 * 4096)
 child = os.fork()
 if not child:
@@ -39,7 +39,7 @@ for n in range(400):
     seen = [int.from_bytes(memory[p * 4096:p * 4096 + 8], 'little') for p in range(64)]
     assert seen == model, (n, [(p, a, b) for p, (a, b) in enumerate(zip(seen, model)) if a != b])
     print(n, zlib.crc32(memory[:]), flush=True)
-    __import__('select').select([], [], [], 0.005)
+    select.select([], [], [], 0.005)
     os.kill(child, 18)
 os.kill(child, 9)
 ";
@@ -51,15 +51,15 @@ os.kill(child, 9)
 #[test]
 fn a_mapped_file_is_written_back() {
     let script = "
-import mmap, os, time, zlib
+import mmap, select, zlib
 with open('mapped', 'w+b') as file:
     file.truncate(16 * 4096 + 100)
     memory = mmap.mmap(file.fileno(), 0)
-for n in range(500):
+for n in range(1500):
     at = n * 4099 % len(memory)
     memory[at] = (memory[at] + n) % 256
     print(n, zlib.crc32(memory[:]), flush=True)
-    __import__('select').select([], [], [], 0.004)
+    select.select([], [], [], 0.004)
 ";
     let program = Cmd::new("/usr/bin/python3").args(["-c", script]);
     survive(&Survival { rounds: 3, ..Survival::of("mapped", program) }.writing("mapped"));
@@ -69,14 +69,14 @@ for n in range(500):
 fn shared_memory_without_a_name_is_refused_by_name() {
     let sandbox = Sandbox::new("unnamed");
     let script = "
-import mmap, os, time
+import mmap, os, select
 fd = os.memfd_create('m')
 os.ftruncate(fd, 4096)
 memory = mmap.mmap(fd, 4096)
 os.close(fd)
 while True:
     print('on', flush=True)
-    __import__('select').select([], [], [], 0.01)
+    select.select([], [], [], 0.01)
 ";
     let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", script]));
     job.running().wait_for_output("on\non\n", SOON);

@@ -43,7 +43,9 @@ pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> 
 /// again, which mremap(2) needs.
 fn were_one(a: &Vma, b: &Vma) -> bool {
     let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd");
-    a.end == b.start && plain(a) && plain(b) && a.flags == b.flags
+    // Write protection is the tracker's, and comes to all of them.
+    let kept = |v: &Vma| v.flags.iter().filter(|f| *f != "uw").cloned().collect::<Vec<_>>();
+    a.end == b.start && plain(a) && plain(b) && kept(a) == kept(b)
 }
 
 /// Maps neighbours that were one as one, so that the kernel sees them as such (one anon_vma), then splits them.
