@@ -50,10 +50,10 @@ impl<T> Rebuilding<T> for std::io::Result<T> {
 pub struct Rebuilt {
     pub processes: Vec<process::RebuiltProcess>,
     pub root: Pid,
-    /// Shared memory; files among it are written back before the program runs.
-    pub shared: Vec<crate::memory::shared::Restored>,
     /// Lazy: serves the pages from before the first thread runs.
     pub pager: Option<Pager>,
+    /// Shared memory; files among it are written back before the program runs.
+    pub shared: Vec<crate::memory::shared::Restored>,
 }
 
 /// How the pages come.
@@ -90,7 +90,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    Ok(Rebuilt { processes, root, shared: objects.restored, pager })
+    Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 
 /// What can be known to fail before anything is made.

@@ -78,14 +78,6 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
     grown.into_iter().map(|one| one.ok_or_else(lost)).collect()
 }
 
-fn lost() -> RebuildError {
-    RebuildError::Refused("a process was lost while it was made".to_owned())
-}
-
-fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, RebuildError> {
-    grown.get_mut(index).and_then(Option::as_mut).ok_or_else(lost)
-}
-
 /// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
 /// meanwhile: they are set after this.
 pub fn await_ids(image: &Image) {
@@ -98,6 +90,14 @@ pub fn await_ids(image: &Image) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+fn lost() -> RebuildError {
+    RebuildError::Refused("a process was lost while it was made".to_owned())
+}
+
+fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, RebuildError> {
+    grown.get_mut(index).and_then(Option::as_mut).ok_or_else(lost)
 }
 
 /// Makes a process with id `pid`, waiting for a holder of the id that is on its way out.

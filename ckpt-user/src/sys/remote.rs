@@ -194,32 +194,6 @@ impl Remote {
         Ok(result)
     }
 
-    /// Ends the process: by exit_group(2), or by the signal of a wait(2) status, whose action must be the default.
-    pub fn end(mut self, status: i32) -> io::Result<()> {
-        let signal = status & 0x7f;
-        // Leaves the thread at a stop from which a signal can be given to it.
-        self.call(libc::SYS_getpid, &[])?;
-        let thread = self.thread.take().ok_or_else(lost)?;
-        let running = if signal == 0 {
-            let rip = self.base + LONE_SYSCALL;
-            let (rax, rdi) = (libc::SYS_exit_group as u64, (status >> 8 & 0xff) as u64);
-            thread.set_regs(&Regs { rip, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
-            thread.cont(0)?
-        } else {
-            thread.set_sigmask(0)?;
-            if signal == libc::SIGKILL {
-                nix::sys::signal::kill(thread.tid(), nix::sys::signal::Signal::SIGKILL)?;
-                adopt(thread.tid())
-            } else {
-                thread.cont(signal)?
-            }
-        };
-        match running.wait(None)? {
-            Waited::Died(_) => Ok(()),
-            _ => Err(io::Error::other("a process that was to end did not")),
-        }
-    }
-
     /// Issues `call` by the `syscall` instruction at `gadget` and interrupts it at once: one that sleeps gives
     /// -ERESTART_RESTARTBLOCK and leaves its restart block with the thread, another one its result.
     pub fn interrupted(&mut self, gadget: u64, call: Call) -> io::Result<i64> {
@@ -245,6 +219,32 @@ impl Remote {
         self.thread = Some(stopped);
         self.settle()?;
         Ok(self.thread()?.regs()?.rax as i64)
+    }
+
+    /// Ends the process: by exit_group(2), or by the signal of a wait(2) status, whose action must be the default.
+    pub fn end(mut self, status: i32) -> io::Result<()> {
+        let signal = status & 0x7f;
+        // Leaves the thread at a stop from which a signal can be given to it.
+        self.call(libc::SYS_getpid, &[])?;
+        let thread = self.thread.take().ok_or_else(lost)?;
+        let running = if signal == 0 {
+            let rip = self.base + LONE_SYSCALL;
+            let (rax, rdi) = (libc::SYS_exit_group as u64, (status >> 8 & 0xff) as u64);
+            thread.set_regs(&Regs { rip, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
+            thread.cont(0)?
+        } else {
+            thread.set_sigmask(0)?;
+            if signal == libc::SIGKILL {
+                nix::sys::signal::kill(thread.tid(), nix::sys::signal::Signal::SIGKILL)?;
+                adopt(thread.tid())
+            } else {
+                thread.cont(signal)?
+            }
+        };
+        match running.wait(None)? {
+            Waited::Died(_) => Ok(()),
+            _ => Err(io::Error::other("a process that was to end did not")),
+        }
     }
 
     /// Moves the thread from where it is to a stop at which SETREGS decides about system call restarts.
