@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{stepper, verb, walk_through};
+use ckpt_tests::scenario::{stepper, verb, walk, walk_through};
 use ckpt_tests::{Cmd, Running, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -183,6 +183,8 @@ fn run_launches_first_and_restarts_then() {
     // Damage is no reason to begin anew; --new is.
     sandbox.run("echo > images/000001.ckpt").success();
     sandbox.run(run(&[])).expect_code(125);
-    assert_eq!(walk_through(&sandbox, run(&["--new"])).success().stdout_text(), joined);
+    let anew = sandbox.spawn(run(&["--new"]));
+    anew.wait_for_output("0 ", SOON);
+    assert_eq!(walk(&sandbox, anew).success().stdout_text(), joined);
     assert!(sandbox.dir().join("images/old-1/000001.ckpt").exists());
 }

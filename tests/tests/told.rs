@@ -14,7 +14,9 @@ const SOON: Duration = Duration::from_secs(30);
 fn a_quiet_job_says_nothing_and_a_verbose_one_a_line_a_checkpoint() {
     let sandbox = Sandbox::new("lines");
     let told = |verbosity: &[&str]| {
-        let mut job = Job::launch(&sandbox, &[&["--new", "-i", "0.05"], verbosity].concat(), &stepper(3));
+        let images = sandbox.dir().join(format!("images{}", verbosity.len()));
+        let options = [&["-i", "0.05"], verbosity].concat();
+        let mut job = Job::launch_in(&sandbox, images, &options, &stepper(3));
         job.wait_for_checkpoint(2);
         job.walk().success().stderr_text()
     };

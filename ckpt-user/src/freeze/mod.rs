@@ -211,13 +211,17 @@ fn assemble(
     waits: &Waits,
 ) -> Result<FrozenTree, Refusal> {
     let mut tree = FrozenTree { processes: Vec::new(), since };
-    while let Some((pid, tid, thread)) = rest.stopped.pop() {
+    // A thread leaves `rest` only for the tree: whatever fails, one of the two lets it run on.
+    while let Some(&(pid, tid, ref thread)) = rest.stopped.last() {
         let processes = &mut tree.processes;
         let job_stop = if let Stop::Group(signal) = thread.stop() { Some(signal) } else { None };
         let mut regs = match thread.regs() {
             Ok(regs) => regs,
             // Killed while it stood: it is on its way out.
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                rest.stopped.pop();
+                continue;
+            }
             Err(e) => return Err(e).reading(pid, "registers"),
         };
         let at = match processes.iter().position(|p| p.pid == pid) {
@@ -236,7 +240,8 @@ fn assemble(
             }
             thread.set_regs(&regs).reading(pid, "registers")?;
         }
-        process.threads.push(FrozenThread { tid, stopped: Some(thread), regs });
+        let stopped = rest.stopped.pop().map(|(.., thread)| thread);
+        process.threads.push(FrozenThread { tid, stopped, regs });
     }
     let processes = &mut tree.processes;
     for process in processes.iter_mut() {

@@ -83,6 +83,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         ring_bytes: None,
         seen: HashSet::new(),
     };
+    let _as = start::as_the_user(found.root, &lease)?;
     let (tracer, tasks) = tracer::channel()?;
     let after = if options.kill { After::Kill } else { After::Continue };
     let worker = std::thread::spawn(move || checkpointer.run(&tracer, after));

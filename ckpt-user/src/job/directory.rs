@@ -241,7 +241,8 @@ impl JobDir {
 
     /// Its path from the root, for records that are read elsewhere.
     pub fn absolute(&self) -> PathBuf {
-        std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone())
+        let known = std::fs::canonicalize(&self.path).or_else(|_| std::path::absolute(&self.path));
+        known.unwrap_or_else(|_| self.path.clone())
     }
 
     /// A path that reaches the directory through its descriptor, whatever has been renamed since.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control, ControlError, JobStatus, Reply, Request};
+use super::identity::fs_ids_of;
 use super::process::{ProcessId, parent};
 use super::runtime_dir::{RuntimeDir, RuntimeDirError};
 
@@ -75,12 +76,19 @@ pub struct Live {
 }
 
 impl Live {
+    /// Asks the supervisor, as its user where that is what opens the way to the socket.
+    pub fn ask(&self, request: Request) -> Result<Reply, ControlError> {
+        // An ordinary user has no other ids to take, and may try with its own.
+        let _as = fs_ids_of(self.entry.uid).and_then(|ids| ids.assume().ok());
+        control::request(&self.entry.socket, &request)
+    }
+
     /// What the supervisor says of the job; none without one.
     pub fn status(&self) -> Result<Option<JobStatus>, ControlError> {
         if !self.supervised {
             return Ok(None);
         }
-        match control::request(&self.entry.socket, &Request::Status)? {
+        match self.ask(Request::Status)? {
             Reply::Status(status) => Ok(Some(status)),
             _ => Err(ControlError::Refused("the supervisor answered something else".into())),
         }

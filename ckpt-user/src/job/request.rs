@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::control::{self, CheckpointDone, ControlError, Reply, Request};
+use super::control::{CheckpointDone, ControlError, Reply, Request};
 use super::options::CheckpointOptions;
 use super::registry::{Live, Target, find};
 
@@ -53,7 +53,7 @@ pub fn taker(
 
 /// Asks a supervisor for a checkpoint; returns when it is durable.
 pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
-    match control::request(&live.entry.socket, &Request::Checkpoint { kill })? {
+    match live.ask(Request::Checkpoint { kill })? {
         Reply::Checkpoint(done) => Ok(done),
         _ => Err(ControlError::Refused("the supervisor answered something else".into()).into()),
     }

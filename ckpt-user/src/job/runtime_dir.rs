@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -151,15 +151,19 @@ impl RuntimeDir {
 
     /// An existing one, verified; root works in another's with that user's ids.
     pub fn existing(path: &Path, caller: &FsIds) -> Option<Self> {
-        let fd = open_dir(path).ok()?;
-        let stat = fstat(&fd).ok()?;
-        let ids = if stat.st_uid == caller.uid {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        let ids = if found.uid() == caller.uid {
             caller.clone()
         } else if caller.uid == 0 {
-            let alone = FsIds { uid: stat.st_uid, gid: stat.st_gid, groups: vec![stat.st_gid] };
-            super::identity::fs_ids_of(stat.st_uid).unwrap_or(alone)
+            let alone = FsIds { uid: found.uid(), gid: found.gid(), groups: vec![found.gid()] };
+            super::identity::fs_ids_of(found.uid()).unwrap_or(alone)
         } else {
             return None;
+        };
+        // Root itself need not have the right to: the directory is closed to others.
+        let fd = {
+            let _as = ids.assume().ok()?;
+            open_dir(path).ok()?
         };
         Self::verified(path.to_owned(), fd, &ids).ok()
     }

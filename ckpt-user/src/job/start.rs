@@ -3,6 +3,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::control::Control;
+use super::directory::DirectoryError;
 use super::ended::Ended;
 use super::events::EventLog;
 use super::identity::Identity;
@@ -19,7 +20,9 @@ use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::image::GenerationId;
+use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
+use crate::task::proc::ProcDir;
 use crate::track::backend::{self, Backend};
 use anyhow::Context;
 use nix::unistd::Pid;
@@ -100,11 +103,20 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         dir: path,
         attached,
     };
+    let _as = as_the_user(root, &lease)?;
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
     // A program that was let go (attach) runs on, and its directory says so.
     let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
     over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
+}
+
+/// Root without CAP_DAC_OVERRIDE may not read a user's process, and that user may: its file-system ids for this thread,
+/// and for those it starts, until the guard is dropped.
+pub fn as_the_user(root: Pid, lease: &Lease) -> Result<Option<Assumed>, DirectoryError> {
+    let closed = std::fs::File::open(ProcDir::process(root).path("mem"))
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    closed.then(|| lease.dir().assume()).transpose()
 }
 
 /// How the job's pages are stored.

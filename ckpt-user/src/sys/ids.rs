@@ -32,12 +32,19 @@ impl FsIds {
         }
     }
 
+    /// The file-system ids of this thread, which a guard may have changed. Asking with -1, never valid, changes none.
+    fn of_thread() -> Self {
+        let uid = setfsuid(Uid::from_raw(u32::MAX)).as_raw();
+        let gid = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
+        Self { uid, gid, ..Self::current() }
+    }
+
     /// Opens and creates files with these ids, on this thread, until the guard is dropped.
     ///
     /// Costs nothing when they are the process's own. Fails with `EPERM` when the kernel does not allow them
     /// (no CAP_SETUID or CAP_SETGID); then nothing has changed.
     pub fn assume(&self) -> io::Result<Assumed> {
-        let own = Self::current();
+        let own = Self::of_thread();
         let mut back = Assumed { own: None, thread: PhantomData };
         if same(&own, self) {
             return Ok(back);
@@ -47,10 +54,9 @@ impl FsIds {
         set_thread_groups(&self.groups)?;
         setfsgid(Gid::from_raw(self.gid));
         setfsuid(Uid::from_raw(self.uid));
-        // Neither call reports failure; an id of -1 is never valid, so this only asks.
-        let uid = setfsuid(Uid::from_raw(u32::MAX)).as_raw();
-        let gid = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
-        if (uid, gid) == (self.uid, self.gid) {
+        // Neither call reports failure.
+        let now = Self::of_thread();
+        if (now.uid, now.gid) == (self.uid, self.gid) {
             Ok(back)
         } else {
             Err(io::Error::from_raw_os_error(libc::EPERM))
@@ -123,6 +129,12 @@ mod tests {
             let elsewhere = std::thread::spawn(|| setfsuid(Uid::from_raw(u32::MAX)));
             // A thread started meanwhile inherits; that is why guards live shortly.
             assert_eq!(elsewhere.join().unwrap().as_raw(), 1234);
+        }
+        {
+            let _as = other.assume().unwrap();
+            drop(other.assume().unwrap());
+            // A guard within another one gives back what it found, not root.
+            assert_eq!(FsIds::of_thread(), FsIds { groups: vec![1236], ..other.clone() });
         }
         let made = std::fs::metadata(dir.path().join("a")).unwrap();
         assert_eq!((made.uid(), made.gid()), (1234, 1235));
