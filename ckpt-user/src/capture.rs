@@ -106,10 +106,10 @@ fn capture_process(
         layout: Some(memory::layout::capture(pid, state.brk, executable)?),
         descriptors: Vec::new(),
         actions: signals::actions(&state),
-        pending: shared.iter().map(|s| s.to_vec()).collect(),
+        pending: shared.iter().filter(|s| number(s) != libc::SIGSTOP).map(|s| s.to_vec()).collect(),
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
         surroundings: Some(surroundings::capture(pid, &status)?),
-        job_stop: process.job_stop.unwrap_or(0),
+        job_stop: job_stop(process.job_stop, &shared),
         settings: Some(settings::capture(pid).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
@@ -155,6 +155,25 @@ fn injected_states(
     }
     *injected += injector.count;
     Ok((states, of_process.unwrap_or_default()))
+}
+
+/// The job-control signal that the process is stopped by, 0 for none. Its threads stop one after another: one that
+/// was still running may have continued a process that had been seen stopped, or stopped it; then the signal is
+/// pending. Each of the two takes the other away when it is sent (signal(7)), so only the last one is there.
+fn job_stop(seen: Option<i32>, pending: &[[u8; 128]]) -> i32 {
+    let has = |signal| pending.iter().any(|info| number(info) == signal);
+    if has(libc::SIGCONT) {
+        0
+    } else if has(libc::SIGSTOP) {
+        libc::SIGSTOP
+    } else {
+        seen.unwrap_or(0)
+    }
+}
+
+/// `si_signo`.
+fn number(info: &[u8; 128]) -> i32 {
+    i32::from_le_bytes([info[0], info[1], info[2], info[3]])
 }
 
 fn capture_thread(
@@ -246,4 +265,22 @@ fn clocks(pid: Pid) -> std::io::Result<Clocks> {
         monotonic: shift.now(libc::CLOCK_MONOTONIC).ok_or_else(missing)?,
         boottime: shift.now(libc::CLOCK_BOOTTIME).ok_or_else(missing)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_was_taken_back_while_others_ran_is_none() {
+        let pending = |signal: i32| {
+            let mut info = [0; 128];
+            info[..4].copy_from_slice(&signal.to_le_bytes());
+            [info]
+        };
+        assert_eq!(job_stop(Some(libc::SIGTSTP), &[]), libc::SIGTSTP);
+        assert_eq!(job_stop(Some(libc::SIGSTOP), &pending(libc::SIGCONT)), 0);
+        assert_eq!(job_stop(None, &pending(libc::SIGSTOP)), libc::SIGSTOP);
+        assert_eq!(job_stop(None, &pending(libc::SIGCHLD)), 0);
+    }
 }

@@ -30,7 +30,7 @@ if not child:
         n += 1
         os.kill(os.getpid(), 19)
 model = [0] * 64
-for n in range(400):
+for n in range(1200):
     os.waitpid(child, os.WUNTRACED)
     page = n * 7 % 64
     model[page] = n
