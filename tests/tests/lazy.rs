@@ -308,5 +308,6 @@ fn a_damaged_block_ends_the_program_and_names_its_generation() {
     assert!(said.contains("killed") && said.contains("--at"), "{said}");
     assert!(!String::from_utf8_lossy(&std::fs::read(printed_to).unwrap()).contains("WRONG"));
     assert_begins("what it printed", &expected.stdout, &job.stdout());
-    assert!(sandbox.ps().iter().all(|p| p.state == 'Z'), "{:?}", sandbox.ps());
+    // The guardian looks once more after the last task is gone.
+    sandbox.wait_for("the end of all tasks", SOON, || sandbox.ps().iter().all(|p| p.state == 'Z'));
 }

@@ -17,15 +17,17 @@ pub struct Counts {
 impl Counts {
     /// Takes one line of `cargo nextest run` or `cargo test`.
     pub fn see(&mut self, line: &str) {
+        // What nextest shows of a failed test is indented, and counted in its summary.
+        let is_own = line.starts_with("test ");
         let line = line.trim();
         if let Some(rest) = line.strip_prefix("Summary [") {
             let number = |what: &str| before(rest, what);
             self.passed += number(" passed");
             self.failed += number(" failed") + number(" timed out") + number(" exec failed");
-        } else if let Some(rest) = line.strip_prefix("test result:") {
+        } else if let Some(rest) = line.strip_prefix("test result:").filter(|_| is_own) {
             self.passed += before(rest, " passed");
             self.failed += before(rest, " failed");
-        } else if let Some(name) = failed_name(line)
+        } else if let Some(name) = failed_name(line).filter(|_| is_own || !line.starts_with("test "))
             && !self.failures.contains(&name)
         {
             self.failures.push(name);
