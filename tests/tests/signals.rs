@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use ckpt_tests::scenario::{Holder, verb};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 use nix::sys::signal::Signal;
 
@@ -149,7 +150,7 @@ fn on_a_terminal(sandbox: &Sandbox, script: &str, cmd: &Cmd) {
 #[test]
 fn keys_of_the_terminal_reach_the_program_once() {
     let sandbox = Sandbox::new("keys");
-    let launch = ckpt_tests::scenario::verb("launch", ["-d", "images", "--"])
+    let launch = verb("launch", ["-d", "images", "--"])
         .program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
     // One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
     let script = r"
@@ -170,4 +171,35 @@ until(b'INT3')
 until(b'[ended 4]')
 ";
     on_a_terminal(&sandbox, script, &launch);
+}
+
+/// As above, with ckptbpf outside of the pid namespace that the program is in.
+#[test]
+fn keys_of_the_terminal_reach_a_program_in_a_pid_namespace_of_its_own_once() {
+    let sandbox = Sandbox::new("keys_inside");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    job.running().wait_for_output("ready\n", SOON);
+    let program = job.program();
+    job.checkpoint();
+    job.kill_all();
+    let holder = Holder::of(&sandbox, program);
+    let script = r"
+until(b'in a pid namespace of its own')
+until(b'checkpoint on request')
+type(b'\x03')
+until(b'INT1')
+type(b'\x1a')
+until(b'[stopped]')
+until(b'CONT1')
+type(b'\x03')
+until(b'INT2')
+type(b'\x1a')
+until(b'[stopped]')
+until(b'CONT2')
+type(b'\x03')
+until(b'INT3')
+until(b'[ended 4]')
+";
+    on_a_terminal(&sandbox, script, &verb("restart", [job.dir()]));
+    holder.end();
 }

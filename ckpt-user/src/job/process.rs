@@ -1,20 +1,21 @@
 //! Which process is meant, for good: a pid alone may be another program by now.
 
-use std::fs;
+use super::outside;
 use std::io;
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ProcessId {
-    /// Process id, as this pid namespace numbers it.
+    /// Process id, as the pid namespace that ckptbpf was started in numbers it (see [`outside`]).
     pub pid: i32,
     /// Field 22 of /proc/PID/stat: clock ticks since boot.
     pub start_time: u64,
 }
 
 impl ProcessId {
-    /// The process with this pid, if it runs now.
+    /// The process that is `pid` for this one, if it runs now.
     pub fn of(pid: i32) -> io::Result<Self> {
+        let pid = outside::known_as(pid)?;
         let stat = Stat::read(pid)?;
         Ok(Self { pid, start_time: stat.start_time })
     }
@@ -31,7 +32,7 @@ impl ProcessId {
     }
 }
 
-/// The parent of a process, for walking up a tree.
+/// The parent of a process, for walking up a tree; ids as in [`ProcessId`].
 pub fn parent(pid: i32) -> Option<i32> {
     Stat::read(pid).ok().map(|stat| stat.parent).filter(|parent| *parent > 0)
 }
@@ -44,7 +45,7 @@ struct Stat {
 
 impl Stat {
     fn read(pid: i32) -> io::Result<Self> {
-        let text = fs::read(format!("/proc/{pid}/stat"))?;
+        let text = outside::read(&format!("{pid}/stat"))?;
         Self::parse(&text)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as known"))
     }

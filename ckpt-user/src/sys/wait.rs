@@ -42,6 +42,18 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
     Ok(Some((pid, change)))
 }
 
+/// Waits for the next child that ends, stops or continues: its id and the raw status (waitpid(2)).
+///
+/// # Errors
+/// ECHILD when there is no child left.
+pub fn any_child() -> io::Result<(Pid, i32)> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::WUNTRACED | libc::WCONTINUED;
+    // SAFETY: `status` outlives the call; waitpid writes nothing else.
+    let pid = super::check(i64::from(unsafe { libc::waitpid(-1, &raw mut status, flags) }))?;
+    Ok((Pid::from_raw(pid as i32), status))
+}
+
 /// Whether the calling thread is its tracer.
 pub fn is_traced_by_us(tid: Pid) -> bool {
     let status = crate::task::proc::ProcDir::process(tid).status();
