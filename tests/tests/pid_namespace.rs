@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Holder, MODES, stepper, verb, walk_until};
 use ckpt_tests::sandbox::Leak;
+use ckpt_tests::scenario::{Holder, MODES, stepper, verb, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -79,7 +79,9 @@ fn a_process_id_that_somebody_has_means_a_namespace_and_the_same_bytes() {
         restart(&sandbox, &mut job, *mode, true);
         let said = job.running().stderr();
         let here = job.program();
-        let line = format!("process id {id} is in use (sleep): the program runs {SAID}, as pid {id} there (here: {here})");
+        let line = format!(
+            "process id {id} is in use (sleep): the program runs {SAID}, as pid {id} there (here: {here})"
+        );
         assert!(said.contains(&line) && here != id, "{said}");
         step(&sandbox, &job, here, 1);
         let newest = job.checkpoint();
@@ -109,18 +111,23 @@ fn a_process_id_that_somebody_has_means_a_namespace_and_the_same_bytes() {
 fn one_thread_s_id_that_somebody_has_is_enough() {
     for mode in MODES {
         let sandbox = Sandbox::new("tid_in_use");
-        let program = victim_cmd("threads16").args(["1000", "3000"]);
+        let program = victim_cmd("threads16").args(["600", "3000"]);
         let expected = Expected::of(&sandbox, &program, None);
         let mut job = Job::launch(&sandbox, &[], &program);
         job.running().wait_for_output("\n3 ", SOON);
         let tasks = sandbox.see(format!("/proc/{}/task", job.program()).as_ref());
-        let tids = std::fs::read_dir(tasks).unwrap().map(|one| one.unwrap().file_name().into_string().unwrap());
+        let tids =
+            std::fs::read_dir(tasks).unwrap().map(|one| one.unwrap().file_name().into_string().unwrap());
         let tid: i32 = tids.map(|name| name.parse().unwrap()).max().unwrap();
         job.checkpoint();
         job.kill_all();
         let holder = Holder::of(&sandbox, tid);
         restart(&sandbox, &mut job, *mode, true);
-        assert!(job.running().stderr().contains(&format!("process id {tid} is in use")), "{}", job.running().stderr());
+        assert!(
+            job.running().stderr().contains(&format!("process id {tid} is in use")),
+            "{}",
+            job.running().stderr()
+        );
         job.wait(SOON).success();
         assert_same("standard output", &expected.stdout, &job.stdout());
         holder.end();
@@ -254,6 +261,55 @@ fn an_attached_supervisor_inside_is_let_go_and_sees_the_end() {
 }
 
 #[test]
+fn a_last_checkpoint_without_a_supervisor_is_taken_inside() {
+    let sandbox = Sandbox::new("inside_once");
+    let (mut job, id) = dead_stepper(&sandbox, 3);
+    let holder = Holder::of(&sandbox, id);
+    restart(&sandbox, &mut job, Mode::Eager, true);
+    let here = job.program();
+    kill(&sandbox, id_of(&status(&sandbox, &job)["supervisor_pid"]));
+    job.wait(SOON).expect_code(137);
+    step(&sandbox, &job, here, 1);
+    sandbox.run(verb("checkpoint", ["--kill", &here.to_string()])).success();
+    assert!(named(&sandbox, "memory").is_empty());
+    sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
+    job.restart(Mode::Eager, &[]);
+    walk_until(&sandbox, || job.running().has_ended());
+    assert!(job.wait(SOON).success().stderr_text().contains(SAID));
+    holder.end();
+    assert_whole(&sandbox, &job, &expected(&sandbox, 3));
+}
+
+/// Sessions, groups, orphans and ended children: also the ids that are made for the time of the making alone.
+#[test]
+fn trees_come_back_inside_as_they_were() {
+    for (mode, name, args) in [
+        (Mode::Eager, "family", &["600", "3000"][..]),
+        (Mode::Lazy, "family", &["600", "3000"]),
+        (Mode::Lazy, "forktree", &["40", "50000", "zombie"]),
+    ] {
+        let sandbox = Sandbox::new("inside_tree");
+        let program = victim_cmd(name).args(args);
+        let expected = Expected::of(&sandbox, &program, None);
+        let mut job = Job::launch(&sandbox, &[], &program);
+        let lines = |count| job.stdout().iter().filter(|&&byte| byte == b'\n').count() >= count;
+        sandbox.wait_for("its first lines", SOON, || lines(10));
+        let id = job.program();
+        job.checkpoint();
+        job.kill_all();
+        let holder = Holder::of(&sandbox, id);
+        restart(&sandbox, &mut job, mode, true);
+        // Once more from inside: what is outside of the namespace has no ids there.
+        job.checkpoint();
+        job.kill_all();
+        holder.end();
+        restart(&sandbox, &mut job, mode, false);
+        job.wait(SOON).success();
+        assert_same(name, &expected.stdout, &job.stdout());
+    }
+}
+
+#[test]
 fn without_init_all_of_it_is_gone_and_is_restarted() {
     let sandbox = Sandbox::new("no_init");
     let (mut job, id) = dead_stepper(&sandbox, 4);
@@ -321,10 +377,11 @@ fn detached_it_returns_and_the_program_ends_as_ever() {
     let (job, id) = dead_stepper(&sandbox, 3);
     let holder = Holder::of(&sandbox, id);
     let out = sandbox.dir().join("out");
-    let detached = verb("restart", ["--detach", "--json"]).arg(job.dir()).stdout(&out);
+    let detached = verb("restart", ["--detach", "--json", "-i", "0.05"]).arg(job.dir()).stdout(&out);
     let told = sandbox.run(detached).success().stderr_text();
     assert!(told.contains(SAID) && told.contains(r#""mode":"eager""#), "{told}");
     assert_eq!(status(&sandbox, &job)["supervised"], true);
+    sandbox.wait_for("two more checkpoints", SOON, || job.newest() > 2);
     walk_until(&sandbox, || named(&sandbox, "memory").is_empty());
     holder.end();
     sandbox.wait_for("everybody's end", SOON, || sandbox.ps().is_empty());

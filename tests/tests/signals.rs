@@ -113,21 +113,25 @@ if pid == 0:
     os.write(1, b"[ended %d]" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 seen = b""
-def until(text):
+def until(*texts):
     global seen
-    while text not in seen:
+    while not all(text in seen for text in texts):
         try:
             seen += os.read(master, 4096)
         except OSError:
-            sys.exit(b"no %r in %r" % (text, seen))
-    seen = seen.split(text, 1)[1]
+            sys.exit("no %r in %r" % (texts, seen))
+    seen = seen[max(seen.index(text) + len(text) for text in texts):]
 def type(text):
     os.write(master, text)
 "#;
 
-/// Prints INT and CONT as they come, and ends at the third INT.
+/// Prints INT and CONT as they come, and ends at the third INT. Waits on a pipe: a signal right before pause(2) would
+/// be slept through.
 const KEYS: &str = r#"
-import signal, sys
+import os, signal, sys
+wake, written = os.pipe()
+os.set_blocking(written, False)
+signal.set_wakeup_fd(written)
 count = {2: 0, 18: 0}
 def got(number, frame):
     count[number] += 1
@@ -136,7 +140,7 @@ signal.signal(signal.SIGINT, got)
 signal.signal(signal.SIGCONT, got)
 print("ready", flush=True)
 while count[2] < 3:
-    signal.pause()
+    os.read(wake, 1)
 sys.exit(4)
 "#;
 
@@ -150,12 +154,11 @@ fn on_a_terminal(sandbox: &Sandbox, script: &str, cmd: &Cmd) {
 #[test]
 fn keys_of_the_terminal_reach_the_program_once() {
     let sandbox = Sandbox::new("keys");
-    let launch = verb("launch", ["-d", "images", "--"])
-        .program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    let launch =
+        verb("launch", ["-d", "images", "--"]).program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
     // One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
     let script = r"
-until(b'checkpoint on request')
-until(b'ready')
+until(b'checkpoint on request', b'ready')
 type(b'\x03')
 until(b'INT1')
 type(b'\x1a')
@@ -173,7 +176,27 @@ until(b'[ended 4]')
     on_a_terminal(&sandbox, script, &launch);
 }
 
-/// As above, with ckptbpf outside of the pid namespace that the program is in.
+/// Python's handlers run on the alternate stack (SA_ONSTACK) where there is one: without one, on the usual one.
+#[test]
+fn a_handler_that_would_run_on_an_alternate_stack_runs_without_one() {
+    let sandbox = Sandbox::new("no_altstack");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    job.running().wait_for_output("ready\n", SOON);
+    job.program();
+    for (mode, count) in [(Mode::Eager, 1), (Mode::Lazy, 2)] {
+        job.checkpoint();
+        job.kill_all();
+        job.restart(mode, &[]);
+        job.program();
+        job.running().kill(Signal::SIGINT);
+        job.running().wait_for_output(&format!("INT{count}\n"), SOON);
+    }
+    job.running().kill(Signal::SIGINT);
+    job.wait(SOON).expect_code(4);
+    assert_eq!(String::from_utf8_lossy(&job.stdout()), "ready\nINT1\nINT2\nINT3\n");
+}
+
+/// Keys as above, with ckptbpf outside of the pid namespace that the program is in.
 #[test]
 fn keys_of_the_terminal_reach_a_program_in_a_pid_namespace_of_its_own_once() {
     let sandbox = Sandbox::new("keys_inside");

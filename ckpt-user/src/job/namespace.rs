@@ -20,7 +20,7 @@ use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::{clone, pidfd, spawn, wait};
 use crate::task::proc::ProcDir;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
@@ -53,6 +53,11 @@ pub enum Side {
 /// Names who has the id, and what the kernel refused: without CAP_SYS_ADMIN there are no namespaces.
 pub fn make(image: &Image, taken: &Taken) -> anyhow::Result<Side> {
     let (ids, new) = (taken::ids(image), CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS);
+    if ids.contains(&1) {
+        bail!(
+            "the program has process id 1, which is init's in every pid namespace: it cannot be restarted beside one"
+        );
+    }
     split(new.bits() as u64, || prepare(&ids)).with_context(|| {
         let Taken { id, by, .. } = taken;
         format!(
@@ -110,8 +115,9 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
         std::env::set_current_dir(here)?;
         clone::fork(0, None)
     };
-    let side = split(0, enter)
-        .with_context(|| format!("process {pid} is in a pid namespace of its own, which cannot be entered"))?;
+    let side = split(0, enter).with_context(|| {
+        format!("process {pid} is in a pid namespace of its own, which cannot be entered")
+    })?;
     match side {
         Side::Inside => Ok(Beside::As(inside)),
         Side::Outside(stand_in) => Ok(Beside::Ended(stand_in.serve()?)),
@@ -157,7 +163,10 @@ fn split(flags: u64, start: impl FnOnce() -> io::Result<Option<Pid>>) -> anyhow:
     let started = outside::note_proc().and_then(|()| start());
     let known = match started {
         Ok(None) => return Ok(Side::Inside),
-        Ok(Some(supervisor)) => outside::known_as(supervisor.as_raw()).map(|known| (supervisor, known)),
+        Ok(Some(supervisor)) => outside::known_as(supervisor.as_raw())
+            .map(|known| (supervisor, known))
+            // Not without somebody who knows how to reach it.
+            .inspect_err(|_| wait::send(supervisor, libc::SIGKILL)),
         Err(error) => Err(error),
     };
     match known {

@@ -37,18 +37,22 @@ use std::time::Instant;
 
 /// Runs a program again from a checkpoint and supervises it.
 pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
+    let begun = Instant::now();
     if !options.detach {
-        return run_again(options, &mut |_| ());
+        return run_again(options, begun, &mut |_| ());
     }
     match spawn::detach().context("cannot go to the background")? {
         Detached::Parent(Some(())) => Ok(Ended::Detached),
         Detached::Parent(None) => bail!("the restart failed; its message is above"),
-        Detached::Child(ready) => run_again(options, &mut |_| ready.tell()),
+        Detached::Child(ready) => run_again(options, begun, &mut |_| ready.tell()),
     }
 }
 
-fn run_again(options: &RestartOptions, running: &mut dyn FnMut(Pid)) -> anyhow::Result<Ended> {
-    let begun = Instant::now();
+fn run_again(
+    options: &RestartOptions,
+    begun: Instant,
+    running: &mut dyn FnMut(Pid),
+) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
@@ -71,7 +75,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut(Pid)) -> anyhow::
         drop((target, chain, plan, dir));
         return match namespace::make(&image, &taken)? {
             Side::Outside(stand_in) => stand_in.serve(),
-            Side::Inside => run_again(options, &mut |root| {
+            Side::Inside => run_again(options, begun, &mut |root| {
                 say_where(&taken, root);
                 running(root);
             }),
@@ -81,7 +85,8 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut(Pid)) -> anyhow::
     // Before we become what orphans are given to: it is to be none of ours.
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
-            guardian: Guardian::start(namespace::guardian_id(&image)?).context("cannot start the guardian of a lazy restart")?,
+            guardian: Guardian::start(namespace::guardian_id(&image)?)
+                .context("cannot start the guardian of a lazy restart")?,
             hold: options.hold_fill.clone(),
             inherits: target.same_directory,
         }),
@@ -126,6 +131,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut(Pid)) -> anyhow::
         parent: target.same_directory.then_some(parent),
         tracked,
         attached: None,
+        ended: image.ended.map(Ended::from_wait),
     })
 }
 

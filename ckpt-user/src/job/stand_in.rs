@@ -111,16 +111,21 @@ impl StandIn {
                 }
                 Some(News::Status(status)) if libc::WIFEXITED(status) => {
                     self.wait_for_the_rest();
-                    return Ok(Ended::Exited(libc::WEXITSTATUS(status) as u8));
+                    return Ok(Ended::from_wait(status));
                 }
                 Some(News::Status(status)) if libc::WIFSIGNALED(status) => {
-                    terminal::say("the supervisor in the program's pid namespace was killed; what is left of its program: ckptbpf status");
-                    return Ok(Ended::Signaled(libc::WTERMSIG(status)));
+                    terminal::say(
+                        "the supervisor in the program's pid namespace was killed; whether the program goes on: ckptbpf \
+                         status",
+                    );
+                    return Ok(Ended::from_wait(status));
                 }
                 Some(_) => {}
                 None => {
                     self.wait_for_the_rest();
-                    terminal::say("init of the program's pid namespace was killed, and with it all that was in there");
+                    terminal::say(
+                        "init of the program's pid namespace was killed, and with it all that was in there",
+                    );
                     return Ok(Ended::Signaled(libc::SIGKILL));
                 }
             }
@@ -130,7 +135,9 @@ impl StandIn {
     fn signal(&mut self, meaning: Meaning) {
         let Meaning::Forward(signal) = meaning else { return };
         // `fg` continues the whole group: then the supervisor has had it.
-        let had = signal == libc::SIGCONT && std::mem::take(&mut self.continued) && !wait::is_stopped(self.supervisor);
+        let had = signal == libc::SIGCONT
+            && std::mem::take(&mut self.continued)
+            && !wait::is_stopped(self.supervisor);
         if let Some(supervisor) = self.handle.as_ref().filter(|_| !had) {
             // It may have ended.
             let _ = pidfd::send_signal(supervisor.as_fd(), signal);
@@ -169,7 +176,8 @@ mod tests {
     #[test]
     fn news_arrive_as_they_were_told_and_end_with_the_teller() {
         let (from, to) = nix::unistd::pipe().unwrap();
-        let all = [News::Failed(libc::EPERM), News::Started(i32::MAX), News::Status(0x137f), News::Status(-1)];
+        let all =
+            [News::Failed(libc::EPERM), News::Started(i32::MAX), News::Status(0x137f), News::Status(-1)];
         all.iter().for_each(|one| one.tell(to.as_fd()));
         drop(to);
         for one in all {

@@ -100,7 +100,8 @@ mod tests {
         assert_eq!(first(&image(beyond, beyond + 1)), None);
         assert_eq!(first(&image(beyond, own)).map(|t| (t.id, t.dying)), Some((own, false)));
         // The shell leads a group, starts one that stays in it, and ends.
-        let shell = Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).process_group(0).output();
+        let shell =
+            Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).process_group(0).output();
         let sleep: i32 = String::from_utf8(shell.unwrap().stdout).unwrap().trim().parse().unwrap();
         let group = getpgid(Some(Pid::from_raw(sleep))).unwrap().as_raw();
         let taken = first(&image(beyond, group)).unwrap();

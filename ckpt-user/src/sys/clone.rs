@@ -95,7 +95,8 @@ pub fn fork(flags: u64, pid: Option<Pid>) -> io::Result<Option<Pid>> {
     // SAFETY: fork-like clone3 (no CLONE_VM, no new stack): the child goes on here on its own copy of this stack, and
     // as there is one thread, no lock is held by another. `args` and `tid` live across the call; the child's id is
     // written where the C library's own fork has it written.
-    let child = super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    let child =
+        super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     Ok((child != 0).then(|| Pid::from_raw(child as i32)))
 }
 
