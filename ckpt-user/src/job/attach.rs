@@ -63,6 +63,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         tracked,
         attached: Some(pidfd),
         ended: None,
+        running: &mut || (),
     })
 }
 

@@ -39,19 +39,20 @@ use std::time::Instant;
 pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
     let begun = Instant::now();
     if !options.detach {
-        return run_again(options, begun, &mut |_| ());
+        return run_again(options, begun, None, &mut || ());
     }
     match spawn::detach().context("cannot go to the background")? {
-        Detached::Parent(Some(())) => Ok(Ended::Detached),
-        Detached::Parent(None) => bail!("the restart failed; its message is above"),
-        Detached::Child(ready) => run_again(options, begun, &mut |_| ready.tell()),
+        Detached::Parent(ended) => Ok(ended),
+        Detached::Child(ready) => run_again(options, begun, None, &mut || ready.tell()),
     }
 }
 
+/// `taken`: why this process is in a pid namespace made for the program, if it is.
 fn run_again(
     options: &RestartOptions,
     begun: Instant,
-    running: &mut dyn FnMut(Pid),
+    taken: Option<&Taken>,
+    running: &mut dyn FnMut(),
 ) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
     let caller = Identity::of_caller(None)?;
@@ -67,18 +68,14 @@ fn run_again(
     let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
-    // Inside, the ids are free, or somebody who cannot be there has them.
-    if !outside::is_noted()
+    if taken.is_none()
         && let Some(taken) = taken::first(&image)
     {
         // Who goes on begins anew: the lock of the directory is not to be shared.
         drop((target, chain, plan, dir));
         return match namespace::make(&image, &taken)? {
             Side::Outside(stand_in) => stand_in.serve(),
-            Side::Inside => run_again(options, begun, &mut |root| {
-                say_where(&taken, root);
-                running(root);
-            }),
+            Side::Inside => run_again(options, begun, Some(&taken), running),
         };
     }
     tree::note_strangers();
@@ -106,7 +103,9 @@ fn run_again(
     if let Err(error) = rebuild::foreground::give(image.foreground) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
-    running(root);
+    if let Some(taken) = taken {
+        say_where(taken, root);
+    }
     note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
@@ -132,6 +131,7 @@ fn run_again(
         tracked,
         attached: None,
         ended: image.ended.map(Ended::from_wait),
+        running,
     })
 }
 
