@@ -36,6 +36,9 @@ use std::time::Duration;
 /// The name of our init, by which `attach` knows a namespace of ours.
 const INIT: &str = "ckptbpf-init";
 
+/// Where the kernel goes on when it has been through all ids (`RESERVED_PIDS`).
+const RESERVED: i32 = 300;
+
 /// Between two looks for processes that came in from outside.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -67,17 +70,36 @@ pub fn make(image: &Image, taken: &Taken) -> anyhow::Result<Side> {
     })
 }
 
-/// Of the highest ids that are free in a new namespace: the guardian's, and the supervisor's.
-fn ours(ids: &BTreeSet<i32>) -> io::Result<(Pid, Pid)> {
-    let end = fs::read_to_string("/proc/sys/kernel/pid_max")?;
-    let end: i32 = end.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    let mut free = (2..end).rev().filter(|id| !ids.contains(id)).map(Pid::from_raw);
-    free.next().zip(free.next()).ok_or_else(|| io::Error::other("its process ids leave none for ckptbpf"))
+/// Process ids in a new namespace that are not the program's.
+#[derive(Debug, PartialEq, Eq)]
+struct Share {
+    guardian: Pid,
+    supervisor: Pid,
+    /// What is started without a wish gets the ids after this one: the widest range that the image leaves.
+    last: i32,
+}
+
+impl Share {
+    /// Beside `ids`, all below `end`; none when there is no room.
+    fn beside(ids: &BTreeSet<i32>, end: i32) -> Option<Self> {
+        let mut free = (RESERVED..end).rev().filter(|id| !ids.contains(id));
+        let (guardian, supervisor) = free.next().zip(free.next())?;
+        let bounds = [RESERVED, supervisor].into_iter().chain(ids.range(RESERVED..supervisor).copied());
+        let bounds: Vec<i32> = BTreeSet::from_iter(bounds).into_iter().collect();
+        let last = bounds.windows(2).max_by_key(|pair| pair[1] - pair[0])?[0];
+        Some(Self { guardian: Pid::from_raw(guardian), supervisor: Pid::from_raw(supervisor), last })
+    }
+
+    fn here(ids: &BTreeSet<i32>) -> io::Result<Self> {
+        let end = fs::read_to_string("/proc/sys/kernel/pid_max")?;
+        let end = end.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Self::beside(ids, end).ok_or_else(|| io::Error::other("its process ids leave none for ckptbpf"))
+    }
 }
 
 /// The id of a lazy restart's guardian; any, outside of namespaces of ours.
 pub fn guardian_id(image: &Image) -> io::Result<Option<Pid>> {
-    outside::is_noted().then(|| ours(&taken::ids(image)).map(|ours| ours.0)).transpose()
+    outside::is_noted().then(|| Share::here(&taken::ids(image)).map(|share| share.guardian)).transpose()
 }
 
 /// As pid 1 of the new namespace: its /proc, and the supervisor.
@@ -88,7 +110,9 @@ fn prepare(ids: &BTreeSet<i32>) -> io::Result<Option<Pid>> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
-    let supervisor = clone::fork(0, Some(ours(ids)?.1))?;
+    let share = Share::here(ids)?;
+    fs::write("/proc/sys/kernel/ns_last_pid", share.last.to_string())?;
+    let supervisor = clone::fork(0, Some(share.supervisor))?;
     if supervisor.is_none() {
         prctl::set_name(c"ckptbpf")?;
     }
@@ -205,4 +229,22 @@ fn is_alone() -> bool {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     !ids.any(|id| id != 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ckptbpf_has_the_highest_ids_and_others_begin_where_there_is_room() {
+        let share = |ids: &[i32], end| Share::beside(&BTreeSet::from_iter(ids.iter().copied()), end);
+        let expect = |guardian, supervisor, last| {
+            let [guardian, supervisor] = [guardian, supervisor].map(Pid::from_raw);
+            Some(Share { guardian, supervisor, last })
+        };
+        assert_eq!(share(&[2, 3, 5], 32768), expect(32767, 32766, RESERVED));
+        assert_eq!(share(&[400, 30000], 32768), expect(32767, 32766, 400));
+        assert_eq!(share(&[900, 32766, 32767], 32768), expect(32765, 32764, 900));
+        assert_eq!(share(&[], 301), None);
+    }
 }
