@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod hold;
 mod listing;
 mod stepper;
 mod survive;
@@ -19,6 +20,7 @@ use nix::sys::signal::Signal;
 
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
+pub use hold::{held, let_go, python_loop};
 pub use listing::Generation;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
@@ -60,6 +62,7 @@ impl Expected {
     pub fn of(sandbox: &Sandbox, program: &Cmd, file: Option<&str>) -> Self {
         let folder = sandbox.dir().join("undisturbed");
         std::fs::create_dir_all(&folder).expect("a folder for the undisturbed run");
+        std::fs::write(folder.join(hold::FILE), "").expect("the file that lets go");
         let running = sandbox.spawn(program.clone().cwd(&folder));
         let stdout = running.wait(Duration::from_secs(60)).success().stdout;
         let file =
