@@ -14,7 +14,7 @@ fn one_checkpoint_one_restart() {
     let sandbox = Sandbox::new("one_checkpoint");
     let program = victim_cmd("count_static").args(["numbers", "300", "3000"]);
     let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let mut job = Job::launch(&sandbox, &[], &held(program));
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
     job.running().wait_for_output("\n50 ", SOON);
     let taken = job.checkpoint();
     assert_eq!((taken.id, taken.parent, taken.kind.as_str(), taken.complete), (1, None, "full", true));
@@ -34,7 +34,7 @@ fn one_instant(name: &str, period: &str) {
     let sandbox = Sandbox::new(&format!("exit_after_{name}"));
     let program = victim_cmd(name).args(["numbers", "300", period]);
     let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let mut job = Job::launch(&sandbox, &["-i", "0.3", "--exit-after-ckpt"], &held(program));
+    let mut job = Job::launch(&sandbox, &["-i", "0.3", "--exit-after-ckpt"], &held(&sandbox, program));
     let mut printed = Vec::new();
     for mode in MODES {
         printed.extend(job.wait(SOON).expect_code(85).stdout);

@@ -90,7 +90,7 @@ fn standard_streams_that_were_one_are_told_apart() {
     let count =
         format!("for i in $(seq 300); do {hold}; echo out$i; echo err$i >&2; read -t 0.01 -u 8 || :; done");
     let line = format!("{bin} launch -d {images} -- bash -c 'exec 8<> <(:); {count}' <> both >&0 2>&0");
-    let launched = sandbox.spawn(held(Cmd::sh(&line)));
+    let launched = sandbox.spawn(held(&sandbox, Cmd::sh(&line)));
     sandbox.wait_for("output", SOON, || {
         std::fs::read_to_string(sandbox.dir().join("both")).unwrap_or_default().contains("out5\n")
     });

@@ -123,7 +123,7 @@ fn the_first_output_comes_before_one_percent_of_the_memory() {
 #[test]
 fn the_program_outlives_its_pager_once_all_pages_are_there() {
     let sandbox = Sandbox::new("lazy_outlives");
-    let program = held(lazymem([32, 60, 50], "20000", 0));
+    let program = held(&sandbox, lazymem([32, 60, 50], "20000", 0));
     let expected = Expected::of(&sandbox, &lazymem([32, 60, 50], "-", 0), None);
     let mut job = Job::launch(&sandbox, &[], &program);
     job.running().wait_for_output("\n3 ", SOON);

@@ -78,7 +78,7 @@ fn damage_is_found_and_the_generation_before_is_used() {
     let sandbox = Sandbox::new("damage");
     let program = victim_cmd("count_static").args(["f", "400", "3000"]);
     let expected = ckpt_tests::Expected::of(&sandbox, &program, Some("f"));
-    let mut job = Job::launch(&sandbox, &[], &held(program));
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
     job.running().wait_for_output("\n5 ", SOON);
     job.checkpoint();
     job.running().wait_for_output("\n60 ", SOON);

@@ -62,7 +62,6 @@ impl Expected {
     pub fn of(sandbox: &Sandbox, program: &Cmd, file: Option<&str>) -> Self {
         let folder = sandbox.dir().join("undisturbed");
         std::fs::create_dir_all(&folder).expect("a folder for the undisturbed run");
-        std::fs::write(folder.join(hold::FILE), "").expect("the file that lets go");
         let running = sandbox.spawn(program.clone().cwd(&folder));
         let stdout = running.wait(Duration::from_secs(60)).success().stdout;
         let file =

@@ -45,7 +45,7 @@ pub fn survive(survival: &Survival) {
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
     let options = [&["-i", survival.interval], survival.options].concat();
-    let mut job = Job::launch(&sandbox, &options, &held(program.clone()));
+    let mut job = Job::launch(&sandbox, &options, &held(&sandbox, program.clone()));
     for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
