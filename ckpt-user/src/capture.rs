@@ -78,7 +78,7 @@ fn capture_process(
     let pid = process.pid;
     let dir = ProcDir::process(pid);
     let status = dir.status().reading(pid, "status")?;
-    unsupported::check(pid, &status)?;
+    unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
     let mappings = memory::capture::capture(pid, objects)?;
     let (threads, state) = match known_states(process, hidden) {

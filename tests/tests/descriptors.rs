@@ -15,43 +15,6 @@ fn every_kind_of_descriptor() {
     survive(&Survival::of("fds", victim_cmd("fds").args([".", "1500", "1000"])));
 }
 
-/// What cannot be saved: a line of Python that makes it, and what the refusal says of it.
-const REFUSED: &[(&str, &str)] = &[
-    ("import socket; keep = socket.socketpair()", "sockets cannot be saved yet"),
-    ("import os; keep = os.memfd_create('m')", "deleted files cannot be saved yet"),
-    ("keep = open('gone', 'w'); os.unlink('gone')", "the file has been deleted"),
-    ("keep = open('locked', 'w'); fcntl.flock(keep, fcntl.LOCK_EX)", "file locks cannot be saved yet"),
-    ("keep = open('leased', 'w'); fcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "leases"),
-    ("keep = os.pipe(); fcntl.fcntl(keep[0], fcntl.F_SETOWN, os.getpid())", "F_SETOWN"),
-    ("keep = os.pipe2(os.O_DIRECT)", "packet mode"),
-    ("keep = ctypes.CDLL(None).inotify_init()", "descriptors of the kind inotify"),
-    ("keep = os.pidfd_open(1)", "descriptors of the kind pidfd"),
-    ("keep = open('/proc/self/stat')", "files of a process in /proc"),
-    ("keep = os.openpty()", "this device cannot be saved"),
-];
-
-#[test]
-fn what_cannot_be_saved_is_refused_by_name_and_the_program_goes_on() {
-    let sandbox = Sandbox::new("refused");
-    for (at, (line, reason)) in REFUSED.iter().enumerate() {
-        let script = format!(
-            "import ctypes, fcntl, os, select\n{line}\nfor i in range(100000):\n    print(i, flush=True)\n    select.select([], [], [], 0.01)"
-        );
-        let dir = sandbox.dir().join(format!("images{at}"));
-        let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
-        let mut job = Job::launch_in(&sandbox, dir.clone(), &[], &program);
-        job.running().wait_for_output("\n3\n", SOON);
-        let refused = sandbox.run(verb("checkpoint", [&dir])).expect_code(125);
-        let said = refused.stderr_text();
-        assert!(said.contains(reason) && said.contains("process "), "{line}: {said}");
-        assert!(said.contains("descriptor "), "{line}: {said}");
-        let now = job.running().stdout().len();
-        sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
-        assert!(job.checkpoints().is_empty(), "{line}: something was written");
-        job.kill_all();
-    }
-}
-
 /// A nested epoll, one that watches a number which has been given to another file since, and one whose number was
 /// closed while a duplicate lives.
 #[test]
