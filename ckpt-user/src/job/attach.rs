@@ -57,6 +57,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         parent: None,
         tracked,
         attached: Some(pidfd),
+        ended: None,
     })
 }
 
@@ -71,6 +72,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
     let mut checkpointer = Checkpointer {
         root: found.root,
+        ended: Arc::default(),
         lease: lease.clone(),
         codec: start::codec(&record.options),
         backend: Backend::Full,

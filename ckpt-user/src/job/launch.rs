@@ -51,5 +51,6 @@ pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
         parent: None,
         tracked: Tracked::default(),
         attached: None,
+        ended: None,
     })
 }

@@ -107,6 +107,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         parent: target.same_directory.then_some(parent),
         tracked,
         attached: None,
+        ended: image.ended.map(Ended::from_wait),
     })
 }
 
