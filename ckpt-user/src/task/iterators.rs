@@ -10,7 +10,7 @@ use crate::freeze::rewind::{Wait, Waits};
 use crate::freeze::tree;
 use crate::sys::bpf::{
     self, Attached, Bpf, BpfError, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow, Program,
-    RestartDecoder, TaskRow, WaitDecoder, WaitRow, own_pid_namespace,
+    RestartDecoder, TaskRow, WaitDecoder, WaitRow, WriteFault, own_pid_namespace,
 };
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ impl Kernel {
         Self(Arc::new(Mutex::new(State { tried: true, ..State::default() })))
     }
 
-    /// Loads the programs unless that was tried before; `ring` is the size of the ring of lifecycle events, bytes.
+    /// Loads the programs unless that was tried before; `ring` is the size of each ring of events, bytes.
     pub fn load(&self, ring: Option<u32>) {
         let mut state = self.state();
         if state.tried {
@@ -88,6 +88,22 @@ impl Kernel {
         self.ask(|iterators| iterators.read(pids))
     }
 
+    /// Reports write faults of these processes, until what is returned is dropped; `None` without BPF.
+    ///
+    /// # Errors
+    /// The kernel has refused the program, or a process has gone.
+    pub fn attach_faults(&self, pids: &[Pid]) -> Result<Option<Attached>, BpfError> {
+        let Some(iterators) = &mut self.state().iterators else { return Ok(None) };
+        iterators.track(pids)?;
+        iterators.bpf.attach_faults().map(Some)
+    }
+
+    /// The write faults since the last call, and how many were lost since the programs were loaded.
+    pub fn write_faults(&self) -> (Vec<WriteFault>, u64) {
+        let bpf = &mut self.state().iterators;
+        bpf.as_mut().map_or_else(Default::default, |i| (i.bpf.write_faults(), i.bpf.lost().faults))
+    }
+
     /// What was reported since the last call; none without BPF.
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         let mut state = self.state();
@@ -108,7 +124,7 @@ struct Iterators {
 }
 
 impl Iterators {
-    /// Loads what the kernel takes; `ring` is the size of the ring of lifecycle events, bytes.
+    /// Loads what the kernel takes; `ring` is the size of each ring of events, bytes.
     ///
     /// # Errors
     /// The iterators of hidden state are not to be had.
@@ -116,6 +132,7 @@ impl Iterators {
         let defaults = Options::default();
         let mut bpf = bpf::Kernel::load_with(Options {
             lifecycle_ring: ring.unwrap_or(defaults.lifecycle_ring),
+            fault_ring: ring.unwrap_or(defaults.fault_ring),
             ..defaults
         })?;
         if let Some(missing) = bpf.fallbacks().iter().find(|f| {
