@@ -62,6 +62,7 @@ pub fn capture(
         objects: objects.found,
         zombies,
         foreground,
+        ended: None,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));

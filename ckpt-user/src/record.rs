@@ -32,6 +32,9 @@ pub struct Image {
     /// The process group of the tree that had the terminal, 0 for none.
     #[prost(int32, tag = "7")]
     pub foreground: i32,
+    /// How the program's first process ended, as wait(2) gives it, where others have outlived it: ckptbpf's own status.
+    #[prost(int32, optional, tag = "8")]
+    pub ended: Option<i32>,
 }
 
 /// Where the image was made.

@@ -87,3 +87,51 @@ fn a_job_that_still_runs_is_not_restarted() {
     job.restart(Mode::Eager, &[]);
     job.walk().success();
 }
+
+/// Prints the numbers of the signals it gets; the fourth is its end.
+const OUTLIVING: &str = r#"
+import signal
+known = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
+signal.pthread_sigmask(signal.SIG_BLOCK, known)
+print("ready", flush=True)
+for _ in range(4):
+    print(int(signal.sigwait(known)), flush=True)
+"#;
+
+#[test]
+fn what_outlives_the_first_process_gets_its_signals_and_its_status_is_kept() {
+    let sandbox = Sandbox::new("outlived");
+    let program = Cmd::sh("/usr/bin/python3 -c \"$0\" & exit 3").arg(OUTLIVING);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("ready\n", SOON);
+    let first = job.program();
+    sandbox
+        .wait_for("the first process to be gone", SOON, || sandbox.ps().iter().all(|one| one.pid != first));
+    // Whoever has the id now is none of the program's: it gets neither a signal nor a freeze.
+    let taker =
+        Cmd::sh("echo $(($0 - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 & wait").arg(first.to_string());
+    let stranger = sandbox.spawn(taker);
+    sandbox.wait_for("the id to be taken", SOON, || sandbox.ps().iter().any(|one| one.pid == first));
+    job.running().kill(Signal::SIGUSR1);
+    job.running().wait_for_output("ready\n10\n", SOON);
+    assert_eq!(job.checkpoint().tasks, 1);
+    job.running().kill(Signal::SIGUSR2);
+    job.running().wait_for_output("ready\n10\n12\n", SOON);
+    assert!(sandbox.ps().iter().any(|one| one.pid == first), "the stranger got a signal");
+    stranger.kill_group(Signal::SIGKILL);
+    stranger.wait(SOON).expect_code(137);
+    job.kill_all();
+    for mode in [Mode::Eager, Mode::Lazy] {
+        job.restart(mode, &[]);
+        job.program();
+        job.running().kill(Signal::SIGUSR1);
+        job.running().wait_for_output("10\n", SOON);
+        job.checkpoint();
+        job.kill_all();
+    }
+    job.restart(Mode::Eager, &[]);
+    job.program();
+    job.running().kill(Signal::SIGTERM);
+    job.wait(SOON).expect_code(3);
+    assert_eq!(String::from_utf8_lossy(&job.stdout()), "ready\n10\n10\n10\n15\n");
+}

@@ -54,35 +54,42 @@ fn memory_is_as_it_was_with_a_log_that_loses() {
 fn freezes(name: &str, options: &[&str]) -> Vec<Value> {
     let sandbox = Sandbox::new(name);
     let mut job = Job::launch(&sandbox, options, &memory(64, 100_000, "-", 90));
-    job.running().wait_for_output("\n2 ", SOON);
+    let steps = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
     for _ in 0..3 {
+        // A whole step before each: its first round is a large one.
+        let before = steps();
+        sandbox.wait_for("two more steps", SOON, || steps() >= before + 2);
         job.checkpoint();
     }
     let found = events(&sandbox, &job, "freeze");
     job.kill_all();
-    eprintln!("{found:?} {:?}", events(&sandbox, &job, "track"));
     found
 }
+
+/// A fault that is under way when a scan comes by can be on either side of it: up to one a scan and thread.
+const UNDER_WAY: u64 = 8;
 
 #[test]
 fn a_log_that_is_right_knows_what_scans_find() {
     for freeze in freezes("faults_known", &[]) {
-        assert_eq!(freeze["faults_lost"], 0, "{freeze}");
+        let count = |name: &str| freeze[name].as_u64().unwrap();
+        assert_eq!(count("faults_lost"), 0, "{freeze}");
+        assert!(count("faults_logged") > 0, "{freeze}");
+        assert!(count("faults_unlogged") <= UNDER_WAY && count("faults_gone") <= UNDER_WAY, "{freeze}");
     }
 }
 
 #[test]
 fn what_a_silent_log_does_not_know_is_counted() {
-    for freeze in freezes("faults_unknown", &["--fault-log", "silent"]) {
-        assert_eq!(freeze["faults_logged"], 0, "{freeze}");
-        assert!(freeze["faults_unlogged"].as_u64() > Some(0), "{freeze}");
-    }
+    let freezes = freezes("faults_unknown", &["--fault-log", "silent"]);
+    assert!(freezes.iter().all(|freeze| freeze["faults_logged"] == 0), "{freezes:?}");
+    assert!(freezes.iter().any(|freeze| freeze["faults_unlogged"].as_u64() > Some(0)), "{freezes:?}");
 }
 
 #[test]
 fn what_a_wild_log_invents_is_counted() {
     for freeze in freezes("faults_invented", &["--fault-log", "wild"]) {
-        assert!(freeze["faults_gone"].as_u64() >= Some(20_000), "{freeze}");
+        assert!(freeze["faults_gone"].as_u64() >= Some(10_000), "{freeze}");
     }
 }
 

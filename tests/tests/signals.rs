@@ -112,21 +112,25 @@ if pid == 0:
     os.write(1, b"[ended %d]" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 seen = b""
-def until(text):
+def until(*texts):
     global seen
-    while text not in seen:
+    while not all(text in seen for text in texts):
         try:
             seen += os.read(master, 4096)
         except OSError:
-            sys.exit(b"no %r in %r" % (text, seen))
-    seen = seen.split(text, 1)[1]
+            sys.exit("no %r in %r" % (texts, seen))
+    seen = seen[max(seen.index(text) + len(text) for text in texts):]
 def type(text):
     os.write(master, text)
 "#;
 
-/// Prints INT and CONT as they come, and ends at the third INT.
+/// Prints INT and CONT as they come, and ends at the third INT. Waits on a pipe: a signal right before pause(2) would
+/// be slept through.
 const KEYS: &str = r#"
-import signal, sys
+import os, signal, sys
+wake, written = os.pipe()
+os.set_blocking(written, False)
+signal.set_wakeup_fd(written)
 count = {2: 0, 18: 0}
 def got(number, frame):
     count[number] += 1
@@ -135,7 +139,7 @@ signal.signal(signal.SIGINT, got)
 signal.signal(signal.SIGCONT, got)
 print("ready", flush=True)
 while count[2] < 3:
-    signal.pause()
+    os.read(wake, 1)
 sys.exit(4)
 "#;
 
@@ -153,8 +157,7 @@ fn keys_of_the_terminal_reach_the_program_once() {
         .program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
     // One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
     let script = r"
-until(b'checkpoint on request')
-until(b'ready')
+until(b'checkpoint on request', b'ready')
 type(b'\x03')
 until(b'INT1')
 type(b'\x1a')

@@ -8,6 +8,21 @@ use std::sync::OnceLock;
 /// `exec > >(tee log)` and then `exec ckptbpf …` leaves one. They are no part of the job, and outlast it.
 static STRANGERS: OnceLock<Vec<(Pid, u64)>> = OnceLock::new();
 
+/// The program's first process, with its start time: once it is gone, its id may be a stranger's.
+static ROOT: OnceLock<(Pid, u64)> = OnceLock::new();
+
+/// Notes which process is the program's first, while it is there; the first call counts.
+pub fn note_root(root: Pid) {
+    if let Ok(stat) = ProcDir::process(root).stat() {
+        ROOT.get_or_init(|| (root, stat.start_time()));
+    }
+}
+
+fn is_another(root: Pid) -> bool {
+    let known = ROOT.get().filter(|known| known.0 == root);
+    known.is_some_and(|known| ProcDir::process(root).stat().is_ok_and(|s| s.start_time() != known.1))
+}
+
 /// Notes the children that are there before the job has any; the first call counts.
 pub fn note_strangers() {
     STRANGERS.get_or_init(|| {
@@ -33,7 +48,10 @@ fn is_stranger(pid: Pid) -> bool {
 pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = Pid::this();
-    let mut queue = vec![(root, parent_of(root).unwrap_or(own))];
+    let mut queue = Vec::new();
+    if !is_another(root) {
+        queue.push((root, parent_of(root).unwrap_or(own)));
+    }
     queue.extend(
         children_of(own)
             .into_iter()

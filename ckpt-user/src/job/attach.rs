@@ -58,6 +58,8 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         parent: None,
         tracked,
         attached: Some(pidfd),
+        ended: None,
+        running: &mut || (),
     })
 }
 
@@ -72,6 +74,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
     let mut checkpointer = Checkpointer {
         root: found.root,
+        ended: Arc::default(),
         lease: lease.clone(),
         codec: start::codec(&record.options),
         backend: Backend::Full,

@@ -7,6 +7,7 @@
 //! A failure at any point loses no dirty page: spaces forget what was dirty only after the commit.
 
 use super::control::CheckpointDone;
+use super::ended::Ended;
 use super::events::{Event, EventLog};
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
@@ -19,6 +20,7 @@ use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
+use crate::sys::wait;
 use crate::task::iterators::Kernel;
 use crate::track::arm;
 use crate::track::backend::Backend;
@@ -28,7 +30,7 @@ use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Threads that compress.
@@ -60,6 +62,8 @@ pub enum After {
 /// Everything that checkpoints of one job carry from one to the next.
 pub struct Checkpointer {
     pub root: Pid,
+    /// How the root ended, once the supervisor has reaped it.
+    pub ended: Arc<OnceLock<Ended>>,
     pub lease: Lease,
     pub codec: Codec,
     pub backend: Backend,
@@ -244,10 +248,22 @@ impl Checkpointer {
                 in_freeze::Message::Overflow(_) => {}
                 in_freeze::Message::Done(frozen) => {
                     written?;
-                    return Ok((*frozen)?);
+                    let mut frozen = (*frozen)?;
+                    frozen.image.ended = self.root_ended(tracer, &frozen.image);
+                    return Ok(frozen);
                 }
             }
         }
+    }
+
+    /// How the first process ended, if it was not there any more. The supervisor's thread knows: it reaps.
+    fn root_ended(&self, tracer: &Tracer, image: &Image) -> Option<i32> {
+        let (root, known) = (self.root, self.ended.clone());
+        if known.get().is_none() && image.processes.iter().any(|p| p.pid == root.as_raw()) {
+            return None;
+        }
+        let ended = tracer.run(move || known.get().copied().or_else(|| wait::unreaped(root)))?;
+        ended.map(Ended::to_wait)
     }
 
     fn write(

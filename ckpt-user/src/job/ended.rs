@@ -21,6 +21,22 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// From what wait(2) gives.
+    pub const fn from_wait(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Exited((status >> 8) as u8),
+            signal => Self::Signaled(signal),
+        }
+    }
+
+    /// As wait(2) gives it.
+    pub fn to_wait(self) -> i32 {
+        match self {
+            Self::Signaled(signal) => signal,
+            other => i32::from(other.exit_status()) << 8,
+        }
+    }
+
     /// The status that ckptbpf exits with: the program's own, 128+N for signal N, 85 for a stop by checkpoint.
     pub fn exit_status(self) -> u8 {
         match self {
@@ -96,6 +112,9 @@ mod tests {
         assert_eq!(Ended::Signaled(libc::SIGKILL).exit_status(), 137);
         assert_eq!(Ended::Signaled(64).exit_status(), 192);
         assert_eq!(Ended::Checkpointed.exit_status(), 85);
+        for ended in [Ended::Exited(0), Ended::Exited(255), Ended::Signaled(9), Ended::Signaled(64)] {
+            assert_eq!(Ended::from_wait(ended.to_wait()), ended);
+        }
         let not = |errno| CannotRun::from_exec("x", true, io::Error::from_raw_os_error(errno));
         assert_eq!(not(libc::ENOENT).exit_status(), 127);
         assert_eq!(not(libc::EACCES).exit_status(), 126);

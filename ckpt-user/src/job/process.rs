@@ -1,6 +1,7 @@
 //! Which process is meant, for good: a pid alone may be another program by now.
 
-use std::fs;
+use crate::task::proc::{ProcDir, Stat};
+use nix::unistd::Pid;
 use std::io;
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
@@ -15,8 +16,7 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process with this pid, if it runs now.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = Stat::read(pid)?;
-        Ok(Self { pid, start_time: stat.start_time })
+        Ok(Self { pid, start_time: stat(pid)?.start_time() })
     }
 
     /// ckptbpf itself.
@@ -26,40 +26,18 @@ impl ProcessId {
 
     /// Whether it still runs; a zombie does not.
     pub fn runs(self) -> bool {
-        Stat::read(self.pid)
-            .is_ok_and(|stat| stat.start_time == self.start_time && !matches!(stat.state, 'Z' | 'X'))
+        stat(self.pid)
+            .is_ok_and(|stat| stat.start_time() == self.start_time && !matches!(stat.state(), 'Z' | 'X'))
     }
 }
 
 /// The parent of a process, for walking up a tree.
 pub fn parent(pid: i32) -> Option<i32> {
-    Stat::read(pid).ok().map(|stat| stat.parent).filter(|parent| *parent > 0)
+    stat(pid).ok().map(|stat| stat.parent().as_raw()).filter(|parent| *parent > 0)
 }
 
-struct Stat {
-    state: char,
-    parent: i32,
-    start_time: u64,
-}
-
-impl Stat {
-    fn read(pid: i32) -> io::Result<Self> {
-        let text = fs::read(format!("/proc/{pid}/stat"))?;
-        Self::parse(&text)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as known"))
-    }
-
-    /// proc_pid_stat(5). The name stands in parentheses and may itself hold any byte, so fields count from the last one.
-    fn parse(text: &[u8]) -> Option<Self> {
-        let name_end = text.iter().rposition(|byte| *byte == b')')?;
-        let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
-        let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        let parent = fields.next()?.parse().ok()?;
-        // State is field 3, the parent 4; start time is 22, so 17 lie between.
-        let start_time = fields.nth(17)?.parse().ok()?;
-        Some(Self { state, parent, start_time })
-    }
+fn stat(pid: i32) -> io::Result<Stat> {
+    ProcDir::process(Pid::from_raw(pid)).stat()
 }
 
 #[cfg(test)]
@@ -77,13 +55,5 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!id.runs());
-    }
-
-    #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let line = b"12 (a) R 9 (b) S 7 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3";
-        let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.start_time), ('S', 7, 987_654));
-        assert!(Stat::parse(b"garbage").is_none());
     }
 }

@@ -19,6 +19,7 @@ use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
+use crate::freeze::tree;
 use crate::image::GenerationId;
 use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
@@ -30,7 +31,7 @@ use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A program that runs, and whose it is.
 pub struct Start<'a> {
@@ -45,14 +46,31 @@ pub struct Start<'a> {
     pub tracked: Tracked,
     /// For a program that is not our child.
     pub attached: Option<OwnedFd>,
+    /// How the first process ended, where others have outlived it.
+    pub ended: Option<Ended>,
+    /// Called once others can find the job.
+    pub running: &'a mut dyn FnMut(),
 }
 
 /// Supervises it to its end.
 pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
-    let Start { options, identity, lease, path, root, mut signals, parent, mut tracked, attached } = start;
+    let Start {
+        options,
+        identity,
+        lease,
+        path,
+        root,
+        mut signals,
+        parent,
+        mut tracked,
+        attached,
+        ended,
+        running,
+    } = start;
     let record = lease.record();
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
+    tree::note_root(root);
     let known = make_known(&lease, &identity, program);
     let (control, _registration) = match known {
         Ok((control, registration)) => (Some(control), Some(registration)),
@@ -62,6 +80,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         }
     };
     lease.started(program, control.as_ref().map(Control::socket_path))?;
+    running();
     let interval = record.options.interval();
     let name = record.argv.first().cloned().unwrap_or_default();
     if terminal::wants_start_line(options.verbose) {
@@ -80,8 +99,10 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     }
     let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
     let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
+    let ended = Arc::new(ended.map_or_else(OnceLock::new, OnceLock::from));
     let checkpointer = Checkpointer {
         root,
+        ended: ended.clone(),
         lease: lease.clone(),
         codec: codec(&record.options),
         backend,
@@ -104,6 +125,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         control,
         dir: path,
         attached,
+        ended,
     };
     let _as = as_the_user(root, &lease)?;
     let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;

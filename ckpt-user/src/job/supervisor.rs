@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// How a job is supervised.
@@ -40,6 +40,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// For a program that is not our child: readable once its first process has ended.
     pub attached: Option<OwnedFd>,
+    /// How the first process ended, once it has.
+    pub ended: Arc<OnceLock<Ended>>,
 }
 
 /// How long a program that is not our child may go on after its first process, before we look again.
@@ -63,7 +65,6 @@ struct Supervisor {
     last: Option<(u64, Instant)>,
     taken: u64,
     last_error: Option<String>,
-    root_status: Option<Ended>,
     killed_by_us: bool,
     let_go: Option<i32>,
     /// Stopped with the program, and continued since: the SIGCONT for that has not been read yet.
@@ -95,7 +96,6 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         last,
         taken: 0,
         last_error: None,
-        root_status: None,
         killed_by_us: false,
         let_go: None,
         continued: false,
@@ -186,10 +186,11 @@ impl Supervisor {
             // `fg` continues the whole group: then the program has had it.
             Meaning::Forward(libc::SIGCONT)
                 if std::mem::take(&mut self.continued) && !wait::is_stopped(self.plan.root) => {}
-            Meaning::Forward(signal) => {
-                // It may have ended; real-time signals have no name in `Signal`.
-                wait::send(self.plan.root, signal);
+            // Its id may be somebody else's by now: what it has left behind is meant.
+            Meaning::Forward(signal) if self.plan.ended.get().is_some() => {
+                tree::members(self.plan.root).into_iter().for_each(|(pid, _)| wait::send(pid, signal));
             }
+            Meaning::Forward(signal) => wait::send(self.plan.root, signal),
         }
     }
 
@@ -291,7 +292,8 @@ impl Supervisor {
         loop {
             match wait::next_change() {
                 Ok(Some((pid, Change::Ended(ended)))) if pid == self.plan.root => {
-                    self.root_status = Some(ended);
+                    // That of a first process which had ended before the checkpoint stays.
+                    let _ = self.plan.ended.set(ended);
                 }
                 // A thread that stopped for a freeze which had been given up by then.
                 Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
@@ -301,7 +303,7 @@ impl Supervisor {
                     self.continued = true;
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => return self.root_status.is_some() && tree::only_strangers_left(),
+                Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
         }
@@ -319,7 +321,7 @@ impl Supervisor {
         if self.killed_by_us {
             return Ended::Checkpointed;
         }
-        self.root_status.unwrap_or(Ended::Exited(0))
+        self.plan.ended.get().copied().unwrap_or(Ended::Exited(0))
     }
 
     fn say_end(&self, ended: Ended) {

@@ -169,56 +169,35 @@ impl Remote {
     /// One call by the `syscall` instruction at `gadget`, by PTRACE_SYSCALL stops: needs no scratch and no
     /// SIGTRAP, so it can be the last one made.
     pub fn step(&mut self, gadget: u64, call: Call) -> io::Result<i64> {
-        let [rdi, rsi, rdx, r10, r8, r9] = call.args;
-        let thread = self.thread.take().ok_or_else(lost)?;
-        thread.set_regs(&Regs {
-            rip: gadget,
-            rax: call.number as u64,
-            orig_rax: u64::MAX,
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            ..self.template
-        })?;
-        let mut stopped = thread.syscall()?.wait_stopped()?;
-        let mut seen = usize::from(stopped.stop() == Stop::Syscall);
-        while seen < 2 {
-            stopped = stopped.syscall()?.wait_stopped()?;
-            seen += usize::from(stopped.stop() == Stop::Syscall);
-        }
-        let result = stopped.regs()?.rax as i64;
-        self.thread = Some(stopped);
-        Ok(result)
+        self.enter(gadget, call)?;
+        self.next_syscall_stop()?;
+        Ok(self.thread()?.regs()?.rax as i64)
     }
 
     /// Issues `call` by the `syscall` instruction at `gadget` and interrupts it at once: one that sleeps gives
     /// -ERESTART_RESTARTBLOCK and leaves its restart block with the thread, another one its result.
     pub fn interrupted(&mut self, gadget: u64, call: Call) -> io::Result<i64> {
+        self.enter(gadget, call)?;
+        self.settle()?;
+        Ok(self.thread()?.regs()?.rax as i64)
+    }
+
+    /// Has the thread issue `call`; it stands at the entry.
+    fn enter(&mut self, gadget: u64, call: Call) -> io::Result<()> {
         let [rdi, rsi, rdx, r10, r8, r9] = call.args;
+        let (rip, rax, orig_rax) = (gadget, call.number as u64, u64::MAX);
+        self.thread()?.set_regs(&Regs { rip, rax, orig_rax, rdi, rsi, rdx, r10, r8, r9, ..self.template })?;
+        self.next_syscall_stop()
+    }
+
+    fn next_syscall_stop(&mut self) -> io::Result<()> {
         let thread = self.thread.take().ok_or_else(lost)?;
-        let (rip, rax) = (gadget, call.number as u64);
-        thread.set_regs(&Regs {
-            rip,
-            rax,
-            orig_rax: u64::MAX,
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            ..self.template
-        })?;
         let mut stopped = thread.syscall()?.wait_stopped()?;
         while stopped.stop() != Stop::Syscall {
             stopped = stopped.syscall()?.wait_stopped()?;
         }
         self.thread = Some(stopped);
-        self.settle()?;
-        Ok(self.thread()?.regs()?.rax as i64)
+        Ok(())
     }
 
     /// Ends the process: by exit_group(2), or by the signal of a wait(2) status, whose action must be the default.

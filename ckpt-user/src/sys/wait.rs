@@ -28,10 +28,8 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
         return Ok(None);
     }
     let pid = Pid::from_raw(pid as i32);
-    let change = if libc::WIFEXITED(status) {
-        Change::Ended(Ended::Exited(libc::WEXITSTATUS(status) as u8))
-    } else if libc::WIFSIGNALED(status) {
-        Change::Ended(Ended::Signaled(libc::WTERMSIG(status)))
+    let change = if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+        Change::Ended(Ended::from_wait(status))
     } else if libc::WIFCONTINUED(status) {
         Change::Continued
     } else if is_traced_by_us(pid) {
@@ -40,6 +38,21 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
         Change::Stopped
     };
     Ok(Some((pid, change)))
+}
+
+/// How a child has ended that nobody has reaped yet.
+pub fn unreaped(pid: Pid) -> Option<Ended> {
+    // SAFETY: all-zero is a valid siginfo_t (plain integers); with WNOHANG it stays so when nothing has happened.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call; waitid writes nothing else.
+    let result = unsafe { libc::waitid(libc::P_PID, pid.as_raw() as u32, &raw mut info, flags) };
+    // SAFETY: waitid has filled the fields of a SIGCHLD, or left zeros.
+    let (ended, status) = unsafe { (info.si_pid() == pid.as_raw(), info.si_status()) };
+    (result == 0 && ended).then(|| match info.si_code {
+        libc::CLD_EXITED => Ended::Exited(status as u8),
+        _ => Ended::Signaled(status),
+    })
 }
 
 /// Whether the calling thread is its tracer.

@@ -3,8 +3,11 @@
 //! Each round scans, protects again and copies what was written since the one before. What it copied and the program
 //! has written to again is a dead copy in the image. Pure: what is decided here costs time or room, never a page.
 
-/// A residue of fewer pages than this is left for the freeze (16 MiB are copied in some 3 ms).
+/// Without an outlook: after a round of fewer pages than this (16 MiB), the rest is left for the freeze: the program had
+/// only some 20 ms to write more in, while they were copied and compressed.
 pub const SMALL: u64 = 4096;
+/// With one: a residue of fewer pages than this is left for the freeze (2 MiB are copied in less than a millisecond).
+pub const FEW: u64 = 512;
 /// Rounds at most.
 pub const ROUNDS: usize = 4;
 /// Later rounds copy at most so many times what the first one did (or [`SMALL`] pages, if that is more): they are
@@ -31,10 +34,10 @@ pub enum Next {
 /// to find as many pages as the last.
 pub fn next(found: &[u64], outlook: Option<Outlook>) -> Next {
     let (Some(&first), Some(&last)) = (found.first(), found.last()) else { return Next::Round };
-    let residue = outlook.map_or(last, |o| o.residue);
+    let (residue, few) = outlook.map_or((last, SMALL), |o| (o.residue, FEW));
     let again: u64 = found.iter().skip(1).fold(residue, |sum, &round| sum.saturating_add(round));
     let bounded = found.len() < ROUNDS && again <= first.max(SMALL).saturating_mul(DEAD);
-    if bounded && residue >= SMALL && !outlook.is_some_and(|o| is_useless(found, last, o)) {
+    if bounded && residue >= few && !outlook.is_some_and(|o| is_useless(found, last, o)) {
         Next::Round
     } else {
         Next::Freeze
@@ -90,7 +93,7 @@ mod tests {
         ) {
             let log = |round: usize| Some(Outlook { residue: program[round], late: late[round] });
             let found = rounds(&program, log);
-            prop_assert!(found[1..].iter().all(|&pages| pages >= SMALL));
+            prop_assert!(found[1..].iter().all(|&pages| pages >= FEW));
             prop_assert!(found[1..].iter().sum::<u64>() <= DEAD * found[0].max(SMALL));
         }
 
@@ -102,6 +105,13 @@ mod tests {
             let enough = program.iter().position(|&pages| pages < SMALL).map_or(ROUNDS, |at| at + 1);
             prop_assert_eq!(rounds(&program, |_| None).len(), enough);
         }
+    }
+
+    #[test]
+    fn what_is_known_to_be_little_but_not_few_is_copied_beside_the_program() {
+        assert_eq!(next(&[3000], None), Next::Freeze);
+        assert_eq!(next(&[3000], Some(Outlook { residue: 1000, late: 500 })), Next::Round);
+        assert_eq!(next(&[3000], Some(Outlook { residue: 500, late: 250 })), Next::Freeze);
     }
 
     #[test]

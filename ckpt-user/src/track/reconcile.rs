@@ -70,7 +70,7 @@ struct Watch {
     /// The kernel's counter of lost faults, as of the last look.
     lost: u64,
     /// The spaces that are watched. `None`: not scanned yet. Else pages that the last scan found and whose faults came
-    /// in while it went on: they need not be in the next one.
+    /// in while it went on: it is not known whether they were written before it came by or after, or both.
     spaces: HashMap<Pid, Option<PageSet>>,
     lie: Option<Lie>,
 }
@@ -177,9 +177,9 @@ impl Reconcile {
             let Some(scanned) = space.take_reported() else { continue };
             let Some(known) = watch.spaces.get_mut(&space.pid) else { continue };
             let meanwhile = watch.log.pages(space.pid, Duration::MAX).intersection(&scanned);
-            if let Some(before) = known.replace(meanwhile) {
-                let all = watch.closed.pages(space.pid, Duration::MAX);
-                let logged = watch.closed.pages(space.pid, until).union(&all.intersection(&scanned));
+            if let Some(before) = known.replace(meanwhile.clone()) {
+                let late = watch.closed.pages(space.pid, Duration::MAX).intersection(&scanned);
+                let logged = watch.closed.pages(space.pid, until).union(&late).union(&meanwhile);
                 counts.logged += logged.len();
                 counts.gone += gone(&logged, &scanned, &before);
                 *unlogged.get_or_insert(0) += scanned.difference(&logged).len();
