@@ -26,8 +26,8 @@ fn memory(mib: u32, steps: u32, gate: &str, percent: u32) -> Cmd {
 
 /// More pages than a freeze is left with, half of them written to again in each step, all through the checkpoints.
 fn busy(name: &str, options: &[&str]) {
-    let program = memory(32, 400, "-", 50);
-    survive(&Survival { rounds: 3, options, ..Survival::of(name, program).writing("sums") });
+    let program = memory(24, 400, "-", 50);
+    survive(&Survival { rounds: 2, options, ..Survival::of(name, program).writing("sums") });
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Kernel {
     /// The kernel has refused the program, or a process has gone.
     pub fn attach_faults(&self, pids: &[Pid]) -> Result<Option<Attached>, BpfError> {
         let Some(iterators) = &mut self.state().iterators else { return Ok(None) };
-        iterators.track(pids)?;
+        iterators.track_also(pids)?;
         iterators.bpf.attach_faults().map(Some)
     }
 
@@ -181,7 +181,17 @@ impl Iterators {
         for &(host, _) in known.iter().filter(|(_, own)| !wanted.contains(own)) {
             self.bpf.untrack(host)?;
         }
-        let new: Vec<u32> = wanted.into_iter().filter(|w| known.iter().all(|k| k.1 != *w)).collect();
+        self.track_also(pids)
+    }
+
+    /// Watches these processes, too.
+    ///
+    /// # Errors
+    /// As [`Self::track`].
+    fn track_also(&mut self, pids: &[Pid]) -> Result<(), BpfError> {
+        let known = self.bpf.tracked();
+        let wanted = pids.iter().map(|p| p.as_raw() as u32);
+        let new: Vec<u32> = wanted.filter(|w| known.iter().all(|k| k.1 != *w)).collect();
         self.bpf.track_all_own(&new)
     }
 
