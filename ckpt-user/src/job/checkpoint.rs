@@ -301,7 +301,11 @@ impl Checkpointer {
         let mut frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
             .count("id", id)
             .count("pages", frozen.pages)
-            .count("injected", frozen.injected);
+            .count("injected", frozen.injected)
+            .count("smaps", frozen.smaps);
+        for (part, took) in frozen.spent.named() {
+            frozen_event = frozen_event.count(part, took.as_micros() as u64);
+        }
         if let Some(seen) = self.kernel.lifecycle() {
             frozen_event = frozen_event
                 .count("forks", seen.forks)
