@@ -1,10 +1,10 @@
-//! Ends at awkward moments: before the first checkpoint, in the middle of one, and ids that somebody else has.
+//! Ends at awkward moments: before the first checkpoint, and in the middle of one.
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{stepper, verb, walk_through};
+use ckpt_tests::scenario::{Holder, stepper, verb};
 use ckpt_tests::{Cmd, Job, Mode, Random, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -41,33 +41,6 @@ fn a_program_that_ends_while_a_checkpoint_is_being_made() {
             Cmd::sh("ls -A \"$0\" | grep -v -e ckpt$ -e job.json -e lock -e events.jsonl").arg(&images);
         assert_eq!(sandbox.run(left).stdout_text(), "", "unfinished checkpoints are left");
     }
-}
-
-#[test]
-fn a_process_id_that_somebody_has_is_named() {
-    let sandbox = Sandbox::new("pid_in_use");
-    let mut job = Job::launch(&sandbox, &[], &stepper(6));
-    job.running().wait_for_output("0 ", SOON);
-    job.checkpoint();
-    let pid = job.program();
-    job.kill_all();
-    // The next process of the box gets the id: nothing else is started meanwhile.
-    let taker =
-        Cmd::sh("echo $(($0 - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 & wait").arg(pid.to_string());
-    let holder = sandbox.spawn(taker);
-    sandbox.wait_for("the id to be taken", SOON, || sandbox.ps().iter().any(|one| one.pid == pid));
-    let written = std::fs::metadata(sandbox.dir().join("f")).unwrap().len();
-    let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
-    assert!(refused.contains(&format!("process id {pid}")) && refused.contains("sleep"), "{refused}");
-    // A restart that failed has changed no file.
-    assert_eq!(std::fs::metadata(sandbox.dir().join("f")).unwrap().len(), written);
-    // What the message advises works: where no ids are taken.
-    let tool = ckpt_tests::ckptbpf();
-    let elsewhere = Cmd::new("unshare").args(["--pid", "--fork", "--mount-proc"]).arg(tool).arg("restart");
-    let ended = walk_through(&sandbox, elsewhere.arg(job.dir())).success();
-    assert!(ended.stdout_text().lines().last().unwrap().starts_with("6 "), "{}", ended.stdout_text());
-    holder.kill_group(Signal::SIGKILL);
-    holder.wait(SOON).expect_code(137);
 }
 
 #[test]
@@ -108,18 +81,14 @@ fn what_outlives_the_first_process_gets_its_signals_and_its_status_is_kept() {
     sandbox
         .wait_for("the first process to be gone", SOON, || sandbox.ps().iter().all(|one| one.pid != first));
     // Whoever has the id now is none of the program's: it gets neither a signal nor a freeze.
-    let taker =
-        Cmd::sh("echo $(($0 - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 & wait").arg(first.to_string());
-    let stranger = sandbox.spawn(taker);
-    sandbox.wait_for("the id to be taken", SOON, || sandbox.ps().iter().any(|one| one.pid == first));
+    let stranger = Holder::of(&sandbox, first);
     job.running().kill(Signal::SIGUSR1);
     job.running().wait_for_output("ready\n10\n", SOON);
     assert_eq!(job.checkpoint().tasks, 1);
     job.running().kill(Signal::SIGUSR2);
     job.running().wait_for_output("ready\n10\n12\n", SOON);
     assert!(sandbox.ps().iter().any(|one| one.pid == first), "the stranger got a signal");
-    stranger.kill_group(Signal::SIGKILL);
-    stranger.wait(SOON).expect_code(137);
+    stranger.end();
     job.kill_all();
     for mode in [Mode::Eager, Mode::Lazy] {
         job.restart(mode, &[]);

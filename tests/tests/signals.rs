@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use ckpt_tests::scenario::{Holder, verb};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 use nix::sys::signal::Signal;
 
@@ -153,8 +154,8 @@ fn on_a_terminal(sandbox: &Sandbox, script: &str, cmd: &Cmd) {
 #[test]
 fn keys_of_the_terminal_reach_the_program_once() {
     let sandbox = Sandbox::new("keys");
-    let launch = ckpt_tests::scenario::verb("launch", ["-d", "images", "--"])
-        .program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    let launch =
+        verb("launch", ["-d", "images", "--"]).program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
     // One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
     let script = r"
 until(b'checkpoint on request', b'ready')
@@ -173,4 +174,55 @@ until(b'INT3')
 until(b'[ended 4]')
 ";
     on_a_terminal(&sandbox, script, &launch);
+}
+
+/// Python's handlers run on the alternate stack (SA_ONSTACK) where there is one: without one, on the usual one.
+#[test]
+fn a_handler_that_would_run_on_an_alternate_stack_runs_without_one() {
+    let sandbox = Sandbox::new("no_altstack");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    job.running().wait_for_output("ready\n", SOON);
+    job.program();
+    for (mode, count) in [(Mode::Eager, 1), (Mode::Lazy, 2)] {
+        job.checkpoint();
+        job.kill_all();
+        job.restart(mode, &[]);
+        job.program();
+        job.running().kill(Signal::SIGINT);
+        job.running().wait_for_output(&format!("INT{count}\n"), SOON);
+    }
+    job.running().kill(Signal::SIGINT);
+    job.wait(SOON).expect_code(4);
+    assert_eq!(String::from_utf8_lossy(&job.stdout()), "ready\nINT1\nINT2\nINT3\n");
+}
+
+/// Keys as above, with ckptbpf outside of the pid namespace that the program is in.
+#[test]
+fn keys_of_the_terminal_reach_a_program_in_a_pid_namespace_of_its_own_once() {
+    let sandbox = Sandbox::new("keys_inside");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    job.running().wait_for_output("ready\n", SOON);
+    let program = job.program();
+    job.checkpoint();
+    job.kill_all();
+    let holder = Holder::of(&sandbox, program);
+    let script = r"
+until(b'in a pid namespace of its own')
+until(b'checkpoint on request')
+type(b'\x03')
+until(b'INT1')
+type(b'\x1a')
+until(b'[stopped]')
+until(b'CONT1')
+type(b'\x03')
+until(b'INT2')
+type(b'\x1a')
+until(b'[stopped]')
+until(b'CONT2')
+type(b'\x03')
+until(b'INT3')
+until(b'[ended 4]')
+";
+    on_a_terminal(&sandbox, script, &verb("restart", [job.dir()]));
+    holder.end();
 }

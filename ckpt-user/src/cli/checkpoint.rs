@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Status, print};
+use crate::job::namespace::{self, Beside};
+use crate::job::options::CheckpointOptions;
 use crate::job::registry::{Target, live};
 use crate::job::request::{Taker, ask, taker};
 use crate::job::runtime_dir::RuntimeDir;
@@ -44,7 +46,10 @@ impl Checkpoint {
                 say(&format!(
                     "nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"
                 ));
-                job::checkpoint_once(&options)?
+                match namespace::beside(pid)? {
+                    Beside::As(pid) => job::checkpoint_once(&CheckpointOptions { pid, ..options })?,
+                    Beside::Ended(ended) => return Ok(ended.into()),
+                }
             }
         };
         if self.json {

@@ -8,6 +8,7 @@ use super::ended::{self, Ended};
 use super::identity::{Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
+use super::namespace::{self, Beside};
 use super::options::{AttachOptions, CheckpointOptions, JobOptions};
 use super::process::ProcessId;
 use super::record::RecordedOptions;
@@ -42,8 +43,12 @@ struct Found {
 
 /// Supervises a program that runs.
 pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
+    let pid = match namespace::beside(options.pid)? {
+        Beside::As(pid) => pid,
+        Beside::Ended(ended) => return Ok(ended),
+    };
     tree::note_strangers();
-    let found = find(options.pid, &options.job)?;
+    let found = find(pid, &options.job)?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let pidfd = pidfd::open(found.root).context("the program is gone")?;
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
@@ -63,7 +68,8 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
     })
 }
 
-/// Takes one full checkpoint of a program that nobody supervises.
+/// Takes one full checkpoint of a program that nobody supervises. Its id is as this process sees it
+/// ([`namespace::beside`]).
 pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
     let found = find(options.pid, &job)?;
@@ -122,6 +128,7 @@ fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
         _ => caller,
     };
     // A supervisor that was killed has left word of where it wrote.
+    let pid = ProcessId::of(pid).context("the program is gone")?.pid;
     let known = || registry::find(&registry::live(&RuntimeDir::visible()), &Target::Pid(pid));
     let path = match (&job.dir, known().filter(|live| live.entry.program.pid == pid)) {
         (None, Some(live)) => live.entry.dir,

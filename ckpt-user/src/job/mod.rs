@@ -3,6 +3,7 @@
 //! ```text
 //! cli ─▶ options ─▶ launch │ restart │ attach ─▶ Ended ─▶ exit status
 //!                     │
+//!                     ├─ namespace + stand_in: a pid namespace of the program's own, where its ids are in use
 //!                     ├─ identity: whose program            directory, record, lease: whose directory
 //!                     ├─ registry + control: status and checkpoint find and ask the job
 //!                     └─ interval, retention (pure); events, terminal (what is told)
@@ -22,7 +23,9 @@ pub mod interval;
 pub mod launch;
 mod lazy;
 pub mod lease;
+pub mod namespace;
 pub mod options;
+pub mod outside;
 pub mod process;
 pub mod prune;
 pub mod record;
@@ -35,6 +38,7 @@ mod rounds;
 pub mod run;
 pub mod runtime_dir;
 pub mod signals;
+pub mod stand_in;
 pub mod start;
 pub mod supervisor;
 pub mod terminal;

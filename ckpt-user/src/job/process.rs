@@ -1,21 +1,22 @@
 //! Which process is meant, for good: a pid alone may be another program by now.
 
-use crate::task::proc::{ProcDir, Stat};
-use nix::unistd::Pid;
+use super::outside;
+use crate::task::proc::Stat;
 use std::io;
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ProcessId {
-    /// Process id, as this pid namespace numbers it.
+    /// Process id, as the pid namespace that ckptbpf was started in numbers it (see [`outside`]).
     pub pid: i32,
     /// Field 22 of /proc/PID/stat: clock ticks since boot.
     pub start_time: u64,
 }
 
 impl ProcessId {
-    /// The process with this pid, if it runs now.
+    /// The process that is `pid` for this one, if it runs now.
     pub fn of(pid: i32) -> io::Result<Self> {
+        let pid = outside::known_as(pid)?;
         Ok(Self { pid, start_time: stat(pid)?.start_time() })
     }
 
@@ -31,13 +32,13 @@ impl ProcessId {
     }
 }
 
-/// The parent of a process, for walking up a tree.
+/// The parent of a process, for walking up a tree; ids as in [`ProcessId`].
 pub fn parent(pid: i32) -> Option<i32> {
     stat(pid).ok().map(|stat| stat.parent().as_raw()).filter(|parent| *parent > 0)
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
-    ProcDir::process(Pid::from_raw(pid)).stat()
+    Stat::parse(&String::from_utf8_lossy(&outside::read(&format!("{pid}/stat"))?))
 }
 
 #[cfg(test)]

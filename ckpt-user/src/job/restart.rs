@@ -7,15 +7,19 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
+use super::namespace::{self, Side};
 use super::options::{FilesPolicy, RestartOptions};
+use super::outside;
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
+use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::memory::shared::Restored;
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
+use crate::rebuild::taken::{self, Taken};
 use crate::rebuild::{self, Mode};
 use crate::record::Image;
 use crate::sys::clone;
@@ -25,6 +29,7 @@ use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
+use nix::unistd::Pid;
 use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,17 +37,23 @@ use std::time::Instant;
 
 /// Runs a program again from a checkpoint and supervises it.
 pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
+    let begun = Instant::now();
     if !options.detach {
-        return run_again(options, &mut || ());
+        return run_again(options, begun, None, &mut || ());
     }
     match spawn::detach().context("cannot go to the background")? {
         Detached::Parent(ended) => Ok(ended),
-        Detached::Child(ready) => run_again(options, &mut || ready.tell()),
+        Detached::Child(ready) => run_again(options, begun, None, &mut || ready.tell()),
     }
 }
 
-fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
-    let begun = Instant::now();
+/// `taken`: why this process is in a pid namespace made for the program, if it is.
+fn run_again(
+    options: &RestartOptions,
+    begun: Instant,
+    taken: Option<&Taken>,
+    running: &mut dyn FnMut(),
+) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
@@ -57,11 +68,22 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    if taken.is_none()
+        && let Some(taken) = taken::first(&image)
+    {
+        // Who goes on begins anew: the lock of the directory is not to be shared.
+        drop((target, chain, plan, dir));
+        return match namespace::make(&image, &taken)? {
+            Side::Outside(stand_in) => stand_in.serve(),
+            Side::Inside => run_again(options, begun, Some(&taken), running),
+        };
+    }
     tree::note_strangers();
     // Before we become what orphans are given to: it is to be none of ours.
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
-            guardian: Guardian::start().context("cannot start the guardian of a lazy restart")?,
+            guardian: Guardian::start(namespace::guardian_id(&image)?)
+                .context("cannot start the guardian of a lazy restart")?,
             hold: options.hold_fill.clone(),
             inherits: target.same_directory,
         }),
@@ -81,6 +103,9 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    if let Some(taken) = taken {
+        say_where(taken, root);
+    }
     note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
@@ -108,6 +133,15 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         ended: image.ended.map(Ended::from_wait),
         running,
     })
+}
+
+/// The program has one id for itself and another one for everybody else.
+fn say_where(taken: &Taken, root: Pid) {
+    let Taken { id, by, .. } = taken;
+    let here = outside::known_as(root.as_raw()).map_or_else(|_| "gone".to_owned(), |pid| pid.to_string());
+    terminal::say(&format!(
+        "process id {id} is in use ({by}): the program runs in a pid namespace of its own, as pid {root} there (here: {here})"
+    ));
 }
 
 /// The restart's line in events.jsonl.

@@ -86,7 +86,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     if terminal::wants_start_line(options.verbose) {
         terminal::say(&terminal::start_line(&terminal::Start {
             program: &name,
-            pid: root.as_raw(),
+            pid: program.pid,
             user: &identity.name,
             interval,
             dir: &path,

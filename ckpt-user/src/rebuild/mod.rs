@@ -1,7 +1,7 @@
 //! From an image back to running processes.
 //!
 //! ```text
-//!  ids free ─▶ clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
+//!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
 //!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
 //!     ─▶ resume (registers, detach)
 //! ```
@@ -17,6 +17,7 @@ pub mod plan;
 pub mod process;
 pub mod resume;
 pub mod skeleton;
+pub mod taken;
 
 use crate::image::{Chain, ImageError};
 use crate::page::{Pager, Plan};
@@ -65,13 +66,12 @@ pub enum Mode {
     Lazy(Plan),
 }
 
-/// Rebuilds the tree of `image` with the pages of `chain`.
+/// Rebuilds the tree of `image` with the pages of `chain`. Its ids are free ([`taken`]).
 ///
 /// # Errors
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image)?;
-    skeleton::await_ids(image);
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let objects = objects::make(image, chain, owner)?;
     let skeletons = skeleton::plant(image, original_time)?;

@@ -1,7 +1,7 @@
 //! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
 
 use super::plan::{self, Maker, Step};
-use super::{RebuildError, Rebuilding, clocks};
+use super::{RebuildError, Rebuilding, clocks, taken};
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::record::Image;
@@ -26,9 +26,6 @@ pub struct Skeleton {
 }
 
 const OPTIONS: i32 = ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TRACECLONE | ptrace::O_EXITKILL;
-
-/// How long a process id held by something dying is waited for.
-const PID_WAIT: Duration = Duration::from_secs(5);
 
 /// Makes the whole tree with its sessions, groups and ended children. `original_time` is gone back to.
 pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>, RebuildError> {
@@ -78,20 +75,6 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
     grown.into_iter().map(|one| one.ok_or_else(lost)).collect()
 }
 
-/// Waits until the ids are free that something ended or ending still holds. The program's clocks stand still
-/// meanwhile: they are set after this.
-pub fn await_ids(image: &Image) {
-    let until = Instant::now() + PID_WAIT;
-    let ids = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid).chain([p.pid]));
-    for id in ids {
-        let dying =
-            || ProcDir::process(Pid::from_raw(id)).stat().is_ok_and(|s| matches!(s.state(), 'Z' | 'X'));
-        while dying() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
 fn lost() -> RebuildError {
     RebuildError::Refused("a process was lost while it was made".to_owned())
 }
@@ -101,19 +84,19 @@ fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, R
 }
 
 /// Makes a process or thread with id `pid`, waiting for a holder of the id that is on its way out: the kernel frees the
-/// id of a thread only after the process may have been waited for.
+/// id of a thread only after the process may have been waited for. Ids that are in use were looked for before: who has
+/// one now came since.
 pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
-    let until = Instant::now() + PID_WAIT;
+    let until = Instant::now() + taken::WAIT;
     loop {
         match make() {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
-                let holder = ProcDir::process(Pid::from_raw(pid));
-                let state = holder.stat().map_or('?', |s| s.state());
-                if !matches!(state, 'Z' | 'X' | '?') || Instant::now() > until {
+                let holder = taken::holder(pid);
+                if holder.as_ref().is_some_and(|h| !h.dying) || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
-                        "process id {pid}, which the program has, is in use by another process ({}): end that one, or \
-                         restart where no ids are taken: unshare --pid --fork --mount-proc ckptbpf restart …",
-                        holder.text("comm").unwrap_or_default().trim()
+                        "process id {pid}, which the program has, has just been taken by another process ({}); restart \
+                         it once more",
+                        holder.map_or_else(|| "?".to_owned(), |h| h.by)
                     )));
                 }
                 std::thread::sleep(Duration::from_millis(2));

@@ -73,6 +73,33 @@ pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
     }
 }
 
+/// Forks this process: into the new namespaces that `flags` (CLONE_NEW…) name, and with id `pid` if one is wanted.
+/// Returns the child's id, and `None` in the child.
+///
+/// Only while the calling process has one thread: the child is a copy of it and may do whatever it may.
+///
+/// # Errors
+/// EEXIST when the id is taken, EPERM without the capabilities that namespaces and ids take.
+pub fn fork(flags: u64, pid: Option<Pid>) -> io::Result<Option<Pid>> {
+    let tid = [pid.map_or(0, Pid::as_raw)];
+    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if pid.is_some() {
+        (args.set_tid, args.set_tid_size) = (tid.as_ptr() as u64, 1);
+    }
+    let mut own: u64 = 0;
+    // SAFETY: the kernel writes one address, where this thread's id is kept by the C library, to `own`.
+    if unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut own) } == 0 && own != 0 {
+        args.flags |= (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID) as u64;
+        args.child_tid = own;
+    }
+    // SAFETY: fork-like clone3 (no CLONE_VM, no new stack): the child goes on here on its own copy of this stack, and
+    // as there is one thread, no lock is held by another. `args` and `tid` live across the call; the child's id is
+    // written where the C library's own fork has it written.
+    let child =
+        super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    Ok((child != 0).then(|| Pid::from_raw(child as i32)))
+}
+
 /// Children of this process are born in a new time namespace from now on.
 pub fn unshare_time() -> io::Result<()> {
     // SAFETY: one integer argument; affects only children created later.

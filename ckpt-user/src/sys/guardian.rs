@@ -16,6 +16,7 @@
 //! is spared by the OOM killer where that may be asked for. After the fork it makes system calls and nothing
 //! else: no allocation, no lock, no log. It is no child of ckptbpf, which waits for its children.
 
+use super::clone::CloneArgs;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 use std::ffi::CStr;
@@ -33,20 +34,29 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Starts it. Before this process becomes a subreaper: an orphan is what the guardian is to be.
-    pub fn start() -> io::Result<Self> {
+    /// Starts it, with id `pid` if one is wanted. Before this process becomes a subreaper: an orphan is what the guardian
+    /// is to be.
+    pub fn start(pid: Option<Pid>) -> io::Result<Self> {
         let namespace = shared_word()?;
         let dismiss = ManuallyDrop::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let keeper: ManuallyDrop<OwnedFd> = ManuallyDrop::new(super::pidfd::open(Pid::this())?);
         let (dismissed, gone) = (dismiss.as_raw_fd(), keeper.as_raw_fd());
+        let tid = [pid.map_or(0, Pid::as_raw)];
+        let args = CloneArgs {
+            flags: libc::CLONE_FILES as u64,
+            exit_signal: libc::SIGCHLD as u64,
+            set_tid: if pid.is_some() { tid.as_ptr() as u64 } else { 0 },
+            set_tid_size: u64::from(pid.is_some()),
+            ..CloneArgs::default()
+        };
         // SAFETY: fork-like clones (no CLONE_VM, no new stack): each child goes on here on its own copy of this
-        // stack and never returns: it only makes system calls and exits.
+        // stack and never returns: it only makes system calls and exits. `args` and `tid` live across both.
         let middle = unsafe {
             let middle = libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0);
             if middle == 0 {
                 let mask = u64::MAX;
                 libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8);
-                let own = libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0);
+                let own = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>());
                 if own == 0 {
                     guard(dismissed, gone, namespace);
                 }

@@ -6,6 +6,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::WaitStatus;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -95,4 +96,19 @@ pub fn detach() -> io::Result<Detached> {
             Ok(Detached::Child(Ready(std::cell::RefCell::new(Some(to)))))
         }
     }
+}
+
+/// Closes every descriptor of this process but `kept`, its standard streams too: for a process that only waits for
+/// others, and keeps no pipe open that they have closed. Nothing that owns one of them may be used or dropped after it.
+pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd() as u32;
+    let close = |from: u32, to: u32| {
+        // SAFETY: three integers. The caller goes on without the descriptors that are closed.
+        let done = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        super::check(done).map(drop)
+    };
+    if kept > 0 {
+        close(0, kept - 1)?;
+    }
+    close(kept + 1, u32::MAX)
 }

@@ -40,6 +40,18 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
     Ok(Some((pid, change)))
 }
 
+/// Waits for the next child that ends, stops or continues: its id and the raw status (waitpid(2)).
+///
+/// # Errors
+/// ECHILD when there is no child left.
+pub fn any_child() -> io::Result<(Pid, i32)> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::WUNTRACED | libc::WCONTINUED;
+    // SAFETY: `status` outlives the call; waitpid writes nothing else.
+    let pid = super::check(i64::from(unsafe { libc::waitpid(-1, &raw mut status, flags) }))?;
+    Ok((Pid::from_raw(pid as i32), status))
+}
+
 /// How a child has ended that nobody has reaped yet.
 pub fn unreaped(pid: Pid) -> Option<Ended> {
     // SAFETY: all-zero is a valid siginfo_t (plain integers); with WNOHANG it stays so when nothing has happened.

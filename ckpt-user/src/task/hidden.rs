@@ -12,7 +12,7 @@ use crate::sys::ptrace::Stopped;
 use std::io;
 
 /// `SS_DISABLE`: no alternate stack.
-pub const SS_DISABLE: i32 = 2;
+const SS_DISABLE: i32 = 2;
 /// `SS_AUTODISARM`, the one flag that is not derived.
 const SS_AUTODISARM: i32 = 1 << 31;
 

@@ -59,7 +59,7 @@ impl ProcDir {
     }
 
     pub fn stat(&self) -> io::Result<Stat> {
-        Stat::parse(&self.text("stat")?).ok_or_else(|| invalid("stat"))
+        Stat::parse(&self.text("stat")?)
     }
 
     /// Ids of the numeric entries of a directory below (`task`, `fd`, `map_files` are such), ascending.
@@ -122,7 +122,13 @@ pub struct Stat {
 }
 
 impl Stat {
-    fn parse(text: &str) -> Option<Self> {
+    /// # Errors
+    /// InvalidData when it is not as proc_pid_stat(5) has it.
+    pub fn parse(text: &str) -> io::Result<Self> {
+        Self::split(text).ok_or_else(|| invalid("stat"))
+    }
+
+    fn split(text: &str) -> Option<Self> {
         let open = text.find('(')?;
         let close = text.rfind(')')?;
         let fields = text.get(close + 2..)?.split_ascii_whitespace().map(str::to_owned).collect();

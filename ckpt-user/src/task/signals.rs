@@ -1,6 +1,6 @@
 //! Signal masks, actions, alternate stacks and pending signals.
 
-use super::hidden::{ProcessState, SS_DISABLE, ThreadState};
+use super::hidden::{ProcessState, ThreadState};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use std::io;
@@ -95,14 +95,13 @@ pub fn rebuild_trap(actions: &[Action], remote: &mut Remote, gadget: u64) -> io:
 
 /// Sets the calling thread's alternate stack and queues its pending signals again; all signals are blocked.
 pub fn rebuild_thread(signals: &ThreadSignals, remote: &mut Remote, pid: u64, tid: u64) -> io::Result<()> {
-    if signals.altstack_flags & SS_DISABLE == 0 {
-        let mut stack = Vec::with_capacity(24);
-        stack.extend(signals.altstack.to_le_bytes());
-        stack.extend(i64::from(signals.altstack_flags).to_le_bytes());
-        stack.extend(signals.altstack_size.to_le_bytes());
-        let at = remote.data(&stack)?;
-        remote.call(libc::SYS_sigaltstack, &[at, 0])?;
-    }
+    // Having none is to be said, too: a skeleton has inherited that of ckptbpf's own thread, whose memory is gone.
+    let mut stack = Vec::with_capacity(24);
+    stack.extend(signals.altstack.to_le_bytes());
+    stack.extend(i64::from(signals.altstack_flags).to_le_bytes());
+    stack.extend(signals.altstack_size.to_le_bytes());
+    let at = remote.data(&stack)?;
+    remote.call(libc::SYS_sigaltstack, &[at, 0])?;
     for info in &signals.pending {
         let at = remote.data(info)?;
         remote.call(libc::SYS_rt_tgsigqueueinfo, &[pid, tid, signal_of(info)?, at])?;

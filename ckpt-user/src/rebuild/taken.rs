@@ -1,0 +1,111 @@
+//! Process ids of an image that somebody has already.
+
+use crate::record::Image;
+use crate::task::proc::ProcDir;
+use nix::unistd::{Pid, getpgid, getsid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long an id that is held by something dying is waited for.
+pub const WAIT: Duration = Duration::from_secs(5);
+
+/// An id that is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub id: i32,
+    /// Name of who has it: as its own, or as that of its process group or session.
+    pub by: String,
+    /// It has ended, or is about to.
+    pub dying: bool,
+}
+
+/// Every id that a restart makes: processes, threads, ended children, and leaders that are gone.
+pub fn ids(image: &Image) -> BTreeSet<i32> {
+    let threads = image.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid));
+    image.nodes().iter().map(|n| n.pid).chain(threads).collect()
+}
+
+/// The first id of the image that somebody keeps. Waits for those that something ended or ending still holds, at most
+/// [`WAIT`].
+pub fn first(image: &Image) -> Option<Taken> {
+    let ids = ids(image);
+    let until = Instant::now() + WAIT;
+    loop {
+        let taken = look(&ids);
+        if taken.is_empty() {
+            return None;
+        }
+        if let Some(kept) = taken.values().find(|t| !t.dying || Instant::now() > until) {
+            return Some(kept.clone());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Who has id `id`.
+pub fn holder(id: i32) -> Option<Taken> {
+    look(&BTreeSet::from([id])).remove(&id)
+}
+
+/// Those of `ids` that are in use. An id lives on as that of a group or session when its process is gone.
+fn look(ids: &BTreeSet<i32>) -> BTreeMap<i32, Taken> {
+    let mut found = BTreeMap::new();
+    let mut note = |id: i32, pid: i32| {
+        let holder = ProcDir::process(Pid::from_raw(pid));
+        if let Ok(stat) = holder.stat() {
+            let taken = Taken { id, by: stat.comm.clone(), dying: matches!(stat.state(), 'Z' | 'X') };
+            found.entry(id).and_modify(|old: &mut Taken| old.dying &= taken.dying).or_insert(taken);
+        }
+    };
+    for &id in ids {
+        note(id, id);
+    }
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let of = Some(Pid::from_raw(pid));
+        for id in [getpgid(of), getsid(of)].into_iter().flatten().map(Pid::as_raw) {
+            if ids.contains(&id) && id != pid {
+                note(id, pid);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Process, Thread};
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    fn image(pid: i32, tid: i32) -> Image {
+        let thread = |tid| Thread { tid, ..Thread::default() };
+        let process = Process { pid, threads: vec![thread(pid), thread(tid)], ..Process::default() };
+        Image { processes: vec![process], ..Image::default() }
+    }
+
+    #[test]
+    fn ids_of_threads_and_of_leaders_that_are_gone_count() {
+        let mut image = image(7, 9);
+        image.processes[0].process_group = 5;
+        image.processes[0].session = 4;
+        assert_eq!(ids(&image), BTreeSet::from([4, 5, 7, 9]));
+    }
+
+    #[test]
+    fn who_has_an_id_is_named_also_a_group_whose_leader_is_gone() {
+        let own = std::process::id() as i32;
+        let beyond = 1 << 30;
+        assert_eq!(first(&image(beyond, beyond + 1)), None);
+        assert_eq!(first(&image(beyond, own)).map(|t| (t.id, t.dying)), Some((own, false)));
+        // The shell leads a group, starts one that stays in it, and ends.
+        let shell =
+            Command::new("sh").args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).process_group(0).output();
+        let sleep: i32 = String::from_utf8(shell.unwrap().stdout).unwrap().trim().parse().unwrap();
+        let group = getpgid(Some(Pid::from_raw(sleep))).unwrap().as_raw();
+        let taken = first(&image(beyond, group)).unwrap();
+        nix::sys::signal::kill(Pid::from_raw(sleep), nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert_eq!((taken.id, taken.by.as_str()), (group, "sleep"));
+    }
+}
