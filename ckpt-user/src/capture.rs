@@ -96,6 +96,7 @@ fn capture_process(
     let dir = ProcDir::process(pid);
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(pid, &status)?;
+    sharing::check_threads(pid, process.threads.iter().map(|t| t.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
     let (threads, state) = match known_states(process, hidden) {
         Some(known) => known,
