@@ -4,6 +4,7 @@ use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, vdso};
 use crate::object::table;
+use crate::object::terminal::Modes;
 use crate::rebuild::plan;
 use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
@@ -68,7 +69,7 @@ pub fn capture(
         }
         processes.push(record);
     }
-    let foreground = foreground(&mut processes, &mut zombies)?;
+    let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
         clocks: Some(clocks),
@@ -78,6 +79,7 @@ pub fn capture(
         zombies,
         foreground,
         ended: None,
+        terminal,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
@@ -95,8 +97,7 @@ fn capture_process(
     let pid = process.pid;
     let dir = ProcDir::process(pid);
     let status = dir.status().reading(pid, "status")?;
-    unsupported::check(pid, &status)?;
-    sharing::check_threads(pid, process.threads.iter().map(|t| t.tid))?;
+    unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
     let (threads, state) = match known_states(process, hidden) {
         Some(known) => known,
@@ -218,14 +219,14 @@ fn capture_thread(
 }
 
 /// Makes the ids of sessions, groups and parents outside the tree 0, and returns the tree's group that has the
-/// terminal, 0 for none. An id of nobody at all is that of a leader that is gone: its group is the program's own.
-fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<i32, Refusal> {
+/// terminal, 0 for none or that of whoever started ckptbpf, and the modes of a terminal that the program has. An id of nobody at all is that of a leader that is gone: its group is the program's own.
+fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32, Option<Modes>), Refusal> {
     let inside: Vec<i32> = processes.iter().map(|p| p.pid).chain(zombies.iter().map(|z| z.pid)).collect();
     let ours = [nix::unistd::getsid(None).map_or(0, Pid::as_raw), nix::unistd::getpgrp().as_raw()];
     let is_outside = |id: i32| {
         !inside.contains(&id) && (ours.contains(&id) || ProcDir::process(Pid::from_raw(id)).stat().is_ok())
     };
-    let mut foreground = 0;
+    let (mut foreground, mut modes) = (0, None);
     for process in &mut *processes {
         let pid = Pid::from_raw(process.pid);
         let stat = ProcDir::process(pid).stat().reading(pid, "stat")?;
@@ -241,8 +242,9 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<i32, 
             let what = "has a controlling terminal of its own";
             return Err(Refusal::unsupported(pid, what, "only the launcher's terminal can be given back"));
         }
-        if stat.foreground().as_raw() == process.process_group {
+        if stat.foreground() == stat.process_group() {
             foreground = process.process_group;
+            modes = Modes::read().ok();
         }
     }
     for zombie in zombies {
@@ -252,7 +254,7 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<i32, 
             }
         }
     }
-    Ok(foreground)
+    Ok((foreground, modes))
 }
 
 fn machine(vdso: u64) -> Machine {

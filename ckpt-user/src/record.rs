@@ -3,7 +3,7 @@
 
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, table::Descriptor};
+use crate::object::{Description, table::Descriptor, terminal::Modes};
 use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
 use crate::task::limits::Limit;
@@ -35,6 +35,9 @@ pub struct Image {
     /// How the program's first process ended, as wait(2) gives it, where others have outlived it: ckptbpf's own status.
     #[prost(int32, optional, tag = "8")]
     pub ended: Option<i32>,
+    /// Modes of the terminal, where the program had it.
+    #[prost(message, optional, tag = "9")]
+    pub terminal: Option<Modes>,
 }
 
 /// Where the image was made.

@@ -233,35 +233,6 @@ fn descriptors_shared_and_alike_are_told_apart_both_ways() {
     assert_eq!(without_times(by_iterators), without_times(by_looking));
 }
 
-/// A thread that has called unshare(2) with the flag in place of FLAG.
-const UNSHARED: &str = "
-import ctypes, os, threading
-os.closerange(3, 1024)
-def own():
-    assert ctypes.CDLL(None).unshare(FLAG) == 0
-    print('ready', flush=True)
-    os.read(os.pipe()[0], 1)
-threading.Thread(target=own).start()
-";
-
-#[test]
-fn a_thread_with_a_table_or_directory_of_its_own_is_refused_by_name() {
-    for (flag, what) in [("0x400", "a descriptor table"), ("0x200", "a working directory")] {
-        let child = python(&UNSHARED.replace("FLAG", flag));
-        let pid = Pid::from_raw(child.id() as i32);
-        let kernel = Kernel::default();
-        kernel.load(None);
-        let mut tree = freeze(pid, &kernel).unwrap();
-        let thread = tree.processes[0].threads[1].tid;
-        let refusal = capture(&mut tree, pid, &kernel.read(&[pid]), false).err().map(|e| e.to_string());
-        tree.thaw();
-        end(child);
-        let wanted =
-            format!("process {pid} has a thread {thread} with {what} of its own: this cannot be saved yet");
-        assert_eq!(refusal, Some(wanted));
-    }
-}
-
 #[test]
 fn iterators_and_injected_calls_find_the_same() {
     let child = python(PROGRAM);

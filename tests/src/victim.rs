@@ -25,6 +25,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("forktree", "forktree.c", &[]),
     ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
+    ("settings", "settings.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),

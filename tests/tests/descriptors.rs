@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Survival, ckptbpf, survive, verb};
+use ckpt_tests::scenario::{Survival, ckptbpf, held, let_go, python_loop, survive, verb};
 use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -15,48 +15,11 @@ fn every_kind_of_descriptor() {
     survive(&Survival::of("fds", victim_cmd("fds").args([".", "1500", "1000"])));
 }
 
-/// What cannot be saved: a line of Python that makes it, and what the refusal says of it.
-const REFUSED: &[(&str, &str)] = &[
-    ("import socket; keep = socket.socketpair()", "sockets cannot be saved yet"),
-    ("import os; keep = os.memfd_create('m')", "deleted files cannot be saved yet"),
-    ("keep = open('gone', 'w'); os.unlink('gone')", "the file has been deleted"),
-    ("keep = open('locked', 'w'); fcntl.flock(keep, fcntl.LOCK_EX)", "file locks cannot be saved yet"),
-    ("keep = open('leased', 'w'); fcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "leases"),
-    ("keep = os.pipe(); fcntl.fcntl(keep[0], fcntl.F_SETOWN, os.getpid())", "F_SETOWN"),
-    ("keep = os.pipe2(os.O_DIRECT)", "packet mode"),
-    ("keep = ctypes.CDLL(None).inotify_init()", "descriptors of the kind inotify"),
-    ("keep = os.pidfd_open(1)", "descriptors of the kind pidfd"),
-    ("keep = open('/proc/self/stat')", "files of a process in /proc"),
-    ("keep = os.openpty()", "this device cannot be saved"),
-];
-
-#[test]
-fn what_cannot_be_saved_is_refused_by_name_and_the_program_goes_on() {
-    let sandbox = Sandbox::new("refused");
-    for (at, (line, reason)) in REFUSED.iter().enumerate() {
-        let script = format!(
-            "import ctypes, fcntl, os, select\n{line}\nfor i in range(100000):\n    print(i, flush=True)\n    select.select([], [], [], 0.01)"
-        );
-        let dir = sandbox.dir().join(format!("images{at}"));
-        let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
-        let mut job = Job::launch_in(&sandbox, dir.clone(), &[], &program);
-        job.running().wait_for_output("\n3\n", SOON);
-        let refused = sandbox.run(verb("checkpoint", [&dir])).expect_code(125);
-        let said = refused.stderr_text();
-        assert!(said.contains(reason) && said.contains("process "), "{line}: {said}");
-        assert!(said.contains("descriptor "), "{line}: {said}");
-        let now = job.running().stdout().len();
-        sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
-        assert!(job.checkpoints().is_empty(), "{line}: something was written");
-        job.kill_all();
-    }
-}
-
 /// A nested epoll, one that watches a number which has been given to another file since, and one whose number was
 /// closed while a duplicate lives.
 #[test]
 fn epolls_whose_numbers_have_moved() {
-    let script = "
+    let begin = "
 import os, select
 a, b = os.pipe(), os.pipe()
 inner, outer, moved = select.epoll(), select.epoll(), select.epoll()
@@ -65,16 +28,16 @@ outer.register(inner.fileno(), select.EPOLLIN)
 moved.register(b[0], select.EPOLLIN)
 kept = os.dup(b[0])
 os.dup2(a[0], b[0])
-for i in range(400):
-    print(i, flush=True)
-    select.select([], [], [], 0.005)
+";
+    let end = "
 print(outer.poll(0), moved.poll(0))
 os.write(a[1], b'x')
 print(outer.poll(1) == [(inner.fileno(), select.EPOLLIN)], moved.poll(0))
 os.write(b[1], b'yz')
 print([e for _, e in moved.poll(1)] == [select.EPOLLIN], os.read(kept, 9))
 ";
-    let program = Cmd::new("/usr/bin/python3").args(["-c", script]);
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, flush=True)"));
+    let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
     survive(&Survival { rounds: 2, ..Survival::of("epolls", program) });
 }
 
@@ -86,14 +49,17 @@ fn standard_streams_that_were_one_are_told_apart() {
     let images = dir.display();
     let bin = ckptbpf();
     let bin = bin.display();
-    let count = "for i in $(seq 300); do echo out$i; echo err$i >&2; read -t 0.01 -u 8 || :; done";
+    let hold = "while [[ $i = 300 && ! -e $VICTIM_HOLD ]]; do read -t 0.01 -u 8 || :; done";
+    let count =
+        format!("for i in $(seq 300); do {hold}; echo out$i; echo err$i >&2; read -t 0.01 -u 8 || :; done");
     let line = format!("{bin} launch -d {images} -- bash -c 'exec 8<> <(:); {count}' <> both >&0 2>&0");
-    let launched = sandbox.spawn(line.as_str());
+    let launched = sandbox.spawn(held(&sandbox, Cmd::sh(&line)));
     sandbox.wait_for("output", SOON, || {
         std::fs::read_to_string(sandbox.dir().join("both")).unwrap_or_default().contains("out5\n")
     });
     sandbox.run(verb("checkpoint", ["--kill"]).arg(&dir)).success();
     launched.wait(SOON).expect_code(85);
+    let_go(&sandbox);
     let line = format!("echo old > own; {bin} restart {images} 1<> own 2> other < /dev/null");
     sandbox.run(line.as_str()).success();
     let read = |name: &str| std::fs::read_to_string(sandbox.dir().join(name)).unwrap();

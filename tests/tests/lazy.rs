@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ckpt_tests::sandbox::let_pass;
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{held, let_go, verb};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Random, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -123,7 +123,7 @@ fn the_first_output_comes_before_one_percent_of_the_memory() {
 #[test]
 fn the_program_outlives_its_pager_once_all_pages_are_there() {
     let sandbox = Sandbox::new("lazy_outlives");
-    let program = lazymem([32, 60, 50], "20000", 0);
+    let program = held(&sandbox, lazymem([32, 60, 50], "20000", 0));
     let expected = Expected::of(&sandbox, &lazymem([32, 60, 50], "-", 0), None);
     let mut job = Job::launch(&sandbox, &[], &program);
     job.running().wait_for_output("\n3 ", SOON);
@@ -133,6 +133,7 @@ fn the_program_outlives_its_pager_once_all_pages_are_there() {
     wait_until_full(&sandbox, &job);
     let pager = job.running().pid;
     sandbox.kill(pager, Signal::SIGKILL as i32).unwrap();
+    let_go(&sandbox);
     sandbox.wait_for("the program's own end", SOON, || sandbox.ps().is_empty());
     job.wait(SOON);
     assert_same("standard output", &expected.stdout, &job.stdout());

@@ -14,6 +14,7 @@ const SOON: Duration = Duration::from_secs(30);
 fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
     let sandbox = Sandbox::new("orphan");
     let mut job = Job::launch(&sandbox, &["-i", "0.1"], &stepper(6));
+    job.running().wait_for_output("0 ", SOON);
     job.wait_for_checkpoint(1);
     let pid = job.kill_supervisor();
     sandbox.kill(pid, Signal::SIGUSR1 as i32).unwrap();

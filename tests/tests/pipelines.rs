@@ -5,20 +5,20 @@ use ckpt_tests::victim_cmd;
 
 #[test]
 fn a_shell_pipeline() {
-    survive(&Survival::of("pipeline.sh", victim_cmd("pipeline.sh").args(["1500", "0.004"])));
+    survive(&Survival::of("pipeline.sh", victim_cmd("pipeline.sh").args(["800", "0.004"])));
 }
 
 #[test]
 fn count_in_bash() {
-    survive(&Survival::of("count.sh", victim_cmd("count.sh").args(["f", "2000", "0.003"])).writing("f"));
+    survive(&Survival::of("count.sh", victim_cmd("count.sh").args(["f", "1000", "0.003"])).writing("f"));
 }
 
 #[test]
 fn count_in_python() {
-    survive(&Survival::of("count.py", victim_cmd("count.py").args(["f", "2000", "3000"])).writing("f"));
+    survive(&Survival::of("count.py", victim_cmd("count.py").args(["f", "1100", "3000"])).writing("f"));
 }
 
 #[test]
 fn numpy() {
-    survive(&Survival::of("matrix.py", victim_cmd("matrix.py").args(["2000", "3000"])));
+    survive(&Survival::of("matrix.py", victim_cmd("matrix.py").args(["800", "3000"])));
 }

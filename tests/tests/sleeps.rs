@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ckpt_tests::sandbox::scaled;
 use ckpt_tests::scenario::{Survival, survive};
 use ckpt_tests::{Expected, Job, Sandbox, assert_same, victim_cmd};
 
@@ -11,14 +12,15 @@ const KINDS: &str =
 
 #[test]
 fn they_go_on_after_a_restart() {
-    let program = victim_cmd("sleeps").args(["900", "7", KINDS]);
+    let program = victim_cmd("sleeps").args(["900", "4", KINDS]);
     survive(&Survival { rounds: 3, ..Survival::of("sleeps", program) });
 }
 
 #[test]
 fn twenty_checkpoints_do_not_make_them_longer() {
     let sandbox = Sandbox::new("sleeps_through_checkpoints");
-    let program = victim_cmd("sleeps").args(["4000", "1", KINDS]);
+    let ms = scaled(Duration::from_secs(5)).as_millis().to_string();
+    let program = victim_cmd("sleeps").args([&ms, "1", KINDS]);
     let expected = Expected::of(&sandbox, &program, None);
     let mut job = Job::launch(&sandbox, &["-i", "0.1"], &program);
     job.wait_for_checkpoint(20);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{held, let_go, verb};
 use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -78,7 +78,7 @@ fn damage_is_found_and_the_generation_before_is_used() {
     let sandbox = Sandbox::new("damage");
     let program = victim_cmd("count_static").args(["f", "400", "3000"]);
     let expected = ckpt_tests::Expected::of(&sandbox, &program, Some("f"));
-    let mut job = Job::launch(&sandbox, &[], &program);
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
     job.running().wait_for_output("\n5 ", SOON);
     job.checkpoint();
     job.running().wait_for_output("\n60 ", SOON);
@@ -98,6 +98,7 @@ fn damage_is_found_and_the_generation_before_is_used() {
     }
     let at = newest.id.to_string();
     sandbox.run(verb("restart", ["--at", &at]).arg(job.dir())).expect_code(125);
+    let_go(&sandbox);
     let restarted = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).success();
     assert!(restarted.stderr_text().contains("000002.ckpt"), "no warning: {}", restarted.stderr_text());
     assert!(

@@ -18,6 +18,7 @@ fn a_quiet_job_says_nothing_and_a_verbose_one_a_line_a_checkpoint() {
         let options = [&["-i", "0.05"], verbosity].concat();
         let mut job = Job::launch_in(&sandbox, images, &options, &stepper(3));
         job.wait_for_checkpoint(2);
+        job.running().wait_for_output("0 ", SOON);
         job.walk().success().stderr_text()
     };
     assert_eq!(told(&[]), "");

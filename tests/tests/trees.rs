@@ -5,15 +5,15 @@ use ckpt_tests::victim_cmd;
 
 #[test]
 fn fifteen_processes_three_deep() {
-    survive(&Survival::of("forktree", victim_cmd("forktree").args(["120", "50000"])));
+    survive(&Survival::of("forktree", victim_cmd("forktree").args(["80", "50000"])));
 }
 
 #[test]
 fn a_child_that_has_ended_and_was_not_waited_for() {
-    survive(&Survival::of("forktree_zombie", victim_cmd("forktree").args(["120", "50000", "zombie"])));
+    survive(&Survival::of("forktree_zombie", victim_cmd("forktree").args(["80", "50000", "zombie"])));
 }
 
 #[test]
 fn orphans_sessions_and_groups_without_their_leaders() {
-    survive(&Survival::of("family", victim_cmd("family").args(["2000", "3000"])));
+    survive(&Survival::of("family", victim_cmd("family").args(["1000", "3000"])));
 }

@@ -20,6 +20,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < WORDS; i++)
         heap[i] = next_random(&seed);
     for (long i = 1; i <= n; i++) {
+        hold_at(i, n);
         for (int k = 0; k < 16; k++)
             heap[next_random(&seed) % WORDS] += i;
         in_bss[i % 4096] ^= next_random(&seed);

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """count.py FILE N PERIOD_US: counts to N; each line, with a checksum over a table, to stdout and to FILE."""
 import hashlib
+import os
 import sys
 import time
 
@@ -9,6 +10,8 @@ table = {str(k): k * k for k in range(2000)}
 digest = hashlib.sha256()
 with open(path, "w") as file:
     for i in range(1, n + 1):
+        while i == n and "VICTIM_HOLD" in os.environ and not os.path.exists(os.environ["VICTIM_HOLD"]):
+            time.sleep(0.001)
         key = str(i * 7919 % 2000)
         table[key] += i
         digest.update(f"{key}={table[key]};".encode())

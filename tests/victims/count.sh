@@ -8,6 +8,7 @@ exec 8<> <(:)
 sum=1
 table=()
 for ((i = 1; i <= n; i++)); do
+    while ((i == n)) && [[ ${VICTIM_HOLD-} && ! -e $VICTIM_HOLD ]]; do read -r -t "$period" -u 8 || true; done
     table[i % 64]=$sum
     sum=$(((sum * 6364136223846793005 + i + ${table[sum & 63]:-7}) & 0x7fffffffffffffff))
     echo "$i $sum"

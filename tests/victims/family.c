@@ -104,6 +104,7 @@ int main(int argc, char **argv)
     /* Groups and sessions that are the root's own change with whoever restarts it. */
     pid_t group = getpgrp(), session = getsid(0);
     for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
         for (int i = 0; i < ALL; i++) {
             pid_t wanted = shared->group[i] == group ? getpgrp() : shared->group[i];
             if (getpgid(shared->pid[i]) != wanted)

@@ -155,6 +155,7 @@ int main(int argc, char **argv)
     pid_t child = set_up(argv[1]);
     uint64_t ticks, value;
     for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
         uint64_t sum = look();
         if (wanted)
             write_all(2, report, strlen(report)), wanted = 0;

@@ -49,6 +49,7 @@ int main(int argc, char **argv)
     asm volatile("fldcw %0" ::"m"(control));
     _mm_setcsr((_mm_getcsr() & ~0x6000u) | 0x4000u);
     for (long i = 1; i <= steps; i++) {
+        hold_at(i, steps);
         x87_step(&x87, time);
         sse_step(&sse, time);
         if (avx)

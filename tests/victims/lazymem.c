@@ -58,6 +58,7 @@ int main(int argc, char **argv)
     uint64_t seed = 11;
     for (long step = 1; step <= steps; step++) {
         int signal;
+        hold_at(step, is_task ? 0 : steps);
         if (!strcmp(gate, "signal") && !is_task)
             CHECK(sigwait(&usr1, &signal) == 0);
         else if (strcmp(gate, "-"))

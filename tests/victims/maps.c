@@ -180,6 +180,7 @@ int main(int argc, char **argv)
     long rounds = number(argc, argv, 2, 300), period = number(argc, argv, 3, 2000);
     set_up(argv[1]);
     for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
         change(round);
         uint64_t sum = mix(check(), deep(round % 500));
         /* Read-only in the middle over the sleep, so that checkpoints find the mapping split. */

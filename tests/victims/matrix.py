@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """matrix.py STEPS PERIOD_US: iterates a matrix with numpy; a line with a running checksum each step."""
+import os
 import sys
 import time
 import zlib
@@ -12,6 +13,8 @@ matrix = (numpy.arange(size * size, dtype=numpy.float64).reshape(size, size) % 9
 vector = numpy.ones(size)
 checksum = 0
 for step in range(1, steps + 1):
+    while step == steps and "VICTIM_HOLD" in os.environ and not os.path.exists(os.environ["VICTIM_HOLD"]):
+        time.sleep(0.001)
     vector = matrix @ vector
     vector /= numpy.abs(vector).max()
     matrix[step % size] += vector * 1e-3

@@ -14,6 +14,7 @@ int main(int argc, char **argv)
             now[i][j] = (i * 31 + j * 17) % 101;
     for (long step = 1; step <= steps; step++) {
         uint64_t sum = 0;
+        hold_at(step, steps);
 #pragma omp parallel for schedule(dynamic, 8)
         for (int i = 0; i < N; i++)
             for (int j = 0; j < N; j++)

@@ -5,6 +5,7 @@ n=${1:-500} period=${2:-0.005}
 produce() {
     exec 8<> <(:)
     for ((i = 1; i <= n; i++)); do
+        while ((i == n)) && [[ ${VICTIM_HOLD-} && ! -e $VICTIM_HOLD ]]; do read -r -t "$period" -u 8 || true; done
         echo "$i $((i * 7919 % 10007))"
         read -r -t "$period" -u 8 || true
     done

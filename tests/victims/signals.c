@@ -97,13 +97,14 @@ int main(int argc, char **argv)
     send_pending();
     for (long round = 1; round <= rounds; round++) {
         int before = alarms;
+        hold_at(round, rounds);
         sleep_us(period);
         uint64_t waiting = take_pending();
         send_pending();
         CHECK(sigqueue(getpid(), SIGUSR2, (union sigval){.sival_int = round}) == 0);
         CHECK(on_stack == round);
-        /* The interval timer goes on: it must ring again within a second. */
-        for (uint64_t end = now_ns() + 1000000000ull; alarms == before; )
+        /* The interval timer goes on: it must ring again, on a busy machine too. */
+        for (uint64_t end = now_ns() + 20000000000ull; alarms == before; )
             CHECK(now_ns() < end);
         say(1, "%ld %016lx %016lx\n", round, waiting, settings());
     }

@@ -1,8 +1,8 @@
 /* sleeps MS ROUNDS [KIND,…]: one thread per kind of sleep, each of MS milliseconds, all at once, ROUNDS times.
  *
  * After each round a line per kind in a fixed order: "ok", or what was wrong: a result or errno that an undisturbed
- * sleep never gives (EINTR above all), woken early, or half as long again (and 250 ms) as it should have been, which is what a
- * sleep does that begins anew after a restart. */
+ * sleep never gives (EINTR above all), woken early, or half as long again (and 250 ms, times the scale of all deadlines)
+ * as it should have been, which is what a sleep does that begins anew after a restart. */
 #include "victim.h"
 #include <poll.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-static long ms;
+static long ms, grace_ms = 250;
 static pthread_barrier_t begin, end;
 static int feed[2], semaphores, rounds;
 
@@ -145,7 +145,7 @@ static void *run(void *arg)
         long slept = (now_ns() - start) / 1000000;
         if (result != kind->result || error != kind->error)
             snprintf(kind->report, sizeof kind->report, "gave %ld, errno %d", result, error);
-        else if (slept < ms || slept > ms + ms / 2 + 250)
+        else if (slept < ms || slept > ms + ms / 2 + grace_ms)
             snprintf(kind->report, sizeof kind->report, "took %ld ms", slept);
         else
             strcpy(kind->report, "ok");
@@ -173,6 +173,8 @@ int main(int argc, char **argv)
     int threads = 0;
     ms = number(argc, argv, 1, 200);
     rounds = number(argc, argv, 2, 10);
+    if (getenv("CKPTBPF_TEST_TIMEOUT_SCALE"))
+        grace_ms *= atof(getenv("CKPTBPF_TEST_TIMEOUT_SCALE"));
     sigemptyset(&timed);
     sigaddset(&timed, SIGRTMIN + 3);
     semaphores = semget(IPC_PRIVATE, 1, 0600);
@@ -188,6 +190,7 @@ int main(int argc, char **argv)
     for (int round = 1; round <= rounds; round++) {
         for (int i = 0; i < KINDS; i++)
             kinds[i].over = 0;
+        hold_at(round, rounds);
         pthread_barrier_wait(&begin);
         say(1, "%d sleeping\n", round);
         uint64_t at = now_ns() + ms * 1000000 + 2000000;

@@ -78,6 +78,7 @@ int main(int argc, char **argv)
         CHECK(pthread_create(&waiters[i], NULL, wait_masked, (void *)i) == 0);
     for (long round = 1; round <= rounds; round++) {
         void *result;
+        hold_at(round, rounds);
         pthread_barrier_wait(&begin);
         CHECK(pthread_create(&mortal, NULL, die_with_it, NULL) == 0);
         sleep_us(period);

@@ -18,6 +18,8 @@ static void *run(void *arg)
     long me = (long)arg;
     mine = me + 1;
     for (long round = 1; round <= rounds; round++) {
+        if (me == 0)
+            hold_at(round, rounds);
         /* Work outside the lock, so that threads are caught running too. */
         for (int i = 0; i < 2000; i++)
             table[i % 256] += next_random(&mine) >> 32;

@@ -10,7 +10,9 @@ pub struct Counts {
     pub failed: u32,
     /// Reasons by name: a test says itself that it cannot run here, and then counts as skipped, not as passed.
     pub skipped: BTreeMap<String, String>,
-    /// Names of the tests that failed.
+    /// How many runs of tests were skipped.
+    pub skips: u32,
+    /// Names of the tests that failed, each as often as it did.
     pub failures: Vec<String>,
 }
 
@@ -35,11 +37,12 @@ impl Counts {
     }
 
     /// Takes what the tests left in the skip collector: lines `SKIPPED name: reason`.
-    pub fn skips(&mut self, collected: &str) {
+    pub fn see_skips(&mut self, collected: &str) {
         for line in collected.lines() {
             if let Some((name, reason)) = line.strip_prefix("SKIPPED ").and_then(|rest| rest.split_once(": "))
                 && self.skipped.insert(name.into(), reason.into()).is_none()
             {
+                self.skips += 1;
                 self.passed = self.passed.saturating_sub(1);
             }
         }
@@ -49,14 +52,24 @@ impl Counts {
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.skips += other.skips;
         self.skipped.extend(other.skipped);
         self.failures.extend(other.failures);
+    }
+
+    /// How often each test failed.
+    pub fn failures_by_name(&self) -> BTreeMap<&str, u32> {
+        let mut times = BTreeMap::new();
+        for name in &self.failures {
+            *times.entry(name.as_str()).or_default() += 1;
+        }
+        times
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped.len())
+        write!(out, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips)
     }
 }
 
@@ -115,7 +128,20 @@ mod tests {
     #[test]
     fn a_skip_is_not_a_pass() {
         let mut seen = counts(&["test result: ok. 5 passed; 0 failed; 0 ignored"]);
-        seen.skips("SKIPPED soft_dirty: this kernel has no soft-dirty\nSKIPPED soft_dirty: said twice\n");
+        seen.see_skips("SKIPPED soft_dirty: this kernel has no soft-dirty\nSKIPPED soft_dirty: said twice\n");
         assert_eq!(seen.to_string(), "4 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn rounds_add_up() {
+        let mut total = Counts::default();
+        for _ in 0..3 {
+            let mut round = counts(&["test image::a ... FAILED", "test result: FAILED. 5 passed; 1 failed"]);
+            round.see_skips("SKIPPED soft_dirty: this kernel has no soft-dirty\n");
+            total.add(round);
+        }
+        assert_eq!(total.to_string(), "12 passed, 3 failed, 3 skipped");
+        assert_eq!(total.failures_by_name(), BTreeMap::from([("image::a", 3)]));
+        assert_eq!(total.skipped.len(), 1);
     }
 }

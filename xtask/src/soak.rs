@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: the integration tests again and again, with fresh seeds, on a machine that may be busy.
+//! `cargo xtask soak`: the integration tests again and again, with fresh seeds, on a machine that may be busy, and with
+//! the sizes and repetitions that would take too long in CI.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,11 @@ use crate::{setup, test};
 const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
+/// What CI has less of: kills of the pager while it fills, and the size of the lazy restarts, in MiB; and a restart
+/// from every generation of a gigabyte.
+const FULL_SIZE: &[(&str, &str)] =
+    &[("CKPTBPF_LAZY_KILLS", "200"), ("CKPTBPF_LAZY_MIB", "1024"), ("CKPTBPF_EVERY_GENERATION", "1")];
+
 #[derive(clap::Args)]
 pub struct Args {
     /// How many times
@@ -21,7 +27,7 @@ pub struct Args {
     /// With a load on processor, memory and disk beside the tests
     #[arg(long)]
     busy: bool,
-    /// Begin no further round after this many minutes
+    /// Begin no further round after this many minutes, whatever --repeat says
     #[arg(long)]
     minutes: Option<u64>,
     /// Only the tests with this in their name
@@ -36,21 +42,37 @@ pub fn run(args: &Args) -> Result<()> {
     let load = if args.busy { Some(Load::begin()?) } else { None };
     let mut total = Counts::default();
     let mut rounds = 0;
-    let in_time = || args.minutes.is_none_or(|limit| begin.elapsed() <= Duration::from_secs(60 * limit));
-    while rounds < args.repeat && in_time() {
+    let is_over = |rounds: u32| {
+        let is_late = args.minutes.is_some_and(|limit| begin.elapsed() >= Duration::from_secs(60 * limit));
+        // One round there is, however short the time.
+        rounds > 0 && (rounds >= args.repeat || is_late)
+    };
+    while !is_over(rounds) {
         rounds += 1;
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         step(&format!("round {rounds} of {}, CKPTBPF_SEED={seed}", args.repeat));
-        total.add(test::run_tests(&test::Selection {
+        let counts = test::run_tests(&test::Selection {
             filter: args.filter.as_deref(),
             integration: true,
             timeout_scale: Some(if args.busy { BUSY_SCALE } else { IDLE_SCALE }),
             seed: Some(seed),
-        })?);
-        println!("after {rounds} rounds: {total}");
+            environment: FULL_SIZE,
+        })?;
+        println!("round {rounds}, CKPTBPF_SEED={seed}: {counts}");
+        for name in &counts.failures {
+            println!("failed: {name}: CKPTBPF_SEED={seed} cargo xtask test {}", function(name));
+        }
+        total.add(counts);
     }
     drop(load);
-    let busy = if args.busy { ", busy" } else { "" };
-    println!("\nsoak: {rounds} rounds in {} s{busy}", begin.elapsed().as_secs());
+    let runs = total.passed + total.failed + total.skips;
+    let tests = runs / rounds;
+    let busy = if args.busy { " beside a load" } else { "" };
+    println!("\nsoak: {tests} tests x {rounds} rounds = {runs} runs{busy}, {} s", begin.elapsed().as_secs());
     test::conclude(&total)
+}
+
+/// The part of a test's name that selects it: `ckpt-tests::file function`, `crate::module::function`.
+fn function(name: &str) -> &str {
+    name.rsplit([' ', ':']).next().unwrap_or(name)
 }

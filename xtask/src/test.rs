@@ -63,6 +63,8 @@ pub struct Selection<'a> {
     pub timeout_scale: Option<u32>,
     /// A seed for the random tests; the fixed one of CI otherwise.
     pub seed: Option<u64>,
+    /// Variables that the tests look at.
+    pub environment: &'a [(&'a str, &'a str)],
 }
 
 /// Runs the tests with nextest if there is one, else with cargo's own runner. All of them, after a failure too.
@@ -72,6 +74,7 @@ pub fn run_tests(selection: &Selection) -> Result<Counts> {
     fs::write(skips, "").context("the file that collects skips")?;
     let mut command = runner(selection);
     command.env("CKPTBPF_SKIP_FILE", fs::canonicalize(skips)?);
+    command.envs(selection.environment.iter().copied());
     if let Some(scale) = selection.timeout_scale {
         command.env("CKPTBPF_TEST_TIMEOUT_SCALE", scale.to_string());
     }
@@ -80,7 +83,7 @@ pub fn run_tests(selection: &Selection) -> Result<Counts> {
     }
     let mut counts = Counts::default();
     let succeeded = cmd::watch(&mut command, |line| counts.see(line))?;
-    counts.skips(&fs::read_to_string(skips)?);
+    counts.see_skips(&fs::read_to_string(skips)?);
     if !succeeded && counts.failed == 0 {
         bail!("the test runner failed before the tests did");
     }
@@ -113,8 +116,8 @@ pub fn conclude(counts: &Counts) -> Result<()> {
     for (name, reason) in &counts.skipped {
         println!("skipped: {name}: {reason}");
     }
-    for name in &counts.failures {
-        println!("failed: {name}");
+    for (name, times) in counts.failures_by_name() {
+        println!("failed: {name}{}", if times > 1 { format!(", {times} times") } else { String::new() });
     }
     println!("{counts}");
     if counts.failed > 0 {

@@ -77,10 +77,10 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
     for object in &mut shared {
         object.write_back(&chain, options.files == FilesPolicy::Check)?;
     }
-    let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
-    if let Err(error) = rebuild::foreground::give(image.foreground) {
+    if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
+    let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
     note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);

@@ -1,8 +1,9 @@
-//! The controlling terminal of the launcher's session, opened again as the restarter's.
+//! The controlling terminal of the launcher's session, opened again as the restarter's, and its modes.
 
 use super::{Object, Seen};
 use crate::task::proc::ProcDir;
-use std::fs::{Metadata, OpenOptions};
+use nix::sys::termios::{self, InputFlags, LocalFlags, OutputFlags, SetArg};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -15,7 +16,52 @@ pub struct TerminalRecord {
     pub name: String,
 }
 
+/// What tcsetattr(3) sets, but for what belongs to the line itself (speed, character size): the restarter's stays.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Modes {
+    #[prost(uint32, tag = "1")]
+    pub input: u32,
+    #[prost(uint32, tag = "2")]
+    pub output: u32,
+    #[prost(uint32, tag = "3")]
+    pub local: u32,
+    /// `c_cc`, in the C library's order.
+    #[prost(bytes = "vec", tag = "4")]
+    pub characters: Vec<u8>,
+}
+
 const TTY: &str = "/dev/tty";
+
+/// The terminal of this session.
+///
+/// # Errors
+/// ENXIO when there is none.
+pub fn open() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(TTY)
+}
+
+impl Modes {
+    /// Those of this session's terminal.
+    pub fn read() -> io::Result<Self> {
+        let all = termios::tcgetattr(open()?)?;
+        Ok(Self {
+            input: all.input_flags.bits(),
+            output: all.output_flags.bits(),
+            local: all.local_flags.bits(),
+            characters: all.control_chars.to_vec(),
+        })
+    }
+
+    /// Gives them to `terminal`.
+    pub fn set(&self, terminal: &File) -> io::Result<()> {
+        let mut all = termios::tcgetattr(terminal)?;
+        all.input_flags = InputFlags::from_bits_retain(self.input);
+        all.output_flags = OutputFlags::from_bits_retain(self.output);
+        all.local_flags = LocalFlags::from_bits_retain(self.local);
+        all.control_chars.iter_mut().zip(&self.characters).for_each(|(to, from)| *to = *from);
+        Ok(termios::tcsetattr(terminal, SetArg::TCSANOW, &all)?)
+    }
+}
 
 /// The record, if this is the controlling terminal of its process.
 pub fn capture(seen: &Seen, metadata: &Metadata) -> Option<Object> {

@@ -1,24 +1,37 @@
-//! The terminal's foreground process group: given to the tree's own where one had it.
+//! The terminal, given to those who had it: its modes, and its foreground process group.
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Pid, tcsetpgrp};
-use std::fs::OpenOptions;
+use crate::object::terminal::{self, Modes};
+use crate::record::Image;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use std::fs::File;
 use std::io;
 
-/// Gives the terminal of this session to `group`; 0 leaves it with whoever has it.
+/// Before the program runs: one that reads from a terminal it does not have is stopped.
 ///
 /// # Errors
-/// ENXIO when there is no terminal here.
-pub fn give(group: i32) -> io::Result<()> {
-    if group == 0 {
-        return Ok(());
-    }
-    let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
-    // From the background this call stops whoever does not block the signal (tcsetpgrp(3)).
+/// ENXIO when a group of the program had the terminal, and there is none here.
+pub fn give(image: &Image) -> io::Result<()> {
+    let Some(modes) = &image.terminal else { return Ok(()) };
+    let terminal = match terminal::open() {
+        Err(_) if image.foreground == 0 => return Ok(()),
+        opened => opened?,
+    };
+    // From the background either call stops whoever does not block the signal (tcsetpgrp(3), tcsetattr(3)).
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTTOU);
-    let before = stop.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
-    let given = tcsetpgrp(terminal, Pid::from_raw(group));
+    let before = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let given = hand_over(modes, image.foreground, &terminal);
     before.thread_set_mask()?;
-    Ok(given?)
+    given
+}
+
+/// Who is started in the background has no terminal to give.
+fn hand_over(modes: &Modes, group: i32, terminal: &File) -> io::Result<()> {
+    if tcgetpgrp(terminal)? != getpgrp() {
+        return Ok(());
+    }
+    modes.set(terminal)?;
+    // 0: ckptbpf's own group had it, and has it.
+    if group == 0 { Ok(()) } else { Ok(tcsetpgrp(terminal, Pid::from_raw(group))?) }
 }

@@ -2,7 +2,7 @@
 
 use super::fill::Watch;
 use super::objects::Objects;
-use super::skeleton::{Skeleton, first_stop, syscall_instruction};
+use super::skeleton::{Skeleton, first_stop, syscall_instruction, unless_taken};
 use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
@@ -84,7 +84,12 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let vdso = record.mappings.iter().find(|v| v.kind() == Kind::Vdso).ok_or_else(|| incomplete(pid))?;
     let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
     signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
-    let threads = threads(&record, remote).rebuilding(pid, "a thread")?;
+    let mut threads = threads(&record, remote)?;
+    for (thread, remote) in record.threads.iter().zip(&mut threads) {
+        own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
+    }
+    signals::rebuild_shared(&record.pending, &mut threads[0], pid as u64)
+        .rebuilding(pid, "the pending signals")?;
     Ok(RebuiltProcess { record, threads, gadget, watch, pidfd })
 }
 
@@ -135,8 +140,8 @@ fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote
     Ok(())
 }
 
-/// Creates the other threads with their ids and gives each what it must ask the kernel for itself.
-fn threads(record: &Process, leader: Remote) -> io::Result<Vec<Remote>> {
+/// Creates the other threads with their ids.
+fn threads(record: &Process, leader: Remote) -> Result<Vec<Remote>, RebuildError> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -145,21 +150,16 @@ fn threads(record: &Process, leader: Remote) -> io::Result<Vec<Remote>> {
         | libc::CLONE_SYSVSEM;
     let mut all = vec![leader];
     for thread in record.threads.iter().skip(1) {
-        let tid = all[0].data(&thread.tid.to_le_bytes())?;
-        let args = CloneArgs { flags: FLAGS as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
-        let new = all[0].clone_call(&args.to_bytes())?;
-        let stopped = first_stop(new)?;
-        let sibling = all[0].sibling(stopped)?;
-        all.push(sibling);
+        let new = unless_taken(thread.tid, || {
+            let tid = all[0].data(&thread.tid.to_le_bytes())?;
+            let args =
+                CloneArgs { flags: FLAGS as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
+            let new = all[0].clone_call(&args.to_bytes())?;
+            all[0].sibling(first_stop(new)?)
+        })?;
+        all.push(new);
     }
-    if record.threads.len() != all.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the image holds a process without threads"));
-    }
-    for (thread, remote) in record.threads.iter().zip(&mut all) {
-        own_state(record, thread, remote)?;
-    }
-    signals::rebuild_shared(&record.pending, &mut all[0], record.pid as u64)?;
-    Ok(all)
+    if record.threads.len() == all.len() { Ok(all) } else { Err(incomplete(record.pid)) }
 }
 
 fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Result<()> {

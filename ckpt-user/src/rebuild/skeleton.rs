@@ -100,8 +100,9 @@ fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, R
     grown.get_mut(index).and_then(Option::as_mut).ok_or_else(lost)
 }
 
-/// Makes a process with id `pid`, waiting for a holder of the id that is on its way out.
-fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
+/// Makes a process or thread with id `pid`, waiting for a holder of the id that is on its way out: the kernel frees the
+/// id of a thread only after the process may have been waited for.
+pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
     let until = Instant::now() + PID_WAIT;
     loop {
         match make() {
@@ -117,7 +118,7 @@ fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            other => return other.rebuilding(pid, "the process"),
+            other => return other.rebuilding(pid, "the process or thread"),
         }
     }
 }

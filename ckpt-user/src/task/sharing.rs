@@ -1,6 +1,5 @@
 //! Processes that share what a restart would give each its own of (clone(2) with CLONE_VM, CLONE_FILES, CLONE_FS or
-//! CLONE_SIGHAND, not as threads), and threads that do not share what a restart would have them share: looked for with
-//! kcmp(2), and refused.
+//! CLONE_SIGHAND, not as threads): looked for with kcmp(2), and refused.
 
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd::{self, Kind};
@@ -37,23 +36,6 @@ pub fn check(pids: &[Pid]) -> Result<(), Refusal> {
                     return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
                 }
                 Err(at) => sorted.insert(at, pid),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// # Errors
-/// Names the first thread that no longer has in common with the others what a process's threads are born with
-/// (unshare(2), clone(2) with CLONE_THREAD alone).
-pub fn check_threads(pid: Pid, threads: impl Iterator<Item = Pid>) -> Result<(), Refusal> {
-    let mut first = None;
-    for tid in threads {
-        let first = *first.get_or_insert(tid);
-        for (kind, what) in [(Kind::Files, "a descriptor table"), (Kind::Fs, "a working directory")] {
-            if pidfd::compare(first, tid, kind, 0, 0).reading(pid, "kcmp")? != Ordering::Equal {
-                let what = format!("has a thread {tid} with {what} of its own");
-                return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
             }
         }
     }

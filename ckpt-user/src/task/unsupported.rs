@@ -2,17 +2,67 @@
 
 use super::proc::{ProcDir, Status};
 use crate::refusal::{Reading, Refusal};
+use crate::sys::pidfd::{self, Kind};
 use nix::unistd::Pid;
+use std::cmp::Ordering;
 
+/// Those that must be the ones that ckptbpf itself lives in; `time` is ours to set.
+const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "user", "uts"];
+/// Those that a process may have set apart for the children that it is going to have (unshare(2)).
+const FOR_CHILDREN: [&str; 2] = ["pid", "time"];
+/// What threads share unless one of them has called unshare(2).
+const SHARED: [(Kind, &str); 2] = [
+    (Kind::Files, "has a thread with a descriptor table of its own"),
+    (Kind::Fs, "has a thread with a working directory of its own"),
+];
+
+/// `others` are the threads beside the first.
+///
 /// # Errors
 /// Names the first thing found that cannot be saved.
-pub fn check(pid: Pid, status: &Status) -> Result<(), Refusal> {
+pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Result<(), Refusal> {
     let dir = ProcDir::process(pid);
-    if status.decimal("Seccomp").unwrap_or(0) != 0 {
-        return Err(Refusal::unsupported(pid, "has seccomp filters", "they cannot be restored yet"));
+    filters(pid, status)?;
+    namespaces(pid, &dir)?;
+    for name in FOR_CHILDREN {
+        let own = dir.link(&format!("ns/{name}")).reading(pid, "ns")?;
+        // There is none to be seen while its first process is yet to come.
+        if dir.link(&format!("ns/{name}_for_children")).ok() != Some(own) {
+            return Err(Refusal::unsupported(
+                pid,
+                format!("has a {name} namespace for its children"),
+                "start ckptbpf inside that namespace",
+            ));
+        }
     }
-    // `time` is ours to set; the others must be those that ckptbpf itself lives in.
-    for name in ["cgroup", "ipc", "mnt", "net", "user", "uts"] {
+    for tid in others {
+        let dir = ProcDir::thread(pid, tid);
+        filters(pid, &dir.status().reading(pid, "a thread's status")?)?;
+        namespaces(pid, &dir)?;
+        for (kind, what) in SHARED {
+            if pidfd::compare(pid, tid, kind, 0, 0).reading(pid, "kcmp")? != Ordering::Equal {
+                return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
+            }
+        }
+    }
+    if dir.text("timers").is_ok_and(|t| !t.trim().is_empty()) {
+        return Err(Refusal::unsupported(pid, "has POSIX timers", "timer_create(2) is not supported yet"));
+    }
+    if dir.text("personality").is_ok_and(|p| u32::from_str_radix(p.trim(), 16).is_ok_and(|p| p & 0xff != 0)) {
+        return Err(Refusal::unsupported(pid, "has another execution domain", "personality(2) is not Linux"));
+    }
+    Ok(())
+}
+
+fn filters(pid: Pid, status: &Status) -> Result<(), Refusal> {
+    if status.decimal("Seccomp").unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    Err(Refusal::unsupported(pid, "has seccomp filters", "they cannot be restored yet"))
+}
+
+fn namespaces(pid: Pid, dir: &ProcDir) -> Result<(), Refusal> {
+    for name in NAMESPACES {
         let theirs = dir.link(&format!("ns/{name}")).reading(pid, "ns")?;
         let ours = std::fs::read_link(format!("/proc/self/ns/{name}")).reading(pid, "ns")?;
         if theirs != ours {
@@ -22,12 +72,6 @@ pub fn check(pid: Pid, status: &Status) -> Result<(), Refusal> {
                 "run ckptbpf inside that namespace",
             ));
         }
-    }
-    if dir.text("timers").is_ok_and(|t| !t.trim().is_empty()) {
-        return Err(Refusal::unsupported(pid, "has POSIX timers", "timer_create(2) is not supported yet"));
-    }
-    if dir.text("personality").is_ok_and(|p| u32::from_str_radix(p.trim(), 16).is_ok_and(|p| p & 0xff != 0)) {
-        return Err(Refusal::unsupported(pid, "has another execution domain", "personality(2) is not Linux"));
     }
     Ok(())
 }

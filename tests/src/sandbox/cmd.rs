@@ -46,9 +46,10 @@ impl Cmd {
         args.into_iter().fold(self, Self::arg)
     }
 
-    /// All of another command's words: the program that this one is to run.
+    /// All of another command's words and variables: the program that this one is to run.
     #[must_use]
-    pub fn program(self, other: &Self) -> Self {
+    pub fn program(mut self, other: &Self) -> Self {
+        self.env.extend(other.env.iter().cloned());
         self.args(&other.argv)
     }
 

@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod hold;
 mod listing;
 mod stepper;
 mod survive;
@@ -19,6 +20,7 @@ use nix::sys::signal::Signal;
 
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
+pub use hold::{held, let_go, python_loop};
 pub use listing::Generation;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};

@@ -21,12 +21,28 @@ pub fn walk_until(sandbox: &Sandbox, mut is_over: impl FnMut() -> bool) {
         let over = is_over();
         if !over {
             for stepper in sandbox.ps().iter().filter(|process| process.comm == "memory") {
-                // It may have ended since.
-                let _ = sandbox.kill(stepper.pid, Signal::SIGUSR1 as i32);
+                if waits_for_the_signal(sandbox, stepper.pid) {
+                    // It may have ended since.
+                    let _ = sandbox.kill(stepper.pid, Signal::SIGUSR1 as i32);
+                }
             }
         }
         over
     });
+}
+
+/// Before it has blocked the signal, it would end by it. The call that waits for one unblocks it.
+fn waits_for_the_signal(sandbox: &Sandbox, pid: i32) -> bool {
+    const RT_SIGTIMEDWAIT: &str = "128 ";
+    let read =
+        |name| std::fs::read_to_string(sandbox.root().join(format!("proc/{pid}/{name}"))).unwrap_or_default();
+    if read("syscall").starts_with(RT_SIGTIMEDWAIT) {
+        return true;
+    }
+    let status = read("status");
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let blocked = blocked.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    blocked.is_some_and(|mask| mask & (1 << (Signal::SIGUSR1 as i32 - 1)) != 0)
 }
 
 /// Makes a stepper that `running` supervises take all its steps, and waits for the end.

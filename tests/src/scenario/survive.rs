@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Expected, Job, MODES, PATIENCE, verb};
+use super::{Expected, Job, MODES, PATIENCE, held, let_go, verb};
 use crate::sandbox::{Cmd, Sandbox, let_pass};
 use crate::{Random, assert_same};
 
@@ -37,24 +37,25 @@ impl<'a> Survival<'a> {
 
 /// Checkpoint, kill -9 of program and ckptbpf at a random moment, restart, in each mode by turns, some rounds long:
 /// then the program ends with 0, and its output and its file are those of an undisturbed run.
+///
+/// The program is one that can be [`held`]: it ends after the last round, however slow the rounds were.
 pub fn survive(survival: &Survival) {
     let Survival { name, program, file, .. } = survival;
     let sandbox = Sandbox::new(name);
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
-    let mut job = Job::launch(&sandbox, &[&["-i", survival.interval], survival.options].concat(), program);
+    let options = [&["-i", survival.interval], survival.options].concat();
+    let mut job = Job::launch(&sandbox, &options, &held(&sandbox, program.clone()));
     for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
         let_pass(random.moment(survival.within));
-        assert!(
-            !job.running().has_ended(),
-            "{name}: the program ended before round {round}: it is too short"
-        );
+        assert!(!job.running().has_ended(), "{name}: the program ended in round {round}: it cannot be held");
         job.kill_all();
         sandbox.run(verb("verify", [job.dir()])).success();
         job.restart(*mode, survival.options);
     }
+    let_go(&sandbox);
     job.wait(PATIENCE * 2).success();
     assert_same(&format!("{name}: standard output"), &expected.stdout, &job.stdout());
     if let Some(file) = file {

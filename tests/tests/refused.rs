@@ -1,0 +1,172 @@
+//! What cannot be saved is refused by name: the checkpoint fails and leaves no file, the program goes on, and where the
+//! program can let go of the thing, the next checkpoint succeeds.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::verb;
+use ckpt_tests::{Cmd, Job, Sandbox, skip};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// What a kernel or a container without the thing answers, by errno: the test is then skipped by name.
+const PROGRAM: &str = r#"
+import ctypes, errno, fcntl, gc, mmap, os, select, signal, socket, threading
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.shmat.restype = ctypes.c_void_p
+
+def must(got):
+    if got in (-1, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return got
+
+def mapping(protection, flags, fd=-1, offset=0):
+    return must(libc.mmap(None, ctypes.c_long(2 << 20), protection, flags, fd, ctypes.c_long(offset)))
+
+def unmap(at):
+    must(libc.munmap(ctypes.c_void_p(at), ctypes.c_long(2 << 20)))
+
+def filter_calls():
+    allow = (ctypes.c_uint64 * 1)(0x7fff000000000006)
+    program = (ctypes.c_uint64 * 2)(1, ctypes.addressof(allow))
+    must(libc.prctl(38, 1, 0, 0, 0))
+    must(libc.prctl(22, 2, program, 0, 0))
+
+def in_a_thread(act):
+    done = threading.Event()
+    def body():
+        act()
+        done.set()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        signal.sigwait([signal.SIGUSR1])
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    done.wait()
+    return thread
+
+def end(thread):
+    signal.pthread_kill(thread.ident, signal.SIGUSR1)
+    thread.join()
+
+def undo():
+    UNDO
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+try:
+    MAKE
+    print('made', flush=True)
+except OSError as error:
+    if error.errno not in (errno.ENOSYS, errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP):
+        raise
+    print('cannot:', error, flush=True)
+i = 0
+while True:
+    i += 1
+    print('step', i, flush=True)
+    if signal.sigtimedwait([signal.SIGUSR2], 0.01):
+        undo()
+        print('undone', flush=True)
+"#;
+
+/// `make` makes what is refused in words that hold all of `reasons`; `undo` lets go of it, where it can be.
+fn refused(name: &str, make: &str, undo: &str, reasons: &[&str]) {
+    let sandbox = Sandbox::new(name);
+    let script = PROGRAM
+        .replace("UNDO", if undo.is_empty() { "pass" } else { undo })
+        .replace("    MAKE", &format!("    {}", make.replace('\n', "\n    ")))
+        .replace("[signal.SIGUSR1])\ntry", "[signal.SIGUSR1, signal.SIGUSR2])\ntry");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", &script]));
+    job.running().wait_for_output("step 2\n", SOON);
+    let printed = String::from_utf8_lossy(&job.running().stdout()).into_owned();
+    if let Some(why) = printed.lines().find_map(|line| line.strip_prefix("cannot: ")) {
+        skip::skip(name, why);
+        job.kill_all();
+        return;
+    }
+    let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
+    let process = format!("process {} ", job.program());
+    for word in reasons.iter().chain([&&*process]) {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    assert!(job.checkpoints().is_empty(), "something was written");
+    let now = job.running().stdout().len();
+    sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
+    if !undo.is_empty() {
+        job.signal(nix::sys::signal::Signal::SIGUSR2);
+        job.running().wait_for_output("undone\n", SOON);
+        assert_eq!(job.checkpoint().id, 1);
+    }
+    job.kill_all();
+}
+
+/// One test a row: its name, what it makes, how it lets go of that, what the refusal says.
+macro_rules! rows {
+    ($($name:ident: $make:expr, $undo:expr, $reasons:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            refused(stringify!($name), $make, $undo, &$reasons);
+        }
+    )*};
+}
+
+rows! {
+    sockets: "global keep\nkeep = socket.socketpair()", "keep[0].close(), keep[1].close()",
+        ["descriptor ", "sockets cannot be saved yet"];
+    a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
+        ["descriptor ", "sockets cannot be saved yet"];
+    a_memfd: "global keep\nkeep = os.memfd_create('m')", "os.close(keep)",
+        ["descriptor ", "/memfd:m", "deleted files cannot be saved yet"];
+    a_mapped_memfd: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 4096)\nkeep = mmap.mmap(fd, 4096)\nos.close(fd)",
+        "keep.close()", ["/memfd:m"];
+    system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
+        "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
+    a_deleted_file: "global keep\nkeep = open('gone', 'w')\nos.unlink('gone')", "keep.close()",
+        ["descriptor ", "the file has been deleted"];
+    a_lock_of_a_whole_file: "global keep\nkeep = open('locked', 'w')\nfcntl.flock(keep, fcntl.LOCK_EX)", "keep.close()",
+        ["descriptor ", "file locks cannot be saved yet"];
+    a_lock_of_bytes: "global keep\nkeep = open('locked', 'w')\nfcntl.lockf(keep, fcntl.LOCK_EX, 10, 5)", "keep.close()",
+        ["descriptor ", "file locks cannot be saved yet"];
+    a_lease: "global keep\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "keep.close()",
+        ["descriptor ", "leases"];
+    an_owner_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, os.getpid())",
+        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "F_SETOWN"];
+    a_packet_pipe: "global keep\nkeep = os.pipe2(os.O_DIRECT)", "os.close(keep[0]), os.close(keep[1])",
+        ["descriptor ", "packet mode"];
+    an_inotify: "global keep\nkeep = must(libc.inotify_init())", "os.close(keep)",
+        ["descriptor ", "descriptors of the kind inotify"];
+    a_signalfd: "global keep\nkeep = must(libc.signalfd(-1, (ctypes.c_uint64 * 16)(1 << 10), 0))", "os.close(keep)",
+        ["descriptor ", "descriptors of the kind signalfd"];
+    a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "descriptors of the kind pidfd"];
+    a_file_of_a_process: "global keep\nkeep = open('/proc/self/stat')", "keep.close()",
+        ["descriptor ", "files of a process in /proc"];
+    a_terminal_of_its_own: "global keep\nkeep = os.openpty()", "os.close(keep[0]), os.close(keep[1])",
+        ["descriptor ", "this device cannot be saved"];
+    a_message_queue: "global keep\nkeep = must(libc.mq_open(b'/ckptbpf', os.O_RDWR | os.O_CREAT, 0o600, None))\nlibc.mq_unlink(b'/ckptbpf')",
+        "os.close(keep)", ["descriptor "];
+    a_posix_timer: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(1, None, ctypes.byref(keep)))",
+        "must(libc.timer_delete(keep))", ["POSIX timers", "timer_create"];
+    huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
+    sealed_memory: "at = mapping(3, 0x22)\nmust(libc.syscall(462, ctypes.c_void_p(at), ctypes.c_long(4096), 0))", "",
+        ["mseal", "mapping"];
+    device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
+        "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
+    a_seccomp_filter: "filter_calls()", "", ["seccomp"];
+    a_seccomp_filter_of_one_thread: "global keep\nkeep = in_a_thread(filter_calls)", "end(keep)", ["seccomp"];
+    a_host_name_of_its_own: "must(libc.unshare(0x04000000))", "", ["uts namespace of its own"];
+    mounts_of_its_own: "must(libc.unshare(0x00020000))", "", ["mnt namespace of its own"];
+    a_network_of_its_own: "must(libc.unshare(0x40000000))", "", ["net namespace of its own"];
+    ipc_of_its_own: "must(libc.unshare(0x08000000))", "", ["ipc namespace of its own"];
+    a_namespace_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x04000000)))", "end(keep)",
+        ["uts namespace of its own"];
+    a_pid_namespace_for_children: "must(libc.unshare(0x20000000))", "", ["pid namespace for its children"];
+    clocks_for_children: "must(libc.unshare(0x80))", "", ["time namespace for its children"];
+    a_directory_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x200)))", "end(keep)",
+        ["thread with a working directory of its own"];
+    descriptors_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x400)))", "end(keep)",
+        ["thread with a descriptor table of its own"];
+    another_root_directory: "os.chroot('/usr')", "", ["root directory", "chroot"];
+    a_removed_working_directory: "os.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')", "os.chdir('/')",
+        ["working directory has been removed"];
+    another_execution_domain: "must(libc.personality(6))", "must(libc.personality(0))", ["execution domain"];
+}
