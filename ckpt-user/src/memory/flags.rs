@@ -166,21 +166,22 @@ mod tests {
         /// than that kernel's.
         #[test]
         fn never_other_names_than_the_kernels(
-            table in proptest::collection::vec(proptest::option::of("[a-z]{2}|\\?\\?"), 64),
-            taught in proptest::collection::vec(any::<u64>(), 0..40),
-            masks in proptest::collection::vec(any::<u64>(), 40),
-            asked in any::<u64>(),
+            table in proptest::collection::vec(proptest::option::weighted(0.9, "[a-z]{2}|\\?\\?"), 64),
+            // Words of a few bits, as mappings have them.
+            taught in proptest::collection::vec(proptest::collection::vec(0..64u32, 1..6), 0..60),
+            asked in proptest::collection::vec(0..64u32, 0..3),
         ) {
+            let word = |bits: &Vec<u32>| bits.iter().fold(0u64, |word, bit| word | 1 << bit);
             let shows = |word: u64| -> Vec<String> {
                 (0..64).filter(|bit| word >> bit & 1 != 0).filter_map(|bit| table[bit].clone()).collect()
             };
             let mut known = Names::default();
-            for (word, mask) in taught.iter().zip(&masks) {
-                known.learn(word & mask, &shows(word & mask));
+            for word in taught.iter().map(word) {
+                known.learn(word, &shows(word));
             }
             prop_assert!(!known.contradicted);
-            if let Some(names) = known.of(asked) {
-                prop_assert_eq!(names, shows(asked));
+            if let Some(names) = known.of(word(&asked)) {
+                prop_assert_eq!(names, shows(word(&asked)));
             }
         }
     }

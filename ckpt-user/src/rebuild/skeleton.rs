@@ -84,8 +84,8 @@ fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, R
 }
 
 /// Makes a process or thread with id `pid`, waiting for a holder of the id that is on its way out: the kernel frees the
-/// id of a thread only after the process may have been waited for. Ids that are in use were looked for before: who has one
-/// now came since.
+/// id of a thread only after the process may have been waited for. Ids that are in use were looked for before: who has
+/// one now came since.
 pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
     let until = Instant::now() + taken::WAIT;
     loop {
