@@ -1,5 +1,6 @@
 //! Everything but the pages, read from a stopped tree: one record a process, in the order of the tree.
 
+use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, vdso};
 use crate::object::table;
@@ -19,11 +20,18 @@ use crate::task::{
     credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings, unsupported,
 };
 use nix::unistd::Pid;
+use std::sync::OnceLock;
+use std::time::Instant;
 
-/// The record of a whole tree, and how many system calls had to be injected for it.
+/// The record of a whole tree, and what it took.
 pub struct Captured {
     pub image: Image,
+    /// How many system calls had to be injected.
     pub injected: u64,
+    /// How many processes smaps was read of.
+    pub smaps: u64,
+    /// Of the freeze: descriptors, mappings and tasks.
+    pub spent: Spent,
 }
 
 /// `hidden` is what BPF iterators have read of the stopped tree; what is not in it is asked for by injected calls.
@@ -37,16 +45,23 @@ pub fn capture(
     lazy: bool,
 ) -> Result<Captured, Refusal> {
     let mut objects = memory::capture::Objects { lazy, ..Default::default() };
-    let mut injected = 0;
+    let begun = Instant::now();
+    let mut spent = Spent::default();
+    let (mut injected, mut smaps) = (0, hidden.unnamed);
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     sharing::check(&pids)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
-    let (tables, descriptions) = table::capture(&pids, standards_of)?;
+    let table = || table::capture(&pids, standards_of, &hidden.descriptors);
+    let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
-        let mut record = capture_process(process, &mut objects, hidden, &mut injected)?;
+        let known = hidden.mappings.get(&process.pid).map(Vec::as_slice);
+        smaps += u64::from(known.is_none());
+        let mappings = || memory::capture::capture(process.pid, known, &mut objects);
+        let mappings = timed(&mut spent.mappings, mappings)?;
+        let mut record = capture_process(process, mappings, hidden, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -69,12 +84,13 @@ pub fn capture(
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
     }
-    Ok(Captured { image, injected })
+    spent.tasks = begun.elapsed() - spent.descriptors - spent.mappings;
+    Ok(Captured { image, injected, smaps, spent })
 }
 
 fn capture_process(
     process: &mut FrozenProcess,
-    objects: &mut memory::capture::Objects,
+    mappings: Vec<memory::vma::Vma>,
     hidden: &Hidden,
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
@@ -83,7 +99,6 @@ fn capture_process(
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
-    let mappings = memory::capture::capture(pid, objects)?;
     let (threads, state) = match known_states(process, hidden) {
         Some(known) => known,
         None => injected_states(process, &mappings, injected)?,
@@ -250,8 +265,13 @@ fn machine(vdso: u64) -> Machine {
     Machine { host, kernel, cpu_features: cpu_features(), vdso }
 }
 
-/// The `flags` line of /proc/cpuinfo, sorted.
+/// The `flags` line of /proc/cpuinfo, sorted. Read once: on some machines that asks every processor for its speed.
 pub fn cpu_features() -> Vec<String> {
+    static FEATURES: OnceLock<Vec<String>> = OnceLock::new();
+    FEATURES.get_or_init(read_cpu_features).clone()
+}
+
+fn read_cpu_features() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("flags")?.split_once(':').map(|(_, f)| f));
     let mut flags: Vec<String> =

@@ -1,4 +1,5 @@
-//! With BPF no system call is injected once memory is tracked; without it they are; a lost event is counted.
+//! With BPF no system call is injected once memory is tracked, and smaps is not read; without it they are; a lost event
+//! is counted.
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,14 +17,24 @@ fn of_freezes(sandbox: &Sandbox, job: &Job, name: &str) -> Vec<Option<u64>> {
     events.filter(|event| event["phase"] == "freeze").map(|event| event[name].as_u64()).collect()
 }
 
-fn three_checkpoints(name: &str, options: &[&str]) -> (Vec<Option<u64>>, Vec<Option<u64>>) {
+/// Where the time of a freeze goes, in parts.
+const PARTS: [&str; 7] =
+    ["stop_us", "hidden_us", "descriptors_us", "mappings_us", "tasks_us", "scan_us", "copy_us"];
+
+/// Of three checkpoints: system calls injected, processes whose smaps was read, events lost.
+fn three_checkpoints(name: &str, options: &[&str]) -> [Vec<Option<u64>>; 3] {
     let sandbox = Sandbox::new(name);
     let mut job = Job::launch(&sandbox, options, &victim_cmd("threads16").args(["100000", "1000"]));
     job.running().wait_for_output("\n5 ", SOON);
     for _ in 0..3 {
         job.checkpoint();
     }
-    let found = (of_freezes(&sandbox, &job, "injected"), of_freezes(&sandbox, &job, "lost"));
+    let found = ["injected", "smaps", "lost"].map(|name| of_freezes(&sandbox, &job, name));
+    let parts = PARTS.map(|part| of_freezes(&sandbox, &job, part));
+    for (at, whole) in of_freezes(&sandbox, &job, "microseconds").into_iter().enumerate() {
+        let sum: u64 = parts.iter().map(|part| part[at].unwrap()).sum();
+        assert!(0 < sum && sum <= whole.unwrap(), "{sum} of {whole:?}: {parts:?}");
+    }
     sandbox.kill(job.program(), Signal::SIGTERM as i32).unwrap();
     job.wait(SOON).expect_code(143);
     found
@@ -31,12 +42,13 @@ fn three_checkpoints(name: &str, options: &[&str]) -> (Vec<Option<u64>>, Vec<Opt
 
 #[test]
 fn none_with_bpf() {
-    assert_eq!(three_checkpoints("injected_none", &[]), (vec![Some(0); 3], vec![Some(0); 3]));
+    assert_eq!(three_checkpoints("injected_none", &[]), [const { [Some(0); 3] }; 3]);
 }
 
 #[test]
 fn some_without() {
-    let (injected, lost) = three_checkpoints("injected_some", &["--no-bpf"]);
+    let [injected, smaps, lost] = three_checkpoints("injected_some", &["--no-bpf"]);
+    assert_eq!(smaps, [Some(1); 3]);
     assert!(injected.iter().all(|n| n.is_some_and(|n| n > 17)), "{injected:?}");
     assert_eq!(lost, [None; 3]);
 }

@@ -85,15 +85,21 @@ fn detached_it_returns_and_the_program_goes_on() {
     let sandbox = Sandbox::new("detach");
     let (program, expected, _) = killed_job(&sandbox);
     let run = verb("run", ["-d", "images", "--detach", "--"]).program(&program);
-    for cmd in [verb("restart", ["--detach", "images"]), run] {
+    let launch = verb("run", ["-d", "another", "--detach", "--"]).program(&program);
+    for (cmd, dir) in
+        [(verb("restart", ["--detach", "images"]), "images"), (run, "images"), (launch, "another")]
+    {
         sandbox.run("rm -f out").success();
         let quick = sandbox.run(cmd.stdout(&sandbox.dir().join("out"))).success();
         assert!(!String::from_utf8_lossy(&quick.stdout).contains("\n6 "), "it waited for the end");
-        let shown = sandbox.run(verb("status", ["images"])).success().stdout_text();
+        let shown = sandbox.run(verb("status", [dir])).success().stdout_text();
         assert!(shown.contains("memory"), "{shown}");
         walk_until(&sandbox, || sandbox.ps().is_empty());
         ends_like(&sandbox, &expected, &std::fs::read(sandbox.dir().join("out")).unwrap());
     }
+    // What fails in the background fails like that in the foreground.
+    let none = sandbox.run(verb("run", ["-d", "third", "--detach", "--", "./none"])).expect_code(127);
+    assert!(none.stderr_text().contains("./none: not found"), "{}", none.stderr_text());
 }
 
 #[test]

@@ -44,5 +44,5 @@ impl Launch {
 }
 
 pub(super) fn launch_options(job: JobArgs, launch: LaunchArgs, program: Vec<OsString>) -> LaunchOptions {
-    LaunchOptions { job: job.options(), new: launch.new, user: launch.user, program }
+    LaunchOptions { job: job.options(), new: launch.new, user: launch.user, detach: false, program }
 }

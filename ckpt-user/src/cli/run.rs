@@ -29,7 +29,8 @@ pub struct Run {
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<Status> {
-        let launch = launch_options(self.job, self.launch, self.program);
+        let mut launch = launch_options(self.job, self.launch, self.program);
+        launch.detach = self.restart.detach;
         super::log_level(launch.job.verbose);
         let ended = match job::run::choose(&launch, self.restart.at)? {
             Some(dir) => {

@@ -58,6 +58,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         tracked,
         attached: Some(pidfd),
         ended: None,
+        running: &mut || (),
     })
 }
 

@@ -15,19 +15,16 @@ use super::retention;
 use super::tracer::Tracer;
 use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
-use crate::memory::pages;
-use crate::memory::runs::PageSet;
 use crate::object::Object;
 use crate::page::PagerError;
 use crate::phase::Phase;
 use crate::record::Image;
 use crate::refusal::Refusal;
-use crate::sys::mem::Forced;
 use crate::sys::wait;
 use crate::task::iterators::Kernel;
+use crate::track::arm;
 use crate::track::backend::Backend;
 use crate::track::space::Space;
-use crate::track::{arm, direct, soft_dirty};
 use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
@@ -35,10 +32,6 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Pre-copy ends when a round finds fewer pages than this (16 MiB are copied in some 3 ms) …
-const SMALL: u64 = 4096;
-/// … or after so many rounds: each writes dead copies.
-const ROUNDS: usize = 4;
 /// Threads that compress.
 const WORKERS: usize = 2;
 
@@ -187,7 +180,7 @@ impl Checkpointer {
         Ok(Some(image::prune(&path, self.keep, &[], check)?))
     }
 
-    fn tracked(&self) -> MutexGuard<'_, Tracked> {
+    pub(super) fn tracked(&self) -> MutexGuard<'_, Tracked> {
         self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -226,60 +219,6 @@ impl Checkpointer {
             }
         }
         Ok(())
-    }
-
-    /// Copies beside the running program until little is left.
-    fn rounds(&mut self, tracer: &Tracer, writer: &mut GenerationWriter) -> Result<(), CheckpointError> {
-        let mut buffer = Vec::new();
-        for round in 0..ROUNDS {
-            let found = self.round(tracer, round == 0)?;
-            let mut tracked = self.tracked();
-            for (index, set) in &found {
-                let space = &mut tracked.spaces[*index];
-                let mut written = Ok(());
-                let copied = Forced::open(space.pid).and_then(|forced| {
-                    pages::copy(space.pid, &forced, set, &mut buffer, &mut |page, bytes| {
-                        written = writer.put_pages(space.id, page, bytes);
-                        if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
-                    })
-                });
-                written?;
-                match copied {
-                    Ok(unreadable) => space.missed(unreadable),
-                    // On its way out, or another program by now: the freeze copies all that is dirty again.
-                    Err(_) => space.again(),
-                }
-            }
-            if found.iter().map(|(_, set)| set.len()).sum::<u64>() < SMALL {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// One look at every tracked space: which pages (of which space, by index) are to be copied.
-    fn round(&self, tracer: &Tracer, first: bool) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
-        if self.backend == Backend::SoftDirty {
-            let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
-            let round = move || {
-                let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-                soft_dirty::round(root, &mut tracked.spaces, first, &kernel)
-            };
-            return Ok(tracer.run(round).ok_or(CheckpointError::NoTracer)??);
-        }
-        let mut tracked = self.tracked();
-        let mut found = Vec::new();
-        let mut direct = false;
-        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
-            // A process that ends or executes another program meanwhile is seen by the freeze.
-            let Ok(mappings) = space.mappings() else { continue };
-            space.register(&mappings);
-            let Ok(set) = space.round(&mappings, first) else { continue };
-            direct |= direct::reads(space.pid);
-            found.push((index, set));
-        }
-        tracked.direct |= direct;
-        Ok(found)
     }
 
     /// Has the tracer freeze the tree; writes what overflows while it is at it.
@@ -356,7 +295,11 @@ impl Checkpointer {
         let mut frozen_event = Event::phase(Phase::Freeze, frozen.freeze)
             .count("id", id)
             .count("pages", frozen.pages)
-            .count("injected", frozen.injected);
+            .count("injected", frozen.injected)
+            .count("smaps", frozen.smaps);
+        for (part, took) in frozen.spent.named() {
+            frozen_event = frozen_event.count(part, took.as_micros() as u64);
+        }
         if let Some(seen) = self.kernel.lifecycle() {
             frozen_event = frozen_event
                 .count("forks", seen.forks)

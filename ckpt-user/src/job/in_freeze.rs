@@ -3,6 +3,7 @@
 use super::checkpoint::After;
 use super::residue::{Batch, Residue};
 use crate::capture;
+use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{self, FrozenTree};
 use crate::image::SpaceId;
 use crate::memory::pages;
@@ -49,7 +50,9 @@ pub struct Frozen {
     pub gone: Vec<(SpaceId, Gone)>,
     pub live: Vec<(SpaceId, Vec<Range<u64>>)>,
     pub freeze: Duration,
+    pub spent: Spent,
     pub injected: u64,
+    pub smaps: u64,
     /// Memory of its own that the tree holds.
     pub bytes_memory: u64,
     /// Still stopped, when checkpoint and end are to be one.
@@ -147,7 +150,10 @@ fn frozen(
     to: &SyncSender<Message>,
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
+    // Known from here on.
+    capture::cpu_features();
     let mut tree = freeze::freeze(root, kernel)?;
+    let stop = tree.since.elapsed();
     let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
@@ -162,6 +168,7 @@ fn frozen(
             frozen.held = Some(tree);
         }
     }
+    frozen.spent.stop = stop;
     frozen.pages = residue.pages;
     frozen.batches = residue.batches;
     Ok(frozen)
@@ -175,12 +182,11 @@ fn inside(
 ) -> Result<Frozen, Refusal> {
     let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     tracked.renew(&members);
-    let captured = capture::capture(
-        tree,
-        tracked.standards_of.unwrap_or_else(Pid::this),
-        &kernel.read(&members),
-        tracked.pager.is_some(),
-    )?;
+    let mut reading = Duration::ZERO;
+    let hidden = timed(&mut reading, || kernel.read(&members));
+    let standards_of = tracked.standards_of.unwrap_or_else(Pid::this);
+    let captured = capture::capture(tree, standards_of, &hidden, tracked.pager.is_some())?;
+    let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
     // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
@@ -199,13 +205,14 @@ fn inside(
         record.space = space.id.0;
         let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
         space.moved(&moved);
-        watched_by_us(space, &mut record.mappings)?;
-        let begun = space.has_begun();
-        let set = space.round(&record.mappings, !begun).reading(pid, "the page map")?;
-        let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut |page, bytes| {
-            residue.push(space.id, page, bytes)
-        })
-        .reading(pid, "its memory")?;
+        let set = timed(&mut spent.scan, || {
+            watched_by_us(space, &mut record.mappings)?;
+            let begun = space.has_begun();
+            space.round(&record.mappings, !begun).reading(pid, "the page map")
+        })?;
+        let mut push = |page: u64, bytes: &[u8]| residue.push(space.id, page, bytes);
+        let copy = || pages::copy(pid, &process.memory, &set, &mut buffer, &mut push);
+        let unreadable = timed(&mut spent.copy, copy).reading(pid, "its memory")?;
         if let Some(run) = unreadable.runs().first() {
             let what = format!("has a page at {:x} that cannot be read", run.start * 4096);
             return Err(Refusal::unsupported(
@@ -230,7 +237,9 @@ fn inside(
         gone,
         live,
         freeze: Duration::ZERO,
+        spent,
         injected: captured.injected,
+        smaps: captured.smaps,
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })

@@ -11,12 +11,22 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use crate::freeze::tree;
 use crate::sys::clone;
-use crate::sys::spawn::{RunAs, spawn};
+use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::Context;
 use std::sync::Arc;
 
 /// Runs a program and supervises it.
 pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
+    if !options.detach {
+        return begin(options, &mut || ());
+    }
+    match spawn::detach().context("cannot go to the background")? {
+        Detached::Parent(ended) => Ok(ended),
+        Detached::Child(ready) => begin(options, &mut || ready.tell()),
+    }
+}
+
+fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
     let identity = Identity::of_caller(options.user.as_deref())?;
     let name = options.program.first().context("no program was given")?.clone();
     let path = resolve_here(options.job.dir.as_deref(), &name);
@@ -39,7 +49,7 @@ pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
         groups: identity.groups.clone(),
         env: identity.env.clone(),
     });
-    let root = spawn(&options.program, signals.original, run_as)
+    let root = spawn::spawn(&options.program, signals.original, run_as)
         .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
     start::supervise(Start {
         options: &options.job,
@@ -52,5 +62,6 @@ pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
         tracked: Tracked::default(),
         attached: None,
         ended: None,
+        running,
     })
 }

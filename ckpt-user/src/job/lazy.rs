@@ -61,6 +61,11 @@ impl Lazy {
         self.pager.as_ref().map_or(0, |pager| pager.missing())
     }
 
+    /// Whether a page could not be had: the program was killed for that.
+    pub fn has_failed(&self) -> bool {
+        self.pager.as_ref().is_some_and(|pager| pager.has_failed())
+    }
+
     /// Looks for news.
     pub fn look(&mut self) {
         let Some(pager) = self.pager.as_ref().filter(|_| self.state == State::Arriving) else { return };
@@ -68,7 +73,7 @@ impl Lazy {
         let news = if pager.is_full() {
             self.state = State::Arrived(Instant::now());
             event("lazy-done")
-        } else if pager.has_failed() {
+        } else if self.has_failed() {
             self.state = State::Over;
             event("error").text("why", "a page of a lazy restart could not be had")
         } else {

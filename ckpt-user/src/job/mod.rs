@@ -31,6 +31,7 @@ pub mod request;
 pub mod residue;
 pub mod restart;
 pub mod retention;
+mod rounds;
 pub mod run;
 pub mod runtime_dir;
 pub mod signals;

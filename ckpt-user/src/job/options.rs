@@ -88,6 +88,8 @@ pub struct LaunchOptions {
     pub new: bool,
     /// `-u USER`.
     pub user: Option<String>,
+    /// Return once the program runs.
+    pub detach: bool,
     /// The program and its arguments; never empty.
     pub program: Vec<OsString>,
 }

@@ -36,8 +36,7 @@ pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
         return run_again(options, &mut || ());
     }
     match spawn::detach().context("cannot go to the background")? {
-        Detached::Parent(Some(())) => Ok(Ended::Detached),
-        Detached::Parent(None) => bail!("the restart failed; its message is above"),
+        Detached::Parent(ended) => Ok(ended),
         Detached::Child(ready) => run_again(options, &mut || ready.tell()),
     }
 }
@@ -82,7 +81,6 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
-    running();
     note(target.lease.dir(), parent, begun);
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
@@ -108,6 +106,7 @@ fn run_again(options: &RestartOptions, running: &mut dyn FnMut()) -> anyhow::Res
         tracked,
         attached: None,
         ended: image.ended.map(Ended::from_wait),
+        running,
     })
 }
 

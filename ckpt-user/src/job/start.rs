@@ -47,12 +47,25 @@ pub struct Start<'a> {
     pub attached: Option<OwnedFd>,
     /// How the first process ended, where others have outlived it.
     pub ended: Option<Ended>,
+    /// Called once others can find the job.
+    pub running: &'a mut dyn FnMut(),
 }
 
 /// Supervises it to its end.
 pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
-    let Start { options, identity, lease, path, root, mut signals, parent, mut tracked, attached, ended } =
-        start;
+    let Start {
+        options,
+        identity,
+        lease,
+        path,
+        root,
+        mut signals,
+        parent,
+        mut tracked,
+        attached,
+        ended,
+        running,
+    } = start;
     let record = lease.record();
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
@@ -66,6 +79,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         }
     };
     lease.started(program, control.as_ref().map(Control::socket_path))?;
+    running();
     let interval = record.options.interval();
     let name = record.argv.first().cloned().unwrap_or_default();
     if terminal::wants_start_line(options.verbose) {

@@ -10,7 +10,7 @@
 
 use super::checkpoint::{After, CheckpointError, Checkpointer};
 use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, ReplyTo, Request};
-use super::ended::Ended;
+use super::ended::{self, Ended};
 use super::interval::Schedule;
 use super::lazy::Lazy;
 use super::options::{Cause, ends_program};
@@ -320,6 +320,9 @@ impl Supervisor {
         }
         if self.killed_by_us {
             return Ended::Checkpointed;
+        }
+        if self.plan.lazy.as_ref().is_some_and(Lazy::has_failed) {
+            return Ended::Exited(ended::FAILED);
         }
         self.plan.ended.get().copied().unwrap_or(Ended::Exited(0))
     }

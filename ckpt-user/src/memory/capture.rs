@@ -6,6 +6,7 @@ use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::borrow::Cow;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -30,11 +31,15 @@ impl Objects {
     }
 }
 
+/// `known` are the mappings as smaps shows them; where they are not known, it is read, which takes time for every
+/// page.
+///
 /// # Errors
 /// Names the first mapping that a restart could not rebuild.
-pub fn capture(pid: Pid, objects: &mut Objects) -> Result<Vec<Vma>, Refusal> {
-    let text = ProcDir::process(pid).text("smaps").reading(pid, "smaps")?;
-    let raws = vma::parse(&text).reading(pid, "smaps")?;
+pub fn capture(pid: Pid, known: Option<&[Raw]>, objects: &mut Objects) -> Result<Vec<Vma>, Refusal> {
+    let read = || vma::parse(&ProcDir::process(pid).text("smaps")?);
+    let raws = known.map_or_else(|| read().map(Cow::Owned), |known| Ok(Cow::Borrowed(known)));
+    let raws = raws.reading(pid, "smaps")?;
     raws.iter().filter(|r| r.name != "[vsyscall]").map(|raw| describe(pid, raw, objects)).collect()
 }
 

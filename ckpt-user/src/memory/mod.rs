@@ -1,6 +1,7 @@
 //! Address spaces: mappings, layout, pages, vdso. Page sets and the plan are pure.
 
 pub mod capture;
+pub mod flags;
 pub mod layout;
 pub mod pages;
 pub mod runs;

@@ -82,7 +82,7 @@ impl Vma {
 }
 
 /// A mapping as smaps shows it, before anything is looked up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raw {
     pub start: u64,
     pub end: u64,

@@ -2,11 +2,13 @@
 
 use super::{Description, Object, Outside, Seen, epoll, eventfd, file, pipe, terminal, timerfd};
 use crate::refusal::{Reading, Refusal};
+use crate::sys::bpf::FileRow;
 use crate::sys::pidfd;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
@@ -27,7 +29,10 @@ pub struct Descriptor {
     pub standard: Option<u32>,
 }
 
-/// Captures the tables of all processes of a stopped tree.
+/// The tables with the descriptions that they refer to, in the order in which they are met.
+type Tables = (Vec<Vec<Descriptor>>, Vec<Seen>);
+
+/// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors.
 ///
 /// Descriptors 0, 1 and 2 of `standards_of` are the standard streams.
 ///
@@ -36,7 +41,57 @@ pub struct Descriptor {
 pub fn capture(
     processes: &[Pid],
     standards_of: Pid,
+    known: &HashMap<Pid, Vec<FileRow>>,
 ) -> Result<(Vec<Vec<Descriptor>>, Vec<Description>), Refusal> {
+    let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
+        processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
+    let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
+    let mut opened: HashMap<Pid, OwnedFd> = HashMap::new();
+    let mut ends: Vec<(OwnedFd, &Seen)> = Vec::with_capacity(found.len());
+    for seen in &found {
+        let process = match opened.entry(seen.pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(pidfd::open(seen.pid).reading(seen.pid, "pidfd")?),
+        };
+        ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
+    }
+    let streams: Vec<Vec<u32>> = found.iter().map(|seen| standards(seen, standards_of)).collect();
+    let descriptions = ends
+        .iter()
+        .zip(&streams)
+        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied()))
+        .collect::<Result<_, Refusal>>()?;
+    for descriptor in tables.iter_mut().flatten() {
+        let streams = &streams[descriptor.description as usize];
+        let own = streams.iter().find(|&&stream| stream == descriptor.number);
+        descriptor.standard = own.or(streams.first()).copied();
+    }
+    Ok((tables, descriptions))
+}
+
+/// The kernel has said which descriptors share a description: each of these is looked at once.
+fn by_rows(processes: &[(Pid, &Vec<FileRow>)]) -> Result<Tables, Refusal> {
+    let (mut tables, mut found) = (Vec::new(), Vec::new());
+    let mut by_file: HashMap<u64, usize> = HashMap::new();
+    for &(pid, rows) in processes {
+        let mut table = Vec::with_capacity(rows.len());
+        for row in rows {
+            let index = match by_file.entry(row.file) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    found.push(Seen::look(pid, row.fd as i32)?.0);
+                    *new.insert(found.len() - 1)
+                }
+            };
+            table.push(descriptor(row.fd, index, row.close_on_exec != 0));
+        }
+        tables.push(table);
+    }
+    Ok((tables, found))
+}
+
+/// Every descriptor is looked at; those that look alike are compared by kcmp(2).
+fn by_looking(processes: &[Pid]) -> Result<Tables, Refusal> {
     let mut tables = Vec::new();
     let mut found: Vec<Seen> = Vec::new();
     let mut groups: HashMap<(PathBuf, u64, u32), Vec<usize>> = HashMap::new();
@@ -60,34 +115,15 @@ pub fn capture(
                 group.push(found.len() - 1);
                 found.len() - 1
             });
-            table.push(Descriptor {
-                number: number as u32,
-                description: index as u32,
-                close_on_exec,
-                standard: None,
-            });
+            table.push(descriptor(number as u32, index, close_on_exec));
         }
         tables.push(table);
     }
-    let ends: Vec<(OwnedFd, &Seen)> = found
-        .iter()
-        .map(|seen| {
-            let process = pidfd::open(seen.pid).reading(seen.pid, "pidfd")?;
-            Ok((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen))
-        })
-        .collect::<Result<_, Refusal>>()?;
-    let streams: Vec<Vec<u32>> = found.iter().map(|seen| standards(seen, standards_of)).collect();
-    let descriptions = ends
-        .iter()
-        .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied()))
-        .collect::<Result<_, Refusal>>()?;
-    for descriptor in tables.iter_mut().flatten() {
-        let streams = &streams[descriptor.description as usize];
-        let own = streams.iter().find(|&&stream| stream == descriptor.number);
-        descriptor.standard = own.or(streams.first()).copied();
-    }
-    Ok((tables, descriptions))
+    Ok((tables, found))
+}
+
+fn descriptor(number: u32, index: usize, close_on_exec: bool) -> Descriptor {
+    Descriptor { number, description: index as u32, close_on_exec, standard: None }
 }
 
 /// Which of the launcher's standard streams this is: on a terminal often all three.

@@ -18,6 +18,7 @@ pub mod remote;
 pub mod sched;
 pub mod shared;
 pub mod spawn;
+pub mod specimens;
 pub mod tee;
 pub mod timerfd;
 pub mod uffd;

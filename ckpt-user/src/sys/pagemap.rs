@@ -14,12 +14,11 @@ pub const FILE: u64 = 1 << 2;
 pub const PRESENT: u64 = 1 << 3;
 pub const SWAPPED: u64 = 1 << 4;
 pub const PFN_ZERO: u64 = 1 << 5;
-pub const HUGE: u64 = 1 << 6;
 
 const FLAG_WP_MATCHING: u64 = 1;
 const IOCTL: u64 = 3 << 30 | 96 << 16 | (b'f' as u64) << 8 | 16;
 
-/// Pages with the same categories: [start, end) in bytes.
+/// Pages with the same of the categories WP_ALLOWED, WRITTEN and SWAPPED: [start, end) in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Region {
@@ -102,7 +101,7 @@ impl Pagemap {
                 category_inverted: filter.inverted,
                 category_mask: filter.all,
                 category_anyof_mask: filter.any,
-                return_mask: WP_ALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | PFN_ZERO | HUGE,
+                return_mask: WP_ALLOWED | WRITTEN | SWAPPED,
             };
             // SAFETY: `args` is the structure that the number names; `vec` covers `vec_len` regions of a
             // buffer that we own and borrow mutably; the kernel writes nothing else.

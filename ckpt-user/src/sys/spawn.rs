@@ -1,7 +1,9 @@
 //! Starting the program: ckptbpf's child, in its session and process group, with the signal mask that ckptbpf
 //! was given.
 
+use crate::job::ended::{self, Ended};
 use nix::sys::signal::SigSet;
+use nix::sys::wait::WaitStatus;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -49,8 +51,8 @@ pub fn spawn(program: &[OsString], mask: SigSet, run_as: Option<RunAs>) -> io::R
 /// The two sides of [`detach`].
 #[derive(Debug)]
 pub enum Detached {
-    /// What the one in the background said: `Some` once all is well, `None` when it ended without a word.
-    Parent(Option<()>),
+    /// Detached once all is well; how the background ended, when it did so without a word.
+    Parent(Ended),
     Child(Ready),
 }
 
@@ -74,11 +76,18 @@ pub fn detach() -> io::Result<Detached> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // SAFETY: this process has one thread, so the child may do whatever the parent may.
     match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { .. } => {
+        nix::unistd::ForkResult::Parent { child } => {
             drop(to);
             let mut word = [0];
             let got = nix::unistd::read(&from, &mut word)?;
-            Ok(Detached::Parent((got == 1).then_some(())))
+            if got == 1 {
+                return Ok(Detached::Parent(Ended::Detached));
+            }
+            Ok(Detached::Parent(match nix::sys::wait::waitpid(child, None)? {
+                WaitStatus::Exited(_, status) => Ended::Exited(status as u8),
+                WaitStatus::Signaled(_, signal, _) => Ended::Signaled(signal as i32),
+                _ => Ended::Exited(ended::FAILED),
+            }))
         }
         nix::unistd::ForkResult::Child => {
             drop(from);

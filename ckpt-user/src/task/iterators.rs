@@ -8,12 +8,18 @@ use super::hidden::{ProcessState, ThreadState, altstack};
 use super::timers::Timer;
 use crate::freeze::rewind::{Wait, Waits};
 use crate::freeze::tree;
+use crate::memory::flags::{Names, Word};
+use crate::memory::vdso;
+use crate::memory::vma::{self, Raw};
 use crate::sys::bpf::{
-    self, Attached, Bpf, BpfError, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow, Program,
-    RestartDecoder, TaskRow, WaitDecoder, WaitRow, own_pid_namespace,
+    self, Attached, Bpf, BpfError, FileRow, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow,
+    Program, RestartDecoder, TaskRow, VmaRow, WaitDecoder, WaitRow, own_pid_namespace,
 };
+use crate::sys::specimens::Specimens;
+use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the iterators found, by the ids that we see.
@@ -21,6 +27,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Hidden {
     pub threads: HashMap<Pid, ThreadState>,
     pub processes: HashMap<Pid, ProcessState>,
+    /// As smaps shows them.
+    pub mappings: HashMap<Pid, Vec<Raw>>,
+    /// How many processes smaps was read of, since a flag of theirs had no name yet.
+    pub unnamed: u64,
+    /// Of each process's own table, in order of their numbers.
+    pub descriptors: HashMap<Pid, Vec<FileRow>>,
 }
 
 /// Lifecycle events since the last look, and what was lost in all. They are hints: the freeze reads the tree
@@ -83,16 +95,19 @@ impl Kernel {
         self.ask(|iterators| iterators.waits(&pids))
     }
 
-    /// The hidden state of stopped processes.
+    /// What can be read of stopped processes.
     pub fn read(&self, pids: &[Pid]) -> Hidden {
-        self.ask(|iterators| iterators.read(pids))
+        let hidden = self.ask(|iterators| iterators.read(pids));
+        let (mappings, unnamed) = self.ask(|iterators| iterators.mappings(pids));
+        let descriptors = self.ask(|iterators| iterators.descriptors(pids));
+        Hidden { mappings, unnamed, descriptors, ..hidden }
     }
 
     /// What was reported since the last call; none without BPF.
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         let mut state = self.state();
         if let Some(error) = state.error.take() {
-            log::info!("system calls were injected for what eBPF did not read: {error}");
+            log::info!("what eBPF did not read was found another way: {error}");
         }
         state.iterators.as_mut().map(Iterators::lifecycle)
     }
@@ -102,6 +117,7 @@ struct Iterators {
     bpf: Bpf,
     decoder: Option<RestartDecoder>,
     waits: Option<WaitDecoder>,
+    names: Names,
     /// Detached when dropped.
     _attached: Option<Attached>,
     namespace: u32,
@@ -133,11 +149,15 @@ impl Iterators {
         if waits.is_none() {
             log::info!("this kernel does not tell how long waits still go; interrupted ones begin anew");
         }
+        let names = flag_names(&mut bpf).unwrap_or_else(|e| {
+            log::info!("the flags of mappings are learnt as they are met: {e}");
+            Names::default()
+        });
         let attached = bpf
             .attach_lifecycle()
             .map_err(|e| log::info!("forks, execs and exits are looked for, not reported: {e}"))
             .ok();
-        Ok(Self { bpf, decoder, waits, _attached: attached, namespace: own_pid_namespace()? })
+        Ok(Self { bpf, decoder, waits, names, _attached: attached, namespace: own_pid_namespace()? })
     }
 
     /// Takes in what was reported since the last call.
@@ -196,7 +216,53 @@ impl Iterators {
                 ProcessState { actions: actions.clone(), brk: row.memory.brk, timers: timers(pid, &row) };
             processes.insert(pid, state);
         }
-        Ok(Hidden { threads, processes })
+        Ok(Hidden { threads, processes, ..Hidden::default() })
+    }
+
+    /// The mappings of stopped processes. Where a flag has no name yet, smaps is read, and has taught it from then on;
+    /// how many of them it was read of is returned, too.
+    ///
+    /// # Errors
+    /// From the iterator; the caller then reads smaps.
+    fn mappings(&mut self, pids: &[Pid]) -> Result<(HashMap<Pid, Vec<Raw>>, u64), BpfError> {
+        if !has_words(&self.bpf) {
+            return Ok(Default::default());
+        }
+        self.track(pids)?;
+        let mut words: HashMap<u32, Vec<Word>> = HashMap::new();
+        for row in self.bpf.vmas()? {
+            words.entry(row.tgid).or_default().push(word(&row));
+        }
+        let (mut all, mut unnamed) = (HashMap::new(), 0);
+        for (host, own) in self.bpf.tracked() {
+            let pid = Pid::from_raw(own as i32);
+            let Some(words) = words.get(&host) else { continue };
+            // One that cannot be read has ended: who reads it next says so.
+            let Ok(maps) = raws(pid, "maps") else { continue };
+            if let Some(known) = self.names.give(maps, words) {
+                all.insert(pid, known);
+            } else if let Ok(shown) = raws(pid, "smaps") {
+                self.names.learn_from(&shown, words);
+                all.insert(pid, shown);
+                unnamed += 1;
+            }
+        }
+        Ok((all, unnamed))
+    }
+
+    /// The descriptors of stopped processes.
+    ///
+    /// # Errors
+    /// From the iterator; the caller then reads /proc.
+    fn descriptors(&mut self, pids: &[Pid]) -> Result<HashMap<Pid, Vec<FileRow>>, BpfError> {
+        self.track(pids)?;
+        let mut all: HashMap<u32, Vec<FileRow>> = HashMap::new();
+        // The table of a thread that has its own is not the process's.
+        for row in self.bpf.files()?.into_iter().filter(|row| row.tid == row.tgid) {
+            all.entry(row.tgid).or_default().push(row);
+        }
+        let of = |(host, own): (u32, u32)| (Pid::from_raw(own as i32), all.remove(&host).unwrap_or_default());
+        Ok(self.bpf.tracked().into_iter().map(of).collect())
     }
 
     fn waits(&mut self, pids: &[Pid]) -> Result<Waits, BpfError> {
@@ -223,6 +289,42 @@ impl Iterators {
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }
     }
+}
+
+/// Whether the words of mappings are to be had, and whole.
+fn has_words(bpf: &Bpf) -> bool {
+    let bytes = bpf.offsets().get("vma.flags").unwrap_or(0);
+    bpf.has(Program::Vmas) && bytes as usize <= size_of::<u64>()
+}
+
+/// What the flags of mappings are called, as far as our own can tell.
+fn flag_names(bpf: &mut Bpf) -> Result<Names, BpfError> {
+    let mut names = Names::default();
+    if has_words(bpf) {
+        let failed = |source| BpfError::Proc { path: "/proc/self/smaps", source };
+        let specimens = Specimens::new().map_err(failed)?;
+        let own = Pid::this();
+        let host = bpf.track_own(own.as_raw() as u32)?;
+        let words: Vec<Word> = bpf.vmas()?.iter().filter(|row| row.tgid == host).map(word).collect();
+        let mut raws = raws(own, "smaps").map_err(failed)?;
+        let ours = specimens.range();
+        // What is not among these may have changed in between.
+        raws.retain(|r| vdso::kind(&r.name).is_some() || (ours.start <= r.start && r.end <= ours.end));
+        names.learn_from(&raws, &words);
+        bpf.untrack(host)?;
+    }
+    Ok(names)
+}
+
+fn word(row: &VmaRow) -> Word {
+    Word { start: row.start, end: row.end, flags: row.flags }
+}
+
+/// The mappings in the file `name`, without the one that lies beyond user addresses.
+fn raws(pid: Pid, name: &str) -> io::Result<Vec<Raw>> {
+    let mut raws = vma::parse(&ProcDir::process(pid).text(name)?)?;
+    raws.retain(|raw| raw.name != "[vsyscall]");
+    Ok(raws)
 }
 
 /// SA_IMMUTABLE, SA_X32_ABI, SA_IA32_ABI: the kernel's own (arch/x86/include/asm/signal.h), never shown.

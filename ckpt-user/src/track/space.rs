@@ -156,7 +156,14 @@ impl Space {
         let Some(uffd) = &self.uffd else { return Vec::new() };
         let mut foreign = Vec::new();
         let mut unwatched = Vec::new();
-        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+        let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+        // Neighbours in one call, all or none of them; then one by one.
+        let neighbours = private.chunk_by(|one, next| one.end == next.start);
+        let refused = neighbours.filter(|group| {
+            let (start, end) = (group[0].start, group[group.len() - 1].end);
+            group.len() == 1 || uffd.register(start, end - start, MODE_WP).is_err()
+        });
+        for &vma in refused.flatten() {
             if let Err(error) = uffd.register(vma.start, vma.end - vma.start, MODE_WP) {
                 unwatched.push(vma.pages());
                 if error.raw_os_error() == Some(libc::EBUSY) {

@@ -55,13 +55,13 @@ impl Layout {
         Btf::from_bytes(bytes).map(Self).map_err(|e| BtfError::Malformed(e.to_string()))
     }
 
-    /// The size of a structure, bytes.
+    /// The size of a structure, or of the structure that a path leads to, bytes.
     ///
     /// # Errors
     /// There is no such structure.
-    pub fn size(&self, structure: &str) -> Result<u32, BtfError> {
-        let size = self.find_struct(structure)?.size();
-        u32::try_from(size).map_err(|_| BtfError::Malformed(format!("struct {structure} of {size} bytes")))
+    pub fn size(&self, path: &str) -> Result<u32, BtfError> {
+        let size = self.find(path)?.1.ok_or_else(|| BtfError::NoStruct(path.to_owned()))?.size();
+        u32::try_from(size).map_err(|_| BtfError::Malformed(format!("struct {path} of {size} bytes")))
     }
 
     /// The offset of a field from the beginning of the path's structure, bytes (a bit field's first byte).
@@ -77,21 +77,24 @@ impl Layout {
     /// # Errors
     /// As [`Self::offset`].
     pub fn bit_offset(&self, path: &str) -> Result<u32, BtfError> {
+        self.find(path).map(|(bits, _)| bits)
+    }
+
+    /// Where the path leads: its offset in bits, and the structure there if there is one.
+    fn find(&self, path: &str) -> Result<(u32, Option<Struct>), BtfError> {
         let mut names = path.split('.');
         let mut structure = names.next().unwrap_or_default().to_owned();
-        let mut inside = self.find_struct(&structure)?;
+        let mut inside = Some(self.find_struct(&structure)?);
         let mut bits = 0u32;
-        let mut names = names.peekable();
-        while let Some(name) = names.next() {
+        for name in names {
             let missing = || BtfError::NoMember { structure: structure.clone(), member: name.to_owned() };
-            let (at, member) = self.find_member(&inside, name, MAX_DEPTH).ok_or_else(missing)?;
+            let found = inside.as_ref().and_then(|inside| self.find_member(inside, name, MAX_DEPTH));
+            let (at, member) = found.ok_or_else(missing)?;
             bits = bits.checked_add(at).ok_or_else(|| BtfError::Malformed(format!("offset of {path}")))?;
-            if names.peek().is_some() {
-                inside = self.structure(member).ok_or_else(missing)?;
-                structure = format!("{structure}.{name}");
-            }
+            inside = self.structure(member);
+            structure = format!("{structure}.{name}");
         }
-        Ok(bits)
+        Ok((bits, inside))
     }
 
     /// By name; of several (there are a few, in drivers) the largest, a forward declaration being none.

@@ -132,6 +132,8 @@ pub(super) const FIELDS: &[Field] = &[
     global("FILES_FDT", FILE, &["files_struct.fdt"]),
     global("FDT_CLOSE_ON_EXEC", FILE, &["fdtable.close_on_exec"]),
     global("FDT_MAX_FDS", FILE, &["fdtable.max_fds"]),
+    // The word above as a bitmap, which newer kernels may make longer.
+    Field { name: "vma.flags", unit: SizeOf, paths: &["vm_area_struct.flags"], needed_by: OPTIONAL, global: false },
     // The timer on the stack of a thread that waits, for `waits.rs`.
     local("sleeper.expires", &["hrtimer_sleeper.timer._softexpires"]),
     local("sleeper.function", &["hrtimer_sleeper.timer.function"]),

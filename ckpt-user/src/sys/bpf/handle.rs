@@ -12,7 +12,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use ckpt_common::{
-    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WaitRow, WriteFault,
+    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WaitRow, WriteFault, lost,
 };
 use zerocopy::FromBytes;
 
@@ -170,7 +170,11 @@ impl Bpf {
     /// What could not be reported since the programs were loaded.
     #[must_use]
     pub fn lost(&self) -> Lost {
-        Lost::from_counters(|index| self.lost.get(&index, 0).map_or(0, |values| values.iter().sum()))
+        Lost::from_counters(|index| self.counted(index))
+    }
+
+    fn counted(&self, index: u32) -> u64 {
+        self.lost.get(&index, 0).map_or(0, |values| values.iter().sum())
     }
 
     /// Passes what the programs have logged on to the `log` crate.
@@ -251,7 +255,7 @@ impl Bpf {
     /// Rows of all tracked processes: process by process, or, where the kernel cannot do that, in one walk over
     /// all of the node.
     fn rows<T: FromBytes>(&self, program: Program) -> Result<Vec<T>, BpfError> {
-        let before = self.lost().reads;
+        let before = self.counted(lost::READS);
         let mut all = Vec::new();
         if self.restrictable.load(Ordering::Relaxed) {
             for (_, own) in self.tracked().into_iter().filter(|(_, own)| *own != 0) {
@@ -268,7 +272,11 @@ impl Bpf {
         if !self.restrictable.load(Ordering::Relaxed) {
             all = self.walk(program, None)?;
         }
-        if self.lost().reads == before { Ok(all) } else { Err(BpfError::Torn { program: program.name() }) }
+        if self.counted(lost::READS) == before {
+            Ok(all)
+        } else {
+            Err(BpfError::Torn { program: program.name() })
+        }
     }
 
     fn walk<T: FromBytes>(&self, program: Program, process: Option<u32>) -> Result<Vec<T>, BpfError> {

@@ -1,0 +1,187 @@
+//! What smaps calls the bits of a mapping's `vm_flags`, learnt from smaps itself: no bit is assumed to mean anything.
+//!
+//! Bits move between kernels and depend on their configuration. But in each, VmFlags is a function of the word: the
+//! names of its bits from the lowest to the highest, with nothing for some (show_smap_vma_flags() of
+//! fs/proc/task_mmu.c). So a mapping whose word and names are both known teaches the names of all its bits. A word
+//! with a bit that nothing has taught yet has no names here, and neither has any word once two lessons disagree:
+//! then smaps is read.
+
+use super::vma::Raw;
+
+/// What is known of the 64 bits.
+#[derive(Debug, Clone)]
+pub struct Names {
+    bits: [Bit; 64],
+    /// Lessons did not agree: the words are not what they are taken for.
+    contradicted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Bit {
+    Unknown,
+    /// Shows nothing: protection keys have a line of their own.
+    Silent,
+    Named(String),
+}
+
+/// A mapping as the kernel has it: its bounds and its `vm_flags`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    pub start: u64,
+    pub end: u64,
+    pub flags: u64,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { bits: [const { Bit::Unknown }; 64], contradicted: false }
+    }
+}
+
+impl Names {
+    /// Takes in that the bits of `word` show as `names`.
+    pub fn learn(&mut self, word: u64, names: &[String]) {
+        let set: Vec<usize> = (0..64).filter(|bit| word >> bit & 1 != 0).collect();
+        let known: Vec<&String> = set.iter().filter_map(|&bit| self.bits[bit].name()).collect();
+        let lesson: Vec<(usize, Bit)> = if set.len() == names.len() {
+            set.into_iter().zip(names.iter().cloned().map(Bit::Named)).collect()
+        } else if known.iter().copied().eq(names) {
+            // Those that are left show nothing.
+            set.into_iter().filter(|&bit| self.bits[bit] == Bit::Unknown).map(|b| (b, Bit::Silent)).collect()
+        } else {
+            // Which of the bits are silent cannot be told; a word that is known throughout must show what it should.
+            self.contradicted |= set.iter().all(|&bit| self.bits[bit] != Bit::Unknown);
+            return;
+        };
+        for (bit, taught) in lesson {
+            self.contradicted |= self.bits[bit] != Bit::Unknown && self.bits[bit] != taught;
+            self.bits[bit] = taught;
+        }
+    }
+
+    /// The names of the bits of `word`, as smaps would show them.
+    pub fn of(&self, word: u64) -> Option<Vec<String>> {
+        if self.contradicted {
+            return None;
+        }
+        let set = (0..64).filter(|bit| word >> bit & 1 != 0).map(|bit| &self.bits[bit]);
+        let known: Option<Vec<&Bit>> = set.map(|bit| (*bit != Bit::Unknown).then_some(bit)).collect();
+        Some(known?.into_iter().filter_map(Bit::name).cloned().collect())
+    }
+
+    /// Gives each of `raws`, which come from maps, the flags that smaps would show. `None` when one of them has no
+    /// word, a word has no names, or the two say different things of it.
+    pub fn give(&self, raws: Vec<Raw>, words: &[Word]) -> Option<Vec<Raw>> {
+        if raws.len() != words.len() {
+            return None;
+        }
+        let give = |(mut raw, word): (Raw, &Word)| {
+            raw.flags = self.of(word.flags)?;
+            let has = |flag: &str| raw.flags.iter().any(|f| f == flag);
+            let permissions = [(b'r', "rd"), (b'w', "wr"), (b'x', "ex"), (b's', "ms")];
+            let agree = permissions
+                .iter()
+                .zip(raw.permissions)
+                .all(|((letter, flag), p)| (p == *letter) == has(flag));
+            (agree && (raw.start, raw.end) == (word.start, word.end)).then_some(raw)
+        };
+        raws.into_iter().zip(words).map(give).collect()
+    }
+
+    /// Learns from mappings that smaps has shown and that have not changed between it and `words`, which ascend.
+    pub fn learn_from(&mut self, raws: &[Raw], words: &[Word]) {
+        for raw in raws {
+            let at = words.binary_search_by_key(&raw.start, |word| word.start);
+            if let Some(word) = at.ok().map(|at| words[at]).filter(|word| word.end == raw.end) {
+                self.learn(word.flags, &raw.flags);
+            }
+        }
+    }
+}
+
+impl Bit {
+    fn name(&self) -> Option<&String> {
+        if let Self::Named(name) = self { Some(name) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(text: &str) -> Vec<String> {
+        text.split_ascii_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_bit_that_nothing_has_taught_has_no_name() {
+        let mut known = Names::default();
+        known.learn(0b0111, &names("rd wr mr"));
+        assert_eq!(known.of(0b0101), Some(names("rd mr")));
+        assert_eq!(known.of(0b1101), None);
+    }
+
+    #[test]
+    fn a_bit_that_shows_nothing_is_found_when_all_others_are_known() {
+        let mut known = Names::default();
+        known.learn(0b1011, &names("rd wr"));
+        assert_eq!(known.of(0b0011), None, "which of the three is silent?");
+        known.learn(0b0011, &names("rd wr"));
+        known.learn(0b1011, &names("rd wr"));
+        assert_eq!(known.of(0b1001), Some(names("rd")));
+    }
+
+    #[test]
+    fn lessons_that_disagree_end_it() {
+        let taught: [&[(u64, &str)]; 3] = [
+            &[(0b11, "rd wr"), (0b10, "ex")],
+            &[(0b11, "rd wr"), (0b11, "rd")],
+            &[(0b11, "rd wr"), (0b11, "wr rd")],
+        ];
+        for lessons in taught {
+            let mut known = Names::default();
+            lessons.iter().for_each(|(word, text)| known.learn(*word, &names(text)));
+            assert_eq!(known.of(0b11), None, "{lessons:?}");
+        }
+    }
+
+    #[test]
+    fn maps_and_words_must_be_of_the_same_mappings() {
+        let mut known = Names::default();
+        known.learn(0b1011, &names("rd wr ms"));
+        let raws = || super::super::vma::parse("1000-2000 rw-p 00000000 00:00 0\n").unwrap();
+        let word = Word { start: 0x1000, end: 0x2000, flags: 0b0011 };
+        assert_eq!(known.give(raws(), &[word]).unwrap()[0].flags, names("rd wr"));
+        for wrong in
+            [Word { end: 0x3000, ..word }, Word { flags: 0b0001, ..word }, Word { flags: 0b1011, ..word }]
+        {
+            assert!(known.give(raws(), &[wrong]).is_none(), "{wrong:?}");
+        }
+        assert!(known.give(raws(), &[]).is_none() && known.give(Vec::new(), &[word]).is_none());
+    }
+
+    proptest! {
+        /// Whatever a kernel calls its bits, and in whatever order its mappings are seen: no word gets other names
+        /// than that kernel's.
+        #[test]
+        fn never_other_names_than_the_kernels(
+            table in proptest::collection::vec(proptest::option::of("[a-z]{2}|\\?\\?"), 64),
+            taught in proptest::collection::vec(any::<u64>(), 0..40),
+            masks in proptest::collection::vec(any::<u64>(), 40),
+            asked in any::<u64>(),
+        ) {
+            let shows = |word: u64| -> Vec<String> {
+                (0..64).filter(|bit| word >> bit & 1 != 0).filter_map(|bit| table[bit].clone()).collect()
+            };
+            let mut known = Names::default();
+            for (word, mask) in taught.iter().zip(&masks) {
+                known.learn(word & mask, &shows(word & mask));
+            }
+            prop_assert!(!known.contradicted);
+            if let Some(names) = known.of(asked) {
+                prop_assert_eq!(names, shows(asked));
+            }
+        }
+    }
+}
