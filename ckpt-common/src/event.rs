@@ -61,10 +61,8 @@ impl LifecycleEvent {
 pub struct WriteFault {
     /// Host process id.
     pub tgid: u32,
-    /// Host thread id.
-    pub tid: u32,
+    /// The process id in the loader's pid namespace.
+    pub own_tgid: u32,
     /// Address of the 4 KiB page.
     pub page: u64,
-    /// `CLOCK_MONOTONIC` of the host, nanoseconds.
-    pub time: u64,
 }

@@ -1,8 +1,6 @@
-//! Write faults of tracked processes: a hint of what becomes dirty, to choose what to copy first.
-use aya_ebpf::{
-    bindings::BPF_RB_NO_WAKEUP, helpers::bpf_ktime_get_ns, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+//! Write faults of tracked processes: a hint of what becomes dirty. The reader comes by on its own time, so it is not
+//! woken.
+use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, macros::btf_tracepoint, programs::BtfTracePointContext};
 use ckpt_common::{WriteFault, lost};
 
 use crate::{
@@ -13,27 +11,35 @@ use crate::{
 /// `X86_PF_WRITE`.
 const WRITE: u64 = 1 << 1;
 const PAGE: u64 = 4096;
+/// Addresses from here on are the kernel's own.
+const USER_END: u64 = 1 << 63;
 
-/// `trace_page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code)`. The reader comes
-/// by on its own time, so it is not woken.
+/// `trace_page_fault_user(unsigned long address, struct pt_regs *regs, unsigned long error_code)`: a store.
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn on_write_fault(ctx: BtfTracePointContext) -> i32 {
-    let error_code: u64 = ctx.arg(2);
-    if error_code & WRITE == 0 {
+    log(&ctx)
+}
+
+/// `trace_page_fault_kernel`, with the same arguments: a system call that writes to memory of its caller, as read(2)
+/// does. What goes through `get_user_pages` does not come by.
+#[btf_tracepoint(function = "page_fault_kernel")]
+pub fn on_kernel_write_fault(ctx: BtfTracePointContext) -> i32 {
+    log(&ctx)
+}
+
+#[inline(always)]
+fn log(ctx: &BtfTracePointContext) -> i32 {
+    let (address, error_code): (u64, u64) = (ctx.arg(0), ctx.arg(2));
+    if error_code & WRITE == 0 || address >= USER_END {
         return 0;
     }
-    let (tgid, tid) = current();
-    if tracked(tgid).is_none() {
-        return 0;
-    }
-    let address: u64 = ctx.arg(0);
+    let (tgid, _) = current();
+    let Some(own_tgid) = tracked(tgid) else { return 0 };
     let Some(mut slot) = FAULTS.reserve::<WriteFault>(0) else {
         count_lost(lost::FAULTS);
         return 0;
     };
-    // SAFETY: the helper has no precondition.
-    let time = unsafe { bpf_ktime_get_ns() };
-    slot.write(WriteFault { tgid, tid, page: address & !(PAGE - 1), time });
+    slot.write(WriteFault { tgid, own_tgid, page: address & !(PAGE - 1) });
     slot.submit(u64::from(BPF_RB_NO_WAKEUP));
     0
 }

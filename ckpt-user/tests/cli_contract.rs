@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// In help but hidden: for tests only.
-const HIDDEN: [&str; 4] = ["--no-bpf", "--track", "--ring-bytes", "--hold-fill"];
+const HIDDEN: [&str; 5] = ["--no-bpf", "--track", "--ring-bytes", "--hold-fill", "--fault-log"];
 
 fn ckptbpf(args: &[&str]) -> Output {
     let runtime = env!("CARGO_TARGET_TMPDIR");
@@ -146,7 +146,7 @@ fn what_follows_the_program_is_the_programs() {
         "ckptbpf launch -i 10 ./count --new -d x",
         "ckptbpf launch -- ./count --help",
         "ckptbpf run --lazy -i 5m ./count -h",
-        "ckptbpf launch -vv --no-bpf --track soft-dirty --ring-bytes 4096 ./count",
+        "ckptbpf launch -vv --no-bpf --track soft-dirty --ring-bytes 4096 --fault-log wild ./count",
         "ckptbpf restart --hold-fill f --lazy d",
     ] {
         assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

@@ -1,4 +1,6 @@
 //! The first scenario of all: a counter goes on from its checkpoint, and nobody can tell from what it wrote.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::{duration, signal};
 use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions};
 use crate::track::backend::Backend;
+use crate::track::reconcile::Lie;
 
 /// Options of every verb that supervises a program.
 #[derive(Debug, Clone, Args)]
@@ -43,6 +44,8 @@ pub struct JobArgs {
     track: Option<TrackArg>,
     #[arg(long, hide = true, value_name = "N")]
     ring_bytes: Option<u32>,
+    #[arg(long, hide = true, value_name = "HOW")]
+    fault_log: Option<FaultLogArg>,
 }
 
 impl JobArgs {
@@ -60,6 +63,7 @@ impl JobArgs {
             no_bpf: self.no_bpf,
             track: self.track.map(Into::into),
             ring_bytes: self.ring_bytes,
+            fault_log: self.fault_log.map(Into::into),
         }
     }
 }
@@ -155,6 +159,21 @@ impl From<TrackArg> for Backend {
             TrackArg::PagemapScan => Self::PagemapScan,
             TrackArg::SoftDirty => Self::SoftDirty,
             TrackArg::Full => Self::Full,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FaultLogArg {
+    Silent,
+    Wild,
+}
+
+impl From<FaultLogArg> for Lie {
+    fn from(lie: FaultLogArg) -> Self {
+        match lie {
+            FaultLogArg::Silent => Self::Silent,
+            FaultLogArg::Wild => Self::Wild,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::backend::Backend;
+use crate::track::reconcile::Reconcile;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -83,6 +84,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         parent: None,
         tracked: Arc::new(Mutex::new(tracked)),
         kernel: Kernel::default(),
+        reconcile: Reconcile::default(),
         ring_bytes: None,
         seen: HashSet::new(),
     };

@@ -24,6 +24,7 @@ use crate::sys::wait;
 use crate::task::iterators::Kernel;
 use crate::track::arm;
 use crate::track::backend::Backend;
+use crate::track::reconcile::Reconcile;
 use crate::track::space::Space;
 use nix::unistd::Pid;
 use prost::Message;
@@ -74,7 +75,9 @@ pub struct Checkpointer {
     pub parent: Option<GenerationId>,
     pub tracked: Arc<Mutex<Tracked>>,
     pub kernel: Kernel,
-    /// Test hook: size of the ring of lifecycle events, bytes.
+    /// The log of write faults beside the scans.
+    pub reconcile: Reconcile,
+    /// Test hook: size of each ring of events, bytes.
     pub ring_bytes: Option<u32>,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
@@ -92,6 +95,7 @@ impl Checkpointer {
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
         let result = self.make(tracer, after, begun);
+        self.reconcile.detach();
         let event = match &result {
             Ok(done) => Event::named("checkpoint", begun.elapsed())
                 .count("id", done.id)
@@ -130,9 +134,11 @@ impl Checkpointer {
         let job = job_bytes(&self.lease.record().job);
         let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };
         let mut writer = GenerationWriter::create(&path, header, self.codec, WORKERS)?;
-        self.rounds(tracer, &mut writer)?;
-        self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0));
+        let rounds = self.rounds(tracer, &mut writer)?;
+        self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0).count("rounds", rounds));
         let mut frozen = self.freeze(tracer, after, &mut writer)?;
+        let tracked = self.tracked.clone();
+        self.reconcile.thawed(&mut lock(&tracked).spaces);
         let held = frozen.held.take();
         let result = self.write(writer, &frozen, &Making { begun, id, parent });
         let killed = after == After::Kill && result.is_ok();
@@ -181,7 +187,7 @@ impl Checkpointer {
     }
 
     pub(super) fn tracked(&self) -> MutexGuard<'_, Tracked> {
-        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tracked)
     }
 
     fn event(&mut self, event: &Event) {
@@ -307,6 +313,13 @@ impl Checkpointer {
                 .count("exits", seen.exits)
                 .count("lost", seen.lost);
         }
+        if let Some(faults) = self.reconcile.counts() {
+            frozen_event = frozen_event
+                .count("faults_logged", faults.logged)
+                .count("faults_lost", faults.lost)
+                .count("faults_unlogged", faults.unlogged)
+                .count("faults_gone", faults.gone);
+        }
         self.event(&frozen_event);
         self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
         let commit = Instant::now();
@@ -328,6 +341,10 @@ impl Checkpointer {
             killed: false,
         })
     }
+}
+
+pub(super) fn lock(tracked: &Mutex<Tracked>) -> MutexGuard<'_, Tracked> {
+    tracked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its causes, in a line.

@@ -1,6 +1,7 @@
 //! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
 
 use crate::track::backend::Backend;
+use crate::track::reconcile::Lie;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,8 +52,10 @@ pub struct JobOptions {
     pub no_bpf: bool,
     /// Test hook: this way of finding dirty pages and no other.
     pub track: Option<Backend>,
-    /// Test hook: size of the event ring in bytes.
+    /// Test hook: size of each event ring in bytes.
     pub ring_bytes: Option<u32>,
+    /// Test hook: a log of write faults that is wrong.
+    pub fault_log: Option<Lie>,
 }
 
 /// Why a checkpoint is taken.

@@ -1,36 +1,42 @@
 //! Pre-copy: rounds beside the running program, so that little is left for the freeze.
 
-use super::checkpoint::{CheckpointError, Checkpointer};
+use super::checkpoint::{CheckpointError, Checkpointer, lock};
 use super::tracer::Tracer;
 use crate::image::GenerationWriter;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::sys::mem::Forced;
 use crate::track::backend::Backend;
+use crate::track::precopy::Next;
 use crate::track::{direct, soft_dirty};
+use nix::unistd::Pid;
 use std::io;
-use std::sync::PoisonError;
 
-/// Pre-copy ends when a round finds fewer pages than this (16 MiB are copied in some 3 ms) …
-const SMALL: u64 = 4096;
-/// … or after so many rounds: each writes dead copies.
-const ROUNDS: usize = 4;
 impl Checkpointer {
-    /// Copies beside the running program until little is left.
+    /// Copies beside the running program until another round would not pay; returns how many there were.
     pub(super) fn rounds(
         &mut self,
         tracer: &Tracer,
         writer: &mut GenerationWriter,
-    ) -> Result<(), CheckpointError> {
-        let mut buffer = Vec::new();
-        for round in 0..ROUNDS {
-            let found = self.round(tracer, round == 0)?;
-            let mut tracked = self.tracked();
+    ) -> Result<u64, CheckpointError> {
+        let shared = self.tracked.clone();
+        if self.backend == Backend::PagemapScan {
+            let tracked = lock(&shared);
+            let watched = tracked.spaces.iter().filter(|s| s.uffd.is_some()).map(|s| s.pid);
+            self.reconcile.attach(&self.kernel, &watched.collect::<Vec<Pid>>());
+        }
+        let (mut counts, mut buffer) = (Vec::new(), Vec::new());
+        while self.reconcile.next(&counts) == Next::Round {
+            self.reconcile.scan_begins();
+            let found = self.round(tracer, counts.is_empty())?;
+            let mut tracked = lock(&shared);
+            self.reconcile.scanned(&mut tracked.spaces);
             for (index, set) in &found {
                 let space = &mut tracked.spaces[*index];
                 let mut written = Ok(());
                 let copied = Forced::open(space.pid).and_then(|forced| {
                     pages::copy(space.pid, &forced, set, &mut buffer, &mut |page, bytes| {
+                        self.reconcile.listen();
                         written = writer.put_pages(space.id, page, bytes);
                         if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
                     })
@@ -42,21 +48,16 @@ impl Checkpointer {
                     Err(_) => space.again(),
                 }
             }
-            if found.iter().map(|(_, set)| set.len()).sum::<u64>() < SMALL {
-                break;
-            }
+            counts.push(found.iter().map(|(_, set)| set.len()).sum::<u64>());
         }
-        Ok(())
+        Ok(counts.len() as u64)
     }
 
     /// One look at every tracked space: which pages (of which space, by index) are to be copied.
     fn round(&self, tracer: &Tracer, first: bool) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
         if self.backend == Backend::SoftDirty {
             let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
-            let round = move || {
-                let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-                soft_dirty::round(root, &mut tracked.spaces, first, &kernel)
-            };
+            let round = move || soft_dirty::round(root, &mut lock(&tracked).spaces, first, &kernel);
             return Ok(tracer.run(round).ok_or(CheckpointError::NoTracer)??);
         }
         let mut tracked = self.tracked();

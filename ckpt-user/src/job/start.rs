@@ -25,6 +25,7 @@ use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::backend::{self, Backend};
+use crate::track::reconcile::Reconcile;
 use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -111,6 +112,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
         kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        reconcile: Reconcile::new(options.fault_log),
         ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
     };

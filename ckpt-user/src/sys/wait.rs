@@ -49,10 +49,8 @@ pub fn unreaped(pid: Pid) -> Option<Ended> {
     let result = unsafe { libc::waitid(libc::P_PID, pid.as_raw() as u32, &raw mut info, flags) };
     // SAFETY: waitid has filled the fields of a SIGCHLD, or left zeros.
     let (ended, status) = unsafe { (info.si_pid() == pid.as_raw(), info.si_status()) };
-    (result == 0 && ended).then(|| match info.si_code {
-        libc::CLD_EXITED => Ended::Exited(status as u8),
-        _ => Ended::Signaled(status),
-    })
+    let how = if info.si_code == libc::CLD_EXITED { status << 8 } else { status };
+    (result == 0 && ended).then_some(Ended::from_wait(how))
 }
 
 /// Whether the calling thread is its tracer.

@@ -13,7 +13,7 @@ use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::sys::bpf::{
     self, Attached, Bpf, BpfError, FileRow, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow,
-    Program, RestartDecoder, TaskRow, VmaRow, WaitDecoder, WaitRow, own_pid_namespace,
+    Program, RestartDecoder, TaskRow, VmaRow, WaitDecoder, WaitRow, WriteFault, own_pid_namespace,
 };
 use crate::sys::specimens::Specimens;
 use crate::task::proc::ProcDir;
@@ -63,7 +63,7 @@ impl Kernel {
         Self(Arc::new(Mutex::new(State { tried: true, ..State::default() })))
     }
 
-    /// Loads the programs unless that was tried before; `ring` is the size of the ring of lifecycle events, bytes.
+    /// Loads the programs unless that was tried before; `ring` is the size of each ring of events, bytes.
     pub fn load(&self, ring: Option<u32>) {
         let mut state = self.state();
         if state.tried {
@@ -103,6 +103,22 @@ impl Kernel {
         Hidden { mappings, unnamed, descriptors, ..hidden }
     }
 
+    /// Reports write faults of these processes, until what is returned is dropped; `None` without BPF.
+    ///
+    /// # Errors
+    /// The kernel has refused the program, or a process has gone.
+    pub fn attach_faults(&self, pids: &[Pid]) -> Result<Option<Attached>, BpfError> {
+        let Some(iterators) = &mut self.state().iterators else { return Ok(None) };
+        iterators.track_also(pids)?;
+        iterators.bpf.attach_faults().map(Some)
+    }
+
+    /// The write faults since the last call, and how many were lost since the programs were loaded.
+    pub fn write_faults(&self) -> (Vec<WriteFault>, u64) {
+        let bpf = &mut self.state().iterators;
+        bpf.as_mut().map_or_else(Default::default, |i| (i.bpf.write_faults(), i.bpf.lost().faults))
+    }
+
     /// What was reported since the last call; none without BPF.
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         let mut state = self.state();
@@ -124,7 +140,7 @@ struct Iterators {
 }
 
 impl Iterators {
-    /// Loads what the kernel takes; `ring` is the size of the ring of lifecycle events, bytes.
+    /// Loads what the kernel takes; `ring` is the size of each ring of events, bytes.
     ///
     /// # Errors
     /// The iterators of hidden state are not to be had.
@@ -132,6 +148,7 @@ impl Iterators {
         let defaults = Options::default();
         let mut bpf = bpf::Kernel::load_with(Options {
             lifecycle_ring: ring.unwrap_or(defaults.lifecycle_ring),
+            fault_ring: ring.unwrap_or(defaults.fault_ring),
             ..defaults
         })?;
         if let Some(missing) = bpf.fallbacks().iter().find(|f| {
@@ -184,7 +201,17 @@ impl Iterators {
         for &(host, _) in known.iter().filter(|(_, own)| !wanted.contains(own)) {
             self.bpf.untrack(host)?;
         }
-        let new: Vec<u32> = wanted.into_iter().filter(|w| known.iter().all(|k| k.1 != *w)).collect();
+        self.track_also(pids)
+    }
+
+    /// Watches these processes, too.
+    ///
+    /// # Errors
+    /// As [`Self::track`].
+    fn track_also(&mut self, pids: &[Pid]) -> Result<(), BpfError> {
+        let known = self.bpf.tracked();
+        let wanted = pids.iter().map(|p| p.as_raw() as u32);
+        let new: Vec<u32> = wanted.filter(|w| known.iter().all(|k| k.1 != *w)).collect();
         self.bpf.track_all_own(&new)
     }
 

@@ -37,6 +37,8 @@ pub struct Space {
     held: Option<Held>,
     /// Populated, as of the last scan of the checkpoint being made.
     pending: Option<PageSet>,
+    /// Of what is watched: what the last scan reported as written, until it is taken.
+    reported: Option<PageSet>,
     /// Could not be read when it was their turn: the next round tries again.
     missed: PageSet,
     /// Of this checkpoint: pages handed out to be written, and what the chain holds once it is committed.
@@ -80,6 +82,7 @@ impl Space {
             lost: false,
             held: None,
             pending: None,
+            reported: None,
             missed: PageSet::new(),
             handed: PageSet::new(),
             next: Held::default(),
@@ -191,6 +194,7 @@ impl Space {
         let to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
         self.handed = self.handed.union(&to_copy);
         self.pending = Some(populated);
+        self.reported = Some(written);
         Ok(to_copy)
     }
 
@@ -218,6 +222,11 @@ impl Space {
             scan.populated = scan.populated.union(&rest.populated);
         }
         Ok(scan)
+    }
+
+    /// What the last scan reported as written, of what is watched; once.
+    pub fn take_reported(&mut self) -> Option<PageSet> {
+        self.reported.take().map(|written| written.difference(&self.unwatched))
     }
 
     /// Pages of the last round that could not be read; gone by now, or not readable at all.

@@ -1,7 +1,11 @@
 //! The unsafe calls that the eBPF tests need.
 #![allow(unsafe_code)]
-use std::{io::Read as _, os::fd::OwnedFd};
+use std::{
+    io::Read as _,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
+use ckptbpf::sys::probe::Pages;
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// The calling thread's alternate stack: address, bytes.
@@ -46,4 +50,13 @@ pub fn leaderless(go: OwnedFd) -> Pid {
             unreachable!()
         }
     }
+}
+
+/// Has read(2) write to pages of ours.
+pub fn read_to(file: &std::fs::File, pages: &Pages, range: std::ops::Range<usize>) {
+    assert!(range.start <= range.end && range.end as u64 * 4096 <= pages.bytes());
+    let (start, length) = (pages.address() + range.start as u64 * 4096, range.len() * 4096);
+    // SAFETY: inside the mapping, which is writable and which nothing borrows from.
+    let got = unsafe { libc::read(file.as_raw_fd(), start as *mut libc::c_void, length) };
+    assert_eq!(got, length as isize);
 }

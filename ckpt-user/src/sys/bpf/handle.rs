@@ -130,12 +130,15 @@ impl Bpf {
         self.attach(&[Program::OnFork, Program::OnExec, Program::OnGroupExit])
     }
 
-    /// Begins to report write faults. Costs every fault on the node 0.1 µs: attach it for as long as it is needed.
+    /// Begins to report write faults; those of system calls only where the kernel takes the program for it. Costs
+    /// every fault on the node 0.1 µs: attach it for as long as it is needed.
     ///
     /// # Errors
     /// As [`Self::attach_lifecycle`].
     pub fn attach_faults(&mut self) -> Result<Attached, BpfError> {
-        self.attach(&[Program::OnWriteFault])
+        let mut wanted = vec![Program::OnWriteFault];
+        wanted.extend(Some(Program::OnKernelWriteFault).filter(|&p| self.has(p)));
+        self.attach(&wanted)
     }
 
     fn attach(&mut self, wanted: &[Program]) -> Result<Attached, BpfError> {

@@ -55,6 +55,7 @@ programs! {
     OnExec "on_exec" Tracepoint("sched_process_exec") "programs replaced by exec";
     OnGroupExit "on_group_exit" Tracepoint("sched_process_exit") "processes that end";
     OnWriteFault "on_write_fault" Tracepoint("page_fault_user") "a hint of which pages become dirty";
+    OnKernelWriteFault "on_kernel_write_fault" Tracepoint("page_fault_kernel") "the same, written by system calls";
     Pids "iter_pids" Iterator("task") "process ids across pid namespaces";
     Tasks "iter_tasks" Iterator("task") "threads: signals, alternate stack, rseq, restart block";
     Processes "iter_processes" Iterator("task") "processes: memory layout, interval timers";
