@@ -30,8 +30,8 @@ pub struct Args {
     /// Begin no further round after this many minutes, whatever --repeat says
     #[arg(long)]
     minutes: Option<u64>,
-    /// Only the tests with this in their name
-    filter: Option<String>,
+    /// Only the tests with one of these in their name
+    filters: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         step(&format!("round {rounds} of {}, CKPTBPF_SEED={seed}", args.repeat));
         let counts = test::run_tests(&test::Selection {
-            filter: args.filter.as_deref(),
+            filters: &args.filters,
             integration: true,
             timeout_scale: Some(if args.busy { BUSY_SCALE } else { IDLE_SCALE }),
             seed: Some(seed),
