@@ -115,10 +115,8 @@ rows! {
         ["descriptor ", "sockets cannot be saved yet"];
     a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
         ["descriptor ", "sockets cannot be saved yet"];
-    a_memfd: "global keep\nkeep = os.memfd_create('m')", "os.close(keep)",
-        ["descriptor ", "/memfd:m", "deleted files cannot be saved yet"];
-    a_mapped_memfd: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 4096)\nkeep = mmap.mmap(fd, 4096)\nos.close(fd)",
-        "keep.close()", ["/memfd:m"];
+    a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
+        ["descriptor ", "/memfd:m", "huge pages"];
     system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
         "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
     a_deleted_file: "global keep\nkeep = open('gone', 'w')\nos.unlink('gone')", "keep.close()",
