@@ -17,7 +17,8 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings, unsupported,
+    control, credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings,
+    unsupported,
 };
 use nix::unistd::Pid;
 use std::sync::OnceLock;
@@ -69,6 +70,7 @@ pub fn capture(
         }
         processes.push(record);
     }
+    control::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
@@ -128,7 +130,7 @@ fn capture_process(
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
         surroundings: Some(surroundings::capture(pid, &status)?),
         job_stop: job_stop(process.job_stop, &shared),
-        settings: Some(settings::capture(pid).reading(pid, "settings")?),
+        settings: Some(settings::capture(pid, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
         } else {
@@ -205,16 +207,18 @@ fn capture_thread(
     let dir = ProcDir::thread(pid, thread.tid);
     let mut name = dir.bytes("comm")?;
     name.truncate(name.len().saturating_sub(1));
+    let status = dir.status()?;
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,
         registers: Some(registers::capture(pid, stopped, &thread.regs)?),
         signals: Some(signals::of_thread(stopped.sigmask()?, state, &stopped.pending(false)?)),
-        credentials: Some(credentials::capture(&dir.status()?)?),
+        credentials: Some(credentials::capture(&status, state.control.securebits)?),
         scheduling: Some(scheduling::capture(pid, thread.tid)?),
         clear_child_tid: state.clear_child_tid,
         robust_list: sched::robust_list(thread.tid)?.0,
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
+        control: Some(control::capture(&state.control, &status)),
     })
 }
 

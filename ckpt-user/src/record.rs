@@ -150,6 +150,9 @@ pub struct Thread {
     /// The sleep that the checkpoint interrupted.
     #[prost(message, optional, tag = "9")]
     pub sleep: Option<crate::task::sleep::Sleep>,
+    /// What prctl(2) has set for it.
+    #[prost(message, optional, tag = "10")]
+    pub control: Option<crate::task::control::Control>,
 }
 
 /// Memory that several mappings share: saved once, under a space of its own.

@@ -5,6 +5,8 @@
 //! where BPF is not to be had, system calls injected into the stopped threads ([`Injector`], below). Both give
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
+use super::control::Known;
+use super::proc::ProcDir;
 use super::timers::Timer;
 use crate::sys::inject::{self, Call};
 use crate::sys::mem::Forced;
@@ -23,6 +25,8 @@ pub struct ThreadState {
     pub altstack: (u64, i32, u64),
     /// Address that the kernel clears and wakes when the thread ends (set_tid_address(2)), 0 for none.
     pub clear_child_tid: u64,
+    /// What prctl(2) has set.
+    pub control: Known,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -35,6 +39,10 @@ pub struct ProcessState {
     pub brk: u64,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     pub timers: [Timer; 3],
+    /// PR_SET_DUMPABLE: 0 no, 1 yes, 2 for root alone.
+    pub dumpable: u32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub subreaper: bool,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -88,7 +96,15 @@ impl Injector<'_> {
         let (stack, thread) = self.reading(thread, 24, |at| (libc::SYS_sigaltstack, vec![0, at]))?;
         let (tid, thread) =
             self.reading(thread, 8, |at| (libc::SYS_prctl, vec![PR_GET_TID_ADDRESS, at, 0, 0, 0]))?;
+        let (death, thread) = self
+            .reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_PDEATHSIG as u64, at, 0, 0, 0]))?;
+        let (securebits, thread) =
+            self.call(thread, libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0])?;
+        const FLAGS: usize = 9;
+        let flags = ProcDir::process(thread.tid()).stat()?.number(FLAGS) as u32;
+        let control = Known { parent_death: word(&death) as u32, flags, securebits: securebits as u32 };
         let state = ThreadState {
+            control,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
             clear_child_tid: word(&tid),
             restart: None,
@@ -117,7 +133,13 @@ impl Injector<'_> {
             *timer = Timer { interval: nanoseconds(0), left: nanoseconds(16) };
         }
         let (brk, thread) = self.call(thread, libc::SYS_brk, &[0])?;
-        Ok((ProcessState { actions, brk: brk as u64, timers }, thread))
+        let (dumpable, thread) =
+            self.call(thread, libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0])?;
+        let (subreaper, thread) = self.reading(thread, 4, |at| {
+            (libc::SYS_prctl, vec![libc::PR_GET_CHILD_SUBREAPER as u64, at, 0, 0, 0])
+        })?;
+        let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
+        Ok((ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper }, thread))
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per piece of a task: its record, how it is captured and how it is rebuilt.
 
 pub mod clock;
+pub mod control;
 pub mod credentials;
 pub mod hidden;
 pub mod iterators;
