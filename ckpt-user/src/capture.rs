@@ -13,6 +13,8 @@ use crate::sys::sched;
 use crate::task::clock::{self, Shift};
 use crate::task::hidden::{Injector, ProcessState, ThreadState};
 use crate::task::iterators::Hidden;
+use crate::task::policy::Policy;
+use crate::task::posix_timers::{self, PosixTimer};
 use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
@@ -21,6 +23,7 @@ use crate::task::{
     unsupported,
 };
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -105,6 +108,7 @@ fn capture_process(
         Some(known) => known,
         None => injected_states(process, &mappings, injected)?,
     };
+    let (posix_timers, policies) = asked(process, &mappings, &threads, injected)?;
     let exe = dir.path("exe");
     let executable =
         std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
@@ -112,9 +116,12 @@ fn capture_process(
     let shared =
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
     let mut records = Vec::with_capacity(process.threads.len());
-    for (thread, state) in process.threads.iter().zip(&threads) {
-        records.push(capture_thread(process, thread, state).reading(pid, "a thread")?);
+    for ((thread, state), policy) in process.threads.iter().zip(&threads).zip(policies) {
+        let mut record = capture_thread(process, thread, state, &posix_timers).reading(pid, "a thread")?;
+        record.policy = policy;
+        records.push(record);
     }
+    let shared = posix_timers::without(shared, &posix_timers);
     Ok(Process {
         pid: pid.as_raw(),
         parent: process.parent.as_raw(),
@@ -136,6 +143,7 @@ fn capture_process(
         } else {
             state.timers.to_vec()
         },
+        posix_timers,
     })
 }
 
@@ -146,6 +154,70 @@ fn known_states(process: &FrozenProcess, hidden: &Hidden) -> Option<(Vec<ThreadS
     Some((threads.collect::<Option<_>>()?, state))
 }
 
+/// What only the process itself may ask: the times of its POSIX timers, and memory policies. Nothing is injected where
+/// there are none.
+fn asked(
+    process: &mut FrozenProcess,
+    mappings: &[memory::vma::Vma],
+    states: &[ThreadState],
+    injected: &mut u64,
+) -> Result<(Vec<PosixTimer>, Vec<Option<Policy>>), Refusal> {
+    /// A timer may ring between two looks, but each of them only once while nobody takes its signal.
+    const LOOKS: usize = 10;
+    let pid = process.pid;
+    let tids: Vec<Pid> = process.threads.iter().map(|t| t.tid).collect();
+    let mut timers = posix_timers::shown(pid, &tids)?;
+    let mut policies = vec![None; tids.len()];
+    if timers.is_empty() && states.iter().all(|s| !s.has_policy) {
+        return Ok((timers, policies));
+    }
+    let room = room(process, mappings)?;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    for ((thread, state), policy) in process.threads.iter_mut().zip(states).zip(&mut policies) {
+        let Some(mut stopped) = thread.stopped.take() else { continue };
+        if state.has_policy {
+            (*policy, stopped) = injector.policy(stopped).reading(pid, "its memory policy")?;
+            thread.regs = stopped.regs().reading(pid, "registers")?;
+        }
+        thread.stopped = Some(stopped);
+    }
+    let mut seen = None;
+    for _ in 0..LOOKS {
+        if timers.is_empty() {
+            break;
+        }
+        let leader = &mut process.threads[0];
+        let Some(stopped) = leader.stopped.take() else { break };
+        let stopped = injector.timers(stopped, &mut timers).reading(pid, "its POSIX timers")?;
+        leader.regs = stopped.regs().reading(pid, "registers")?;
+        leader.stopped = Some(stopped);
+        let mut waiting = BTreeSet::new();
+        for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
+            waiting.extend(posix_timers::due(stopped.pending(false).reading(pid, "signals")?.iter()));
+            waiting.extend(posix_timers::due(stopped.pending(true).reading(pid, "signals")?.iter()));
+        }
+        let settled = seen.as_ref() == Some(&waiting);
+        for timer in &mut timers {
+            timer.due = waiting.contains(&timer.id);
+        }
+        if settled {
+            break;
+        }
+        seen = Some(waiting);
+    }
+    *injected += injector.count;
+    Ok((timers, policies))
+}
+
+/// Where code can be injected into a process.
+fn room(process: &FrozenProcess, mappings: &[memory::vma::Vma]) -> Result<u64, Refusal> {
+    let pid = process.pid;
+    let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
+    let vdso =
+        vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
+    inject::find_room(&process.memory, &vdso).reading(pid, "vdso")
+}
+
 /// What /proc does not show, by injected system calls.
 fn injected_states(
     process: &mut FrozenProcess,
@@ -153,10 +225,7 @@ fn injected_states(
     injected: &mut u64,
 ) -> Result<(Vec<ThreadState>, ProcessState), Refusal> {
     let pid = process.pid;
-    let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
-    let vdso =
-        vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
-    let room = inject::find_room(&process.memory, &vdso).reading(pid, "vdso")?;
+    let room = room(process, mappings)?;
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
     let mut states = Vec::with_capacity(process.threads.len());
     let mut of_process = None;
@@ -200,6 +269,7 @@ fn capture_thread(
     process: &FrozenProcess,
     thread: &crate::freeze::FrozenThread,
     state: &ThreadState,
+    timers: &[PosixTimer],
 ) -> std::io::Result<Thread> {
     let gone = || std::io::Error::other("the thread was lost");
     let stopped = thread.stopped.as_ref().ok_or_else(gone)?;
@@ -208,17 +278,19 @@ fn capture_thread(
     let mut name = dir.bytes("comm")?;
     name.truncate(name.len().saturating_sub(1));
     let status = dir.status()?;
+    let pending = posix_timers::without(stopped.pending(false)?, timers);
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,
         registers: Some(registers::capture(pid, stopped, &thread.regs)?),
-        signals: Some(signals::of_thread(stopped.sigmask()?, state, &stopped.pending(false)?)),
+        signals: Some(signals::of_thread(stopped.sigmask()?, state, &pending)),
         credentials: Some(credentials::capture(&status, state.control.securebits)?),
         scheduling: Some(scheduling::capture(pid, thread.tid)?),
         clear_child_tid: state.clear_child_tid,
         robust_list: sched::robust_list(thread.tid)?.0,
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
         control: Some(control::capture(&state.control, &status)),
+        policy: None,
     })
 }
 

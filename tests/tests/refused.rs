@@ -155,8 +155,10 @@ rows! {
         ["descriptor ", "this device cannot be saved"];
     a_message_queue: "global keep\nkeep = must(libc.mq_open(b'/ckptbpf', os.O_RDWR | os.O_CREAT, 0o600, None))\nlibc.mq_unlink(b'/ckptbpf')",
         "os.close(keep)", ["descriptor "];
-    a_posix_timer: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(1, None, ctypes.byref(keep)))",
-        "must(libc.timer_delete(keep))", ["POSIX timers", "timer_create"];
+    a_timer_of_a_thread_s_time: "global keep, other\nother = in_a_thread(lambda: None)\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(3, None, ctypes.byref(keep)))",
+        "must(libc.timer_delete(keep)), end(other)", ["POSIX timer 0", "pthread_getcpuclockid"];
+    a_timer_that_wakes_the_machine: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(8, None, ctypes.byref(keep)))",
+        "must(libc.timer_delete(keep))", ["POSIX timer 0", "clock"];
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];

@@ -253,6 +253,182 @@ static void look_death(void)
     show("subreaper\n");
 }
 
+/* --- timers: of timer_create(2) ------------------------------------------------------------------------------------------ */
+
+/* Of each: who it is, whether it has rung, and no ring too early. The last step waits until each armed one has rung often. */
+enum { TIMERS = 8, FAR = 5000, OFTEN = 20 };
+static volatile struct {
+    long rings;
+    uint64_t last;
+    int wrong;
+} rung[TIMERS];
+static int timer[TIMERS];
+static pid_t ringer;
+
+static void on_ring(int signal, siginfo_t *info, void *context)
+{
+    (void)context;
+    long i = info->si_value.sival_int;
+    CHECK(info->si_code == SI_TIMER && i >= 0 && i < TIMERS);
+    rung[i].rings += 1 + info->si_overrun;
+    rung[i].wrong += signal != SIGRTMIN + (int)i || info->si_timerid != timer[i] ||
+                     (i == 1) != ((pid_t)syscall(SYS_gettid) == ringer);
+}
+
+static void *ring(void *unused)
+{
+    sigset_t set;
+    /* Only its own. */
+    sigfillset(&set);
+    sigdelset(&set, SIGRTMIN + 1);
+    pthread_sigmask(SIG_SETMASK, &set, NULL);
+    __atomic_store_n(&ringer, syscall(SYS_gettid), __ATOMIC_RELEASE);
+    for (;;)
+        pause();
+    return unused;
+}
+
+static int make_timer(int i, clockid_t clock, int notify)
+{
+    struct {
+        union sigval value;
+        int signal, notify, thread, rest[11];
+    } event = {.value.sival_int = i, .signal = SIGRTMIN + i, .notify = notify, .thread = ringer};
+    CHECK(syscall(SYS_timer_create, clock, &event, timer + i) == 0);
+    return timer[i];
+}
+
+static void arm(int i, int flags, uint64_t first, uint64_t interval)
+{
+    struct itimerspec spec = {{interval / 1000000000, interval % 1000000000}, {first / 1000000000, first % 1000000000}};
+    CHECK(syscall(SYS_timer_settime, timer[i], flags, &spec, NULL) == 0);
+}
+
+static void set_timers(void)
+{
+    struct sigaction action = {.sa_sigaction = on_ring, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (int i = 0; i < TIMERS; i++)
+        CHECK(sigaction(SIGRTMIN + i, &action, NULL) == 0);
+    sigaddset(&blocked, SIGRTMIN + 1);
+    sigaddset(&blocked, SIGRTMIN + 5);
+    sigaddset(&blocked, SIGRTMIN + 6);
+    CHECK(sigprocmask(SIG_BLOCK, &blocked, NULL) == 0);
+    pthread_t one;
+    CHECK(pthread_create(&one, NULL, ring, NULL) == 0);
+    while (!__atomic_load_n(&ringer, __ATOMIC_ACQUIRE))
+        sleep_us(1000);
+    make_timer(0, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(1, CLOCK_REALTIME, SIGEV_THREAD_ID);
+    /* A number that is free again, and one far away. */
+    CHECK(syscall(SYS_timer_delete, make_timer(2, CLOCK_MONOTONIC, SIGEV_NONE)) == 0);
+    make_timer(2, CLOCK_MONOTONIC, SIGEV_NONE);
+    for (int i = 0; i < FAR; i++)
+        CHECK(syscall(SYS_timer_delete, make_timer(3, CLOCK_MONOTONIC, SIGEV_NONE)) == 0);
+    make_timer(3, CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL);
+    make_timer(4, CLOCK_BOOTTIME, SIGEV_SIGNAL);
+    make_timer(5, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(6, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(7, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    arm(0, TIMER_ABSTIME, now_ns() + 5000000, 7000000);
+    arm(1, 0, 3000000, 11000000);
+    arm(2, 0, 1000000000000, 1000000000);
+    arm(3, 0, 3000000, 3000000);
+    arm(4, 0, 900000000000, 0);
+    /* Two whose signals are blocked until the end: one rings again and again, one has rung. */
+    arm(5, 0, 1000000, 2000000);
+    arm(6, 0, 1000000, 0);
+    /* 7 is never armed. */
+    sigset_t waiting;
+    do
+        CHECK(sigpending(&waiting) == 0);
+    while (!sigismember(&waiting, SIGRTMIN + 5) || !sigismember(&waiting, SIGRTMIN + 6));
+}
+
+static void look_timers(void)
+{
+    sigset_t waiting;
+    CHECK(sigpending(&waiting) == 0);
+    for (int i = 0; i < TIMERS; i++) {
+        struct itimerspec spec;
+        CHECK(syscall(SYS_timer_gettime, timer[i], &spec) == 0);
+        uint64_t interval = spec.it_interval.tv_sec * 1000000000ull + spec.it_interval.tv_nsec;
+        uint64_t left = spec.it_value.tv_sec * 1000000000ull + spec.it_value.tv_nsec;
+        /* Far ones: how many minutes are left is the same for as long as a run takes. */
+        show("timer %d is %d: interval %lu, armed %d, far %d, waiting %d, wrong %d\n", i, timer[i], interval, left != 0,
+             left > 600000000000ull, i >= 5 && sigismember(&waiting, SIGRTMIN + i), rung[i].wrong);
+    }
+    for (volatile int i = 0; i < 200000; i++)
+        ;
+}
+
+static void end_timers(void)
+{
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    CHECK(sigaddset(&blocked, SIGRTMIN + 5) == 0 && sigaddset(&blocked, SIGRTMIN + 6) == 0);
+    CHECK(rung[5].rings == 0 && rung[6].rings == 0);
+    CHECK(sigprocmask(SIG_UNBLOCK, &blocked, NULL) == 0);
+    long since[TIMERS];
+    for (int i = 0; i < TIMERS; i++)
+        since[i] = rung[i].rings;
+    for (int i = 0; i < TIMERS; i++)
+        while ((i == 0 || i == 1 || i == 3 || i == 5) && rung[i].rings < since[i] + OFTEN)
+            for (volatile int j = 0; j < 10000; j++)
+                ;
+    say(1, "never %ld %ld %ld, once %ld, wrong %d\n", rung[2].rings, rung[4].rings, rung[7].rings, rung[6].rings,
+        rung[0].wrong + rung[1].wrong + rung[3].wrong + rung[5].wrong + rung[6].wrong);
+}
+
+/* --- policy: from which nodes memory comes, per thread ------------------------------------------------------------------- */
+
+static void set_policy(int i)
+{
+    unsigned long node = 1;
+    if (i != 2)
+        may("set_mempolicy", syscall(SYS_set_mempolicy, i == 0 ? 3 /* MPOL_INTERLEAVE */ : 2 /* MPOL_BIND */ | 1 << 15, &node, 65));
+}
+
+static void look_policy(int i)
+{
+    int mode = -1;
+    unsigned long nodes[16] = {0};
+    syscall(SYS_get_mempolicy, &mode, nodes, 1024, 0, 0);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: policy %x of nodes %lx\n", i, mode, nodes[0]);
+}
+
+static void *stay_near(void *number)
+{
+    set_policy((long)number);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_policy((long)number);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_policies(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_near, (void *)i) == 0);
+    }
+    set_policy(0);
+}
+
+static void look_policies(void)
+{
+    pthread_barrier_wait(&begin);
+    look_policy(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+}
+
 static const struct state {
     const char *name;
     void (*set)(void), (*look)(void), (*end)(void);
@@ -260,6 +436,8 @@ static const struct state {
     {"controls", set_controls, look_controls, NULL},
     {"ids", set_all_ids, look_all_ids, NULL},
     {"death", set_death, look_death, end_death},
+    {"timers", set_timers, look_timers, end_timers},
+    {"policy", set_policies, look_policies, NULL},
 };
 
 int main(int argc, char **argv)

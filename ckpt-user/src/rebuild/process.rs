@@ -14,7 +14,7 @@ use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
 use crate::task::proc::ProcDir;
-use crate::task::{control, credentials, limits, scheduling, settings, signals, surroundings};
+use crate::task::{control, credentials, limits, policy, scheduling, settings, signals, surroundings};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -182,6 +182,7 @@ fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Resu
     }
     let own = thread.control.clone().unwrap_or_default();
     control::rebuild(&own, remote)?;
+    policy::rebuild(thread.policy.as_ref(), remote)?;
     if let Some(wanted) = &thread.credentials {
         let current = ProcDir::process(remote.pid()).status()?;
         credentials::rebuild(wanted, remote, &current)?;

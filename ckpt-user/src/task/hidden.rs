@@ -6,6 +6,8 @@
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
 use super::control::Known;
+use super::policy::{NODE_BITS, NODES, Policy};
+use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
 use super::timers::Timer;
 use crate::sys::inject::{self, Call};
@@ -27,6 +29,8 @@ pub struct ThreadState {
     pub clear_child_tid: u64,
     /// What prctl(2) has set.
     pub control: Known,
+    /// Whether it has, or may have, a memory policy that is not the default.
+    pub has_policy: bool,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -105,11 +109,37 @@ impl Injector<'_> {
         let control = Known { parent_death: word(&death) as u32, flags, securebits: securebits as u32 };
         let state = ThreadState {
             control,
+            has_policy: true,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
             clear_child_tid: word(&tid),
             restart: None,
         };
         Ok((state, thread))
+    }
+
+    /// What is left of POSIX timers, and their intervals.
+    pub fn timers(&mut self, thread: Stopped, timers: &mut [PosixTimer]) -> io::Result<Stopped> {
+        let mut thread = thread;
+        for timer in timers {
+            let id = u64::from(timer.id);
+            let (bytes, back) = self.reading(thread, 32, |at| (libc::SYS_timer_gettime, vec![id, at]))?;
+            (timer.interval, timer.left) = posix_timers::times(&bytes);
+            thread = back;
+        }
+        Ok(thread)
+    }
+
+    /// The thread's memory policy, none for the default.
+    pub fn policy(&mut self, thread: Stopped) -> io::Result<(Option<Policy>, Stopped)> {
+        const NUMBER: i64 = libc::SYS_get_mempolicy;
+        // A kernel without NUMA has no such call, and no policy.
+        let (known, thread) = self.call(thread, NUMBER, &[0, 0, 0, 0, 0])?;
+        if known == -i64::from(libc::ENOSYS) {
+            return Ok((None, thread));
+        }
+        let ask = |at| (NUMBER, vec![at, at + 8, NODE_BITS, 0, 0]);
+        let (bytes, thread) = self.reading(thread, 8 + NODES, ask)?;
+        Ok((Policy::read(word(&bytes[..4]) as u32, &bytes[8..]), thread))
     }
 
     /// Reads the process's state through one of its threads.

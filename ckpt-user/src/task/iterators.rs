@@ -324,6 +324,7 @@ impl Iterators {
                 flags: row.ids.flags,
                 securebits: row.settings.securebits,
             },
+            has_policy: row.settings.memory_policy != 0,
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }
     }

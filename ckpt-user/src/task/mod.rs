@@ -6,6 +6,8 @@ pub mod credentials;
 pub mod hidden;
 pub mod iterators;
 pub mod limits;
+pub mod policy;
+pub mod posix_timers;
 pub mod proc;
 pub mod registers;
 pub mod scheduling;
