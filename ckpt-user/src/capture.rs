@@ -5,7 +5,7 @@ use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
-use crate::rebuild::plan;
+use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
@@ -19,8 +19,8 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    control, credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings,
-    unsupported,
+    control, credentials, denials, limits, registers, scheduling, settings, sharing, signals, sleep,
+    surroundings, unsupported,
 };
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -108,7 +108,7 @@ fn capture_process(
         Some(known) => known,
         None => injected_states(process, &mappings, injected)?,
     };
-    let (posix_timers, policies) = asked(process, &mappings, &threads, injected)?;
+    let asked = ask(process, &mappings, (&threads, &state), injected)?;
     let exe = dir.path("exe");
     let executable =
         std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
@@ -116,12 +116,12 @@ fn capture_process(
     let shared =
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
     let mut records = Vec::with_capacity(process.threads.len());
-    for ((thread, state), policy) in process.threads.iter().zip(&threads).zip(policies) {
-        let mut record = capture_thread(process, thread, state, &posix_timers).reading(pid, "a thread")?;
-        record.policy = policy;
+    for ((thread, state), answers) in process.threads.iter().zip(&threads).zip(asked.threads) {
+        let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
+        (record.policy, record.denied) = answers;
         records.push(record);
     }
-    let shared = posix_timers::without(shared, &posix_timers);
+    let shared = posix_timers::without(shared, &asked.timers);
     Ok(Process {
         pid: pid.as_raw(),
         parent: process.parent.as_raw(),
@@ -143,7 +143,8 @@ fn capture_process(
         } else {
             state.timers.to_vec()
         },
-        posix_timers,
+        posix_timers: asked.timers,
+        denied: asked.memory,
     })
 }
 
@@ -154,59 +155,91 @@ fn known_states(process: &FrozenProcess, hidden: &Hidden) -> Option<(Vec<ThreadS
     Some((threads.collect::<Option<_>>()?, state))
 }
 
-/// What only the process itself may ask: the times of its POSIX timers, and memory policies. Nothing is injected where
-/// there are none.
-fn asked(
+/// What only the process itself may ask.
+#[derive(Default)]
+struct Asked {
+    timers: Vec<PosixTimer>,
+    memory: Option<denials::Memory>,
+    /// In the order of the threads.
+    threads: Vec<(Option<Policy>, Option<denials::Instructions>)>,
+}
+
+/// Asks a process for the times of its POSIX timers, and for what it may have changed. Nothing is injected where there is
+/// nothing of the kind.
+fn ask(
     process: &mut FrozenProcess,
     mappings: &[memory::vma::Vma],
-    states: &[ThreadState],
+    (states, state): (&[ThreadState], &ProcessState),
     injected: &mut u64,
-) -> Result<(Vec<PosixTimer>, Vec<Option<Policy>>), Refusal> {
-    /// A timer may ring between two looks, but each of them only once while nobody takes its signal.
-    const LOOKS: usize = 10;
+) -> Result<Asked, Refusal> {
     let pid = process.pid;
     let tids: Vec<Pid> = process.threads.iter().map(|t| t.tid).collect();
-    let mut timers = posix_timers::shown(pid, &tids)?;
-    let mut policies = vec![None; tids.len()];
-    if timers.is_empty() && states.iter().all(|s| !s.has_policy) {
-        return Ok((timers, policies));
+    let timers = posix_timers::shown(pid, &tids)?;
+    let mut asked = Asked { timers, memory: None, threads: vec![Default::default(); tids.len()] };
+    let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
+    if asked.timers.is_empty() && !state.may_be_denied && states.iter().all(is_plain) {
+        return Ok(asked);
     }
     let room = room(process, mappings)?;
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
-    for ((thread, state), policy) in process.threads.iter_mut().zip(states).zip(&mut policies) {
+    for (i, ((thread, own), answers)) in
+        process.threads.iter_mut().zip(states).zip(&mut asked.threads).enumerate()
+    {
         let Some(mut stopped) = thread.stopped.take() else { continue };
-        if state.has_policy {
-            (*policy, stopped) = injector.policy(stopped).reading(pid, "its memory policy")?;
-            thread.regs = stopped.regs().reading(pid, "registers")?;
+        if own.has_policy {
+            (answers.0, stopped) = injector.policy(stopped).reading(pid, "its memory policy")?;
         }
+        if own.may_be_denied {
+            (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;
+        }
+        if i == 0 && state.may_be_denied {
+            (asked.memory, stopped) = injector.denied_memory(stopped).reading(pid, "its memory")?;
+        }
+        // Those of a handler, if a signal has come meanwhile.
+        thread.regs = stopped.regs().reading(pid, "registers")?;
         thread.stopped = Some(stopped);
     }
+    *injected += injector.count;
+    if !asked.timers.is_empty() {
+        time_timers(process, room, &mut asked.timers, injected)?;
+    }
+    Ok(asked)
+}
+
+/// Finds out what is left of POSIX timers, and which of them have rung.
+fn time_timers(
+    process: &mut FrozenProcess,
+    room: u64,
+    timers: &mut [PosixTimer],
+    injected: &mut u64,
+) -> Result<(), Refusal> {
+    /// A timer may ring between two looks, but each of them only once while nobody takes its signal.
+    const LOOKS: usize = 10;
+    let pid = process.pid;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
     let mut seen = None;
     for _ in 0..LOOKS {
-        if timers.is_empty() {
-            break;
-        }
         let leader = &mut process.threads[0];
         let Some(stopped) = leader.stopped.take() else { break };
-        let stopped = injector.timers(stopped, &mut timers).reading(pid, "its POSIX timers")?;
+        let stopped = injector.timers(stopped, timers).reading(pid, "its POSIX timers")?;
         leader.regs = stopped.regs().reading(pid, "registers")?;
         leader.stopped = Some(stopped);
         let mut waiting = BTreeSet::new();
         for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
-            waiting.extend(posix_timers::due(stopped.pending(false).reading(pid, "signals")?.iter()));
-            waiting.extend(posix_timers::due(stopped.pending(true).reading(pid, "signals")?.iter()));
+            for shared in [false, true] {
+                let pending = stopped.pending(shared).reading(pid, "signals")?;
+                waiting.extend(pending.iter().filter_map(posix_timers::of_signal));
+            }
         }
-        let settled = seen.as_ref() == Some(&waiting);
-        for timer in &mut timers {
+        for timer in &mut *timers {
             timer.due = waiting.contains(&timer.id);
         }
-        if settled {
+        if seen.replace(waiting.clone()) == Some(waiting) {
             break;
         }
-        seen = Some(waiting);
     }
     *injected += injector.count;
-    Ok((timers, policies))
+    Ok(())
 }
 
 /// Where code can be injected into a process.
@@ -291,6 +324,7 @@ fn capture_thread(
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
         control: Some(control::capture(&state.control, &status)),
         policy: None,
+        denied: None,
     })
 }
 
@@ -318,7 +352,11 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32,
             let what = "has a controlling terminal of its own";
             return Err(Refusal::unsupported(pid, what, "only the launcher's terminal can be given back"));
         }
-        if stat.foreground() == stat.process_group() {
+        let has_it = match stat.process_group().as_raw() {
+            0 => rebuild::foreground::is_ours().reading(pid, "the terminal")?,
+            group => stat.foreground().as_raw() == group,
+        };
+        if has_it {
             foreground = process.process_group;
             modes = Modes::read().ok();
         }

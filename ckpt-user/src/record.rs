@@ -109,6 +109,9 @@ pub struct Process {
     /// Those of timer_create(2), ascending by id.
     #[prost(message, repeated, tag = "21")]
     pub posix_timers: Vec<crate::task::posix_timers::PosixTimer>,
+    /// Kinds of memory that are denied to it.
+    #[prost(message, optional, tag = "22")]
+    pub denied: Option<crate::task::denials::Memory>,
 }
 
 impl Image {
@@ -159,6 +162,9 @@ pub struct Thread {
     /// From which nodes its memory comes; none: the default.
     #[prost(message, optional, tag = "11")]
     pub policy: Option<crate::task::policy::Policy>,
+    /// Instructions that are denied to it.
+    #[prost(message, optional, tag = "12")]
+    pub denied: Option<crate::task::denials::Instructions>,
 }
 
 /// Memory that several mappings share: saved once, under a space of its own.

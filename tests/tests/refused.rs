@@ -177,9 +177,9 @@ rows! {
     a_pid_namespace_for_children: "must(libc.unshare(0x20000000))", "", ["pid namespace for its children"];
     clocks_for_children: "must(libc.unshare(0x80))", "", ["time namespace for its children"];
     a_directory_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x200)))", "end(keep)",
-        ["thread with a working directory of its own"];
+        ["with a working directory of its own"];
     descriptors_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x400)))", "end(keep)",
-        ["thread with a descriptor table of its own"];
+        ["with a descriptor table of its own"];
     another_root_directory: "os.chroot('/usr')", "", ["root directory", "chroot"];
     a_removed_working_directory: "os.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')", "os.chdir('/')",
         ["working directory has been removed"];

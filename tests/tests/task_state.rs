@@ -42,6 +42,21 @@ fn posix_timers_without_bpf() {
 }
 
 #[test]
+fn instructions_and_memory_that_are_denied() {
+    survives("denials", "denials", &[]);
+}
+
+#[test]
+fn denials_without_bpf() {
+    survives("denials_injected", "denials", &["--no-bpf"]);
+}
+
+#[test]
+fn queued_signals_keep_their_order_and_contents() {
+    survives("queued_signals", "queued", &[]);
+}
+
+#[test]
 fn memory_policies_of_threads() {
     survives("memory_policy", "policy", &[]);
 }

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -429,6 +430,143 @@ static void look_policies(void)
         show("%s", of_thread[i]);
 }
 
+/* --- denials: the time-stamp counter and CPUID of one thread each, new executable memory, huge pages unless advised --------- */
+
+/* No call of the C library that may look at a clock. */
+static void *stay_denied(void *number)
+{
+    long i = (long)number;
+    may("PR_SET_TSC", i == 1 ? prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0) : 0);
+    may("ARCH_SET_CPUID", i == 2 ? syscall(SYS_arch_prctl, 0x1012 /* ARCH_SET_CPUID */, 0) : 0);
+    for (;;) {
+        int counter = -1;
+        pthread_barrier_wait(&begin);
+        CHECK(prctl(PR_GET_TSC, &counter) == 0);
+        snprintf(of_thread[i], sizeof of_thread[i], "thread %ld: counter %d, cpuid %ld\n", i, counter,
+                 syscall(SYS_arch_prctl, 0x1011 /* ARCH_GET_CPUID */, 0));
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_denials(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_denied, (void *)i) == 0);
+    }
+    may("PR_SET_MDWE", prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0));
+    may("PR_SET_THP_DISABLE", prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0));
+}
+
+static void look_denials(void)
+{
+    pthread_barrier_wait(&begin);
+    pthread_barrier_wait(&end);
+    for (int i = 1; i < THREADS; i++)
+        show("%s", of_thread[i]);
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    show("no new executable memory %d, to execute: %d, huge pages off %d\n", prctl(66 /* PR_GET_MDWE */, 0, 0, 0, 0),
+         mprotect(page, 4096, PROT_READ | PROT_EXEC), prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
+    CHECK(munmap(page, 4096) == 0);
+}
+
+/* --- queued: signals that wait, many alike and mixed, for the process and for each thread; taken only at the end ------------ */
+
+enum { ALIKE = 300 };
+
+/* As rt_sigqueueinfo(2) takes it: a code and an errno that sigqueue(3) does not give. */
+static void queue(pid_t thread, int signal, int value)
+{
+    siginfo_t info = {.si_signo = signal, .si_code = -60 - value % 5, .si_errno = value};
+    info.si_pid = getpid(), info.si_uid = 12345, info.si_value.sival_ptr = (void *)(0x123456789000ul + value);
+    CHECK((thread ? syscall(SYS_rt_tgsigqueueinfo, getpid(), thread, signal, &info)
+                  : syscall(SYS_rt_sigqueueinfo, getpid(), signal, &info)) == 0);
+}
+
+static void look_queued(int i)
+{
+    sigset_t waiting;
+    unsigned long bits = 0;
+    CHECK(sigpending(&waiting) == 0);
+    memcpy(&bits, &waiting, sizeof bits);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: waiting %lx\n", i, bits);
+}
+
+/* All that this thread gets, in the order in which the kernel gives it. */
+static void take_queued(int i)
+{
+    siginfo_t info;
+    sigset_t all;
+    uint64_t sum = 0;
+    long taken = 0;
+    sigfillset(&all);
+    for (; sigtimedwait(&all, &info, &(struct timespec){0}) > 0; taken++) {
+        sum = mix(sum, info.si_signo), sum = mix(sum, info.si_code), sum = mix(sum, info.si_errno);
+        sum = mix(sum, info.si_pid == getpid()), sum = mix(sum, info.si_uid), sum = mix(sum, (uintptr_t)info.si_value.sival_ptr);
+    }
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d has taken %ld: %016lx\n", i, taken, sum);
+}
+
+static volatile int is_over;
+
+static void *stay_queued(void *number)
+{
+    long i = (long)number;
+    for (int value = 0; value < ALIKE; value++)
+        queue(syscall(SYS_gettid), value % 3 ? SIGRTMIN + 4 + i : SIGRTMAX - value % 7, value);
+    queue(syscall(SYS_gettid), SIGUSR1, 7);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        if (is_over)
+            take_queued(i);
+        else
+            look_queued(i);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_queued(void)
+{
+    sigset_t all;
+    sigfillset(&all);
+    CHECK(sigprocmask(SIG_BLOCK, &all, NULL) == 0);
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_queued, (void *)i) == 0);
+    }
+    for (int value = 0; value < ALIKE; value++)
+        queue(0, value % 2 ? SIGRTMIN + 2 : SIGRTMIN + value % 5, value);
+    queue(0, SIGHUP, 1);
+    queue(getpid(), SIGTERM, 2);
+}
+
+static void look_all_queued(void)
+{
+    pthread_barrier_wait(&begin);
+    look_queued(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+}
+
+static void end_queued(void)
+{
+    /* First those of the process, lest the threads race for them. */
+    take_queued(0);
+    is_over = 1;
+    pthread_barrier_wait(&begin);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        write_all(1, of_thread[i], strlen(of_thread[i]));
+}
+
 static const struct state {
     const char *name;
     void (*set)(void), (*look)(void), (*end)(void);
@@ -437,6 +575,8 @@ static const struct state {
     {"ids", set_all_ids, look_all_ids, NULL},
     {"death", set_death, look_death, end_death},
     {"timers", set_timers, look_timers, end_timers},
+    {"denials", set_denials, look_denials, NULL},
+    {"queued", set_queued, look_all_queued, end_queued},
     {"policy", set_policies, look_policies, NULL},
 };
 

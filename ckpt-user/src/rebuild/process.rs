@@ -14,7 +14,9 @@ use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
 use crate::task::proc::ProcDir;
-use crate::task::{control, credentials, limits, policy, scheduling, settings, signals, surroundings};
+use crate::task::{
+    control, credentials, denials, limits, policy, scheduling, settings, signals, surroundings,
+};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -88,6 +90,9 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let mut threads = threads(&record, remote)?;
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
         own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
+    }
+    if let Some(denied) = &record.denied {
+        denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;
     }
     if let Some(wanted) = &record.settings {
         settings::rebuild_dumpable(wanted, &mut threads[0]).rebuilding(pid, "its settings")?;
@@ -188,6 +193,9 @@ fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Resu
         credentials::rebuild(wanted, remote, &current)?;
     }
     control::rebuild_last(&own, remote)?;
+    if let Some(denied) = &thread.denied {
+        denials::rebuild_thread(denied, remote)?;
+    }
     if let Some(rseq) = thread.registers.as_ref().and_then(|r| r.rseq.as_ref()) {
         let (size, signature) = (u64::from(rseq.size), u64::from(rseq.signature));
         remote.call(libc::SYS_rseq, &[rseq.pointer, size, 0, signature])?;

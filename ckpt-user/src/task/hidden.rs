@@ -6,6 +6,7 @@
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
 use super::control::Known;
+use super::denials::{ARCH_GET_CPUID, Instructions, Memory, PR_GET_MDWE};
 use super::policy::{NODE_BITS, NODES, Policy};
 use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
@@ -31,6 +32,8 @@ pub struct ThreadState {
     pub control: Known,
     /// Whether it has, or may have, a memory policy that is not the default.
     pub has_policy: bool,
+    /// Whether instructions of its are, or may be, denied.
+    pub may_be_denied: bool,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -47,6 +50,8 @@ pub struct ProcessState {
     pub dumpable: u32,
     /// PR_SET_CHILD_SUBREAPER.
     pub subreaper: bool,
+    /// Whether kinds of memory are, or may be, denied.
+    pub may_be_denied: bool,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -110,6 +115,7 @@ impl Injector<'_> {
         let state = ThreadState {
             control,
             has_policy: true,
+            may_be_denied: true,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
             clear_child_tid: word(&tid),
             restart: None,
@@ -142,6 +148,22 @@ impl Injector<'_> {
         Ok((Policy::read(word(&bytes[..4]) as u32, &bytes[8..]), thread))
     }
 
+    /// The instructions that are denied to the thread, if any are.
+    pub fn instructions(&mut self, thread: Stopped) -> io::Result<(Option<Instructions>, Stopped)> {
+        let (counter, thread) =
+            self.reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_TSC as u64, at, 0, 0, 0]))?;
+        let (cpuid, thread) = self.call(thread, libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])?;
+        Ok((Instructions::read(word(&counter) as u32, cpuid), thread))
+    }
+
+    /// The kinds of memory that are denied to the process, if any are.
+    pub fn denied_memory(&mut self, thread: Stopped) -> io::Result<(Option<Memory>, Stopped)> {
+        let (executable, thread) = self.call(thread, libc::SYS_prctl, &[PR_GET_MDWE, 0, 0, 0, 0])?;
+        let huge_pages = [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0];
+        let (huge_pages, thread) = self.call(thread, libc::SYS_prctl, &huge_pages)?;
+        Ok((Memory::read(executable, huge_pages), thread))
+    }
+
     /// Reads the process's state through one of its threads.
     pub fn process_state(&mut self, thread: Stopped) -> io::Result<(ProcessState, Stopped)> {
         let mut thread = thread;
@@ -169,7 +191,10 @@ impl Injector<'_> {
             (libc::SYS_prctl, vec![libc::PR_GET_CHILD_SUBREAPER as u64, at, 0, 0, 0])
         })?;
         let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
-        Ok((ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper }, thread))
+        Ok((
+            ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper, may_be_denied: true },
+            thread,
+        ))
     }
 }
 

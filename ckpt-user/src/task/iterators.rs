@@ -5,6 +5,7 @@
 
 use super::clock;
 use super::control::Known;
+use super::denials;
 use super::hidden::{ProcessState, ThreadState, altstack};
 use super::timers::Timer;
 use crate::freeze::rewind::{Wait, Waits};
@@ -246,6 +247,7 @@ impl Iterators {
                 timers: timers(pid, &row),
                 dumpable: row.memory_flags as u32 & MMF_DUMPABLE,
                 subreaper: row.child_subreaper != 0,
+                may_be_denied: denials::of_process(row.memory_flags),
             };
             processes.insert(pid, state);
         }
@@ -324,6 +326,7 @@ impl Iterators {
                 flags: row.ids.flags,
                 securebits: row.settings.securebits,
             },
+            may_be_denied: denials::of_thread(row.settings.thread_flags),
             has_policy: row.settings.memory_policy != 0,
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }

@@ -3,9 +3,11 @@
 pub mod clock;
 pub mod control;
 pub mod credentials;
+pub mod denials;
 pub mod hidden;
 pub mod iterators;
 pub mod limits;
+pub mod outside;
 pub mod policy;
 pub mod posix_timers;
 pub mod proc;

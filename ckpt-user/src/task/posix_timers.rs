@@ -10,7 +10,6 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
-use std::collections::BTreeSet;
 use std::io;
 
 const SECOND: u64 = 1_000_000_000;
@@ -223,11 +222,6 @@ fn skip(ids: std::ops::Range<u32>, remote: &mut Remote) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The ids of the timers whose signals are among these.
-pub fn due<'a>(pending: impl Iterator<Item = &'a [u8; 128]>) -> BTreeSet<u32> {
-    pending.filter_map(of_signal).collect()
 }
 
 #[cfg(test)]
