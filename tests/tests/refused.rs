@@ -145,8 +145,6 @@ rows! {
     a_posix_timer: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(1, None, ctypes.byref(keep)))",
         "must(libc.timer_delete(keep))", ["POSIX timers", "timer_create"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
-    sealed_memory: "at = mapping(3, 0x22)\nmust(libc.syscall(462, ctypes.c_void_p(at), ctypes.c_long(4096), 0))", "",
-        ["mseal", "mapping"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
     a_seccomp_filter: "filter_calls()", "", ["seccomp"];

@@ -85,18 +85,19 @@ pub fn capture(seen: &Seen, metadata: &Metadata, objects: &mut Objects) -> Optio
         object.memfd = Some(of(&link, name, metadata)?);
         Ok(())
     });
-    Some(object.reading(seen.pid, "memory of memfd_create(2)").map(|object| {
-        Object::Shared(SharedRecord { object })
-    }))
+    Some(
+        object
+            .reading(seen.pid, "memory of memfd_create(2)")
+            .map(|object| Object::Shared(SharedRecord { object })),
+    )
 }
 
 /// Makes it again: empty, of no size, without seals.
 pub fn create(record: &Memfd) -> io::Result<File> {
     let name = std::ffi::CString::new(record.name.as_slice())?;
     let kind = if record.seals & SEAL_EXEC != 0 && record.mode & 0o111 == 0 { NOEXEC_SEAL } else { EXEC };
-    let flags = |more: u32| {
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(more)
-    };
+    let flags =
+        |more: u32| MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(more);
     // Before Linux 6.3 there is neither.
     let made = memfd_create(&*name, flags(kind)).or_else(|error| match error {
         nix::errno::Errno::EINVAL => memfd_create(&*name, flags(0)),

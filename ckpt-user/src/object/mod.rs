@@ -94,7 +94,9 @@ impl Description {
             Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
                 Some(object) => memfd::reopen(object, self.flags, self.position),
-                None => Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it")),
+                None => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it"))
+                }
             },
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",

@@ -88,6 +88,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
         own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
     }
+    mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     signals::rebuild_shared(&record.pending, &mut threads[0], pid as u64)
         .rebuilding(pid, "the pending signals")?;
     Ok(RebuiltProcess { record, threads, gadget, watch, pidfd })
