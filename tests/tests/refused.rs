@@ -160,8 +160,6 @@ rows! {
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
-    sealed_memory: "at = mapping(3, 0x22)\nmust(libc.syscall(462, ctypes.c_void_p(at), ctypes.c_long(4096), 0))", "",
-        ["mseal", "mapping"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
     a_seccomp_filter: "filter_calls()", "", ["seccomp"];
