@@ -61,7 +61,7 @@ pub fn capture(known: &Known, status: &Status) -> Control {
     };
     Control {
         parent_death: known.parent_death,
-        machine_check: chosen.then(|| if known.flags & PF_MCE.1 != 0 { MCE_EARLY } else { MCE_LATE }),
+        machine_check: chosen.then_some(if known.flags & PF_MCE.1 != 0 { MCE_EARLY } else { MCE_LATE }),
         io_flusher: known.flags & PF_IO_FLUSHER == PF_IO_FLUSHER,
         store_bypass: speculation("Speculation_Store_Bypass"),
         indirect_branch: speculation("SpeculationIndirectBranch"),
