@@ -25,6 +25,8 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("forktree", "forktree.c", &[]),
     ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
+    ("unnamed", "unnamed.c", &[]),
+    ("channels", "channels.c", &[]),
     ("settings", "settings.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),

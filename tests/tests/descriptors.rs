@@ -15,6 +15,35 @@ fn every_kind_of_descriptor() {
     survive(&Survival::of("fds", victim_cmd("fds").args([".", "1500", "1000"])));
 }
 
+/// Deleted, renamed, linked and O_TMPFILE files.
+#[test]
+fn files_without_their_names() {
+    survive(&Survival {
+        rounds: 4,
+        ..Survival::of("unnamed", victim_cmd("unnamed").args([".", "150", "2000"]))
+    });
+}
+
+fn channels(case: &str) {
+    let program = victim_cmd("channels").args([case, "400", "2000"]);
+    survive(&Survival { rounds: 4, ..Survival::of(case, program) });
+}
+
+#[test]
+fn pipes_in_packet_mode() {
+    channels("packets");
+}
+
+#[test]
+fn pairs_of_sockets() {
+    channels("pairs");
+}
+
+#[test]
+fn a_signalfd_watched_by_an_epoll() {
+    channels("signalfd");
+}
+
 /// A nested epoll, one that watches a number which has been given to another file since, and one whose number was
 /// closed while a duplicate lives.
 #[test]

@@ -5,11 +5,14 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+pub mod deleted;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod pipe;
 pub mod seen;
+pub mod signalfd;
+pub mod socket;
 pub mod table;
 pub mod terminal;
 pub mod timerfd;
@@ -35,7 +38,7 @@ pub struct Description {
     /// several of them, the lowest; each descriptor says which one it goes to.
     #[prost(uint32, optional, tag = "3")]
     pub standard: Option<u32>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub object: Option<Object>,
 }
 
@@ -59,6 +62,12 @@ pub enum Object {
     Timer(timerfd::TimerRecord),
     #[prost(message, tag = "17")]
     Terminal(terminal::TerminalRecord),
+    #[prost(message, tag = "18")]
+    Deleted(deleted::DeletedRecord),
+    #[prost(message, tag = "19")]
+    Signal(signalfd::SignalRecord),
+    #[prost(message, tag = "20")]
+    Socket(socket::SocketRecord),
 }
 
 /// The launcher's side of a standard stream, only named.
@@ -69,8 +78,10 @@ pub struct Outside {
 }
 
 /// What rebuilding needs to know beside the records.
-pub struct Rebuilding {
+pub struct Rebuilding<'a> {
     pub pipes: pipe::Pipes,
+    pub deleted: deleted::Files<'a>,
+    pub sockets: socket::Sockets,
 }
 
 impl Description {
@@ -78,7 +89,7 @@ impl Description {
     ///
     /// # Errors
     /// Named with the object's path or kind.
-    pub fn rebuild(&self, context: &mut Rebuilding) -> io::Result<OwnedFd> {
+    pub fn rebuild(&self, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
         match &self.object {
             Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
             Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
@@ -87,6 +98,9 @@ impl Description {
             Some(Object::Epoll(_)) => epoll::rebuild(),
             Some(Object::Timer(record)) => timerfd::rebuild(record, self.flags),
             Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
+            Some(Object::Deleted(record)) => context.deleted.rebuild(record, self.flags, self.position),
+            Some(Object::Signal(record)) => signalfd::rebuild(*record, self.flags),
+            Some(Object::Socket(record)) => context.sockets.rebuild(record, self.flags),
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name

@@ -1,6 +1,8 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
-use super::{Description, Object, Outside, Seen, epoll, eventfd, file, pipe, terminal, timerfd};
+use super::{
+    Description, Object, Outside, Seen, epoll, eventfd, file, pipe, signalfd, socket, terminal, timerfd,
+};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::bpf::FileRow;
 use crate::sys::pidfd;
@@ -145,6 +147,8 @@ fn describe(
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
     let object = match object(fd, seen, all, standard.is_some())? {
+        // Nothing of a file without a name is needed where the restarter's own takes its place.
+        Ok(Object::Deleted(_) | Object::Socket(_)) if standard.is_some() => outside(),
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),
@@ -170,10 +174,13 @@ fn object(
         device.ok_or_else(|| "this device cannot be saved".to_owned())
     } else if kind.is_fifo() && !is_standard {
         pipe::capture(seen, fd, &metadata, all)
+    } else if kind.is_socket() && !is_standard {
+        socket::capture(seen, fd, &metadata, all)
     } else {
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
+            Some("anon_inode:[signalfd]") => signalfd::capture(seen),
             Some("anon_inode:[timerfd]") => timerfd::capture(seen, fd),
             _ => Err(seen.unknown()),
         }

@@ -17,6 +17,8 @@ pub mod regs;
 pub mod remote;
 pub mod sched;
 pub mod shared;
+pub mod signalfd;
+pub mod socket;
 pub mod spawn;
 pub mod specimens;
 pub mod tee;

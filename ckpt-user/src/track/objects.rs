@@ -45,10 +45,20 @@ pub fn open(pid: Pid, mappings: &[Vma], index: u32) -> Option<io::Result<Opened>
     Some(File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)).map(Opened))
 }
 
+/// Opens what a stopped process has open under `number`.
+pub fn open_descriptor(pid: Pid, number: u32) -> io::Result<Opened> {
+    File::open(format!("/proc/{pid}/fd/{number}")).map(Opened)
+}
+
 impl Objects {
     /// The space of an object, a new one by `next` for an unknown object.
     pub fn space(&mut self, object: &SharedObject, next: impl FnOnce() -> SpaceId) -> SpaceId {
-        *self.spaces.entry((object.device, object.inode)).or_insert_with(next)
+        self.space_of((object.device, object.inode), next)
+    }
+
+    /// The same, of what has this device and inode.
+    pub fn space_of(&mut self, identity: (u64, u64), next: impl FnOnce() -> SpaceId) -> SpaceId {
+        *self.spaces.entry(identity).or_insert_with(next)
     }
 
     /// After a restart the same memory is another object: `identity` goes on as `space`, whose pages in the committed
