@@ -27,6 +27,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("fds", "fds.c", &[]),
     ("unnamed", "unnamed.c", &[]),
     ("channels", "channels.c", &[]),
+    ("locks", "locks.c", &[]),
     ("settings", "settings.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),

@@ -135,14 +135,10 @@ rows! {
         "keep.close()", ["descriptor ", "it has lost its name, and no other one"];
     a_removed_directory: "global keep\nos.mkdir('gone')\nkeep = os.open('gone', os.O_RDONLY)\nos.rmdir('gone')", "os.close(keep)",
         ["descriptor ", "the directory has been removed"];
-    a_lock_of_a_whole_file: "global keep\nkeep = open('locked', 'w')\nfcntl.flock(keep, fcntl.LOCK_EX)", "keep.close()",
-        ["descriptor ", "file locks cannot be saved yet"];
-    a_lock_of_bytes: "global keep\nkeep = open('locked', 'w')\nfcntl.lockf(keep, fcntl.LOCK_EX, 10, 5)", "keep.close()",
-        ["descriptor ", "file locks cannot be saved yet"];
     a_lease: "global keep\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "keep.close()",
         ["descriptor ", "leases"];
-    an_owner_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, os.getpid())",
-        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "F_SETOWN"];
+    an_owner_outside_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, 1)",
+        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
     an_inotify: "global keep\nkeep = must(libc.inotify_init())", "os.close(keep)",
         ["descriptor ", "descriptors of the kind inotify"];
     a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "descriptors of the kind pidfd"];

@@ -90,6 +90,18 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
     Ok(Object::File(FileRecord::of(path, metadata)))
 }
 
+/// What O_PATH refers to, of any kind: a name is all there is to it.
+///
+/// # Errors
+/// The reason why a restart could not open it again.
+pub fn capture_path(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
+    if same_by_path(&seen.target, metadata) {
+        Ok(Object::File(FileRecord::of(&seen.target, metadata)))
+    } else {
+        Err("what it refers to (O_PATH) has been removed".to_owned())
+    }
+}
+
 /// The record, if a restart needs nothing but to open the node again.
 pub fn capture_device(seen: &Seen, metadata: &Metadata) -> Option<Object> {
     let path = seen.target.as_os_str().as_bytes().to_vec();

@@ -9,6 +9,8 @@ pub mod deleted;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod lock;
+pub mod owner;
 pub mod pipe;
 pub mod seen;
 pub mod signalfd;
@@ -38,6 +40,11 @@ pub struct Description {
     /// several of them, the lowest; each descriptor says which one it goes to.
     #[prost(uint32, optional, tag = "3")]
     pub standard: Option<u32>,
+    /// Locks that belong to it.
+    #[prost(message, repeated, tag = "4")]
+    pub locks: Vec<lock::Lock>,
+    #[prost(message, optional, tag = "5")]
+    pub signalled: Option<owner::Signalled>,
     #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub object: Option<Object>,
 }
@@ -90,17 +97,25 @@ impl Description {
     /// # Errors
     /// Named with the object's path or kind.
     pub fn rebuild(&self, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
+        // Who is signalled is said later, by the process itself.
+        let flags = self.flags & !(libc::O_ASYNC as u32);
+        let fd = self.make(flags, context)?;
+        lock::rebuild(&self.locks, &fd)?;
+        Ok(fd)
+    }
+
+    fn make(&self, flags: u32, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
         match &self.object {
-            Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
-            Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
-            Some(Object::Pipe(record)) => context.pipes.rebuild(record, self.flags),
-            Some(Object::Event(record)) => eventfd::rebuild(record, self.flags),
+            Some(Object::File(record)) => file::rebuild(record, flags, self.position),
+            Some(Object::Device(record)) => file::rebuild_device(record, flags),
+            Some(Object::Pipe(record)) => context.pipes.rebuild(record, flags),
+            Some(Object::Event(record)) => eventfd::rebuild(record, flags),
             Some(Object::Epoll(_)) => epoll::rebuild(),
-            Some(Object::Timer(record)) => timerfd::rebuild(record, self.flags),
-            Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
-            Some(Object::Deleted(record)) => context.deleted.rebuild(record, self.flags, self.position),
-            Some(Object::Signal(record)) => signalfd::rebuild(*record, self.flags),
-            Some(Object::Socket(record)) => context.sockets.rebuild(record, self.flags),
+            Some(Object::Timer(record)) => timerfd::rebuild(record, flags),
+            Some(Object::Terminal(record)) => terminal::rebuild(record, flags),
+            Some(Object::Deleted(record)) => context.deleted.rebuild(record, flags, self.position),
+            Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
+            Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name

@@ -222,9 +222,9 @@ pub fn finish(records: &[(&SocketRecord, &OwnedFd)]) -> io::Result<()> {
     for (record, own) in records {
         for option in &record.options {
             match option.name {
-                libc::SO_SNDBUF => socket::set_option(*own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
-                libc::SO_RCVBUF => socket::set_option(*own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
-                name => socket::set_option(*own, name, &option.value)?,
+                libc::SO_SNDBUF => socket::set_option(own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
+                libc::SO_RCVBUF => socket::set_option(own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
+                name => socket::set_option(own, name, &option.value)?,
             }
         }
         // What is shut of one end is shut of the other's other half: the kernel sees to that.
