@@ -5,7 +5,7 @@ use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
-use crate::rebuild::plan;
+use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
@@ -51,7 +51,7 @@ pub fn capture(
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     sharing::check(&pids)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
-    let table = || table::capture(&pids, standards_of, &hidden.descriptors);
+    let table = || table::capture(&pids, standards_of, &hidden.descriptors, &mut objects);
     let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
@@ -242,7 +242,11 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32,
             let what = "has a controlling terminal of its own";
             return Err(Refusal::unsupported(pid, what, "only the launcher's terminal can be given back"));
         }
-        if stat.foreground() == stat.process_group() {
+        let has_it = match stat.process_group().as_raw() {
+            0 => rebuild::foreground::is_ours().reading(pid, "the terminal")?,
+            group => stat.foreground().as_raw() == group,
+        };
+        if has_it {
             foreground = process.process_group;
             modes = Modes::read().ok();
         }

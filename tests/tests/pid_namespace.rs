@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{Holder, MODES, stepper, verb, walk_until};
+use ckpt_tests::scenario::{Holder, MODES, held, let_go, stepper, verb, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -292,7 +292,7 @@ fn trees_come_back_inside_as_they_were() {
         let sandbox = Sandbox::new("inside_tree");
         let program = victim_cmd(name).args(args);
         let expected = Expected::of(&sandbox, &program, None);
-        let mut job = Job::launch(&sandbox, &[], &program);
+        let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
         let lines = |count| job.stdout().iter().filter(|&&byte| byte == b'\n').count() >= count;
         sandbox.wait_for("its first lines", SOON, || lines(10));
         let id = job.program();
@@ -305,6 +305,7 @@ fn trees_come_back_inside_as_they_were() {
         job.kill_all();
         holder.end();
         restart(&sandbox, &mut job, mode, false);
+        let_go(&sandbox);
         job.wait(SOON).success();
         assert_same(name, &expected.stdout, &job.stdout());
     }

@@ -47,7 +47,9 @@ fn an_image_of_root_that_a_user_owns_is_refused() {
     // Its metadata says uid 0; its owner is not root.
     chown(job.image(taken.id), Some(UID), Some(UID)).unwrap();
     let refused = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).expect_code(125);
-    assert!(!refused.stderr.is_empty() && refused.stdout.is_empty(), "{}", refused.stderr_text());
+    let said = refused.stderr_text();
+    assert!(said.contains("uid 4242") && said.contains("root") && refused.stdout.is_empty(), "{said}");
+    assert!(sandbox.ps().is_empty(), "something was started");
 }
 
 #[test]

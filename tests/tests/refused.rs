@@ -125,10 +125,8 @@ rows! {
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
         ["descriptor ", "sockets cannot be saved yet"];
-    a_memfd: "global keep\nkeep = os.memfd_create('m')", "os.close(keep)",
-        ["descriptor ", "/memfd:m", "cannot be saved yet"];
-    a_mapped_memfd: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 4096)\nkeep = mmap.mmap(fd, 4096)\nos.close(fd)",
-        "keep.close()", ["/memfd:m"];
+    a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
+        ["descriptor ", "/memfd:m", "huge pages"];
     system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
         "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
     a_file_whose_other_name_is_not_known: "global keep\nos.mkdir('folder')\nkeep = open('folder/lost', 'w')\nos.link('folder/lost', 'other')\nos.unlink('folder/lost')",
@@ -166,9 +164,9 @@ rows! {
     a_pid_namespace_for_children: "must(libc.unshare(0x20000000))", "", ["pid namespace for its children"];
     clocks_for_children: "must(libc.unshare(0x80))", "", ["time namespace for its children"];
     a_directory_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x200)))", "end(keep)",
-        ["thread with a working directory of its own"];
+        ["with a working directory of its own"];
     descriptors_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x400)))", "end(keep)",
-        ["thread with a descriptor table of its own"];
+        ["with a descriptor table of its own"];
     another_root_directory: "os.chroot('/usr')", "", ["root directory", "chroot"];
     a_removed_working_directory: "os.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')", "os.chdir('/')",
         ["working directory has been removed"];

@@ -128,12 +128,13 @@ fn a_cgroup_left_behind_fails_the_test() {
         ckpt_tests::skip::skip("a_cgroup_left_behind_fails_the_test", "no cgroups are mounted here");
         return;
     };
-    let folder = root.join("ckptbpf-planted");
+    // Boxes of other test processes are not to take it for theirs.
+    let folder = root.join(format!("ckptbpf-of-{}", std::process::id()));
     let said = complaint("cgroup", SOON, |sandbox| {
         sandbox.run(Cmd::new("mkdir").arg(&folder)).success();
     });
     std::fs::remove_dir(&folder).unwrap();
-    assert!(said.contains("Cgroup") && said.contains("ckptbpf-planted"), "{said}");
+    assert!(said.contains("Cgroup") && said.contains("ckptbpf-of-"), "{said}");
 }
 
 #[test]

@@ -73,6 +73,9 @@ def session(argv, keys, end):
         os.write(master, key)
         until(b"." if key == b"q" else b"!ready ")
     if end is not None:
+        # It runs before its ckptbpf can be asked for a checkpoint.
+        while b'"supervised":true' not in subprocess.run([tool, "status", "--json", "images"], capture_output=True).stdout:
+            select.select([], [], [], 0.003)
         subprocess.run([tool, "checkpoint"] + end + ["images"], check=True, stdout=subprocess.DEVNULL)
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:

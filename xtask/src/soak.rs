@@ -14,8 +14,8 @@ use crate::{setup, test};
 const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
-/// What CI has less of: kills of the pager while it fills, and the size of the lazy restarts, in MiB; and a restart
-/// from every generation of a gigabyte.
+/// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
+/// MiB; and a restart from every generation of a gigabyte.
 const FULL_SIZE: &[(&str, &str)] =
     &[("CKPTBPF_LAZY_KILLS", "200"), ("CKPTBPF_LAZY_MIB", "1024"), ("CKPTBPF_EVERY_GENERATION", "1")];
 
@@ -30,8 +30,8 @@ pub struct Args {
     /// Begin no further round after this many minutes, whatever --repeat says
     #[arg(long)]
     minutes: Option<u64>,
-    /// Only the tests with this in their name
-    filter: Option<String>,
+    /// Only the tests with one of these in their name
+    filters: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -52,11 +52,11 @@ pub fn run(args: &Args) -> Result<()> {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         step(&format!("round {rounds} of {}, CKPTBPF_SEED={seed}", args.repeat));
         let counts = test::run_tests(&test::Selection {
-            filter: args.filter.as_deref(),
+            filters: &args.filters,
             integration: true,
             timeout_scale: Some(if args.busy { BUSY_SCALE } else { IDLE_SCALE }),
             seed: Some(seed),
-            environment: FULL_SIZE,
+            environment: if rounds == 1 { FULL_SIZE } else { &[] },
         })?;
         println!("round {rounds}, CKPTBPF_SEED={seed}: {counts}");
         for name in &counts.failures {

@@ -17,8 +17,8 @@ pub struct Args {
     /// Do not look for missing packages first
     #[arg(long)]
     no_setup: bool,
-    /// Only the tests with this in their name, and no checks
-    filter: Option<String>,
+    /// Only the tests with one of these in their name, and no checks
+    filters: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -26,12 +26,12 @@ pub fn run(args: &Args) -> Result<()> {
         step("setup");
         setup::run(&setup::Args::default())?;
     }
-    if args.filter.is_none() {
+    if args.filters.is_empty() {
         checks()?;
     }
     build()?;
     step("tests");
-    let counts = run_tests(&Selection { filter: args.filter.as_deref(), ..Selection::default() })?;
+    let counts = run_tests(&Selection { filters: &args.filters, ..Selection::default() })?;
     conclude(&counts)
 }
 
@@ -56,7 +56,8 @@ pub fn build() -> Result<()> {
 /// Which tests to run, and how.
 #[derive(Default)]
 pub struct Selection<'a> {
-    pub filter: Option<&'a str>,
+    /// Parts of names, all tests if there is none.
+    pub filters: &'a [String],
     /// The integration tests only.
     pub integration: bool,
     /// Multiplies the tests' deadlines.
@@ -106,7 +107,8 @@ fn runner(selection: &Selection) -> Command {
         }
         command
     };
-    command.args(selection.filter);
+    // cargo's own runner takes one name before, any number after.
+    command.arg("--").args(selection.filters);
     command
 }
 

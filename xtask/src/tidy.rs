@@ -33,6 +33,10 @@ pub fn run() -> Result<()> {
         let lines = promises::broken(specification, &sources);
         broken.extend(lines.into_iter().map(|what| format!("{}:{what}", specification.path)));
     }
+    for readme in sources.iter().filter(|source| source.path == "README.md") {
+        let lines = promises::unfounded(readme, &sources);
+        broken.extend(lines.into_iter().map(|what| format!("{}:{what}", readme.path)));
+    }
     for line in &broken {
         println!("tidy: {line}");
     }

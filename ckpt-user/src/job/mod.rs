@@ -25,7 +25,6 @@ mod lazy;
 pub mod lease;
 pub mod namespace;
 pub mod options;
-pub mod outside;
 pub mod process;
 pub mod prune;
 pub mod record;

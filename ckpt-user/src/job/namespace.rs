@@ -13,12 +13,12 @@
 //! highest, so that every task of the program has its SIGKILL before a userfaultfd can be closed.
 
 use super::ended::Ended;
-use super::outside;
 use super::process;
 use super::stand_in::{News, StandIn};
 use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::{clone, pidfd, spawn, wait};
+use crate::task::outside;
 use crate::task::proc::ProcDir;
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;

@@ -1,6 +1,6 @@
 //! Which process is meant, for good: a pid alone may be another program by now.
 
-use super::outside;
+use crate::task::outside;
 use crate::task::proc::Stat;
 use std::io;
 

@@ -9,7 +9,6 @@ use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side};
 use super::options::{FilesPolicy, RestartOptions};
-use super::outside;
 use super::record::RecordedOptions;
 use super::signals::Signals;
 use super::start::{self, Start};
@@ -28,6 +27,7 @@ use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
+use crate::task::outside;
 use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
@@ -99,6 +99,10 @@ fn run_again(
     let mut shared = rebuilt.shared;
     for object in &mut shared {
         object.write_back(&chain, options.files == FilesPolicy::Check)?;
+    }
+    {
+        let _as_owner = owner.assume()?;
+        shared.iter().try_for_each(Restored::finish)?;
     }
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");

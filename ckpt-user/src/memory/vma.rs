@@ -26,7 +26,8 @@ pub struct Vma {
     pub flags: Vec<String>,
     #[prost(message, optional, tag = "8")]
     pub file: Option<MappedFile>,
-    /// Which shared object this maps (index into the image's), for [`Kind::SharedObject`].
+    /// Which shared object this maps (index into the image's). A shared mapping of one with [`Kind::File`] is one that
+    /// cannot be made writable.
     #[prost(uint32, optional, tag = "9")]
     pub object: Option<u32>,
 }
@@ -35,7 +36,7 @@ pub struct Vma {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 pub enum Kind {
     Anonymous = 0,
-    /// Pages of a file, shared or private.
+    /// Pages of a file or shared object, private or never to be written.
     File = 1,
     /// Shared memory: anonymous, or of a file and writable.
     SharedObject = 2,

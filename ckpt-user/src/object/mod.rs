@@ -10,6 +10,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod lock;
+pub mod memfd;
 pub mod owner;
 pub mod pipe;
 pub mod seen;
@@ -45,7 +46,7 @@ pub struct Description {
     pub locks: Vec<lock::Lock>,
     #[prost(message, optional, tag = "5")]
     pub signalled: Option<owner::Signalled>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40")]
     pub object: Option<Object>,
 }
 
@@ -75,6 +76,8 @@ pub enum Object {
     Signal(signalfd::SignalRecord),
     #[prost(message, tag = "20")]
     Socket(socket::SocketRecord),
+    #[prost(message, tag = "40")]
+    Shared(memfd::SharedRecord),
 }
 
 /// The launcher's side of a standard stream, only named.
@@ -89,6 +92,8 @@ pub struct Rebuilding<'a> {
     pub pipes: pipe::Pipes,
     pub deleted: deleted::Files<'a>,
     pub sockets: socket::Sockets,
+    /// By index of the image's shared objects.
+    pub shared: &'a [OwnedFd],
 }
 
 impl Description {
@@ -116,6 +121,12 @@ impl Description {
             Some(Object::Deleted(record)) => context.deleted.rebuild(record, flags, self.position),
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
             Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
+            Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
+                Some(object) => memfd::reopen(object, flags, self.position),
+                None => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it"))
+                }
+            },
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name

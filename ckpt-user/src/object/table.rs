@@ -2,9 +2,10 @@
 
 use super::lock::{self, Lock};
 use super::{
-    Description, Object, Outside, Seen, epoll, eventfd, file, owner, pipe, signalfd, socket, terminal,
+    Description, Object, Outside, Seen, epoll, eventfd, file, memfd, owner, pipe, signalfd, socket, terminal,
     timerfd,
 };
+use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::bpf::FileRow;
 use crate::sys::pidfd;
@@ -49,6 +50,7 @@ pub fn capture(
     processes: &[Pid],
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
+    objects: &mut Objects,
 ) -> Result<(Vec<Vec<Descriptor>>, Vec<Description>), Refusal> {
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
         processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
@@ -66,7 +68,7 @@ pub fn capture(
     let descriptions = ends
         .iter()
         .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), processes))
+        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), processes, objects))
         .collect::<Result<_, Refusal>>()?;
     for descriptor in tables.iter_mut().flatten() {
         let streams = &streams[descriptor.description as usize];
@@ -176,9 +178,10 @@ fn describe(
     all: &[(OwnedFd, &Seen)],
     standard: Option<u32>,
     processes: &[Pid],
+    objects: &mut Objects,
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
-    let object = match object(fd, seen, all, standard.is_some())? {
+    let object = match object(fd, seen, all, standard.is_some(), objects)? {
         // Nothing of a file without a name is needed where the restarter's own takes its place.
         Ok(Object::Deleted(_) | Object::Socket(_)) if standard.is_some() => outside(),
         Ok(object) => object,
@@ -206,10 +209,15 @@ fn object(
     seen: &Seen,
     all: &[(OwnedFd, &Seen)],
     is_standard: bool,
+    objects: &mut Objects,
 ) -> Result<Result<Object, String>, Refusal> {
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
     seen.common().map_err(|reason| seen.refuse(reason))?;
+    // A standard stream is the restarter's own, whatever it is.
+    if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
+        return shared.map(Ok);
+    }
     Ok(if seen.is_path_only() && seen.target.is_absolute() {
         file::capture_path(seen, &metadata)
     } else if (kind.is_file() || kind.is_dir()) && seen.target.is_absolute() {

@@ -2,8 +2,10 @@
 
 use crate::object::terminal::{self, Modes};
 use crate::record::Image;
+use crate::task::outside;
+use crate::task::proc::Stat;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, tcsetpgrp};
 use std::fs::File;
 use std::io;
 
@@ -26,9 +28,19 @@ pub fn give(image: &Image) -> io::Result<()> {
     given
 }
 
+/// Whether ckptbpf's own process group has the terminal. Groups are compared by their ids outside: in a pid namespace of
+/// the program's own, all that are not in there are called 0.
+///
+/// # Errors
+/// /proc is not as it should be.
+pub fn is_ours() -> io::Result<bool> {
+    let own = Stat::parse(&String::from_utf8_lossy(&outside::read("self/stat")?))?;
+    Ok(own.foreground() == own.process_group())
+}
+
 /// Who is started in the background has no terminal to give.
 fn hand_over(modes: &Modes, group: i32, terminal: &File) -> io::Result<()> {
-    if tcgetpgrp(terminal)? != getpgrp() {
+    if !is_ours()? {
         return Ok(());
     }
     modes.set(terminal)?;

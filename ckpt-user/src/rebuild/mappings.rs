@@ -95,6 +95,10 @@ pub fn lock(record: &Process, remote: &mut Remote) -> io::Result<()> {
 fn mmap(vma: &Vma, objects: &Objects) -> io::Result<Call> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a mapping refers to nothing in the image");
     let fd = match vma.kind() {
+        Kind::File if vma.object.is_some() => {
+            let object = vma.object.and_then(|index| objects.read_only.get(&index));
+            object.ok_or_else(invalid)?.as_raw_fd() as u64
+        }
         Kind::File => {
             let file = vma.file.as_ref().ok_or_else(invalid)?;
             objects.files.get(file).ok_or_else(invalid)?.as_raw_fd() as u64

@@ -5,6 +5,7 @@ pub mod credentials;
 pub mod hidden;
 pub mod iterators;
 pub mod limits;
+pub mod outside;
 pub mod proc;
 pub mod registers;
 pub mod scheduling;

@@ -86,10 +86,10 @@ impl Channel {
     }
 
     /// Asks for what is left behind, after up to `grace` for things to go away.
-    pub fn finish(&self, grace: Duration) -> Result<Vec<(Leak, String)>, String> {
+    pub fn finish(&self, grace: Duration, tolerated: Vec<Leak>) -> Result<Vec<(Leak, String)>, String> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        match self.try_ask(serial, &Request::Finish { serial, grace_ms })? {
+        match self.try_ask(serial, &Request::Finish { serial, grace_ms, tolerated })? {
             Answer::Left { found } => Ok(found),
             answer => Err(format!("an answer to something else: {answer:?}")),
         }

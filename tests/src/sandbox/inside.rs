@@ -152,8 +152,8 @@ impl Init {
             Request::Kill { serial, pid, signal } => {
                 (serial, Answer::Signalled { errno: sys::kill(pid, signal).err().unwrap_or(0) })
             }
-            Request::Finish { serial, grace_ms } => {
-                let found = self.left_behind(Duration::from_millis(grace_ms))?;
+            Request::Finish { serial, grace_ms, tolerated } => {
+                let found = self.left_behind(Duration::from_millis(grace_ms), &tolerated)?;
                 (serial, Answer::Left { found })
             }
         })
@@ -180,11 +180,16 @@ impl Init {
         Ok(())
     }
 
-    fn left_behind(&mut self, grace: Duration) -> Result<Vec<(leaks::Leak, String)>> {
+    fn left_behind(
+        &mut self,
+        grace: Duration,
+        tolerated: &[leaks::Leak],
+    ) -> Result<Vec<(leaks::Leak, String)>> {
         let until = Instant::now() + grace;
         loop {
             self.reap()?;
-            let found = leaks::inside(&self.mounts);
+            let mut found = leaks::inside(&self.mounts);
+            found.retain(|(kind, _)| !tolerated.contains(kind));
             if found.is_empty() || Instant::now() > until {
                 return Ok(found);
             }

@@ -118,6 +118,11 @@ impl Before {
     }
 }
 
+/// Whether a cgroup's name says that another test process has made it, on purpose: `ckptbpf-of-PID`.
+fn is_of_another(name: &str) -> bool {
+    name.rsplit_once("-of-").is_some_and(|(_, pid)| pid != std::process::id().to_string())
+}
+
 /// Cgroups with our name and no process in them: the one of a job that runs is in use.
 fn our_empty_cgroups() -> BTreeSet<PathBuf> {
     fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
@@ -125,7 +130,8 @@ fn our_empty_cgroups() -> BTreeSet<PathBuf> {
         for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             let path = entry.path();
             let procs = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-            if entry.file_name().to_string_lossy().contains("ckptbpf") && procs.is_empty() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.contains("ckptbpf") && procs.is_empty() && !is_of_another(&name) {
                 found.insert(path.clone());
             }
             walk(&path, found);

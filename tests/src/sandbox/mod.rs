@@ -177,14 +177,14 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let mut left = match self.channel.finish(scaled(GRACE)) {
+        let tolerated = self.tolerated.lock().map(|list| list.clone()).unwrap_or_default();
+        let mut left = match self.channel.finish(scaled(GRACE), tolerated.clone()) {
             Ok(found) => found,
             Err(why) => vec![(Leak::Box, why)],
         };
         self.channel.close();
         let _ = self.outer.wait();
         left.extend(self.before.compare(scaled(GRACE)));
-        let tolerated = self.tolerated.lock().map(|list| list.clone()).unwrap_or_default();
         left.retain(|(kind, _)| !tolerated.contains(kind));
         if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() {
             let kept = self.base.take().map(tempfile::TempDir::keep);

@@ -22,8 +22,17 @@ pub struct Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     Spawn(Order),
-    Kill { serial: u64, pid: i32, signal: i32 },
-    Finish { serial: u64, grace_ms: u64 },
+    Kill {
+        serial: u64,
+        pid: i32,
+        signal: i32,
+    },
+    /// What of the kinds `tolerated` is left is not waited for, and not told.
+    Finish {
+        serial: u64,
+        grace_ms: u64,
+        tolerated: Vec<Leak>,
+    },
 }
 
 /// What init answers to the request with the same serial number.

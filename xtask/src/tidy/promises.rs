@@ -1,4 +1,4 @@
-//! SPECIFICATION.md names a test or benchmark for each promise, and they exist.
+//! SPECIFICATION.md names a test or benchmark for each promise, README.md for each state that is saved, and they exist.
 
 use super::Source;
 use super::code::{code, has_word};
@@ -23,11 +23,34 @@ pub fn broken(specification: &Source, sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// A file by its path, or a function by its name.
+/// Lines `NUMBER: …` for rows of the support table that say *yes* without a test, or name one that is not there.
+pub fn unfounded(readme: &Source, sources: &[Source]) -> Vec<String> {
+    let rows = readme.text.lines().enumerate().skip_while(|(_, line)| !line.starts_with("| state |")).skip(2);
+    let mut found = Vec::new();
+    for (i, line) in rows.take_while(|(_, line)| line.starts_with('|')) {
+        let columns: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let names: Vec<&str> = columns.last().unwrap_or(&"").split('`').skip(1).step_by(2).collect();
+        let is_saved = columns.iter().skip(1).any(|column| column.starts_with("yes"));
+        if is_saved && names.is_empty() {
+            found.push(format!("{}: saved, says the table, and no test shows it", i + 1));
+        }
+        let missing = names.into_iter().filter(|name| !exists(name, sources));
+        found.extend(missing.map(|name| format!("{}: there is no test {name}", i + 1)));
+    }
+    found
+}
+
+/// A file by its path, or a function by its name, be it one that a macro makes of a row `name: …` in a test.
 fn exists(name: &str, sources: &[Source]) -> bool {
+    if name.contains('/') && sources.iter().any(|source| source.path.starts_with(name)) {
+        return true;
+    }
     let function = format!("fn {}", name.rsplit("::").next().unwrap_or(name));
+    let row = format!("    {name}: ");
     let has_function = |source: &&Source| {
-        source.path.ends_with(".rs") && source.text.lines().any(|line| has_word(&code(line), &function))
+        let is_row = |line: &str| line.starts_with(&row) && source.path.starts_with("tests/");
+        source.path.ends_with(".rs")
+            && source.text.lines().any(|line| is_row(line) || has_word(&code(line), &function))
     };
     sources.iter().any(|source| source.path == name) || sources.iter().any(|source| has_function(&source))
 }
@@ -35,6 +58,21 @@ fn exists(name: &str, sources: &[Source]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_that_is_saved_without_a_test_is_found() {
+        let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
+        let sources = [source("tests/tests/a.rs", "fn it_holds() {}\nrows! {\n    a_row: 1;\n}\n")];
+        let found = |row: &str| {
+            let text =
+                format!("x\n\n| state | eager | lazy | test |\n|---|---|---|---|\n{row}\n\n| a | yes | |\n");
+            unfounded(&source("README.md", &text), &sources)
+        };
+        assert!(found("| a | yes | yes | `it_holds`, `a_row` |").is_empty());
+        assert!(found("| a | refused | | |").is_empty());
+        assert_eq!(found("| a | yes; mostly | yes | |").len(), 1);
+        assert_eq!(found("| a | refused | | `gone` |").len(), 1);
+    }
 
     #[test]
     fn a_promise_without_its_test_is_found() {
