@@ -4,8 +4,9 @@
 //! the last generation holds. A restart makes a file without a name in the directory where the old one was, or in /tmp
 //! where that directory is gone or cannot be written.
 
-use super::{Object, path_of};
+use super::{Object, Seen, path_of};
 use crate::image::{Chain, Source, SpaceId};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, statfs};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
@@ -45,6 +46,9 @@ pub struct DeletedRecord {
     pub modified_ns: i64,
 }
 
+/// MQUEUE_MAGIC (ipc/mqueue.c).
+const MESSAGE_QUEUES: FsType = FsType(0x1980_0202);
+
 /// What /proc puts behind the path of a file that has lost its name there.
 const GONE: &[u8] = b" (deleted)";
 
@@ -70,9 +74,14 @@ pub fn former(target: &Path) -> Option<&Path> {
 
 /// # Errors
 /// The reason why it cannot be saved.
-pub fn capture(former: &Path, metadata: &Metadata) -> Result<Object, String> {
+pub fn capture(seen: &Seen, former: &Path, metadata: &Metadata) -> Result<Object, String> {
     let directory = former.parent().filter(|_| !former.as_os_str().as_bytes().starts_with(b"/memfd:"));
     let directory = directory.ok_or("memory of memfd_create(2) cannot be saved yet")?;
+    // What looks like a file there is something else: a message queue, memory in huge pages.
+    let kind = statfs(&seen.link()).map_err(|e| e.to_string())?.filesystem_type();
+    if [MESSAGE_QUEUES, HUGETLBFS_MAGIC].contains(&kind) {
+        return Err(seen.unknown());
+    }
     if metadata.is_dir() {
         return Err("the directory has been removed".to_owned());
     }

@@ -76,7 +76,7 @@ fn modified(metadata: &Metadata) -> i64 {
 /// The reason why a restart could not open it again.
 pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
     let path = match deleted::former(&seen.target) {
-        Some(former) if metadata.nlink() == 0 => return deleted::capture(former, metadata),
+        Some(former) if metadata.nlink() == 0 => return deleted::capture(seen, former, metadata),
         Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
         _ => &seen.target,
     };

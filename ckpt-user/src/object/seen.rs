@@ -59,7 +59,7 @@ impl Seen {
 
     /// /proc/PID/fd/N: opening it opens the same file.
     pub fn link(&self) -> PathBuf {
-        ProcDir::process(self.pid).path(&format!("fd/{}", self.number))
+        ProcDir::process(self.pid).path(format!("fd/{}", self.number))
     }
 
     /// What to do about a descriptor that was inherited.
