@@ -26,3 +26,15 @@ fn memfd_sealed() {
 fn memfd_shared() {
     kind("memfd_shared");
 }
+
+/// Locked at once and on fault, advised in every way, growing, droppable, sealed: smaps shows the same in every round.
+#[test]
+fn flags_of_mappings() {
+    kind("flags");
+}
+
+/// mlockall(2), over memory that nobody may touch, too.
+#[test]
+fn everything_locked() {
+    kind("everything_locked");
+}

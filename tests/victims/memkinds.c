@@ -3,12 +3,15 @@
  * Each page holds words that say whose they are; a model says which round wrote a page last. A line is the round and a
  * digest of all that was seen; whatever is not as the program left it ends it with its name. */
 #include "memkinds.h"
+#include "memkinds_flags.h"
 #include "memkinds_memfd.h"
 
 static const struct memory_case table[] = {
     {"memfd", memfd_set_up, memfd_round},
     {"memfd_sealed", sealed_set_up, sealed_round},
     {"memfd_shared", between_set_up, between_round},
+    {"flags", flags_set_up, flags_round},
+    {"everything_locked", locked_set_up, locked_round},
 };
 
 int main(int argc, char **argv)

@@ -139,7 +139,7 @@ fn unnamed(target: &Path) -> Option<&'static str> {
 /// which the tracker knows whether it is its own.
 fn is_kept(flag: &str) -> bool {
     // `ac`: counted as committed, which mprotect(2) decides once and which keeps neighbours apart.
-    ["uw", "gd", "nr", "lo", "ac"].contains(&flag) || vma::advice(flag).is_some()
+    ["uw", "gd", "nr", "lo", "lf", "dp", "sl", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
 /// The record of the file behind the magic link `link`.
