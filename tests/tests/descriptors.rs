@@ -15,6 +15,72 @@ fn every_kind_of_descriptor() {
     survive(&Survival::of("fds", victim_cmd("fds").args([".", "1500", "1000"])));
 }
 
+/// Deleted, renamed, linked and O_TMPFILE files.
+#[test]
+fn files_without_their_names() {
+    survive(&Survival {
+        rounds: 4,
+        ..Survival::of("unnamed", victim_cmd("unnamed").args([".", "150", "2000"]))
+    });
+}
+
+fn channels(case: &str) {
+    let program = victim_cmd("channels").args([case, "600", "4000"]);
+    survive(&Survival { rounds: 4, ..Survival::of(case, program) });
+}
+
+#[test]
+fn pipes_in_packet_mode() {
+    channels("packets");
+}
+
+#[test]
+fn pairs_of_sockets() {
+    channels("pairs");
+}
+
+#[test]
+fn a_signalfd_watched_by_an_epoll() {
+    channels("signalfd");
+}
+
+fn locks(case: &str) {
+    let program = victim_cmd("locks").args([case, ".", "600", "4000"]);
+    survive(&Survival { rounds: 4, ..Survival::of(case, program) });
+}
+
+#[test]
+fn locks_of_processes_and_of_descriptions() {
+    locks("locks");
+}
+
+#[test]
+fn who_is_signalled_by_a_descriptor() {
+    locks("owners");
+}
+
+#[test]
+fn descriptors_of_names_alone_and_of_directories_half_read() {
+    locks("paths");
+}
+
+#[test]
+fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
+    let sandbox = Sandbox::new("locked");
+    let script = "exec 7> mine; flock 7; exec 8<> <(:); for i in $(seq 1000); do echo $i; read -t 0.01 -u 8 || :; done";
+    let mut job = Job::launch(&sandbox, &[], &Cmd::sh(script));
+    job.running().wait_for_output("\n3\n", SOON);
+    job.checkpoint();
+    job.kill_all();
+    let other = sandbox.spawn(Cmd::sh("exec 7>> mine; flock 7; echo have; sleep 1000"));
+    other.wait_for_output("have\n", SOON);
+    let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125);
+    let said = refused.stderr_text();
+    assert!(said.contains("somebody else has a lock that the program had"), "{said}");
+    other.kill_group(nix::sys::signal::Signal::SIGKILL);
+    other.wait(SOON);
+}
+
 /// A nested epoll, one that watches a number which has been given to another file since, and one whose number was
 /// closed while a duplicate lives.
 #[test]

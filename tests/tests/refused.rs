@@ -122,30 +122,34 @@ macro_rules! rows {
 }
 
 rows! {
-    sockets: "global keep\nkeep = socket.socketpair()", "keep[0].close(), keep[1].close()",
-        ["descriptor ", "sockets cannot be saved yet"];
+    a_socket_without_a_peer: "global keep\nkeep = socket.socket(socket.AF_UNIX)", "keep.close()",
+        ["descriptor ", "sockets that are not one of a pair cannot be saved yet"];
+    a_socket_with_a_name: "global keep\nkeep = socket.socket(socket.AF_UNIX)\nkeep.bind('name')", "keep.close()",
+        ["descriptor ", "sockets with an address cannot be saved yet"];
+    descriptors_on_their_way: "global keep\nkeep = socket.socketpair()\nsocket.send_fds(keep[0], [b'x'], [0])",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "SCM_RIGHTS"];
+    messages_that_name_their_sender: "global keep\nkeep = socket.socketpair()\nkeep[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)\nkeep[0].send(b'x')",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "SO_PASSCRED"];
+    an_empty_message: "global keep\nkeep = socket.socketpair(type=socket.SOCK_DGRAM)\nkeep[0].send(b'')",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "an empty message waits in it"];
+    packets_beside_bytes: "global keep\nkeep = os.pipe()\nos.write(keep[1], b'ab')\nfcntl.fcntl(keep[1], fcntl.F_SETFL, os.O_DIRECT)\nos.write(keep[1], b'cd')",
+        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
         ["descriptor ", "sockets cannot be saved yet"];
     a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
         ["descriptor ", "/memfd:m", "huge pages"];
     system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
         "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
-    a_deleted_file: "global keep\nkeep = open('gone', 'w')\nos.unlink('gone')", "keep.close()",
-        ["descriptor ", "the file has been deleted"];
-    a_lock_of_a_whole_file: "global keep\nkeep = open('locked', 'w')\nfcntl.flock(keep, fcntl.LOCK_EX)", "keep.close()",
-        ["descriptor ", "file locks cannot be saved yet"];
-    a_lock_of_bytes: "global keep\nkeep = open('locked', 'w')\nfcntl.lockf(keep, fcntl.LOCK_EX, 10, 5)", "keep.close()",
-        ["descriptor ", "file locks cannot be saved yet"];
+    a_file_whose_other_name_is_not_known: "global keep\nos.mkdir('folder')\nkeep = open('folder/lost', 'w')\nos.link('folder/lost', 'other')\nos.unlink('folder/lost')",
+        "keep.close()", ["descriptor ", "it has lost its name, and no other one"];
+    a_removed_directory: "global keep\nos.mkdir('gone')\nkeep = os.open('gone', os.O_RDONLY)\nos.rmdir('gone')", "os.close(keep)",
+        ["descriptor ", "the directory has been removed"];
     a_lease: "global keep\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "keep.close()",
         ["descriptor ", "leases"];
-    an_owner_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, os.getpid())",
-        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "F_SETOWN"];
-    a_packet_pipe: "global keep\nkeep = os.pipe2(os.O_DIRECT)", "os.close(keep[0]), os.close(keep[1])",
-        ["descriptor ", "packet mode"];
+    an_owner_outside_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, 1)",
+        "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
     an_inotify: "global keep\nkeep = must(libc.inotify_init())", "os.close(keep)",
         ["descriptor ", "descriptors of the kind inotify"];
-    a_signalfd: "global keep\nkeep = must(libc.signalfd(-1, (ctypes.c_uint64 * 16)(1 << 10), 0))", "os.close(keep)",
-        ["descriptor ", "descriptors of the kind signalfd"];
     a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "descriptors of the kind pidfd"];
     a_file_of_a_process: "global keep\nkeep = open('/proc/self/stat')", "keep.close()",
         ["descriptor ", "files of a process in /proc"];

@@ -10,6 +10,7 @@ use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::Vma;
+use crate::object::Object;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
@@ -230,6 +231,7 @@ fn inside(
         image.objects[index].space = space.0;
         live.push((space, pages.runs().to_vec()));
     }
+    deleted_files(&mut image, tracked, residue, &mut gone, &mut live)?;
     Ok(Frozen {
         image,
         batches: Vec::new(),
@@ -283,6 +285,47 @@ fn shared_object(
     scanned.reading(pid, "shared memory")?;
     gone.push((space, Gone { zero: zero.intersection(pages), back_to_file: PageSet::new() }));
     Ok(space)
+}
+
+/// The content of open files that have no name.
+fn deleted_files(
+    image: &mut Image,
+    tracked: &mut Tracked,
+    residue: &mut Residue,
+    gone: &mut Vec<(SpaceId, Gone)>,
+    live: &mut Vec<(SpaceId, Vec<Range<u64>>)>,
+) -> Result<(), Refusal> {
+    let mut done: HashMap<(u64, u64), SpaceId> = HashMap::new();
+    for (index, description) in image.descriptions.iter_mut().enumerate() {
+        let Some(Object::Deleted(file)) = &mut description.object else { continue };
+        let identity = file.identity();
+        if let Some(space) = done.get(&identity) {
+            file.space = space.0;
+            continue;
+        }
+        let new = SpaceId(tracked.next_space);
+        let space = tracked.objects.space_of(identity, || new);
+        if space == new {
+            tracked.next_space += 1;
+        }
+        file.space = space.0;
+        done.insert(identity, space);
+        let mut holders = image.processes.iter().filter_map(|p| {
+            let descriptor = p.descriptors.iter().find(|d| d.description as usize == index)?;
+            Some((Pid::from_raw(p.pid), descriptor.number))
+        });
+        let Some((pid, number)) = holders.next() else { continue };
+        let opened = objects::open_descriptor(pid, number).reading(pid, "a deleted file")?;
+        let pages: PageSet = std::iter::once(file.pages()).collect();
+        let mut zero = PageSet::new();
+        let stored = |page: u64, bytes: &[u8]| residue.push(space, page, bytes);
+        let scanned =
+            tracked.objects.scan(space, &pages, &opened, stored, |page| zero.insert(page..page + 1));
+        scanned.reading(pid, "a deleted file")?;
+        gone.push((space, Gone { zero: zero.intersection(&pages), back_to_file: PageSet::new() }));
+        live.push((space, pages.runs().to_vec()));
+    }
+    Ok(())
 }
 
 /// Page ranges whose content belongs to the process.

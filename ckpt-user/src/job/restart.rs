@@ -16,6 +16,7 @@ use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::memory::shared::Restored;
+use crate::object::Object;
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
@@ -263,7 +264,12 @@ fn tracker(
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }
-    let spaces = image.processes.iter().map(|p| p.space).chain(image.objects.iter().map(|o| o.space));
+    let deleted = image.descriptions.iter().filter_map(|d| match &d.object {
+        Some(Object::Deleted(file)) => Some(file.space),
+        _ => None,
+    });
+    let objects = image.objects.iter().map(|o| o.space);
+    let spaces = image.processes.iter().map(|p| p.space).chain(objects).chain(deleted);
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);
     tracked
 }

@@ -1,6 +1,6 @@
 //! Regular files, directories and device nodes: opened again by path, checked to be the same.
 
-use super::{Object, Seen, path_of, same_by_path};
+use super::{Object, Seen, deleted, path_of, same_by_path};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -75,10 +75,11 @@ fn modified(metadata: &Metadata) -> i64 {
 /// # Errors
 /// The reason why a restart could not open it again.
 pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
-    let path = &seen.target;
-    if path.as_os_str().as_bytes().ends_with(b" (deleted)") && metadata.nlink() == 0 {
-        return Err("the file has been deleted; deleted files cannot be saved yet".to_owned());
-    }
+    let path = match deleted::former(&seen.target) {
+        Some(former) if metadata.nlink() == 0 => return deleted::capture(seen, former, metadata),
+        Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
+        _ => &seen.target,
+    };
     let below_proc = path.strip_prefix("/proc").ok().and_then(|p| p.components().next());
     if below_proc.is_some_and(|c| c.as_os_str().as_bytes().iter().all(u8::is_ascii_digit)) {
         return Err("files of a process in /proc cannot be opened again by a restart".to_owned());
@@ -87,6 +88,18 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
         return Err("the file has been renamed since it was opened".to_owned());
     }
     Ok(Object::File(FileRecord::of(path, metadata)))
+}
+
+/// What O_PATH refers to, of any kind: a name is all there is to it.
+///
+/// # Errors
+/// The reason why a restart could not open it again.
+pub fn capture_path(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
+    if same_by_path(&seen.target, metadata) {
+        Ok(Object::File(FileRecord::of(&seen.target, metadata)))
+    } else {
+        Err("what it refers to (O_PATH) has been removed".to_owned())
+    }
 }
 
 /// The record, if a restart needs nothing but to open the node again.

@@ -5,12 +5,17 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+pub mod deleted;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod lock;
 pub mod memfd;
+pub mod owner;
 pub mod pipe;
 pub mod seen;
+pub mod signalfd;
+pub mod socket;
 pub mod table;
 pub mod terminal;
 pub mod timerfd;
@@ -36,7 +41,12 @@ pub struct Description {
     /// several of them, the lowest; each descriptor says which one it goes to.
     #[prost(uint32, optional, tag = "3")]
     pub standard: Option<u32>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 40")]
+    /// Locks that belong to it.
+    #[prost(message, repeated, tag = "4")]
+    pub locks: Vec<lock::Lock>,
+    #[prost(message, optional, tag = "5")]
+    pub signalled: Option<owner::Signalled>,
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40")]
     pub object: Option<Object>,
 }
 
@@ -60,6 +70,12 @@ pub enum Object {
     Timer(timerfd::TimerRecord),
     #[prost(message, tag = "17")]
     Terminal(terminal::TerminalRecord),
+    #[prost(message, tag = "18")]
+    Deleted(deleted::DeletedRecord),
+    #[prost(message, tag = "19")]
+    Signal(signalfd::SignalRecord),
+    #[prost(message, tag = "20")]
+    Socket(socket::SocketRecord),
     #[prost(message, tag = "40")]
     Shared(memfd::SharedRecord),
 }
@@ -74,6 +90,8 @@ pub struct Outside {
 /// What rebuilding needs to know beside the records.
 pub struct Rebuilding<'a> {
     pub pipes: pipe::Pipes,
+    pub deleted: deleted::Files<'a>,
+    pub sockets: socket::Sockets,
     /// By index of the image's shared objects.
     pub shared: &'a [OwnedFd],
 }
@@ -84,16 +102,27 @@ impl Description {
     /// # Errors
     /// Named with the object's path or kind.
     pub fn rebuild(&self, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
+        // Who is signalled is said later, by the process itself.
+        let flags = self.flags & !(libc::O_ASYNC as u32);
+        let fd = self.make(flags, context)?;
+        lock::rebuild(&self.locks, &fd)?;
+        Ok(fd)
+    }
+
+    fn make(&self, flags: u32, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
         match &self.object {
-            Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
-            Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
-            Some(Object::Pipe(record)) => context.pipes.rebuild(record, self.flags),
-            Some(Object::Event(record)) => eventfd::rebuild(record, self.flags),
+            Some(Object::File(record)) => file::rebuild(record, flags, self.position),
+            Some(Object::Device(record)) => file::rebuild_device(record, flags),
+            Some(Object::Pipe(record)) => context.pipes.rebuild(record, flags),
+            Some(Object::Event(record)) => eventfd::rebuild(record, flags),
             Some(Object::Epoll(_)) => epoll::rebuild(),
-            Some(Object::Timer(record)) => timerfd::rebuild(record, self.flags),
-            Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
+            Some(Object::Timer(record)) => timerfd::rebuild(record, flags),
+            Some(Object::Terminal(record)) => terminal::rebuild(record, flags),
+            Some(Object::Deleted(record)) => context.deleted.rebuild(record, flags, self.position),
+            Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
+            Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
-                Some(object) => memfd::reopen(object, self.flags, self.position),
+                Some(object) => memfd::reopen(object, flags, self.position),
                 None => {
                     Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it"))
                 }

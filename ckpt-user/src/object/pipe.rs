@@ -1,4 +1,6 @@
 //! Pipes and FIFOs with what they hold. Contents are read by tee(2), which takes nothing out.
+//!
+//! Not kept: that the end of what waits is one packet behind plain bytes, where nobody writes packets any more.
 
 use super::{Object, Seen, path_of, same_by_path};
 use crate::sys::tee;
@@ -28,6 +30,9 @@ pub struct PipeRecord {
     /// Its name in the file system; empty for a pipe(2).
     #[prost(bytes = "vec", tag = "4")]
     pub path: Vec<u8>,
+    /// Where `content` was written in packet mode (O_DIRECT): the length of each packet, bytes.
+    #[prost(uint32, repeated, tag = "5")]
+    pub packets: Vec<u32>,
 }
 
 fn access(flags: u32) -> u32 {
@@ -51,9 +56,6 @@ pub fn capture(
     all: &[(OwnedFd, &Seen)],
 ) -> Result<Object, String> {
     let anonymous = seen.target.as_os_str().as_bytes().starts_with(b"pipe:[");
-    if seen.flags & libc::O_DIRECT as u32 != 0 {
-        return Err("pipes in packet mode (O_DIRECT) cannot be saved yet".to_owned());
-    }
     if !anonymous && !same_by_path(&seen.target, metadata) {
         return Err("the FIFO has been removed or renamed since it was opened".to_owned());
     }
@@ -65,12 +67,32 @@ pub fn capture(
         return Err("its other end is held by a process outside the program".to_owned());
     }
     let capacity = fcntl(fd, FcntlArg::F_GETPIPE_SZ).map_err(|e| e.to_string())?;
-    let content = match reader {
-        Some(end) => tee::peek(end.as_fd(), capacity as usize).map_err(|e| e.to_string())?,
-        None => Vec::new(),
+    let (content, packets) = match reader {
+        Some(end) => {
+            let packets =
+                same().any(|(_, other)| writes(other.flags) && other.flags & libc::O_DIRECT as u32 != 0);
+            peek(end, capacity as usize, packets)?
+        }
+        None => Default::default(),
     };
     let path = if anonymous { Vec::new() } else { seen.target.as_os_str().as_bytes().to_vec() };
-    Ok(Object::Pipe(PipeRecord { pipe: metadata.ino(), capacity: capacity as u32, content, path }))
+    Ok(Object::Pipe(PipeRecord { pipe: metadata.ino(), capacity: capacity as u32, content, path, packets }))
+}
+
+/// What waits to be read, and the lengths of packets where it is packets; `packets`: what is written now is.
+fn peek(end: &OwnedFd, capacity: usize, packets: bool) -> Result<(Vec<u8>, Vec<u32>), String> {
+    let copy = || tee::copy(end.as_fd(), capacity).map_err(|e| e.to_string());
+    let Some(all) = copy()? else { return Ok(Default::default()) };
+    let parts = all.read_apart().map_err(|e| e.to_string())?;
+    let Some(probe) = copy()? else { return Ok(Default::default()) };
+    let lengths: Vec<u32> = parts.iter().map(|part| part.len() as u32).collect();
+    // Bytes are read as far as they go; a packet is read alone, and what is not read of it is lost.
+    let lost = probe.lost_by_byte(&lengths, packets).map_err(|e| e.to_string())?;
+    match lost {
+        Some(true) => Ok((parts.concat(), lengths)),
+        Some(false) if parts.len() <= 1 && !packets => Ok((parts.concat(), Vec::new())),
+        _ => Err("it holds packets (O_DIRECT) beside other bytes, which cannot be saved yet".to_owned()),
+    }
 }
 
 /// Whether nobody at all holds the other end.
@@ -92,7 +114,8 @@ impl Pipes {
             Entry::Occupied(made) => made.into_mut(),
             Entry::Vacant(new) => new.insert(fill(record)?),
         };
-        let status = flags & !(libc::O_ACCMODE | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
+        let once = libc::O_ACCMODE | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+        let status = (flags as i32 & !once) as u32;
         if record.path.is_empty() && flags & LARGE_FILE == 0 && access(flags) != libc::O_RDWR as u32 {
             // The very end that pipe(2) gave: one of each kind, whose flags belong to all who share it.
             let end = if writes(flags) { write } else { read };
@@ -100,12 +123,16 @@ impl Pipes {
             return end.try_clone();
         }
         // Opening by this magic link makes a new description of the same pipe, with any access mode.
-        OpenOptions::new()
+        let packets = flags as i32 & libc::O_DIRECT;
+        let end = OpenOptions::new()
             .read(reads(flags))
             .write(writes(flags))
-            .custom_flags(status as i32)
-            .open(format!("/proc/self/fd/{}", read.as_raw_fd()))
-            .map(Into::into)
+            .custom_flags(status as i32 & !libc::O_DIRECT)
+            .open(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
+        if packets != 0 {
+            fcntl(&end, FcntlArg::F_SETFL(OFlag::from_bits_truncate(status as i32)))?;
+        }
+        Ok(end.into())
     }
 }
 
@@ -120,7 +147,20 @@ fn fill(record: &PipeRecord) -> io::Result<(OwnedFd, OwnedFd)> {
     };
     let capacity = i32::try_from(record.capacity).unwrap_or(i32::MAX);
     fcntl(&write, FcntlArg::F_SETPIPE_SZ(capacity))?;
-    File::from(write.try_clone()?).write_all(&record.content)?;
+    let mut into = File::from(write.try_clone()?);
+    if record.packets.is_empty() {
+        into.write_all(&record.content)?;
+        return Ok((read, write));
+    }
+    // Of a packet pipe each write is a packet. The mode of the end itself is set when it is handed out.
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_DIRECT | OFlag::O_NONBLOCK))?;
+    let mut left = record.content.as_slice();
+    for &length in &record.packets {
+        let (packet, rest) = left.split_at_checked(length as usize).ok_or(io::ErrorKind::InvalidData)?;
+        into.write_all(packet)?;
+        left = rest;
+    }
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((read, write))
 }
 

@@ -6,7 +6,6 @@ use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The first descriptor by which a description was found.
@@ -76,21 +75,9 @@ impl Seen {
     }
 
     /// What any kind of descriptor may have that a restart could not rebuild.
-    pub fn common(&self, fd: &OwnedFd) -> Result<(), &'static str> {
-        if let Some(lock) = self.info.lines().find(|l| l.starts_with("lock:")) {
-            return Err(if lock.contains("LEASE") {
-                "leases (F_SETLEASE) cannot be saved yet"
-            } else {
-                "file locks cannot be saved yet"
-            });
-        }
-        if self.is_path_only() {
-            return Ok(());
-        }
-        match pidfd::signalled(fd) {
-            Ok((0, 0)) if self.flags & libc::O_ASYNC as u32 == 0 => Ok(()),
-            _ => Err("it sends signals (F_SETOWN, F_SETSIG, O_ASYNC), which cannot be saved yet"),
-        }
+    pub fn common(&self) -> Result<(), &'static str> {
+        let leased = self.info.lines().any(|l| l.starts_with("lock:") && l.contains("LEASE"));
+        if leased { Err("leases (F_SETLEASE) cannot be saved yet") } else { Ok(()) }
     }
 
     /// What cannot be saved, in words that name it.

@@ -1,6 +1,10 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
-use super::{Description, Object, Outside, Seen, epoll, eventfd, file, memfd, pipe, terminal, timerfd};
+use super::lock::{self, Lock};
+use super::{
+    Description, Object, Outside, Seen, epoll, eventfd, file, memfd, owner, pipe, signalfd, socket, terminal,
+    timerfd,
+};
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::bpf::FileRow;
@@ -8,8 +12,8 @@ use crate::sys::pidfd;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
@@ -28,6 +32,9 @@ pub struct Descriptor {
     /// Which of the restarter's standard streams it is to be.
     #[prost(uint32, optional, tag = "4")]
     pub standard: Option<u32>,
+    /// Locks that the process itself has through it.
+    #[prost(message, repeated, tag = "5")]
+    pub locks: Vec<Lock>,
 }
 
 /// The tables with the descriptions that they refer to, in the order in which they are met.
@@ -61,15 +68,41 @@ pub fn capture(
     let descriptions = ends
         .iter()
         .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), objects))
+        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), processes, objects))
         .collect::<Result<_, Refusal>>()?;
     for descriptor in tables.iter_mut().flatten() {
         let streams = &streams[descriptor.description as usize];
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
+    own_locks(processes, &mut tables, &found)?;
     Ok((tables, descriptions))
 }
+
+/// Locks that processes have themselves, each through one of its descriptors; fdinfo shows each its own.
+fn own_locks(processes: &[Pid], tables: &mut [Vec<Descriptor>], found: &[Seen]) -> Result<(), Refusal> {
+    // Who has any is known; where it is not, all are looked at.
+    let all = std::fs::read_to_string("/proc/locks").ok();
+    for (&pid, table) in processes.iter().zip(tables) {
+        let id = pid.to_string();
+        let is_his =
+            |line: &str| line.contains("POSIX") && line.split_ascii_whitespace().any(|word| word == id);
+        if all.as_ref().is_some_and(|all| !all.lines().any(is_his)) {
+            continue;
+        }
+        let mut done = HashSet::new();
+        for descriptor in table.iter_mut().filter(|d| done.insert(d.description)) {
+            let info = ProcDir::process(pid).text(&format!("fdinfo/{}", descriptor.number));
+            descriptor.locks = lock::parse(&info.reading(pid, "fdinfo")?, lock::Owner::Process);
+            if descriptor.standard.is_some() && !descriptor.locks.is_empty() {
+                return Err(found[descriptor.description as usize].refuse(LOCKED_STREAM));
+            }
+        }
+    }
+    Ok(())
+}
+
+const LOCKED_STREAM: &str = "locks on a standard stream of whoever started the program cannot be saved";
 
 /// The kernel has said which descriptors share a description: each of these is looked at once.
 fn by_rows(processes: &[(Pid, &Vec<FileRow>)]) -> Result<Tables, Refusal> {
@@ -125,7 +158,7 @@ fn by_looking(processes: &[Pid]) -> Result<Tables, Refusal> {
 }
 
 fn descriptor(number: u32, index: usize, close_on_exec: bool) -> Descriptor {
-    Descriptor { number, description: index as u32, close_on_exec, standard: None }
+    Descriptor { number, description: index as u32, close_on_exec, standard: None, locks: Vec::new() }
 }
 
 /// Which of the launcher's standard streams this is: on a terminal often all three.
@@ -144,16 +177,30 @@ fn describe(
     seen: &Seen,
     all: &[(OwnedFd, &Seen)],
     standard: Option<u32>,
+    processes: &[Pid],
     objects: &mut Objects,
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
     let object = match object(fd, seen, all, standard.is_some(), objects)? {
+        // Nothing of a file without a name is needed where the restarter's own takes its place.
+        Ok(Object::Deleted(_) | Object::Socket(_)) if standard.is_some() => outside(),
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),
         Err(reason) => return Err(seen.refuse(&reason)),
     };
-    Ok(Description { flags: seen.flags, position: seen.position, standard, object: Some(object) })
+    let locks = lock::parse(&seen.info, lock::Owner::Description);
+    if standard.is_some() && !locks.is_empty() {
+        return Err(seen.refuse(LOCKED_STREAM));
+    }
+    let signalled = if seen.is_path_only() { Ok(None) } else { owner::capture(fd, seen.flags, processes) };
+    let signalled = signalled.map_err(|reason| seen.refuse(&reason))?;
+    if standard.is_some() && signalled.is_some() {
+        return Err(seen
+            .refuse("who is signalled by a standard stream (F_SETOWN, F_SETSIG, O_ASYNC) cannot be saved"));
+    }
+    let (flags, position) = (seen.flags, seen.position);
+    Ok(Description { flags, position, standard, locks, signalled, object: Some(object) })
 }
 
 /// The object, or the reason why it cannot be saved.
@@ -166,22 +213,27 @@ fn object(
 ) -> Result<Result<Object, String>, Refusal> {
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
-    seen.common(fd).map_err(|reason| seen.refuse(reason))?;
+    seen.common().map_err(|reason| seen.refuse(reason))?;
     // A standard stream is the restarter's own, whatever it is.
     if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
         return shared.map(Ok);
     }
-    Ok(if (kind.is_file() || kind.is_dir()) && seen.target.is_absolute() {
+    Ok(if seen.is_path_only() && seen.target.is_absolute() {
+        file::capture_path(seen, &metadata)
+    } else if (kind.is_file() || kind.is_dir()) && seen.target.is_absolute() {
         file::capture(seen, &metadata)
     } else if kind.is_char_device() {
         let device = file::capture_device(seen, &metadata).or_else(|| terminal::capture(seen, &metadata));
         device.ok_or_else(|| "this device cannot be saved".to_owned())
     } else if kind.is_fifo() && !is_standard {
         pipe::capture(seen, fd, &metadata, all)
+    } else if kind.is_socket() && !is_standard {
+        socket::capture(seen, fd, &metadata, all)
     } else {
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
+            Some("anon_inode:[signalfd]") => signalfd::capture(seen),
             Some("anon_inode:[timerfd]") => timerfd::capture(seen, fd),
             _ => Err(seen.unknown()),
         }

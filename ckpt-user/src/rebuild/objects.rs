@@ -47,7 +47,12 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         }
         restored.push(object);
     }
-    let mut context = object::Rebuilding { pipes: object::pipe::Pipes::default(), shared: &shared };
+    let mut context = object::Rebuilding {
+        pipes: object::pipe::Pipes::default(),
+        deleted: object::deleted::Files::new(chain),
+        sockets: object::socket::Sockets::default(),
+        shared: &shared,
+    };
     let mut descriptions = Vec::with_capacity(image.descriptions.len());
     for description in &image.descriptions {
         let fd = match description.standard {
@@ -56,6 +61,16 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         };
         descriptions.push(lift(fd, "a descriptor")?);
     }
+    let sockets: Vec<_> = image
+        .descriptions
+        .iter()
+        .zip(&descriptions)
+        .filter_map(|(d, fd)| match &d.object {
+            Some(object::Object::Socket(record)) => Some((record, fd)),
+            _ => None,
+        })
+        .collect();
+    object::socket::finish(&sockets).rebuilding(root, "a socket")?;
     let mut streams = [None, None, None];
     let used = image.processes.iter().flat_map(|p| &p.descriptors).filter_map(|d| d.standard);
     for stream in used {

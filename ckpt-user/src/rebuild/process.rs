@@ -7,7 +7,7 @@ use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::layout;
 use crate::memory::vma::Kind;
-use crate::object::{Object, epoll};
+use crate::object::{Object, epoll, lock, owner};
 use crate::record::{Image, Process, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
@@ -74,6 +74,8 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let remote_pid = remote.pid();
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
     descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
+    lock::rebuild_own(&record.descriptors, &mut remote).rebuilding(pid, "its file locks")?;
+    owners(&record, image, &mut remote).rebuilding(pid, "who is signalled")?;
     if let Some(around) = &record.surroundings {
         surroundings::rebuild(around, &mut remote).rebuilding(pid, "the working directory")?;
     }
@@ -136,6 +138,18 @@ fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut 
         Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
         None => Ok(()),
     }
+}
+
+/// Who is signalled is said by the first process that has the descriptor.
+fn owners(record: &Process, image: &Image, remote: &mut Remote) -> io::Result<()> {
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let of = |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).cloned();
+        let first = image.processes.iter().find_map(|p| Some((p.pid, of(p)?)));
+        if let Some((_, descriptor)) = first.filter(|(pid, _)| *pid == record.pid) {
+            owner::rebuild(&descriptor, description, remote)?;
+        }
+    }
+    Ok(())
 }
 
 /// Each epoll is filled by the first process that has it.

@@ -91,8 +91,8 @@ pub fn compare_watched(
     }
 }
 
-/// Who gets signals of the descriptor (F_SETOWN, F_SETSIG): process or group, and signal; 0 for none.
-pub fn signalled(fd: &OwnedFd) -> io::Result<(i32, i32)> {
+/// Who gets signals of the descriptor (F_SETOWN, F_SETSIG): kind (F_OWNER_…), id, signal; 0 for none.
+pub fn signalled(fd: &OwnedFd) -> io::Result<(i32, i32, i32)> {
     const F_GETSIG: i32 = 11;
     const F_GETOWN_EX: i32 = 16;
     // struct f_owner_ex (fcntl(2)): kind and id.
@@ -101,7 +101,7 @@ pub fn signalled(fd: &OwnedFd) -> io::Result<(i32, i32)> {
     super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) }))?;
     // SAFETY: takes no argument.
     let signal = super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) }))?;
-    Ok((owner[1], signal as i32))
+    Ok((owner[0], owner[1], signal as i32))
 }
 
 /// A close-on-exec duplicate with a number of at least `base`.

@@ -53,10 +53,20 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
     Some((pid, File::open(ProcDir::process(pid).path(&link)).map(Opened)))
 }
 
+/// Opens what a stopped process has open under `number`.
+pub fn open_descriptor(pid: Pid, number: u32) -> io::Result<Opened> {
+    File::open(format!("/proc/{pid}/fd/{number}")).map(Opened)
+}
+
 impl Objects {
     /// The space of an object, a new one by `next` for an unknown object.
     pub fn space(&mut self, object: &SharedObject, next: impl FnOnce() -> SpaceId) -> SpaceId {
-        *self.spaces.entry((object.device, object.inode)).or_insert_with(next)
+        self.space_of((object.device, object.inode), next)
+    }
+
+    /// The same, of what has this device and inode.
+    pub fn space_of(&mut self, identity: (u64, u64), next: impl FnOnce() -> SpaceId) -> SpaceId {
+        *self.spaces.entry(identity).or_insert_with(next)
     }
 
     /// After a restart the same memory is another object: `identity` goes on as `space`, whose pages in the committed

@@ -1,0 +1,224 @@
+//! Open files without a name: deleted ones, and those of O_TMPFILE. The image holds their content.
+//!
+//! Content is in the page store, under a space of its own: read through the file, each page compared by hash with what
+//! the last generation holds. A restart makes a file without a name in the directory where the old one was, or in /tmp
+//! where that directory is gone or cannot be written.
+
+use super::{Object, Seen, path_of};
+use crate::image::{Chain, Source, SpaceId};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, statfs};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// A regular file without a name; records with the same device and inode are of one file.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct DeletedRecord {
+    /// The directory it was in.
+    #[prost(bytes = "vec", tag = "1")]
+    pub directory: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub device: u64,
+    #[prost(uint64, tag = "3")]
+    pub inode: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    /// Permissions, and the set-id and sticky bits.
+    #[prost(uint32, tag = "5")]
+    pub mode: u32,
+    #[prost(uint32, tag = "6")]
+    pub uid: u32,
+    #[prost(uint32, tag = "7")]
+    pub gid: u32,
+    /// The space its content is stored under.
+    #[prost(uint32, tag = "8")]
+    pub space: u32,
+    #[prost(int64, tag = "9")]
+    pub accessed_ns: i64,
+    #[prost(int64, tag = "10")]
+    pub modified_ns: i64,
+}
+
+/// MQUEUE_MAGIC (ipc/mqueue.c).
+const MESSAGE_QUEUES: FsType = FsType(0x1980_0202);
+
+/// What /proc puts behind the path of a file that has lost its name there.
+const GONE: &[u8] = b" (deleted)";
+
+/// Names that are looked at for another one of a file that has lost its own.
+const NAMES: usize = 4096;
+
+impl DeletedRecord {
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Pages that hold its content.
+    pub fn pages(&self) -> std::ops::Range<u64> {
+        0..self.size.div_ceil(4096)
+    }
+}
+
+/// The path that it had, if it has lost that.
+pub fn former(target: &Path) -> Option<&Path> {
+    let bytes = target.as_os_str().as_bytes().strip_suffix(GONE)?;
+    Some(Path::new(OsStr::from_bytes(bytes)))
+}
+
+/// # Errors
+/// The reason why it cannot be saved.
+pub fn capture(seen: &Seen, former: &Path, metadata: &Metadata) -> Result<Object, String> {
+    let directory = former.parent().filter(|_| !former.as_os_str().as_bytes().starts_with(b"/memfd:"));
+    let directory = directory.ok_or("memory of memfd_create(2) cannot be saved yet")?;
+    // What looks like a file there is something else: a message queue, memory in huge pages.
+    let kind = statfs(&seen.link()).map_err(|e| e.to_string())?.filesystem_type();
+    if [MESSAGE_QUEUES, HUGETLBFS_MAGIC].contains(&kind) {
+        return Err(seen.unknown());
+    }
+    if metadata.is_dir() {
+        return Err("the directory has been removed".to_owned());
+    }
+    let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+    Ok(Object::Deleted(DeletedRecord {
+        directory: directory.as_os_str().as_bytes().to_vec(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        space: 0,
+        accessed_ns: ns(metadata.atime(), metadata.atime_nsec()),
+        modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+    }))
+}
+
+/// Another name of a file that has lost the one it was opened by: a hard link in the same directory.
+///
+/// # Errors
+/// The reason why it was not found.
+pub fn other_name(former: &Path, metadata: &Metadata) -> Result<PathBuf, String> {
+    let nowhere = || format!("it has lost its name, and no other one of its {} is known", metadata.nlink());
+    let directory = former.parent().ok_or_else(nowhere)?;
+    let names = std::fs::read_dir(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+    let same = |path: &PathBuf| super::same_by_path(path, metadata);
+    names.flatten().take(NAMES).map(|entry| entry.path()).find(same).ok_or_else(nowhere)
+}
+
+/// The files of one restart, by identity.
+pub struct Files<'a> {
+    pub chain: &'a Chain,
+    made: HashMap<(u64, u64), File>,
+}
+
+impl<'a> Files<'a> {
+    pub fn new(chain: &'a Chain) -> Self {
+        Self { chain, made: HashMap::new() }
+    }
+
+    /// A description of its own; the first call for a file makes and fills it.
+    pub fn rebuild(&mut self, record: &DeletedRecord, flags: u32, position: u64) -> io::Result<OwnedFd> {
+        const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE | libc::O_NOFOLLOW;
+        let file = match self.made.entry(record.identity()) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(new) => new.insert(make(record, self.chain)?),
+        };
+        let access = flags as i32 & libc::O_ACCMODE;
+        // Opening by this magic link makes a new description of the same file. O_DIRECTORY is part of O_TMPFILE.
+        let mut again = OpenOptions::new()
+            .read(access != libc::O_WRONLY)
+            .write(access != libc::O_RDONLY)
+            .custom_flags(flags as i32 & !(ONCE | libc::O_ACCMODE))
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        if flags & libc::O_PATH as u32 == 0 {
+            again.seek(SeekFrom::Start(position))?;
+        }
+        Ok(again.into())
+    }
+}
+
+fn make(record: &DeletedRecord, chain: &Chain) -> io::Result<File> {
+    let directory = path_of(&record.directory);
+    let named = |e: io::Error| {
+        io::Error::new(e.kind(), format!("a file that was deleted from {}: {e}", directory.display()))
+    };
+    let file = unnamed(directory).or_else(|_| unnamed(Path::new("/tmp"))).map_err(named)?;
+    fill(record, &file, chain).map_err(named)?;
+    Ok(file)
+}
+
+/// A file without a name in `directory`, also where the file system has no O_TMPFILE.
+fn unnamed(directory: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.custom_flags(libc::O_TMPFILE).open(directory) {
+        Err(e) if [Some(libc::EOPNOTSUPP), Some(libc::EISDIR)].contains(&e.raw_os_error()) => {}
+        done => return done,
+    }
+    let path = directory.join(format!(".ckptbpf-{}", std::process::id()));
+    let file = options.custom_flags(libc::O_NOFOLLOW).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+fn fill(record: &DeletedRecord, file: &File, chain: &Chain) -> io::Result<()> {
+    /// Pages read at a time.
+    const BATCH: u64 = 256;
+    let mut reader = chain.reader();
+    let mut buffer = vec![0; BATCH as usize * 4096];
+    let pages = record.pages();
+    for run in chain.pages(SpaceId(record.space)).iter_range(pages.start, pages.end) {
+        if !matches!(run.source, Source::Stored { .. }) {
+            continue;
+        }
+        let all = run.pages();
+        for at in all.clone().step_by(BATCH as usize) {
+            let Some(part) = run.clip(&(at..(at + BATCH).min(all.end))) else { continue };
+            let bytes = &mut buffer[..part.count as usize * 4096];
+            reader.read_run(&part, bytes).map_err(io::Error::other)?;
+            file.write_all_at(bytes, part.first_page * 4096)?;
+        }
+    }
+    file.set_len(record.size)?;
+    let made = file.metadata()?;
+    if (made.uid(), made.gid()) != (record.uid, record.gid) {
+        std::os::unix::fs::fchown(file, Some(record.uid), Some(record.gid))?;
+    }
+    file.set_permissions(Permissions::from_mode(record.mode))?;
+    let time =
+        |ns: i64| nix::sys::time::TimeSpec::from_duration(std::time::Duration::from_nanos(ns.max(0) as u64));
+    Ok(nix::sys::stat::futimens(file, &time(record.accessed_ns), &time(record.modified_ns))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_name_is_made_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = unnamed(dir.path()).unwrap();
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_hard_link_in_the_same_directory_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        std::fs::write(&old, "x").unwrap();
+        std::fs::hard_link(&old, &new).unwrap();
+        std::fs::remove_file(&old).unwrap();
+        assert_eq!(other_name(&old, &new.metadata().unwrap()), Ok(new.clone()));
+        let elsewhere = dir.path().join("folder/old");
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        assert!(other_name(&elsewhere, &new.metadata().unwrap()).is_err());
+    }
+}

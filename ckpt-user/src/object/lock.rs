@@ -1,0 +1,104 @@
+//! Locks on files: of an open file description (flock(2), F_OFD_SETLK) and of a process (F_SETLK).
+//!
+//! They are taken again before the program runs: those of a description when it is made, those of a process by it,
+//! after the last descriptor was closed in it, which would give them up.
+
+use super::table::Descriptor;
+use crate::sys::inject::Call;
+use crate::sys::lock;
+use crate::sys::remote::Remote;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// One lock.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Lock {
+    /// By flock(2), of the whole file.
+    #[prost(bool, tag = "1")]
+    pub whole: bool,
+    #[prost(bool, tag = "2")]
+    pub exclusive: bool,
+    /// Bytes from `start` on; up to the end of the file, wherever that is, where `length` is 0.
+    #[prost(int64, tag = "3")]
+    pub start: i64,
+    #[prost(int64, tag = "4")]
+    pub length: i64,
+}
+
+/// Whose locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    Description,
+    Process,
+}
+
+/// The locks in fdinfo: `lock:\t1: POSIX  ADVISORY  WRITE 359 00:13:11691 10 EOF` (fs/locks.c). Of a process fdinfo
+/// shows only those that it has itself.
+pub fn parse(info: &str, owner: Owner) -> Vec<Lock> {
+    let of_line = |line: &str| -> Option<Lock> {
+        let words: Vec<&str> = line.strip_prefix("lock:")?.split_ascii_whitespace().collect();
+        let (kind, mode) = (*words.get(1)?, *words.get(3)?);
+        let found = if kind == "POSIX" { Owner::Process } else { Owner::Description };
+        if found != owner || !["POSIX", "FLOCK", "OFDLCK"].contains(&kind) {
+            return None;
+        }
+        let start: i64 = words.get(6)?.parse().ok()?;
+        let length = match *words.get(7)? {
+            "EOF" => 0,
+            end => end.parse::<i64>().ok()?.checked_sub(start)?.checked_add(1)?,
+        };
+        Some(Lock { whole: kind == "FLOCK", exclusive: mode == "WRITE", start, length })
+    };
+    info.lines().filter_map(of_line).collect()
+}
+
+impl Lock {
+    fn bytes(&self) -> [u8; 32] {
+        lock::bytes(self.exclusive, self.start, self.length)
+    }
+}
+
+fn named(error: &io::Error) -> io::Error {
+    let taken = [Some(libc::EAGAIN), Some(libc::EACCES)].contains(&error.raw_os_error());
+    let why = if taken { "somebody else has a lock that the program had" } else { "a lock" };
+    io::Error::new(error.kind(), format!("{why}: {error}"))
+}
+
+/// Takes the locks of a description.
+pub fn rebuild(locks: &[Lock], fd: &OwnedFd) -> io::Result<()> {
+    for one in locks {
+        let done =
+            if one.whole { lock::whole(fd, one.exclusive) } else { lock::of_description(fd, &one.bytes()) };
+        done.map_err(|e| named(&e))?;
+    }
+    Ok(())
+}
+
+/// Has the process take its own.
+pub fn rebuild_own(table: &[Descriptor], remote: &mut Remote) -> io::Result<()> {
+    for descriptor in table {
+        for one in &descriptor.locks {
+            let at = remote.data(&one.bytes())?;
+            let set = Call::new(libc::SYS_fcntl, &[u64::from(descriptor.number), libc::F_SETLK as u64, at]);
+            let done = remote.run(&[set])?.first().copied().unwrap_or(0);
+            if done < 0 {
+                return Err(named(&io::Error::from_raw_os_error(-done as i32)));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_read_by_owner() {
+        let info = "pos:\t0\nlock:\t1: POSIX  ADVISORY  WRITE 359 00:13:11691 10 14\n\
+            lock:\t2: FLOCK  ADVISORY  READ 359 00:13:11691 0 EOF\nlock:\t3: OFDLCK ADVISORY  WRITE -1 00:13:1 7 EOF\n";
+        let lock = |whole, exclusive, start, length| Lock { whole, exclusive, start, length };
+        assert_eq!(parse(info, Owner::Process), [lock(false, true, 10, 5)]);
+        assert_eq!(parse(info, Owner::Description), [lock(true, false, 0, 0), lock(false, true, 7, 0)]);
+    }
+}

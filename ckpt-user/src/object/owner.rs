@@ -1,0 +1,69 @@
+//! Who is signalled when something happens to a description (F_SETOWN, F_SETSIG, O_ASYNC).
+
+use super::Description;
+use super::table::Descriptor;
+use crate::sys::inject::Call;
+use crate::sys::pidfd;
+use crate::sys::remote::Remote;
+use nix::unistd::{Pid, getpgid};
+use std::io;
+use std::os::fd::OwnedFd;
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Signalled {
+    /// F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP.
+    #[prost(int32, tag = "1")]
+    pub kind: i32,
+    /// 0 for nobody.
+    #[prost(int32, tag = "2")]
+    pub id: i32,
+    /// 0 for SIGIO.
+    #[prost(int32, tag = "3")]
+    pub signal: i32,
+}
+
+/// None where nobody is signalled.
+///
+/// # Errors
+/// The reason why it cannot be saved.
+pub fn capture(fd: &OwnedFd, flags: u32, processes: &[Pid]) -> Result<Option<Signalled>, String> {
+    const GROUP: i32 = 2;
+    let (kind, id, signal) = pidfd::signalled(fd).map_err(|e| e.to_string())?;
+    if id == 0 && signal == 0 && flags & libc::O_ASYNC as u32 == 0 {
+        return Ok(None);
+    }
+    let is_inside = id == 0
+        || if kind == GROUP {
+            processes.iter().any(|&pid| getpgid(Some(pid)).is_ok_and(|group| group.as_raw() == id))
+        } else {
+            processes.iter().any(|pid| pid.as_raw() == id)
+        };
+    if is_inside {
+        Ok(Some(Signalled { kind, id, signal }))
+    } else {
+        Err(format!("it signals {id} (F_SETOWN), which is no process or group of the program"))
+    }
+}
+
+/// What F_SETFL sets.
+const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC;
+
+/// Has the process, all of the tree's being there, say so of its descriptor: signals name its number.
+pub fn rebuild(descriptor: &Descriptor, description: &Description, remote: &mut Remote) -> io::Result<()> {
+    const F_SETSIG: i32 = 10;
+    const F_SETOWN_EX: i32 = 15;
+    let Some(wanted) = description.signalled else { return Ok(()) };
+    let owner = remote.data(&[wanted.kind.to_ne_bytes(), wanted.id.to_ne_bytes()].concat())?;
+    let set = |command: i32, value: u64| {
+        Call::new(libc::SYS_fcntl, &[u64::from(descriptor.number), command as u64, value])
+    };
+    let mut calls = vec![set(F_SETSIG, wanted.signal as u64)];
+    if wanted.id != 0 {
+        calls.push(set(F_SETOWN_EX, owner));
+    }
+    calls.push(set(libc::F_SETFL, (description.flags as i32 & SETTABLE) as u64));
+    match remote.run(&calls)?.into_iter().find(|&result| result < 0) {
+        Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
+        None => Ok(()),
+    }
+}

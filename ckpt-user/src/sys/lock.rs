@@ -1,0 +1,34 @@
+//! flock(2) and fcntl(2)'s locks; none of them waits.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// `struct flock` on x86-64: type, whence (SEEK_SET), start, length, process.
+pub fn bytes(exclusive: bool, start: i64, length: i64) -> [u8; 32] {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as u16;
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&kind.to_ne_bytes());
+    bytes[8..16].copy_from_slice(&start.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&length.to_ne_bytes());
+    bytes
+}
+
+/// Locks the whole file for the open file description.
+///
+/// # Errors
+/// EWOULDBLOCK when another one has it.
+pub fn whole(fd: &OwnedFd, exclusive: bool) -> io::Result<()> {
+    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: a descriptor we borrow and an integer.
+    super::check(i64::from(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) })).map(drop)
+}
+
+/// Locks bytes for the open file description; `lock` is a [`bytes`].
+///
+/// # Errors
+/// EAGAIN when somebody else has them.
+pub fn of_description(fd: &OwnedFd, lock: &[u8; 32]) -> io::Result<()> {
+    // SAFETY: the kernel reads a struct flock, 32 bytes, which live across the call.
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) };
+    super::check(i64::from(set)).map(drop)
+}

@@ -1,0 +1,203 @@
+/* channels CASE ROUNDS PERIOD_US: what waits in pipes and sockets, always some of it unread. */
+#include "victim.h"
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+enum { BEHIND = 5, LARGEST = 4096 };
+
+static unsigned char bytes[1 << 16], got[1 << 16];
+
+/* Of message number n: its length, and its content in `bytes`. */
+static size_t message(long n, size_t most)
+{
+    size_t length = n % 7 == 3 ? 1 : n % 5 == 4 ? most : 1 + (n * 761) % most;
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = n * 31 + i * 7 + i / 256;
+    return length;
+}
+
+/* Writes message `n` to `in` and takes message `n` − BEHIND from `out`, whole; the lengths must agree. */
+static uint64_t exchange(int in, int out, long n, size_t most)
+{
+    size_t length = message(n, most);
+    CHECK(write(in, bytes, length) == (ssize_t)length);
+    if (n <= BEHIND)
+        return 0;
+    length = message(n - BEHIND, most);
+    CHECK(read(out, got, sizeof got) == (ssize_t)length && memcmp(got, bytes, length) == 0);
+    return mix(length, got[length - 1]);
+}
+
+static int packet[2], late[2];
+
+static void packets_begin(void)
+{
+    CHECK(pipe2(packet, O_DIRECT) == 0 && fcntl(packet[1], F_SETPIPE_SZ, 1 << 17) == 1 << 17);
+    /* Its mode has come later, and it holds one byte. */
+    CHECK(pipe(late) == 0 && fcntl(late[1], F_SETFL, O_DIRECT | O_NONBLOCK) == 0);
+    CHECK(write(late[1], "a", 1) == 1);
+}
+
+static uint64_t packets_round(long n)
+{
+    int flags = fcntl(packet[0], F_GETFL) | fcntl(packet[1], F_GETFL) << 1;
+    CHECK(fcntl(packet[1], F_GETPIPE_SZ) == 1 << 17);
+    return mix(exchange(packet[1], packet[0], n, LARGEST), flags);
+}
+
+static void packets_end(void)
+{
+    CHECK(write(late[1], "bcd", 3) == 3 && read(late[0], got, 9) == 1 && got[0] == 'a');
+    /* The rest of a packet that is not taken is lost. */
+    CHECK(read(late[0], got, 1) == 1 && got[0] == 'b');
+    CHECK(write(late[1], "e", 1) == 1 && read(late[0], got, 9) == 1 && got[0] == 'e');
+    CHECK(fcntl(late[1], F_GETFL) == (O_WRONLY | O_DIRECT | O_NONBLOCK));
+}
+
+static int stream[2], datagram[2], sequence[2], halved[2], left, child_end[2];
+static pid_t child;
+
+static int option(int fd, int name)
+{
+    int value;
+    socklen_t length = sizeof value;
+    CHECK(getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0);
+    return value;
+}
+
+static void pairs_begin(void)
+{
+    int one = 1, size = 30000, gone[2];
+    struct timeval soon = {0, 30000};
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, stream) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, datagram) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, sequence) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, halved) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, gone) == 0);
+    CHECK(setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
+    CHECK(setsockopt(stream[1], SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof soon) == 0);
+    CHECK(setsockopt(datagram[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof size) == 0);
+    /* One half is shut, with bytes before it; of one the other end is gone. */
+    write_all(halved[0], "before the end", 14);
+    CHECK(shutdown(halved[0], SHUT_WR) == 0);
+    write_all(halved[1], "the other way", 13);
+    write_all(gone[1], "last words", 10);
+    close(gone[1]), left = gone[0];
+    CHECK(setsockopt(left, SOL_SOCKET, SO_PASSCRED, &(int){0}, sizeof one) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, child_end) == 0 && (child = fork()) >= 0);
+    if (child)
+        close(child_end[1]);
+    else {
+        close(child_end[0]);
+        ssize_t n;
+        /* Upside down, until the other end is closed. */
+        while ((n = read(child_end[1], got, sizeof got)) > 0) {
+            for (ssize_t i = 0; i < n; i++)
+                got[i] = ~got[i];
+            write_all(child_end[1], got, n);
+        }
+        _exit(7);
+    }
+}
+
+static uint64_t pairs_round(long n)
+{
+    uint64_t sum = mix(exchange(datagram[0], datagram[1], n, 3000), exchange(sequence[1], sequence[0], n, 5000));
+    int waiting;
+    /* A stream has no messages: bytes are counted. */
+    size_t length = message(n, 3000);
+    write_all(stream[0], bytes, length);
+    if (n > BEHIND) {
+        length = message(n - BEHIND, 3000);
+        CHECK(recv(stream[1], got, length, MSG_WAITALL) == (ssize_t)length && memcmp(got, bytes, length) == 0);
+    }
+    CHECK(ioctl(stream[1], FIONREAD, &waiting) == 0);
+    sum = mix(mix(sum, waiting), option(stream[0], SO_SNDBUF));
+    sum = mix(mix(sum, option(datagram[1], SO_RCVBUF)), option(sequence[0], SO_PASSCRED));
+    sum = mix(sum, fcntl(sequence[0], F_GETFL) << 16 | fcntl(stream[0], F_GETFL));
+    unsigned char back;
+    write_all(child_end[0], &(unsigned char){n}, 1);
+    CHECK(read(child_end[0], &back, 1) == 1 && back == (unsigned char)~n);
+    return sum;
+}
+
+static void pairs_end(void)
+{
+    CHECK(read(halved[1], got, 99) == 14 && memcmp(got, "before the end", 14) == 0 && read(halved[1], got, 9) == 0);
+    CHECK(read(halved[0], got, 99) == 13 && send(halved[0], "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    write_all(halved[1], "still", 5);
+    CHECK(read(halved[0], got, 99) == 5);
+    CHECK(read(left, got, 99) == 10 && memcmp(got, "last words", 10) == 0 && read(left, got, 9) == 0);
+    CHECK(send(left, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    int waiting;
+    CHECK(ioctl(stream[1], FIONREAD, &waiting) == 0 && recv(stream[1], got, waiting, MSG_WAITALL) == waiting);
+    /* It gives up after its own timeout. */
+    CHECK(recv(stream[1], got, 1, 0) < 0 && errno == EAGAIN);
+    int status;
+    close(child_end[0]);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
+static int signals, watcher;
+
+static void signalfd_begin(void)
+{
+    sigset_t set;
+    sigemptyset(&set), sigaddset(&set, SIGUSR2), sigaddset(&set, SIGRTMIN + 3);
+    CHECK(sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+    CHECK((signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC)) >= 0 && (watcher = epoll_create1(0)) >= 0);
+    CHECK(epoll_ctl(watcher, EPOLL_CTL_ADD, signals, &(struct epoll_event){EPOLLIN, {.u32 = 5}}) == 0);
+}
+
+static uint64_t signalfd_round(long n)
+{
+    struct signalfd_siginfo info[BEHIND + 2];
+    struct epoll_event event;
+    CHECK(sigqueue(getpid(), SIGRTMIN + 3, (union sigval){.sival_int = n}) == 0);
+    CHECK(epoll_wait(watcher, &event, 1, 0) == 1 && event.data.u32 == 5);
+    if (n <= BEHIND)
+        return n;
+    /* The oldest one. */
+    CHECK(read(signals, info, sizeof *info) == sizeof *info && info->ssi_signo == (unsigned)SIGRTMIN + 3);
+    return mix(info->ssi_int, fcntl(signals, F_GETFL) << 4 | fcntl(signals, F_GETFD));
+}
+
+static void signalfd_end(void)
+{
+    struct signalfd_siginfo info[99];
+    CHECK(read(signals, info, sizeof info) == BEHIND * sizeof *info && read(signals, info, sizeof info) < 0);
+    kill(getpid(), SIGUSR2);
+    CHECK(read(signals, info, sizeof info) == sizeof *info && info->ssi_signo == SIGUSR2);
+}
+
+static const struct {
+    const char *name;
+    void (*begin)(void);
+    uint64_t (*round)(long n);
+    void (*end)(void);
+} cases[] = {
+    {"packets", packets_begin, packets_round, packets_end},
+    {"pairs", pairs_begin, pairs_round, pairs_end},
+    {"signalfd", signalfd_begin, signalfd_round, signalfd_end},
+};
+
+int main(int argc, char **argv)
+{
+    long rounds = number(argc, argv, 2, 400), period = number(argc, argv, 3, 2000);
+    size_t i = 0, count = sizeof cases / sizeof *cases;
+    while (argc > 1 && i < count && strcmp(cases[i].name, argv[1]) != 0)
+        i++;
+    CHECK(argc > 1 && i < count);
+    cases[i].begin();
+    for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
+        say(1, "%ld %016lx\n", round, cases[i].round(round));
+        sleep_us(period);
+    }
+    cases[i].end();
+    say(1, "all as it should be\n");
+    return 0;
+}
