@@ -18,7 +18,7 @@ const MCE_LATE: u32 = 0;
 const MCE_EARLY: u32 = 1;
 const MCE_DEFAULT: u32 = 2;
 
-/// Missing numbers are the kernel's defaults.
+/// What is known of a thread, from either source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     /// PR_SET_PDEATHSIG, 0 for none.
@@ -61,7 +61,7 @@ pub fn capture(known: &Known, status: &Status) -> Control {
     };
     Control {
         parent_death: known.parent_death,
-        machine_check: chosen.then(|| if known.flags & PF_MCE.1 != 0 { MCE_EARLY } else { MCE_LATE }),
+        machine_check: chosen.then_some(if known.flags & PF_MCE.1 != 0 { MCE_EARLY } else { MCE_LATE }),
         io_flusher: known.flags & PF_IO_FLUSHER == PF_IO_FLUSHER,
         store_bypass: speculation("Speculation_Store_Bypass"),
         indirect_branch: speculation("SpeculationIndirectBranch"),

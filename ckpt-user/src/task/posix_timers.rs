@@ -188,7 +188,7 @@ fn create(timer: &PosixTimer, next: u32, remote: &mut Remote) -> io::Result<()> 
     let event = remote.data(&event)?;
     let id_at = remote.data(&timer.id.to_le_bytes())?;
     let made =
-        remote.run(&[Call::new(libc::SYS_timer_create, &[timer.clock as i64 as u64, event, id_at])])?[0];
+        remote.run(&[Call::new(libc::SYS_timer_create, &[i64::from(timer.clock) as u64, event, id_at])])?[0];
     if made < 0 {
         let error = io::Error::from_raw_os_error(-made as i32);
         return Err(io::Error::new(error.kind(), format!("POSIX timer {}: {error}", timer.id)));
