@@ -19,8 +19,6 @@ prctl = ctypes.CDLL(None).prctl
 prctl(1, signal.SIGURG) # PR_SET_PDEATHSIG
 prctl(28, 2) # PR_SET_SECUREBITS
 prctl(36, 1) # PR_SET_CHILD_SUBREAPER
-prctl(41, 1, 2, 0, 0) # PR_SET_THP_DISABLE
-prctl(65, 1, 0, 0, 0) # PR_SET_MDWE
 prctl(4, 0) # PR_SET_DUMPABLE
 faulthandler.enable()
 signal.signal(signal.SIGUSR1, lambda *_: None)
