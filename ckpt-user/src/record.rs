@@ -3,7 +3,7 @@
 
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, table::Descriptor, terminal::Modes};
+use crate::object::{Description, memfd::Memfd, table::Descriptor, terminal::Modes};
 use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
 use crate::task::limits::Limit;
@@ -183,4 +183,6 @@ pub struct SharedObject {
     /// The file that is mapped; none behind anonymous memory.
     #[prost(message, optional, tag = "5")]
     pub file: Option<MappedFile>,
+    #[prost(message, optional, tag = "6")]
+    pub memfd: Option<Memfd>,
 }

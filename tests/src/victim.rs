@@ -31,6 +31,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
     ("dirty", "dirty.c", THREADS),
+    ("memkinds", "memkinds.c", &[]),
 ];
 
 const COMMON: &[&str] =

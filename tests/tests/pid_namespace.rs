@@ -113,7 +113,7 @@ fn one_thread_s_id_that_somebody_has_is_enough() {
         let sandbox = Sandbox::new("tid_in_use");
         let program = victim_cmd("threads16").args(["600", "3000"]);
         // The box's first ids: ckptbpf's own threads are not to take those of the program in a new namespace.
-        let mut job = Job::launch(&sandbox, &[], &program);
+        let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program.clone()));
         job.running().wait_for_output("\n3 ", SOON);
         let tasks = sandbox.see(format!("/proc/{}/task", job.program()).as_ref());
         let tids =
@@ -128,6 +128,7 @@ fn one_thread_s_id_that_somebody_has_is_enough() {
             "{}",
             job.running().stderr()
         );
+        let_go(&sandbox);
         job.wait(SOON).success();
         let expected = Expected::of(&sandbox, &program, None);
         assert_same("standard output", &expected.stdout, &job.stdout());

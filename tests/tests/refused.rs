@@ -126,10 +126,8 @@ rows! {
         ["descriptor ", "sockets cannot be saved yet"];
     a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
         ["descriptor ", "sockets cannot be saved yet"];
-    a_memfd: "global keep\nkeep = os.memfd_create('m')", "os.close(keep)",
-        ["descriptor ", "/memfd:m", "deleted files cannot be saved yet"];
-    a_mapped_memfd: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 4096)\nkeep = mmap.mmap(fd, 4096)\nos.close(fd)",
-        "keep.close()", ["/memfd:m"];
+    a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
+        ["descriptor ", "/memfd:m", "huge pages"];
     system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
         "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
     a_deleted_file: "global keep\nkeep = open('gone', 'w')\nos.unlink('gone')", "keep.close()",
@@ -162,8 +160,6 @@ rows! {
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
-    sealed_memory: "at = mapping(3, 0x22)\nmust(libc.syscall(462, ctypes.c_void_p(at), ctypes.c_long(4096), 0))", "",
-        ["mseal", "mapping"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
     a_seccomp_filter: "filter_calls()", "", ["seccomp"];

@@ -1,11 +1,7 @@
 //! Memory that processes share, and mappings of every kind.
 
-use std::time::Duration;
-
-use ckpt_tests::scenario::{Survival, python_loop, survive, verb};
-use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
-
-const SOON: Duration = Duration::from_secs(30);
+use ckpt_tests::scenario::{Survival, python_loop, survive};
+use ckpt_tests::{Cmd, victim_cmd};
 
 #[test]
 fn every_kind_of_mapping() {
@@ -62,25 +58,4 @@ print(i, zlib.crc32(memory[:]), flush=True)";
     let script = format!("{begin}{}", python_loop(800, 0.004, step));
     let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
     survive(&Survival { rounds: 3, ..Survival::of("mapped", program) }.writing("mapped"));
-}
-
-#[test]
-fn shared_memory_without_a_name_is_refused_by_name() {
-    let sandbox = Sandbox::new("unnamed");
-    let script = "
-import mmap, os, select
-fd = os.memfd_create('m')
-os.ftruncate(fd, 4096)
-memory = mmap.mmap(fd, 4096)
-os.close(fd)
-while True:
-    print('on', flush=True)
-    select.select([], [], [], 0.01)
-";
-    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", script]));
-    job.running().wait_for_output("on\non\n", SOON);
-    let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
-    assert!(said.contains("has the mapping") || said.contains("has descriptor"), "{said}");
-    assert!(said.contains("/memfd:m"), "{said}");
-    job.kill_all();
 }

@@ -273,11 +273,7 @@ fn shared_object(
     if space == new {
         tracked.next_space += 1;
     }
-    let mut opened = image.processes.iter().filter_map(|p| {
-        let pid = Pid::from_raw(p.pid);
-        objects::open(pid, &p.mappings, index).map(|o| (pid, o))
-    });
-    let Some((pid, opened)) = opened.next() else {
+    let Some((pid, opened)) = objects::open(image, index) else {
         return Err(Refusal::NotStopped("shared memory was unmapped while it was looked at".to_owned()));
     };
     let opened = opened.reading(pid, "shared memory")?;

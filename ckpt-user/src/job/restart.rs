@@ -99,6 +99,10 @@ fn run_again(
     for object in &mut shared {
         object.write_back(&chain, options.files == FilesPolicy::Check)?;
     }
+    {
+        let _as_owner = owner.assume()?;
+        shared.iter().try_for_each(Restored::finish)?;
+    }
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }

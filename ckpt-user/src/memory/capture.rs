@@ -2,12 +2,14 @@
 
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
+use crate::object::memfd;
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::borrow::Cow;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,13 +23,21 @@ pub struct Objects {
 }
 
 impl Objects {
-    fn index(&mut self, metadata: &Metadata, file: Option<MappedFile>) -> u32 {
+    /// The index of an object; one that is met for the first time is told about by `describe`.
+    pub fn index(
+        &mut self,
+        metadata: &Metadata,
+        describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
+    ) -> io::Result<u32> {
         let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
         let known = self.found.iter().position(|o| o.device == device && o.inode == inode);
-        known.unwrap_or_else(|| {
-            self.found.push(SharedObject { space: 0, size, device, inode, file });
-            self.found.len() - 1
-        }) as u32
+        if let Some(known) = known {
+            return Ok(known as u32);
+        }
+        let mut object = SharedObject { size, device, inode, ..SharedObject::default() };
+        describe(&mut object)?;
+        self.found.push(object);
+        Ok(self.found.len() as u32 - 1)
     }
 }
 
@@ -79,17 +89,31 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     let target = std::fs::read_link(&link).reading(pid, "map_files")?;
     if raw.is_shared() && target == Path::new("/dev/zero (deleted)") {
         vma.set_kind(Kind::SharedObject);
-        vma.object = Some(objects.index(&metadata, None));
+        vma.object = Some(objects.index(&metadata, |_| Ok(())).reading(pid, "map_files")?);
+        return Ok(vma);
+    }
+    // A mapping that may be made writable belongs to a descriptor that could write.
+    let may_write = raw.is_shared() && raw.flags.iter().any(|f| f == "mw");
+    if let Some(name) = memfd::name(&target, &metadata) {
+        let object = objects.index(&metadata, |object| {
+            object.memfd = Some(memfd::of(&link, name, &metadata)?);
+            Ok(())
+        });
+        vma.set_kind(if may_write { Kind::SharedObject } else { Kind::File });
+        vma.object = Some(object.reading(pid, "memory of memfd_create(2)")?);
         return Ok(vma);
     }
     if let Some(reason) = unnamed(&target) {
         return Err(Refusal::unsupported(pid, name(), reason));
     }
     let file = file_of(&link, &metadata).reading(pid, "map_files")?;
-    // A mapping that may be made writable belongs to a descriptor that could write.
-    if raw.is_shared() && raw.flags.iter().any(|f| f == "mw") {
+    if may_write {
+        let object = objects.index(&metadata, |object| {
+            object.file = Some(file);
+            Ok(())
+        });
         vma.set_kind(Kind::SharedObject);
-        vma.object = Some(objects.index(&metadata, Some(file)));
+        vma.object = Some(object.reading(pid, "map_files")?);
     } else {
         vma.set_kind(Kind::File);
         vma.file = Some(file);
@@ -103,7 +127,7 @@ fn unnamed(target: &Path) -> Option<&'static str> {
     if bytes.starts_with(b"/SYSV") {
         Some("System V shared memory cannot be saved yet")
     } else if bytes.starts_with(b"/memfd:") {
-        Some("memory of memfd_create(2) cannot be saved yet")
+        Some("memory of memfd_create(2) in huge pages (MFD_HUGETLB) cannot be saved yet")
     } else if bytes.ends_with(b" (deleted)") || !bytes.starts_with(b"/") {
         Some("its file has been deleted; it cannot be saved yet")
     } else {
@@ -115,11 +139,11 @@ fn unnamed(target: &Path) -> Option<&'static str> {
 /// which the tracker knows whether it is its own.
 fn is_kept(flag: &str) -> bool {
     // `ac`: counted as committed, which mprotect(2) decides once and which keeps neighbours apart.
-    ["uw", "gd", "nr", "lo", "ac"].contains(&flag) || vma::advice(flag).is_some()
+    ["uw", "gd", "nr", "lo", "lf", "dp", "sl", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
 /// The record of the file behind the magic link `link`.
-pub fn file_of(link: &Path, metadata: &Metadata) -> std::io::Result<MappedFile> {
+pub fn file_of(link: &Path, metadata: &Metadata) -> io::Result<MappedFile> {
     let path = std::fs::read_link(link)?;
     Ok(MappedFile {
         path: path.as_os_str().as_bytes().to_vec(),

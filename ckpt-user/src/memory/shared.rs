@@ -7,13 +7,14 @@
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
+use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
 use crate::record::Image;
 use crate::sys::shared;
 use crate::track::objects::{self, Hashes};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// Pages read at a time.
@@ -24,6 +25,7 @@ const BATCH: u64 = 256;
 pub struct Restored {
     file: File,
     backing: Option<MappedFile>,
+    memfd: Option<Memfd>,
     pub space: SpaceId,
     /// Pages of the object that belong to the program.
     pages: PageSet,
@@ -51,19 +53,23 @@ pub fn pages(image: &Image, index: u32) -> PageSet {
 pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, RebuildError> {
     let record = image.objects.get(index as usize);
     let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
-    let file = match &record.file {
-        Some(backing) => open(backing)?,
-        None => shared::create(record.size).rebuilding(0, "shared memory")?.into(),
+    let file = match (&record.file, &record.memfd) {
+        (Some(backing), _) => open(backing)?,
+        (None, Some(memfd)) => memfd::create(memfd)
+            .and_then(|file| file.set_len(record.size).map(|()| file))
+            .rebuilding(0, "memory of memfd_create(2)")?,
+        (None, None) => shared::create(record.size).rebuilding(0, "shared memory")?.into(),
     };
     let mut restored = Restored {
         file,
         backing: record.file.clone(),
+        memfd: record.memfd.clone(),
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
     };
     if restored.backing.is_none() {
-        restored.fill(chain)?;
+        restored.fill(chain, record.size)?;
     }
     Ok(restored)
 }
@@ -86,6 +92,18 @@ impl Restored {
     /// A descriptor to map.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.try_clone().map(Into::into)
+    }
+
+    /// The same to be mapped so that it can never be written.
+    pub fn read_only(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        File::open(path).map(Into::into)
+    }
+
+    /// The last act before the program runs: seals.
+    pub fn finish(&self) -> Result<(), RebuildError> {
+        let Some(memfd) = &self.memfd else { return Ok(()) };
+        memfd::finish(memfd, &self.file).rebuilding(0, "seals of memory of memfd_create(2)")
     }
 
     /// What tracking knows the object by.
@@ -121,8 +139,12 @@ impl Restored {
         Ok(())
     }
 
-    fn fill(&mut self, chain: &Chain) -> Result<(), RebuildError> {
-        let filled = self.each_stored(chain, |file, first, bytes| file.write_all_at(bytes, first * 4096));
+    fn fill(&mut self, chain: &Chain, size: u64) -> Result<(), RebuildError> {
+        let filled = self.each_stored(chain, |file, first, bytes| {
+            let at = first * 4096;
+            let there = size.saturating_sub(at).min(bytes.len() as u64) as usize;
+            file.write_all_at(&bytes[..there], at)
+        });
         filled.map(drop).rebuilding(0, "shared memory")
     }
 

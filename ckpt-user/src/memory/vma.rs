@@ -21,12 +21,13 @@ pub struct Vma {
     /// Byte offset into the file or shared object.
     #[prost(uint64, tag = "6")]
     pub offset: u64,
-    /// Two-letter flags of smaps' VmFlags that a restart sets again (`gd`, `nr`, `lo`, `dc`, …).
+    /// Two-letter flags of smaps' VmFlags that a restart sets again (`gd`, `nr`, `lo`, `lf`, `sl`, `dc`, …).
     #[prost(string, repeated, tag = "7")]
     pub flags: Vec<String>,
     #[prost(message, optional, tag = "8")]
     pub file: Option<MappedFile>,
-    /// Which shared object this maps (index into the image's), for [`Kind::SharedObject`].
+    /// Which shared object this maps (index into the image's). A shared mapping of one with [`Kind::File`] is one that
+    /// cannot be made writable.
     #[prost(uint32, optional, tag = "9")]
     pub object: Option<u32>,
 }
@@ -35,7 +36,7 @@ pub struct Vma {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 pub enum Kind {
     Anonymous = 0,
-    /// Pages of a file, shared or private.
+    /// Pages of a file or shared object, private or never to be written.
     File = 1,
     /// Shared memory: anonymous, or of a file and writable.
     SharedObject = 2,
@@ -161,7 +162,14 @@ impl Raw {
 
 /// The mmap(2) call that makes `vma` again; `fd` is the opened file, or u64::MAX (-1).
 pub fn mmap_call(vma: &Vma, fd: u64) -> Call {
-    let mut flags = libc::MAP_FIXED_NOREPLACE | if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    /// linux/mman.h, Linux 6.11.
+    const MAP_DROPPABLE: i32 = 8;
+    let kind = match vma.shared {
+        true => libc::MAP_SHARED,
+        false if vma.has("dp") => MAP_DROPPABLE,
+        false => libc::MAP_PRIVATE,
+    };
+    let mut flags = libc::MAP_FIXED_NOREPLACE | kind;
     if vma.kind() == Kind::Anonymous || (vma.kind() == Kind::SharedObject && fd == u64::MAX) {
         flags |= libc::MAP_ANONYMOUS;
     }
@@ -193,7 +201,6 @@ pub fn advice(flag: &str) -> Option<i32> {
 pub fn refused(flag: &str) -> Option<&'static str> {
     Some(match flag {
         "ht" => "uses huge page memory (hugetlb)",
-        "sl" => "is sealed by mseal(2)",
         "io" | "pf" => "maps device memory",
         "ui" | "um" => "is watched by the program's own userfaultfd",
         "ss" => "is a shadow stack",

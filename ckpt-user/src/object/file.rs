@@ -100,7 +100,8 @@ pub fn capture_device(seen: &Seen, metadata: &Metadata) -> Option<Object> {
 /// Flags that open(2) acts on once and that must not act again.
 const ONCE: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
 
-fn open(path: &Path, flags: u32) -> io::Result<File> {
+/// Opens the path with the flags of a description.
+pub fn open(path: &Path, flags: u32) -> io::Result<File> {
     let access = flags & libc::O_ACCMODE as u32;
     let writes = access != libc::O_RDONLY as u32;
     OpenOptions::new()

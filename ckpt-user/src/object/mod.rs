@@ -8,6 +8,7 @@
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod memfd;
 pub mod pipe;
 pub mod seen;
 pub mod table;
@@ -35,7 +36,7 @@ pub struct Description {
     /// several of them, the lowest; each descriptor says which one it goes to.
     #[prost(uint32, optional, tag = "3")]
     pub standard: Option<u32>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 40")]
     pub object: Option<Object>,
 }
 
@@ -59,6 +60,8 @@ pub enum Object {
     Timer(timerfd::TimerRecord),
     #[prost(message, tag = "17")]
     Terminal(terminal::TerminalRecord),
+    #[prost(message, tag = "40")]
+    Shared(memfd::SharedRecord),
 }
 
 /// The launcher's side of a standard stream, only named.
@@ -69,8 +72,10 @@ pub struct Outside {
 }
 
 /// What rebuilding needs to know beside the records.
-pub struct Rebuilding {
+pub struct Rebuilding<'a> {
     pub pipes: pipe::Pipes,
+    /// By index of the image's shared objects.
+    pub shared: &'a [OwnedFd],
 }
 
 impl Description {
@@ -78,7 +83,7 @@ impl Description {
     ///
     /// # Errors
     /// Named with the object's path or kind.
-    pub fn rebuild(&self, context: &mut Rebuilding) -> io::Result<OwnedFd> {
+    pub fn rebuild(&self, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
         match &self.object {
             Some(Object::File(record)) => file::rebuild(record, self.flags, self.position),
             Some(Object::Device(record)) => file::rebuild_device(record, self.flags),
@@ -87,6 +92,12 @@ impl Description {
             Some(Object::Epoll(_)) => epoll::rebuild(),
             Some(Object::Timer(record)) => timerfd::rebuild(record, self.flags),
             Some(Object::Terminal(record)) => terminal::rebuild(record, self.flags),
+            Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
+                Some(object) => memfd::reopen(object, self.flags, self.position),
+                None => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it"))
+                }
+            },
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name

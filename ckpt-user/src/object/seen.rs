@@ -52,11 +52,21 @@ impl Seen {
         Refusal::unsupported(self.pid, what, format!("{reason}{}", self.inherited()))
     }
 
-    /// What to do about a descriptor that ckptbpf has too: it came from whoever started ckptbpf.
+    /// Whether ckptbpf has it too: it came from whoever started ckptbpf.
+    pub fn is_inherited(&self) -> bool {
+        let ours = pidfd::compare(Pid::this(), self.pid, pidfd::Kind::File, self.number, self.number);
+        ours.is_ok_and(|order| order == Ordering::Equal)
+    }
+
+    /// /proc/PID/fd/N: opening it opens the same file.
+    pub fn link(&self) -> PathBuf {
+        ProcDir::process(self.pid).path(format!("fd/{}", self.number))
+    }
+
+    /// What to do about a descriptor that was inherited.
     fn inherited(&self) -> String {
         let number = self.number;
-        let ours = pidfd::compare(Pid::this(), self.pid, pidfd::Kind::File, number, number);
-        if !ours.is_ok_and(|order| order == Ordering::Equal) {
+        if !self.is_inherited() {
             return String::new();
         }
         format!(

@@ -1,6 +1,7 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
-use super::{Description, Object, Outside, Seen, epoll, eventfd, file, pipe, terminal, timerfd};
+use super::{Description, Object, Outside, Seen, epoll, eventfd, file, memfd, pipe, terminal, timerfd};
+use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::bpf::FileRow;
 use crate::sys::pidfd;
@@ -42,6 +43,7 @@ pub fn capture(
     processes: &[Pid],
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
+    objects: &mut Objects,
 ) -> Result<(Vec<Vec<Descriptor>>, Vec<Description>), Refusal> {
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
         processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
@@ -59,7 +61,7 @@ pub fn capture(
     let descriptions = ends
         .iter()
         .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied()))
+        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), objects))
         .collect::<Result<_, Refusal>>()?;
     for descriptor in tables.iter_mut().flatten() {
         let streams = &streams[descriptor.description as usize];
@@ -142,9 +144,10 @@ fn describe(
     seen: &Seen,
     all: &[(OwnedFd, &Seen)],
     standard: Option<u32>,
+    objects: &mut Objects,
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
-    let object = match object(fd, seen, all, standard.is_some())? {
+    let object = match object(fd, seen, all, standard.is_some(), objects)? {
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),
@@ -159,10 +162,15 @@ fn object(
     seen: &Seen,
     all: &[(OwnedFd, &Seen)],
     is_standard: bool,
+    objects: &mut Objects,
 ) -> Result<Result<Object, String>, Refusal> {
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
     seen.common(fd).map_err(|reason| seen.refuse(reason))?;
+    // A standard stream is the restarter's own, whatever it is.
+    if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
+        return shared.map(Ok);
+    }
     Ok(if (kind.is_file() || kind.is_dir()) && seen.target.is_absolute() {
         file::capture(seen, &metadata)
     } else if kind.is_char_device() {

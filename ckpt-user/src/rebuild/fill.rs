@@ -33,7 +33,12 @@ fn invalid(what: &str) -> io::Error {
 
 /// Whether pages of this mapping come through the userfaultfd.
 fn by_uffd(vma: &Vma) -> bool {
-    vma.is_private_memory() && vma.kind() == Kind::Anonymous
+    vma.is_private_memory() && vma.kind() == Kind::Anonymous && !is_droppable(vma)
+}
+
+/// MAP_DROPPABLE, which no userfaultfd watches.
+fn is_droppable(vma: &Vma) -> bool {
+    vma.has("dp")
 }
 
 /// Private pages of the process that the chain holds content for.
@@ -55,8 +60,7 @@ pub struct Watch {
     pub successor: Option<Uffd>,
 }
 
-/// Makes the userfaultfds of the skeleton, registers its mappings, and fills private file mappings, which no
-/// userfaultfd can fill.
+/// Makes the userfaultfds of the skeleton, registers its mappings, and fills what no userfaultfd can fill.
 pub fn prepare(
     record: &Process,
     remote: &mut Remote,
@@ -72,7 +76,7 @@ pub fn prepare(
     let successor = successor.transpose().rebuilding(pid, "its userfaultfd")?;
     fill_file_mappings(record, target, chain)?;
     let missing = if lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
-    for vma in record.mappings.iter().filter(|v| v.is_private_memory()) {
+    for vma in record.mappings.iter().filter(|v| v.is_private_memory() && !is_droppable(v)) {
         let wanted = if by_uffd(vma) { missing } else { MODE_WP };
         uffd.register(vma.start, vma.end - vma.start, wanted).rebuilding(pid, "write protection")?;
     }
@@ -92,7 +96,7 @@ fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::R
     Uffd::handshake(ours, features)
 }
 
-/// Changed pages of private file mappings, written through /proc/PID/mem whatever their protection.
+/// Changed pages of private file mappings and of droppable memory, written through /proc/PID/mem whatever their protection.
 fn fill_file_mappings(record: &Process, target: Pid, chain: &Chain) -> Result<(), RebuildError> {
     let map = chain.pages(SpaceId(record.space));
     let memory = Forced::open(target).rebuilding(record.pid, "its memory")?;

@@ -82,11 +82,31 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
 }
 
 /// Locked memory is locked once its pages are there.
+///
+/// First on fault, which touches nothing; then what is to be there as a whole is brought in. Memory that nobody may
+/// touch, and what lies behind the end of a file, cannot be, and is locked all the same.
 pub fn lock(record: &Process, remote: &mut Remote) -> io::Result<()> {
-    let locked = record.mappings.iter().filter(|v| v.has("lo"));
-    let calls: Vec<Call> =
-        locked.map(|v| Call::new(libc::SYS_mlock2, &[v.start, v.end - v.start, 0])).collect();
-    match remote.run(&calls)?.into_iter().find(|&r| r < 0) {
+    let call =
+        |v: &Vma, flags: u32| Call::new(libc::SYS_mlock2, &[v.start, v.end - v.start, u64::from(flags)]);
+    let locked = || record.mappings.iter().filter(|v| v.has("lo"));
+    let calls: Vec<Call> = locked().map(|v| call(v, libc::MLOCK_ONFAULT)).collect();
+    all_done(remote, &calls, None)?;
+    let calls: Vec<Call> = locked().filter(|v| !v.has("lf")).map(|v| call(v, 0)).collect();
+    all_done(remote, &calls, Some(libc::ENOMEM))
+}
+
+/// Seals (mseal(2), Linux 6.10), when nothing is to be changed any more.
+pub fn seal(record: &Process, remote: &mut Remote) -> io::Result<()> {
+    const SYS_MSEAL: i64 = 462;
+    let sealed = record.mappings.iter().filter(|v| v.has("sl"));
+    let calls: Vec<Call> = sealed.map(|v| Call::new(SYS_MSEAL, &[v.start, v.end - v.start, 0])).collect();
+    all_done(remote, &calls, None)
+}
+
+/// Runs the calls; the first that failed, but by `allowed`, is the error.
+fn all_done(remote: &mut Remote, calls: &[Call], allowed: Option<i32>) -> io::Result<()> {
+    let failed = |&result: &i64| result < 0 && allowed != Some(-result as i32);
+    match remote.run(calls)?.into_iter().find(failed) {
         Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
         None => Ok(()),
     }
@@ -95,6 +115,10 @@ pub fn lock(record: &Process, remote: &mut Remote) -> io::Result<()> {
 fn mmap(vma: &Vma, objects: &Objects) -> io::Result<Call> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a mapping refers to nothing in the image");
     let fd = match vma.kind() {
+        Kind::File if vma.object.is_some() => {
+            let object = vma.object.and_then(|index| objects.read_only.get(&index));
+            object.ok_or_else(invalid)?.as_raw_fd() as u64
+        }
         Kind::File => {
             let file = vma.file.as_ref().ok_or_else(invalid)?;
             objects.files.get(file).ok_or_else(invalid)?.as_raw_fd() as u64

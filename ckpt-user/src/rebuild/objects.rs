@@ -5,7 +5,7 @@
 use super::{RebuildError, Rebuilding};
 use crate::image::Chain;
 use crate::memory::shared::Restored;
-use crate::memory::vma::MappedFile;
+use crate::memory::vma::{Kind, MappedFile};
 use crate::object;
 use crate::record::Image;
 use crate::sys::ids::FsIds;
@@ -23,6 +23,8 @@ pub struct Objects {
     pub files: HashMap<MappedFile, OwnedFd>,
     /// By index of the image's shared objects.
     pub shared: Vec<OwnedFd>,
+    /// Those of them that have mappings which can never be written.
+    pub read_only: HashMap<u32, OwnedFd>,
     pub restored: Vec<Restored>,
 }
 
@@ -33,7 +35,19 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
     let base = above_all(image);
     raise_descriptor_limit();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
-    let mut context = object::Rebuilding { pipes: object::pipe::Pipes::default() };
+    let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
+    for index in 0..image.objects.len() as u32 {
+        let object = crate::memory::shared::rebuild(image, index, chain)?;
+        let fd = object.descriptor().rebuilding(root, "shared memory")?;
+        shared.push(lift(fd, "shared memory")?);
+        let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);
+        if mappings.any(|v| v.object == Some(index) && v.kind() == Kind::File) {
+            let fd = object.read_only().rebuilding(root, "shared memory")?;
+            read_only.insert(index, lift(fd, "shared memory")?);
+        }
+        restored.push(object);
+    }
+    let mut context = object::Rebuilding { pipes: object::pipe::Pipes::default(), shared: &shared };
     let mut descriptions = Vec::with_capacity(image.descriptions.len());
     for description in &image.descriptions {
         let fd = match description.standard {
@@ -60,14 +74,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             }
         }
     }
-    let (mut shared, mut restored) = (Vec::new(), Vec::new());
-    for index in 0..image.objects.len() {
-        let object = crate::memory::shared::rebuild(image, index as u32, chain)?;
-        let fd = object.descriptor().rebuilding(root, "shared memory")?;
-        shared.push(lift(fd, "shared memory")?);
-        restored.push(object);
-    }
-    Ok(Objects { descriptions, streams, files, shared, restored })
+    Ok(Objects { descriptions, streams, files, shared, read_only, restored })
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.

@@ -91,6 +91,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
         own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
     }
+    mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     if let Some(denied) = &record.denied {
         denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;
     }

@@ -3,8 +3,9 @@
 
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
-use crate::memory::vma::{Kind, Vma};
-use crate::record::SharedObject;
+use crate::object::{Description, Object, table::Descriptor};
+use crate::record::{Image, SharedObject};
+use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,10 +40,17 @@ pub struct Objects {
 #[derive(Debug)]
 pub struct Opened(File);
 
-/// Opens object number `index` through the first of `mappings` that maps it.
-pub fn open(pid: Pid, mappings: &[Vma], index: u32) -> Option<io::Result<Opened>> {
-    let vma = mappings.iter().find(|v| v.kind() == Kind::SharedObject && v.object == Some(index))?;
-    Some(File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)).map(Opened))
+/// Opens object number `index` through the first process of the stopped tree that has it, mapped or open.
+pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
+    let is_it = |d: &Description| matches!(&d.object, Some(Object::Shared(record)) if record.object == index);
+    let (pid, link) = image.processes.iter().find_map(|process| {
+        let mapped = process.mappings.iter().find(|v| v.object == Some(index));
+        let mapped = mapped.map(|v| format!("map_files/{:x}-{:x}", v.start, v.end));
+        let is_open = |d: &&Descriptor| image.descriptions.get(d.description as usize).is_some_and(is_it);
+        let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
+        Some((Pid::from_raw(process.pid), mapped.or_else(open)?))
+    })?;
+    Some((pid, File::open(ProcDir::process(pid).path(&link)).map(Opened)))
 }
 
 impl Objects {

@@ -5,7 +5,7 @@ use crate::image::SpaceId;
 use crate::memory::pages::{self, Scan};
 use crate::memory::runs::PageSet;
 use crate::memory::vdso;
-use crate::memory::vma::{self, Vma};
+use crate::memory::vma::{self, Kind, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{MODE_WP, Uffd};
 use crate::task::proc::ProcDir;
@@ -249,7 +249,7 @@ impl Space {
     pub fn gone(&mut self, mappings: &[Vma], unfilled: &PageSet) -> Gone {
         let Some(populated) = &self.pending else { return Gone::default() };
         let of = |file: bool| -> PageSet {
-            let vmas = mappings.iter().filter(|v| v.is_private_memory() && v.file.is_some() == file);
+            let vmas = mappings.iter().filter(|v| v.is_private_memory() && (v.kind() == Kind::File) == file);
             vmas.map(Vma::pages).collect()
         };
         let (anonymous, of_file) = (of(false), of(true));

@@ -1,0 +1,133 @@
+//! Memory of memfd_create(2): an object of its own that may be mapped, open, or both. Its content is shared memory
+//! ([`crate::memory::shared`]); here are its name, its seals, and the descriptions that refer to it.
+
+use super::{Object, Seen, file};
+use crate::memory::capture::Objects;
+use crate::refusal::{Reading, Refusal};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::{File, Metadata, Permissions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// What memfd_create(2) and fcntl(2) made of it, besides size and content.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Memfd {
+    /// As given to memfd_create(2).
+    #[prost(bytes = "vec", tag = "1")]
+    pub name: Vec<u8>,
+    /// F_SEAL_*.
+    #[prost(uint32, tag = "2")]
+    pub seals: u32,
+    /// Permission bits.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    #[prost(uint32, tag = "4")]
+    pub uid: u32,
+    #[prost(uint32, tag = "5")]
+    pub gid: u32,
+}
+
+/// A description of a shared object.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct SharedRecord {
+    /// Index into the image's shared objects.
+    #[prost(uint32, tag = "1")]
+    pub object: u32,
+}
+
+const MODE: u32 = 0o7777;
+/// MFD_NOEXEC_SEAL and MFD_EXEC (linux/memfd.h, Linux 6.3), F_SEAL_EXEC (linux/fcntl.h).
+const NOEXEC_SEAL: u32 = 8;
+const EXEC: u32 = 16;
+const SEAL_EXEC: u32 = 32;
+
+/// The name, if this is such memory: only the kernel can make files on that file system, each kind with a name that
+/// begins in its own way.
+pub fn name<'t>(target: &'t Path, metadata: &Metadata) -> Option<&'t [u8]> {
+    let name = target.as_os_str().as_bytes().strip_prefix(b"/memfd:")?.strip_suffix(b" (deleted)")?;
+    is_internal(metadata).then_some(name)
+}
+
+/// Whether a file lies where the kernel keeps shared memory that has no name in any directory.
+pub fn is_internal(metadata: &Metadata) -> bool {
+    static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| {
+        let specimen = memfd_create(c"ckptbpf", MFdFlags::MFD_CLOEXEC).ok()?;
+        File::from(specimen).metadata().ok().map(|m| m.dev())
+    });
+    *device == Some(metadata.dev())
+}
+
+/// The record of the memory behind the magic link `link`.
+pub fn of(link: &Path, name: &[u8], metadata: &Metadata) -> io::Result<Memfd> {
+    let seals = fcntl(&File::open(link)?, FcntlArg::F_GET_SEALS)? as u32;
+    let (mode, uid, gid) = (metadata.mode() & MODE, metadata.uid(), metadata.gid());
+    Ok(Memfd { name: name.to_vec(), seals, mode, uid, gid })
+}
+
+/// A descriptor of such memory; `None` when it is something else.
+pub fn capture(seen: &Seen, metadata: &Metadata, objects: &mut Objects) -> Option<Result<Object, Refusal>> {
+    let target = seen.target.as_os_str().as_bytes();
+    let Some(name) = name(&seen.target, metadata) else {
+        let huge = metadata.nlink() == 0 && target.starts_with(b"/memfd:");
+        return huge.then(|| Err(seen.refuse("memory in huge pages (MFD_HUGETLB) cannot be saved yet")));
+    };
+    if seen.is_inherited() {
+        return Some(Err(seen.refuse("its memory is shared with whoever has it outside of the program")));
+    }
+    let link = seen.link();
+    let object = objects.index(metadata, |object| {
+        object.memfd = Some(of(&link, name, metadata)?);
+        Ok(())
+    });
+    Some(
+        object
+            .reading(seen.pid, "memory of memfd_create(2)")
+            .map(|object| Object::Shared(SharedRecord { object })),
+    )
+}
+
+/// Makes it again: empty, of no size, without seals.
+pub fn create(record: &Memfd) -> io::Result<File> {
+    let name = std::ffi::CString::new(record.name.as_slice())?;
+    let kind = if record.seals & SEAL_EXEC != 0 && record.mode & 0o111 == 0 { NOEXEC_SEAL } else { EXEC };
+    let flags =
+        |more: u32| MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(more);
+    // Before Linux 6.3 there is neither.
+    let made = memfd_create(&*name, flags(kind)).or_else(|error| match error {
+        nix::errno::Errno::EINVAL => memfd_create(&*name, flags(0)),
+        error => Err(error),
+    });
+    Ok(File::from(made?))
+}
+
+/// Owner, mode and seals, when nothing is to be changed any more.
+pub fn finish(record: &Memfd, file: &File) -> io::Result<()> {
+    let now = file.metadata()?;
+    if (now.uid(), now.gid()) != (record.uid, record.gid) {
+        fchown(file, Some(record.uid), Some(record.gid))?;
+    }
+    if now.mode() & MODE != record.mode & MODE {
+        file.set_permissions(Permissions::from_mode(record.mode & MODE))?;
+    }
+    let missing = record.seals & !(fcntl(file, FcntlArg::F_GET_SEALS)? as u32);
+    if missing != 0 {
+        fcntl(file, FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(missing as i32)))?;
+    }
+    Ok(())
+}
+
+/// A description of its own of the object `shared`.
+pub fn reopen(shared: &OwnedFd, flags: u32, position: u64) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
+    let mut file = file::open(Path::new(&path), flags)?;
+    if flags & libc::O_PATH as u32 == 0 {
+        file.seek(SeekFrom::Start(position))?;
+    }
+    Ok(file.into())
+}

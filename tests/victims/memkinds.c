@@ -1,0 +1,33 @@
+/* memkinds CASE ROUNDS PERIOD_US: one kind of memory, set up once, changed and checked from inside in each round.
+ *
+ * Each page holds words that say whose they are; a model says which round wrote a page last. A line is the round and a
+ * digest of all that was seen; whatever is not as the program left it ends it with its name. */
+#include "memkinds.h"
+#include "memkinds_flags.h"
+#include "memkinds_memfd.h"
+
+static const struct memory_case table[] = {
+    {"memfd", memfd_set_up, memfd_round},
+    {"memfd_sealed", sealed_set_up, sealed_round},
+    {"memfd_shared", between_set_up, between_round},
+    {"flags", flags_set_up, flags_round},
+    {"everything_locked", locked_set_up, locked_round},
+};
+
+int main(int argc, char **argv)
+{
+    CHECK(argc > 1);
+    long rounds = number(argc, argv, 2, 300), period = number(argc, argv, 3, 2000);
+    const struct memory_case *one = table, *end = table + sizeof table / sizeof *table;
+    while (one < end && strcmp(one->name, argv[1]))
+        one++;
+    if (one == end)
+        fail("no case is called %s", argv[1]);
+    one->set_up();
+    for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
+        say(1, "%ld %016lx\n", round, one->round(round));
+        sleep_us(period);
+    }
+    return 0;
+}

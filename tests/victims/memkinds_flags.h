@@ -1,0 +1,135 @@
+/* Mappings with each of the flags that smaps shows, which have to stay; locked memory. */
+#ifndef MEMKINDS_FLAGS_H
+#define MEMKINDS_FLAGS_H
+#include "memkinds.h"
+
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 8
+#endif
+enum { EACH = 4 * PAGE, SYS_MSEAL = 462, ONFAULT = 1 };
+
+/* VmFlags of the mapping at `at` without what a tracker may add: watched for writes, written since. */
+static void flags_of(const void *at, char *out, size_t size)
+{
+    char line[4096], start[32];
+    int n = snprintf(start, sizeof start, "%lx-", (unsigned long)at), here = 0;
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    CHECK(smaps);
+    out[0] = 0;
+    while (fgets(line, sizeof line, smaps)) {
+        if (!strncmp(line, start, n))
+            here = 1;
+        if (!here || strncmp(line, "VmFlags:", 8))
+            continue;
+        for (char *word = strtok(line + 8, " \n"); word; word = strtok(NULL, " \n"))
+            if (strcmp(word, "uw") && strcmp(word, "um") && strcmp(word, "sd") && strlen(out) + 4 < size)
+                strcat(strcat(out, word), " ");
+        break;
+    }
+    fclose(smaps);
+    if (!here)
+        fail("no mapping begins at %p", at);
+}
+
+static struct flagged {
+    const char *what;
+    int map, advice, lock;
+    char *at, flags[200];
+} flagged[] = {
+    {.what = "plain"},
+    {.what = "DONTFORK", .advice = MADV_DONTFORK},
+    {.what = "DONTDUMP", .advice = MADV_DONTDUMP},
+    {.what = "WIPEONFORK", .advice = MADV_WIPEONFORK},
+    {.what = "HUGEPAGE", .advice = MADV_HUGEPAGE},
+    {.what = "NOHUGEPAGE", .advice = MADV_NOHUGEPAGE},
+    {.what = "MERGEABLE", .advice = MADV_MERGEABLE},
+    {.what = "SEQUENTIAL", .advice = MADV_SEQUENTIAL},
+    {.what = "RANDOM", .advice = MADV_RANDOM},
+    {.what = "NORESERVE", .map = MAP_NORESERVE},
+    {.what = "GROWSDOWN", .map = MAP_GROWSDOWN},
+    {.what = "LOCKED", .map = MAP_LOCKED},
+    {.what = "mlock", .lock = 1},
+    {.what = "mlock2 on fault", .lock = 2},
+    {.what = "DROPPABLE", .map = MAP_DROPPABLE},
+    {.what = "sealed", .lock = 3},
+};
+enum { FLAGGED = sizeof flagged / sizeof *flagged };
+static char *area;
+
+/* Each between two pieces that nobody may touch, so that none merges with another. */
+static void flags_set_up(void)
+{
+    area = map_it(2 * FLAGGED * EACH + EACH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    for (int i = 0; i < FLAGGED; i++) {
+        struct flagged *one = &flagged[i];
+        int type = one->map == MAP_DROPPABLE ? 0 : MAP_PRIVATE;
+        one->at = area + (2 * i + 1) * EACH;
+        char *at = mmap(one->at, EACH, PROT_READ | PROT_WRITE, type | one->map | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        if (at == MAP_FAILED && one->map == MAP_DROPPABLE)
+            at = mmap(one->at, EACH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        CHECK(at == one->at);
+        if (one->advice)
+            CHECK(madvise(at, EACH, one->advice) == 0 || errno == EINVAL);
+        if (one->lock == 1)
+            CHECK(mlock(at, EACH) == 0);
+        if (one->lock == 2)
+            CHECK(syscall(SYS_mlock2, at, EACH, ONFAULT) == 0);
+        if (one->lock == 3)
+            CHECK(syscall(SYS_MSEAL, at, EACH, 0) == 0 || errno == ENOSYS);
+        flags_of(at, one->flags, sizeof one->flags);
+    }
+}
+
+static uint64_t flags_round(long round)
+{
+    uint64_t sum = round;
+    for (int i = 0; i < FLAGGED; i++) {
+        struct flagged *one = &flagged[i];
+        char now[200];
+        flags_of(one->at, now, sizeof now);
+        if (strcmp(now, one->flags))
+            fail("%s: flags %s and not %s", one->what, now, one->flags);
+        uint64_t *words = (uint64_t *)one->at;
+        if (words[0] != (round == 1 ? 0 : mix(i, round - 1)) && one->map != MAP_DROPPABLE)
+            fail("%s: %lx in round %ld", one->what, words[0], round);
+        words[0] = mix(i, round);
+        for (const char *c = one->flags; *c; c++)
+            sum = mix(sum, *c);
+        if (strstr(one->flags, "sl "))
+            CHECK(munmap(one->at, EACH) < 0 && errno == EPERM);
+        /* On fault: what nobody has touched is not there. */
+        unsigned char there[EACH / PAGE];
+        CHECK(mincore(one->at, EACH, there) == 0);
+        if (one->lock == 1 || one->map == MAP_LOCKED)
+            CHECK(there[1] & there[2] & there[3] & 1);
+        if (one->lock == 2)
+            CHECK(!((there[1] | there[2] | there[3]) & 1));
+    }
+    return sum;
+}
+
+static char *locked_at, *untouchable;
+static char locked_flags[2][200];
+
+static void locked_set_up(void)
+{
+    locked_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    untouchable = map_it(PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    CHECK(mlockall(MCL_CURRENT) == 0);
+    flags_of(locked_at, locked_flags[0], 200);
+    flags_of(untouchable, locked_flags[1], 200);
+    CHECK(strstr(locked_flags[0], "lo ") && strstr(locked_flags[1], "lo "));
+}
+
+static uint64_t locked_round(long round)
+{
+    static struct model model = {8, {0}};
+    char now[200];
+    flags_of(locked_at, now, sizeof now);
+    CHECK(!strcmp(now, locked_flags[0]));
+    flags_of(untouchable, now, sizeof now);
+    CHECK(!strcmp(now, locked_flags[1]));
+    change(locked_at, &model, round);
+    return right("locked", locked_at, &model, PAGES);
+}
+#endif
