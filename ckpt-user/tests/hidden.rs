@@ -18,10 +18,15 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Handlers, an ignored signal, a pending one, an alternate stack, a timer, and four threads.
+/// Handlers, an ignored signal, a pending one, an alternate stack, a timer, settings by prctl(2), and four threads.
 const PROGRAM: &str = "
-import faulthandler, os, signal, threading, time
+import ctypes, faulthandler, os, signal, threading, time
 os.closerange(3, 1024)
+prctl = ctypes.CDLL(None).prctl
+prctl(1, signal.SIGURG) # PR_SET_PDEATHSIG
+prctl(28, 2) # PR_SET_SECUREBITS
+prctl(36, 1) # PR_SET_CHILD_SUBREAPER
+prctl(4, 0) # PR_SET_DUMPABLE
 faulthandler.enable()
 signal.signal(signal.SIGUSR1, lambda *_: None)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -18,7 +18,7 @@ const MCE_LATE: u32 = 0;
 const MCE_EARLY: u32 = 1;
 const MCE_DEFAULT: u32 = 2;
 
-/// Missing numbers are the kernel's defaults.
+/// What is known of a thread, from either source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     /// PR_SET_PDEATHSIG, 0 for none.
