@@ -106,6 +106,9 @@ pub struct Process {
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF; empty when none is set.
     #[prost(message, repeated, tag = "20")]
     pub timers: Vec<crate::task::timers::Timer>,
+    /// Guard pages of private mappings.
+    #[prost(message, repeated, tag = "40")]
+    pub guards: Vec<crate::memory::vma::Pages>,
 }
 
 impl Image {

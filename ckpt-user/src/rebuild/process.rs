@@ -70,6 +70,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let Mapped { record, mut remote, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
+    mappings::guard(&record, &mut remote).rebuilding(pid, "guard pages")?;
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
     descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
     if let Some(around) = &record.surroundings {
