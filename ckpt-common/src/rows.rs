@@ -95,6 +95,20 @@ pub struct UserPointers {
     pub atomic_flags: u64,
 }
 
+/// What a thread was told that /proc does not show, or only by a file more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TaskSettings {
+    /// `thread_info.flags`: `TIF_*` of this kernel.
+    pub thread_flags: u64,
+    /// Key of the memory policy, 0 for the default (`set_mempolicy`).
+    pub memory_policy: u64,
+    /// `SECBIT_*` (capabilities(7)).
+    pub securebits: u32,
+    /// Serial number of the session keyring, 0 for none.
+    pub session_keyring: i32,
+}
+
 /// What `restart_syscall(2)` would go on with; user space names the function and decodes the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -117,6 +131,8 @@ pub struct TaskRow {
     pub signals: TaskSignals,
     /// Addresses in user space.
     pub user: UserPointers,
+    /// What it was told.
+    pub settings: TaskSettings,
     /// An interrupted system call.
     pub restart: RestartBlock,
 }
@@ -176,6 +192,8 @@ pub struct ProcessRow {
     pub flags: u32,
     /// 1 for `PR_SET_CHILD_SUBREAPER`.
     pub child_subreaper: u32,
+    /// `mm_struct.flags`: `MMF_*` of this kernel, the lowest 64.
+    pub memory_flags: u64,
 }
 
 /// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).

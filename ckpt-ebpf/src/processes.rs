@@ -93,11 +93,16 @@ unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
             copy_memory_layout(&mut memory, mm)?;
         }
         rows.write(&memory)?;
-        write_group(rows, field(task, TASK_SIGNAL.load()))
+        write_group(rows, field(task, TASK_SIGNAL.load()))?;
+        let mut flags = 0u64;
+        if !mm.is_null() {
+            copy(&mut flags, mm, MM_FLAGS.load())?;
+        }
+        rows.write(&flags)
     }
 }
 
-/// The rest of a `ProcessRow`: what `signal_struct` holds.
+/// The part of a `ProcessRow` that `signal_struct` holds.
 #[inline(always)]
 unsafe fn write_group(rows: Rows, signal: *const c_void) -> Option<()> {
     #[derive(FromBytes, IntoBytes, Immutable)]

@@ -2,7 +2,7 @@
 use core::ffi::c_void;
 
 use ckpt_common::{
-    ABSENT, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds, TaskSignals, UserPointers,
+    ABSENT, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds, TaskSettings, TaskSignals, UserPointers,
 };
 use zerocopy::{FromBytes, FromZeros};
 
@@ -121,6 +121,7 @@ unsafe fn write_task(rows: Rows, task: *const c_void) -> Option<()> {
         })?;
         write_signals(rows, task)?;
         write_user_pointers(rows, task)?;
+        write_settings(rows, task)?;
         write_restart_block(rows, task)
     }
 }
@@ -154,6 +155,25 @@ unsafe fn write_user_pointers(rows: Rows, task: *const c_void) -> Option<()> {
         optional(&mut user.atomic_flags, task, TASK_ATOMIC_FLAGS.load())?;
     }
     rows.write(&user)
+}
+
+#[inline(always)]
+unsafe fn write_settings(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut settings = TaskSettings::new_zeroed();
+    // SAFETY: as in `write_ids`; what `cred` and the keyring point to is read with checks.
+    unsafe {
+        copy(&mut settings.thread_flags, task, TASK_THREAD_FLAGS.load())?;
+        optional(&mut settings.memory_policy, task, TASK_MEMPOLICY.load())?;
+        let cred = read::<u64>(task, TASK_CRED.load())? as *const c_void;
+        copy(&mut settings.securebits, cred, CRED_SECUREBITS.load())?;
+        if CRED_SESSION_KEYRING.load() != ABSENT && KEY_SERIAL.load() != ABSENT {
+            let keyring = read::<u64>(cred, CRED_SESSION_KEYRING.load())? as *const c_void;
+            if !keyring.is_null() {
+                copy(&mut settings.session_keyring, keyring, KEY_SERIAL.load())?;
+            }
+        }
+    }
+    rows.write(&settings)
 }
 
 #[inline(always)]

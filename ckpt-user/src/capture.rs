@@ -13,13 +13,17 @@ use crate::sys::sched;
 use crate::task::clock::{self, Shift};
 use crate::task::hidden::{Injector, ProcessState, ThreadState};
 use crate::task::iterators::Hidden;
+use crate::task::policy::Policy;
+use crate::task::posix_timers::{self, PosixTimer};
 use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    credentials, limits, registers, scheduling, settings, sharing, signals, sleep, surroundings, unsupported,
+    control, credentials, denials, limits, registers, scheduling, settings, sharing, signals, sleep,
+    surroundings, unsupported,
 };
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -69,6 +73,7 @@ pub fn capture(
         }
         processes.push(record);
     }
+    control::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
@@ -103,6 +108,7 @@ fn capture_process(
         Some(known) => known,
         None => injected_states(process, &mappings, injected)?,
     };
+    let asked = ask(process, &mappings, (&threads, &state), injected)?;
     let exe = dir.path("exe");
     let executable =
         std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
@@ -110,9 +116,12 @@ fn capture_process(
     let shared =
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
     let mut records = Vec::with_capacity(process.threads.len());
-    for (thread, state) in process.threads.iter().zip(&threads) {
-        records.push(capture_thread(process, thread, state).reading(pid, "a thread")?);
+    for ((thread, state), answers) in process.threads.iter().zip(&threads).zip(asked.threads) {
+        let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
+        (record.policy, record.denied) = answers;
+        records.push(record);
     }
+    let shared = posix_timers::without(shared, &asked.timers);
     Ok(Process {
         pid: pid.as_raw(),
         parent: process.parent.as_raw(),
@@ -129,12 +138,14 @@ fn capture_process(
         surroundings: Some(surroundings::capture(pid, &status)?),
         guards: Vec::new(),
         job_stop: job_stop(process.job_stop, &shared),
-        settings: Some(settings::capture(pid).reading(pid, "settings")?),
+        settings: Some(settings::capture(pid, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
         } else {
             state.timers.to_vec()
         },
+        posix_timers: asked.timers,
+        denied: asked.memory,
     })
 }
 
@@ -145,6 +156,102 @@ fn known_states(process: &FrozenProcess, hidden: &Hidden) -> Option<(Vec<ThreadS
     Some((threads.collect::<Option<_>>()?, state))
 }
 
+/// What only the process itself may ask.
+#[derive(Default)]
+struct Asked {
+    timers: Vec<PosixTimer>,
+    memory: Option<denials::Memory>,
+    /// In the order of the threads.
+    threads: Vec<(Option<Policy>, Option<denials::Instructions>)>,
+}
+
+/// Asks a process for the times of its POSIX timers, and for what it may have changed. Nothing is injected where there is
+/// nothing of the kind.
+fn ask(
+    process: &mut FrozenProcess,
+    mappings: &[memory::vma::Vma],
+    (states, state): (&[ThreadState], &ProcessState),
+    injected: &mut u64,
+) -> Result<Asked, Refusal> {
+    let pid = process.pid;
+    let tids: Vec<Pid> = process.threads.iter().map(|t| t.tid).collect();
+    let timers = posix_timers::shown(pid, &tids)?;
+    let mut asked = Asked { timers, memory: None, threads: vec![Default::default(); tids.len()] };
+    let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
+    if asked.timers.is_empty() && !state.may_be_denied && states.iter().all(is_plain) {
+        return Ok(asked);
+    }
+    let room = room(process, mappings)?;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    for (i, ((thread, own), answers)) in
+        process.threads.iter_mut().zip(states).zip(&mut asked.threads).enumerate()
+    {
+        let Some(mut stopped) = thread.stopped.take() else { continue };
+        if own.has_policy {
+            (answers.0, stopped) = injector.policy(stopped).reading(pid, "its memory policy")?;
+        }
+        if own.may_be_denied {
+            (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;
+        }
+        if i == 0 && state.may_be_denied {
+            (asked.memory, stopped) = injector.denied_memory(stopped).reading(pid, "its memory")?;
+        }
+        // Those of a handler, if a signal has come meanwhile.
+        thread.regs = stopped.regs().reading(pid, "registers")?;
+        thread.stopped = Some(stopped);
+    }
+    *injected += injector.count;
+    if !asked.timers.is_empty() {
+        time_timers(process, room, &mut asked.timers, injected)?;
+    }
+    Ok(asked)
+}
+
+/// Finds out what is left of POSIX timers, and which of them have rung.
+fn time_timers(
+    process: &mut FrozenProcess,
+    room: u64,
+    timers: &mut [PosixTimer],
+    injected: &mut u64,
+) -> Result<(), Refusal> {
+    /// A timer may ring between two looks, but each of them only once while nobody takes its signal.
+    const LOOKS: usize = 10;
+    let pid = process.pid;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    let mut seen = None;
+    for _ in 0..LOOKS {
+        let leader = &mut process.threads[0];
+        let Some(stopped) = leader.stopped.take() else { break };
+        let stopped = injector.timers(stopped, timers).reading(pid, "its POSIX timers")?;
+        leader.regs = stopped.regs().reading(pid, "registers")?;
+        leader.stopped = Some(stopped);
+        let mut waiting = BTreeSet::new();
+        for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
+            for shared in [false, true] {
+                let pending = stopped.pending(shared).reading(pid, "signals")?;
+                waiting.extend(pending.iter().filter_map(posix_timers::of_signal));
+            }
+        }
+        for timer in &mut *timers {
+            timer.due = waiting.contains(&timer.id);
+        }
+        if seen.replace(waiting.clone()) == Some(waiting) {
+            break;
+        }
+    }
+    *injected += injector.count;
+    Ok(())
+}
+
+/// Where code can be injected into a process.
+fn room(process: &FrozenProcess, mappings: &[memory::vma::Vma]) -> Result<u64, Refusal> {
+    let pid = process.pid;
+    let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
+    let vdso =
+        vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
+    inject::find_room(&process.memory, &vdso).reading(pid, "vdso")
+}
+
 /// What /proc does not show, by injected system calls.
 fn injected_states(
     process: &mut FrozenProcess,
@@ -152,10 +259,7 @@ fn injected_states(
     injected: &mut u64,
 ) -> Result<(Vec<ThreadState>, ProcessState), Refusal> {
     let pid = process.pid;
-    let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
-    let vdso =
-        vdso.ok_or_else(|| Refusal::unsupported(pid, "has no vdso", "nothing can be injected into it"))?;
-    let room = inject::find_room(&process.memory, &vdso).reading(pid, "vdso")?;
+    let room = room(process, mappings)?;
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
     let mut states = Vec::with_capacity(process.threads.len());
     let mut of_process = None;
@@ -199,6 +303,7 @@ fn capture_thread(
     process: &FrozenProcess,
     thread: &crate::freeze::FrozenThread,
     state: &ThreadState,
+    timers: &[PosixTimer],
 ) -> std::io::Result<Thread> {
     let gone = || std::io::Error::other("the thread was lost");
     let stopped = thread.stopped.as_ref().ok_or_else(gone)?;
@@ -206,16 +311,21 @@ fn capture_thread(
     let dir = ProcDir::thread(pid, thread.tid);
     let mut name = dir.bytes("comm")?;
     name.truncate(name.len().saturating_sub(1));
+    let status = dir.status()?;
+    let pending = posix_timers::without(stopped.pending(false)?, timers);
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,
         registers: Some(registers::capture(pid, stopped, &thread.regs)?),
-        signals: Some(signals::of_thread(stopped.sigmask()?, state, &stopped.pending(false)?)),
-        credentials: Some(credentials::capture(&dir.status()?)?),
+        signals: Some(signals::of_thread(stopped.sigmask()?, state, &pending)),
+        credentials: Some(credentials::capture(&status, state.control.securebits)?),
         scheduling: Some(scheduling::capture(pid, thread.tid)?),
         clear_child_tid: state.clear_child_tid,
         robust_list: sched::robust_list(thread.tid)?.0,
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
+        control: Some(control::capture(&state.control, &status)),
+        policy: None,
+        denied: None,
     })
 }
 

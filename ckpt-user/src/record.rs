@@ -106,6 +106,12 @@ pub struct Process {
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF; empty when none is set.
     #[prost(message, repeated, tag = "20")]
     pub timers: Vec<crate::task::timers::Timer>,
+    /// Those of timer_create(2), ascending by id.
+    #[prost(message, repeated, tag = "21")]
+    pub posix_timers: Vec<crate::task::posix_timers::PosixTimer>,
+    /// Kinds of memory that are denied to it.
+    #[prost(message, optional, tag = "22")]
+    pub denied: Option<crate::task::denials::Memory>,
     /// Guard pages of private mappings.
     #[prost(message, repeated, tag = "40")]
     pub guards: Vec<crate::memory::vma::Pages>,
@@ -153,6 +159,15 @@ pub struct Thread {
     /// The sleep that the checkpoint interrupted.
     #[prost(message, optional, tag = "9")]
     pub sleep: Option<crate::task::sleep::Sleep>,
+    /// What prctl(2) has set for it.
+    #[prost(message, optional, tag = "10")]
+    pub control: Option<crate::task::control::Control>,
+    /// From which nodes its memory comes; none: the default.
+    #[prost(message, optional, tag = "11")]
+    pub policy: Option<crate::task::policy::Policy>,
+    /// Instructions that are denied to it.
+    #[prost(message, optional, tag = "12")]
+    pub denied: Option<crate::task::denials::Instructions>,
 }
 
 /// Memory that several mappings share: saved once, under a space of its own.

@@ -10,6 +10,13 @@ use ckptbpf::memory::vma;
 use ckptbpf::record::Image;
 use ckptbpf::task::iterators::{Hidden, Kernel};
 use nix::unistd::Pid;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A tree is the program and whatever else this process has started: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Handlers, an ignored signal, a pending one, an alternate stack, a timer, and four threads.
 const PROGRAM: &str = "
@@ -107,6 +114,7 @@ fn smaps(pid: Pid) -> Vec<vma::Raw> {
 
 #[test]
 fn flags_of_mappings_are_those_of_smaps_and_smaps_is_not_read() {
+    let _alone = alone();
     let child =
         python(&format!("{MAPPINGS}\nordinary()\nprint('ready', flush=True)\nos.read(os.pipe()[0], 1)"));
     let pid = Pid::from_raw(child.id() as i32);
@@ -163,6 +171,7 @@ rare('minor', lambda: watched(4, 1 << 10, SHARED))
 
 #[test]
 fn a_flag_met_for_the_first_time_is_learnt_from_smaps_once() {
+    let _alone = alone();
     let program =
         format!("{MAPPINGS}{RARE}\nassert made\nprint('ready', flush=True)\nos.read(os.pipe()[0], 1)");
     let child = python(&program);
@@ -210,6 +219,7 @@ os.read(wait[0], 1)
 
 #[test]
 fn descriptors_shared_and_alike_are_told_apart_both_ways() {
+    let _alone = alone();
     let child = python(&format!("{MAPPINGS}\nordinary()\n{DESCRIPTORS}"));
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();
@@ -235,6 +245,7 @@ fn descriptors_shared_and_alike_are_told_apart_both_ways() {
 
 #[test]
 fn iterators_and_injected_calls_find_the_same() {
+    let _alone = alone();
     let child = python(PROGRAM);
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();

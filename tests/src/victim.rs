@@ -26,6 +26,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
     ("settings", "settings.c", THREADS),
+    ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{Holder, MODES, stepper, verb, walk_until};
+use ckpt_tests::scenario::{Holder, MODES, held, let_go, stepper, verb, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -113,7 +113,7 @@ fn one_thread_s_id_that_somebody_has_is_enough() {
         let sandbox = Sandbox::new("tid_in_use");
         let program = victim_cmd("threads16").args(["600", "3000"]);
         // The box's first ids: ckptbpf's own threads are not to take those of the program in a new namespace.
-        let mut job = Job::launch(&sandbox, &[], &program);
+        let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program.clone()));
         job.running().wait_for_output("\n3 ", SOON);
         let tasks = sandbox.see(format!("/proc/{}/task", job.program()).as_ref());
         let tids =
@@ -128,6 +128,7 @@ fn one_thread_s_id_that_somebody_has_is_enough() {
             "{}",
             job.running().stderr()
         );
+        let_go(&sandbox);
         job.wait(SOON).success();
         let expected = Expected::of(&sandbox, &program, None);
         assert_same("standard output", &expected.stdout, &job.stdout());
@@ -292,7 +293,7 @@ fn trees_come_back_inside_as_they_were() {
         let sandbox = Sandbox::new("inside_tree");
         let program = victim_cmd(name).args(args);
         let expected = Expected::of(&sandbox, &program, None);
-        let mut job = Job::launch(&sandbox, &[], &program);
+        let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
         let lines = |count| job.stdout().iter().filter(|&&byte| byte == b'\n').count() >= count;
         sandbox.wait_for("its first lines", SOON, || lines(10));
         let id = job.program();
@@ -305,6 +306,7 @@ fn trees_come_back_inside_as_they_were() {
         job.kill_all();
         holder.end();
         restart(&sandbox, &mut job, mode, false);
+        let_go(&sandbox);
         job.wait(SOON).success();
         assert_same(name, &expected.stdout, &job.stdout());
     }

@@ -50,6 +50,17 @@ def end(thread):
     signal.pthread_kill(thread.ident, signal.SIGUSR1)
     thread.join()
 
+child = []
+def fork_told():
+    child.append(os.fork())
+    if not child[0]:
+        must(libc.prctl(1, 10, 0, 0, 0))
+        os.write(told[1], b'x')
+        signal.pause()
+        os._exit(0)
+    os.read(told[0], 1)
+told = os.pipe()
+
 def undo():
     UNDO
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -142,8 +153,12 @@ rows! {
         ["descriptor ", "this device cannot be saved"];
     a_message_queue: "global keep\nkeep = must(libc.mq_open(b'/ckptbpf', os.O_RDWR | os.O_CREAT, 0o600, None))\nlibc.mq_unlink(b'/ckptbpf')",
         "os.close(keep)", ["descriptor "];
-    a_posix_timer: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(1, None, ctypes.byref(keep)))",
-        "must(libc.timer_delete(keep))", ["POSIX timers", "timer_create"];
+    a_timer_of_a_thread_s_time: "global keep, other\nother = in_a_thread(lambda: None)\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(3, None, ctypes.byref(keep)))",
+        "must(libc.timer_delete(keep)), end(other)", ["POSIX timer 0", "pthread_getcpuclockid"];
+    a_timer_that_wakes_the_machine: "global keep\nkeep = ctypes.c_void_p()\nmust(libc.timer_create(8, None, ctypes.byref(keep)))",
+        "must(libc.timer_delete(keep))", ["POSIX timer 0", "clock"];
+    a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
+        ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];

@@ -135,7 +135,7 @@ signal.set_wakeup_fd(written)
 count = {2: 0, 18: 0}
 def got(number, frame):
     count[number] += 1
-    print("%s%d" % ({2: "INT", 18: "CONT"}[number], count[number]), flush=True)
+    os.write(1, b"%s%d\n" % ({2: b"INT", 18: b"CONT"}[number], count[number]))
 signal.signal(signal.SIGINT, got)
 signal.signal(signal.SIGCONT, got)
 print("ready", flush=True)

@@ -14,7 +14,9 @@ use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
 use crate::task::proc::ProcDir;
-use crate::task::{credentials, limits, scheduling, settings, signals, surroundings};
+use crate::task::{
+    control, credentials, denials, limits, policy, scheduling, settings, signals, surroundings,
+};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -77,7 +79,8 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
         surroundings::rebuild(around, &mut remote).rebuilding(pid, "the working directory")?;
     }
     if let Some(wanted) = &record.settings {
-        settings::rebuild(wanted, remote_pid, &mut remote).rebuilding(pid, "its settings")?;
+        settings::rebuild(wanted, remote_pid, record.session != 0, &mut remote)
+            .rebuilding(pid, "its settings")?;
     }
     let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));
     limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, &mut remote)
@@ -90,6 +93,12 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
         own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
     }
     mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
+    if let Some(denied) = &record.denied {
+        denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;
+    }
+    if let Some(wanted) = &record.settings {
+        settings::rebuild_dumpable(wanted, &mut threads[0]).rebuilding(pid, "its settings")?;
+    }
     signals::rebuild_shared(&record.pending, &mut threads[0], pid as u64)
         .rebuilding(pid, "the pending signals")?;
     Ok(RebuiltProcess { record, threads, gadget, watch, pidfd })
@@ -167,7 +176,6 @@ fn threads(record: &Process, leader: Remote) -> Result<Vec<Remote>, RebuildError
 fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Result<()> {
     let name = remote.string(&thread.name)?;
     remote.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0])?;
-    remote.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0])?;
     remote.call(libc::SYS_set_tid_address, &[thread.clear_child_tid])?;
     if thread.robust_list != 0 {
         const HEAD_LEN: u64 = 24;
@@ -179,11 +187,16 @@ fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Resu
     if let Some(wanted) = &thread.scheduling {
         scheduling::rebuild(wanted, remote)?;
     }
+    let own = thread.control.clone().unwrap_or_default();
+    control::rebuild(&own, remote)?;
+    policy::rebuild(thread.policy.as_ref(), remote)?;
     if let Some(wanted) = &thread.credentials {
-        let bounding = ProcDir::process(remote.pid()).status()?.hex("CapBnd")?;
-        credentials::rebuild(wanted, remote, bounding)?;
-        // Changing ids takes dumpability away; the program had it (prctl(2), PR_SET_DUMPABLE).
-        remote.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0])?;
+        let current = ProcDir::process(remote.pid()).status()?;
+        credentials::rebuild(wanted, remote, &current)?;
+    }
+    control::rebuild_last(&own, remote)?;
+    if let Some(denied) = &thread.denied {
+        denials::rebuild_thread(denied, remote)?;
     }
     if let Some(rseq) = thread.registers.as_ref().and_then(|r| r.rseq.as_ref()) {
         let (size, signature) = (u64::from(rseq.size), u64::from(rseq.signature));

@@ -8,7 +8,7 @@ use crate::sys::inject::Call;
 use crate::sys::ptrace::Stopped;
 use crate::task::clock::Shift;
 use crate::task::registers::Registers;
-use crate::task::{signals, sleep, timers};
+use crate::task::{posix_timers, signals, sleep, timers};
 use std::io;
 
 /// Runs every process; children first, so that no parent sees a child that is not there yet.
@@ -55,6 +55,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let scratch = process.threads[0].scratch();
     timers::rebuild(&process.record.timers, &mut process.threads[0])?;
     let shift = Shift::of(process.pid())?;
+    posix_timers::rebuild(&process.record.posix_timers, &mut process.threads[0], shift)?;
     let mut wanted = Vec::with_capacity(process.threads.len());
     for (thread, remote) in process.record.threads.iter().zip(&mut process.threads) {
         let regs = registers_of(thread)?.regs()?;

@@ -26,9 +26,12 @@ pub struct Credentials {
     pub ambient: u64,
     #[prost(bool, tag = "9")]
     pub no_new_privileges: bool,
+    /// `SECBIT_*`, PR_SET_KEEPCAPS among them.
+    #[prost(uint32, tag = "10")]
+    pub securebits: u32,
 }
 
-pub fn capture(status: &Status) -> io::Result<Credentials> {
+pub fn capture(status: &Status, securebits: u32) -> io::Result<Credentials> {
     Ok(Credentials {
         uids: status.numbers("Uid")?,
         gids: status.numbers("Gid")?,
@@ -39,6 +42,7 @@ pub fn capture(status: &Status) -> io::Result<Credentials> {
         bounding: status.hex("CapBnd")?,
         ambient: status.hex("CapAmb")?,
         no_new_privileges: status.decimal("NoNewPrivs")? != 0,
+        securebits,
     })
 }
 
@@ -53,25 +57,23 @@ impl Credentials {
     }
 }
 
-/// Gives the calling skeleton thread the recorded identity. `current_bounding` is the set it has.
-pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current_bounding: u64) -> io::Result<()> {
+/// `SECBIT_KEEP_CAPS`, which needs no right.
+const KEEP_CAPS: u32 = 1 << 4;
+
+/// Gives the calling skeleton thread the recorded identity; `current` is its status.
+pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> io::Result<()> {
     const KEEPCAPS: u64 = libc::PR_SET_KEEPCAPS as u64;
     const CAPBSET_DROP: u64 = libc::PR_CAPBSET_DROP as u64;
     let (uids, gids) = wanted.ids()?;
     let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let bits = remote.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0])? as u32;
+    let (bounding, permitted) = (current.hex("CapBnd")?, current.hex("CapPrm")?);
     let groups_at = remote.data(&groups)?;
-    // struct __user_cap_header_struct (version 3) and two __user_cap_data_structs: capset(2).
-    let mut caps = 0x2008_0522u32.to_le_bytes().to_vec();
-    caps.extend(0u32.to_le_bytes());
-    for shift in [0, 32] {
-        for set in [wanted.effective, wanted.permitted, wanted.inheritable] {
-            caps.extend(((set >> shift) as u32).to_le_bytes());
-        }
-    }
-    let caps_at = remote.data(&caps)?;
+    let all_at = remote.data(&sets(permitted, permitted, wanted.inheritable))?;
+    let wanted_at = remote.data(&sets(wanted.effective, wanted.permitted, wanted.inheritable))?;
     let id = |v: u32| u64::from(v);
     let mut calls = vec![Call::new(libc::SYS_prctl, &[KEEPCAPS, 1, 0, 0, 0])];
-    for cap in (0..64u64).filter(|c| current_bounding & !wanted.bounding & 1 << c != 0) {
+    for cap in (0..64u64).filter(|c| bounding & !wanted.bounding & 1 << c != 0) {
         calls.push(Call::new(libc::SYS_prctl, &[CAPBSET_DROP, cap, 0, 0, 0]));
     }
     calls.extend([
@@ -80,13 +82,20 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current_bounding: u64)
         Call::new(libc::SYS_setresuid, &[id(uids[0]), id(uids[1]), id(uids[2])]),
         Call::new(libc::SYS_setfsgid, &[id(gids[3])]),
         Call::new(libc::SYS_setfsuid, &[id(uids[3])]),
-        Call::new(libc::SYS_capset, &[caps_at, caps_at + 8]),
-        Call::new(libc::SYS_prctl, &[KEEPCAPS, 0, 0, 0, 0]),
+        // Other ids have taken the effective set away, which ambient capabilities and secure bits need.
+        Call::new(libc::SYS_capset, &[all_at, all_at + 8]),
     ]);
     for cap in (0..64u64).filter(|c| wanted.ambient & 1 << c != 0) {
         const AMBIENT_RAISE: u64 = libc::PR_CAP_AMBIENT_RAISE as u64;
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, AMBIENT_RAISE, cap, 0, 0]));
     }
+    let secure = if (bits ^ wanted.securebits) & !KEEP_CAPS != 0 {
+        [libc::PR_SET_SECUREBITS as u64, u64::from(wanted.securebits), 0, 0, 0]
+    } else {
+        [KEEPCAPS, u64::from(wanted.securebits & KEEP_CAPS != 0), 0, 0, 0]
+    };
+    calls.push(Call::new(libc::SYS_prctl, &secure));
+    calls.push(Call::new(libc::SYS_capset, &[wanted_at, wanted_at + 8]));
     if wanted.no_new_privileges {
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]));
     }
@@ -97,4 +106,16 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current_bounding: u64)
         }
     }
     Ok(())
+}
+
+/// `struct __user_cap_header_struct` (version 3) and two `__user_cap_data_struct`s: capset(2).
+fn sets(effective: u64, permitted: u64, inheritable: u64) -> Vec<u8> {
+    let mut bytes = 0x2008_0522u32.to_le_bytes().to_vec();
+    bytes.extend(0u32.to_le_bytes());
+    for shift in [0, 32] {
+        for set in [effective, permitted, inheritable] {
+            bytes.extend(((set >> shift) as u32).to_le_bytes());
+        }
+    }
+    bytes
 }

@@ -5,6 +5,11 @@
 //! where BPF is not to be had, system calls injected into the stopped threads ([`Injector`], below). Both give
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
+use super::control::Known;
+use super::denials::{ARCH_GET_CPUID, Instructions, Memory, PR_GET_MDWE};
+use super::policy::{NODE_BITS, NODES, Policy};
+use super::posix_timers::{self, PosixTimer};
+use super::proc::ProcDir;
 use super::timers::Timer;
 use crate::sys::inject::{self, Call};
 use crate::sys::mem::Forced;
@@ -23,6 +28,12 @@ pub struct ThreadState {
     pub altstack: (u64, i32, u64),
     /// Address that the kernel clears and wakes when the thread ends (set_tid_address(2)), 0 for none.
     pub clear_child_tid: u64,
+    /// What prctl(2) has set.
+    pub control: Known,
+    /// Whether it has, or may have, a memory policy that is not the default.
+    pub has_policy: bool,
+    /// Whether instructions of its are, or may be, denied.
+    pub may_be_denied: bool,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -35,6 +46,12 @@ pub struct ProcessState {
     pub brk: u64,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     pub timers: [Timer; 3],
+    /// PR_SET_DUMPABLE: 0 no, 1 yes, 2 for root alone.
+    pub dumpable: u32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub subreaper: bool,
+    /// Whether kinds of memory are, or may be, denied.
+    pub may_be_denied: bool,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -88,12 +105,63 @@ impl Injector<'_> {
         let (stack, thread) = self.reading(thread, 24, |at| (libc::SYS_sigaltstack, vec![0, at]))?;
         let (tid, thread) =
             self.reading(thread, 8, |at| (libc::SYS_prctl, vec![PR_GET_TID_ADDRESS, at, 0, 0, 0]))?;
+        let (death, thread) = self
+            .reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_PDEATHSIG as u64, at, 0, 0, 0]))?;
+        let (securebits, thread) =
+            self.call(thread, libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0])?;
+        const FLAGS: usize = 9;
+        let flags = ProcDir::process(thread.tid()).stat()?.number(FLAGS) as u32;
+        let control = Known { parent_death: word(&death) as u32, flags, securebits: securebits as u32 };
         let state = ThreadState {
+            control,
+            has_policy: true,
+            may_be_denied: true,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
             clear_child_tid: word(&tid),
             restart: None,
         };
         Ok((state, thread))
+    }
+
+    /// What is left of POSIX timers, and their intervals.
+    pub fn timers(&mut self, thread: Stopped, timers: &mut [PosixTimer]) -> io::Result<Stopped> {
+        let mut thread = thread;
+        for timer in timers {
+            let id = u64::from(timer.id);
+            let (bytes, back) = self.reading(thread, 32, |at| (libc::SYS_timer_gettime, vec![id, at]))?;
+            (timer.interval, timer.left) = posix_timers::times(&bytes);
+            thread = back;
+        }
+        Ok(thread)
+    }
+
+    /// The thread's memory policy, none for the default.
+    pub fn policy(&mut self, thread: Stopped) -> io::Result<(Option<Policy>, Stopped)> {
+        const NUMBER: i64 = libc::SYS_get_mempolicy;
+        // A kernel without NUMA has no such call, and no policy.
+        let (known, thread) = self.call(thread, NUMBER, &[0, 0, 0, 0, 0])?;
+        if known == -i64::from(libc::ENOSYS) {
+            return Ok((None, thread));
+        }
+        let ask = |at| (NUMBER, vec![at, at + 8, NODE_BITS, 0, 0]);
+        let (bytes, thread) = self.reading(thread, 8 + NODES, ask)?;
+        Ok((Policy::read(word(&bytes[..4]) as u32, &bytes[8..]), thread))
+    }
+
+    /// The instructions that are denied to the thread, if any are.
+    pub fn instructions(&mut self, thread: Stopped) -> io::Result<(Option<Instructions>, Stopped)> {
+        let (counter, thread) =
+            self.reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_TSC as u64, at, 0, 0, 0]))?;
+        let (cpuid, thread) = self.call(thread, libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])?;
+        Ok((Instructions::read(word(&counter) as u32, cpuid), thread))
+    }
+
+    /// The kinds of memory that are denied to the process, if any are.
+    pub fn denied_memory(&mut self, thread: Stopped) -> io::Result<(Option<Memory>, Stopped)> {
+        let (executable, thread) = self.call(thread, libc::SYS_prctl, &[PR_GET_MDWE, 0, 0, 0, 0])?;
+        let huge_pages = [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0];
+        let (huge_pages, thread) = self.call(thread, libc::SYS_prctl, &huge_pages)?;
+        Ok((Memory::read(executable, huge_pages), thread))
     }
 
     /// Reads the process's state through one of its threads.
@@ -117,7 +185,16 @@ impl Injector<'_> {
             *timer = Timer { interval: nanoseconds(0), left: nanoseconds(16) };
         }
         let (brk, thread) = self.call(thread, libc::SYS_brk, &[0])?;
-        Ok((ProcessState { actions, brk: brk as u64, timers }, thread))
+        let (dumpable, thread) =
+            self.call(thread, libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0])?;
+        let (subreaper, thread) = self.reading(thread, 4, |at| {
+            (libc::SYS_prctl, vec![libc::PR_GET_CHILD_SUBREAPER as u64, at, 0, 0, 0])
+        })?;
+        let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
+        Ok((
+            ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper, may_be_denied: true },
+            thread,
+        ))
     }
 }
 

@@ -4,6 +4,8 @@
 //! refuses a part costs one warning and the fallback (injected system calls).
 
 use super::clock;
+use super::control::Known;
+use super::denials;
 use super::hidden::{ProcessState, ThreadState, altstack};
 use super::timers::Timer;
 use crate::freeze::rewind::{Wait, Waits};
@@ -239,8 +241,14 @@ impl Iterators {
         let mut processes = HashMap::new();
         for row in self.bpf.processes()? {
             let (Some(pid), Some(actions)) = (own(row.tgid), actions.get(&row.tgid)) else { continue };
-            let state =
-                ProcessState { actions: actions.clone(), brk: row.memory.brk, timers: timers(pid, &row) };
+            let state = ProcessState {
+                actions: actions.clone(),
+                brk: row.memory.brk,
+                timers: timers(pid, &row),
+                dumpable: row.memory_flags as u32 & MMF_DUMPABLE,
+                subreaper: row.child_subreaper != 0,
+                may_be_denied: denials::of_process(row.memory_flags),
+            };
             processes.insert(pid, state);
         }
         Ok(Hidden { threads, processes, ..Hidden::default() })
@@ -313,6 +321,13 @@ impl Iterators {
         ThreadState {
             altstack: altstack(signals.stack_base, signals.stack_flags as i32, signals.stack_size),
             clear_child_tid: row.user.clear_child_tid,
+            control: Known {
+                parent_death: row.ids.pdeath_signal,
+                flags: row.ids.flags,
+                securebits: row.settings.securebits,
+            },
+            may_be_denied: denials::of_thread(row.settings.thread_flags),
+            has_policy: row.settings.memory_policy != 0,
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }
     }
@@ -353,6 +368,9 @@ fn raws(pid: Pid, name: &str) -> io::Result<Vec<Raw>> {
     raws.retain(|raw| raw.name != "[vsyscall]");
     Ok(raws)
 }
+
+/// `MMF_DUMPABLE_MASK`.
+const MMF_DUMPABLE: u32 = 3;
 
 /// SA_IMMUTABLE, SA_X32_ABI, SA_IA32_ABI: the kernel's own (arch/x86/include/asm/signal.h), never shown.
 const KERNEL_FLAGS: u64 = 0x0380_0000;

@@ -1,11 +1,15 @@
 //! One file per piece of a task: its record, how it is captured and how it is rebuilt.
 
 pub mod clock;
+pub mod control;
 pub mod credentials;
+pub mod denials;
 pub mod hidden;
 pub mod iterators;
 pub mod limits;
 pub mod outside;
+pub mod policy;
+pub mod posix_timers;
 pub mod proc;
 pub mod registers;
 pub mod scheduling;

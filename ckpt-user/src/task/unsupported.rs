@@ -45,9 +45,6 @@ pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Re
             }
         }
     }
-    if dir.text("timers").is_ok_and(|t| !t.trim().is_empty()) {
-        return Err(Refusal::unsupported(pid, "has POSIX timers", "timer_create(2) is not supported yet"));
-    }
     if dir.text("personality").is_ok_and(|p| u32::from_str_radix(p.trim(), 16).is_ok_and(|p| p & 0xff != 0)) {
         return Err(Refusal::unsupported(pid, "has another execution domain", "personality(2) is not Linux"));
     }

@@ -1,0 +1,241 @@
+//! POSIX timers of a process (timer_create(2)).
+//!
+//! /proc/PID/timers shows who they are; what is left of their time only the process itself may ask (timer_gettime(2)), so
+//! a system call is injected for each. A timer whose signal waits to be taken is not running: the kernel starts it again
+//! when the signal is taken. That signal is not saved; the timer is made to ring at once instead.
+
+use super::clock::Shift;
+use super::proc::ProcDir;
+use crate::refusal::{Reading, Refusal};
+use crate::sys::inject::Call;
+use crate::sys::remote::Remote;
+use nix::unistd::Pid;
+use std::io;
+
+const SECOND: u64 = 1_000_000_000;
+const SIGEV_THREAD_ID: u32 = 4;
+/// The clock of the thread that has made the timer: CLOCK_THREAD_CPUTIME_ID as the kernel keeps it.
+const OWN_THREAD: i32 = -2;
+/// CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI.
+const CLOCKS: [i32; 4] = [0, 1, 7, 11];
+/// The last three bits of a clock that is a descriptor (`CLOCKFD`).
+const DESCRIPTOR: i32 = 3;
+
+/// One timer; times in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct PosixTimer {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(sint32, tag = "2")]
+    pub clock: i32,
+    /// SIGEV_SIGNAL 0, SIGEV_NONE 1, SIGEV_THREAD 2, SIGEV_THREAD_ID 4.
+    #[prost(uint32, tag = "3")]
+    pub notify: u32,
+    #[prost(uint32, tag = "4")]
+    pub signal: u32,
+    #[prost(fixed64, tag = "5")]
+    pub value: u64,
+    /// With SIGEV_THREAD_ID.
+    #[prost(uint32, tag = "6")]
+    pub thread: u32,
+    /// 0: rings once.
+    #[prost(uint64, tag = "7")]
+    pub interval: u64,
+    /// Until it rings next; 0: not armed.
+    #[prost(uint64, tag = "8")]
+    pub left: u64,
+    /// It has rung, and its signal waits to be taken.
+    #[prost(bool, tag = "9")]
+    pub due: bool,
+}
+
+/// The timers of a process without their times.
+///
+/// # Errors
+/// Named: clocks and threads that cannot be had again.
+pub fn shown(pid: Pid, threads: &[Pid]) -> Result<Vec<PosixTimer>, Refusal> {
+    let Ok(text) = ProcDir::process(pid).text("timers") else { return Ok(Vec::new()) };
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "cannot understand /proc/PID/timers");
+    let timers = parse(&text).ok_or_else(invalid).reading(pid, "timers")?;
+    for timer in &timers {
+        let what = || format!("has POSIX timer {} (timer_create(2))", timer.id);
+        let refused = |reason: &str| Err(Refusal::unsupported(pid, what(), reason));
+        if timer.clock == OWN_THREAD && threads.len() > 1 {
+            return refused("whose thread's CPU time it follows is not known; use pthread_getcpuclockid(3)");
+        }
+        if !CLOCKS.contains(&timer.clock) && (timer.clock >= 0 || timer.clock & 7 == DESCRIPTOR) {
+            return refused("timers on this clock are not supported");
+        }
+        let is_thread = |t: &Pid| t.as_raw() as u32 == timer.thread;
+        if timer.notify & SIGEV_THREAD_ID != 0 && !threads.iter().any(is_thread) {
+            return refused("the thread that it signals has ended");
+        }
+    }
+    Ok(timers)
+}
+
+/// Entries of four lines, ascending by id.
+fn parse(text: &str) -> Option<Vec<PosixTimer>> {
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in text.lines() {
+        let (name, value) = line.split_once(':')?;
+        let value = value.trim();
+        if name == "ID" {
+            timers.push(PosixTimer { id: value.parse().ok()?, ..PosixTimer::default() });
+            continue;
+        }
+        let timer = timers.last_mut()?;
+        match name {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/')?;
+                timer.signal = signal.parse().ok()?;
+                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).ok()?;
+            }
+            "notify" => {
+                let (kind, who) = value.split_once('/')?;
+                let kind = ["signal", "none", "thread"].iter().position(|k| *k == kind)?;
+                let (whom, number) = who.split_once('.')?;
+                timer.notify = kind as u32;
+                if whom == "tid" {
+                    timer.notify |= SIGEV_THREAD_ID;
+                    timer.thread = number.parse().ok()?;
+                }
+            }
+            "ClockID" => timer.clock = value.parse().ok()?,
+            _ => {}
+        }
+    }
+    timers.sort_unstable_by_key(|t| t.id);
+    Some(timers)
+}
+
+/// `struct itimerspec` as timer_gettime(2) writes it: interval and time left, nanoseconds.
+pub fn times(bytes: &[u8]) -> (u64, u64) {
+    let word = |i: usize| bytes.iter().skip(8 * i).take(8).rev().fold(0u64, |w, &b| w << 8 | u64::from(b));
+    let time = |i: usize| word(i).saturating_mul(SECOND).saturating_add(word(i + 1));
+    (time(0), time(2))
+}
+
+/// Which timer a queued signal is of, if of one.
+pub fn of_signal(info: &[u8; 128]) -> Option<u32> {
+    const SI_TIMER: i32 = -2;
+    let word = |i: usize| i32::from_le_bytes([info[i], info[i + 1], info[i + 2], info[i + 3]]);
+    (word(8) == SI_TIMER).then(|| word(16) as u32)
+}
+
+/// Leaves out the signals of timers that ring again by themselves.
+pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer]) -> Vec<[u8; 128]> {
+    let of = |info: &[u8; 128]| of_signal(info).is_some_and(|id| timers.iter().any(|t| t.id == id));
+    pending.into_iter().filter(|info| !of(info)).collect()
+}
+
+/// Makes the timers and arms them; the clocks of the process have begun to run. Its signals are all blocked.
+pub fn rebuild(timers: &[PosixTimer], remote: &mut Remote, shift: Shift) -> io::Result<()> {
+    let mut next = 0;
+    for timer in timers {
+        create(timer, next, remote)?;
+        next = timer.id + 1;
+        let (absolute, at) = first_ring(timer, shift);
+        let words = [timer.interval / SECOND, timer.interval % SECOND, at / SECOND, at % SECOND];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let new = remote.data(&bytes)?;
+        let id = u64::from(timer.id);
+        remote.call(libc::SYS_timer_settime, &[id, u64::from(absolute), new, 0])?;
+    }
+    Ok(())
+}
+
+/// When it rings first: an absolute time, or one from now on; 0 never.
+fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
+    if !timer.due {
+        return (false, timer.left);
+    }
+    let now = match timer.clock {
+        libc::CLOCK_REALTIME | libc::CLOCK_TAI => super::clock::now(timer.clock),
+        clock => shift.now(clock),
+    };
+    // A ring that is just over, so that the later ones come when they would have come.
+    let last = now.map(|now| now + timer.left as i64 - timer.interval as i64);
+    match last.filter(|&t| timer.interval != 0 && t > 0) {
+        Some(last) => (true, last as u64),
+        None => (false, 1),
+    }
+}
+
+/// Makes one timer; the kernel gives the next one `next` by itself.
+fn create(timer: &PosixTimer, next: u32, remote: &mut Remote) -> io::Result<()> {
+    /// From here on it is cheaper to ask for the number, where the kernel can be asked.
+    const NEAR: u32 = 64;
+    const MOST: u32 = 1 << 20;
+    const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+    let exact = |remote: &mut Remote, on: u64| {
+        remote.call(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0]).is_ok()
+    };
+    let asked = timer.id - next > NEAR && exact(remote, 1);
+    if !asked && timer.id - next > MOST {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("POSIX timer {}: this kernel gives no such number to a new timer", timer.id),
+        ));
+    }
+    if !asked {
+        skip(next..timer.id, remote)?;
+    }
+    // struct sigevent: value, signal, notification, thread.
+    let mut event = timer.value.to_le_bytes().to_vec();
+    event.extend([timer.signal, timer.notify, timer.thread].iter().flat_map(|w| w.to_le_bytes()));
+    event.resize(64, 0);
+    let event = remote.data(&event)?;
+    let id_at = remote.data(&timer.id.to_le_bytes())?;
+    let made =
+        remote.run(&[Call::new(libc::SYS_timer_create, &[timer.clock as i64 as u64, event, id_at])])?[0];
+    if made < 0 {
+        let error = io::Error::from_raw_os_error(-made as i32);
+        return Err(io::Error::new(error.kind(), format!("POSIX timer {}: {error}", timer.id)));
+    }
+    let mut id = [0; 4];
+    remote.read(id_at, &mut id)?;
+    if asked {
+        exact(remote, 0);
+    }
+    match u32::from_le_bytes(id) {
+        id if id == timer.id => Ok(()),
+        id => Err(io::Error::other(format!("POSIX timer {} became timer {id}", timer.id))),
+    }
+}
+
+/// Uses up numbers: timers that are made and deleted again.
+fn skip(ids: std::ops::Range<u32>, remote: &mut Remote) -> io::Result<()> {
+    let ids: Vec<u32> = ids.collect();
+    for some in ids.chunks(256) {
+        let at = remote.data(&[0; 8])?;
+        let pair = |&id: &u32| {
+            let monotonic = libc::CLOCK_MONOTONIC as u64;
+            [
+                Call::new(libc::SYS_timer_create, &[monotonic, 0, at]),
+                Call::new(libc::SYS_timer_delete, &[u64::from(id)]),
+            ]
+        };
+        let calls: Vec<Call> = some.iter().flat_map(pair).collect();
+        if let Some(error) = remote.run(&calls)?.into_iter().find(|&r| r < 0) {
+            return Err(io::Error::from_raw_os_error(-error as i32));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_entry_is_understood() {
+        let text = "ID: 7\nsignal: 34/00007fff86e452a8\nnotify: signal/tid.2634\nClockID: 1\n\
+                    ID: 2\nsignal: 14/0000000000000002\nnotify: none/pid.2634\nClockID: -6\n";
+        let timers = parse(text).unwrap();
+        let first = PosixTimer { id: 2, clock: -6, notify: 1, signal: 14, value: 2, ..PosixTimer::default() };
+        let second = PosixTimer { id: 7, clock: 1, notify: 4, signal: 34, ..PosixTimer::default() };
+        assert_eq!(timers, [first, PosixTimer { value: 0x7fff_86e4_52a8, thread: 2634, ..second }]);
+        assert_eq!(parse("ID: x\n"), None);
+    }
+}

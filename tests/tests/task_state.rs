@@ -1,0 +1,91 @@
+//! What a program has told the kernel about its threads comes back as the program itself sees it, eagerly and lazily, with
+//! eBPF and without.
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{MODES, Survival, survive};
+use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+
+fn survives(name: &str, case: &str, options: &[&str]) {
+    let program = victim_cmd("taskstate").args([case, "400", "3000"]);
+    survive(&Survival { rounds: 4, options, ..Survival::of(name, program) });
+}
+
+#[test]
+fn what_prctl_sets_for_each_thread_and_for_all() {
+    survives("controls", "controls", &[]);
+}
+
+#[test]
+fn what_prctl_sets_by_injected_calls() {
+    survives("controls_injected", "controls", &["--no-bpf"]);
+}
+
+#[test]
+fn threads_with_different_ids() {
+    survives("thread_ids", "ids", &[]);
+}
+
+#[test]
+fn a_parent_s_death_is_told_and_orphans_come_to_the_subreaper() {
+    survives("parent_death", "death", &[]);
+}
+
+#[test]
+fn posix_timers_of_every_kind() {
+    survives("posix_timers", "timers", &[]);
+}
+
+#[test]
+fn posix_timers_without_bpf() {
+    survives("posix_timers_injected", "timers", &["--no-bpf"]);
+}
+
+#[test]
+fn instructions_and_memory_that_are_denied() {
+    survives("denials", "denials", &[]);
+}
+
+#[test]
+fn denials_without_bpf() {
+    survives("denials_injected", "denials", &["--no-bpf"]);
+}
+
+#[test]
+fn queued_signals_keep_their_order_and_contents() {
+    survives("queued_signals", "queued", &[]);
+}
+
+#[test]
+fn memory_policies_of_threads() {
+    survives("memory_policy", "policy", &[]);
+}
+
+#[test]
+fn memory_policies_without_bpf() {
+    survives("memory_policy_injected", "policy", &["--no-bpf"]);
+}
+
+/// What no call sets: a limitation, and it is asserted what happens instead.
+#[test]
+fn cpu_time_begins_anew_after_a_restart() {
+    const SOON: Duration = Duration::from_secs(30);
+    let sandbox = Sandbox::new("cpu_time");
+    let program = "import os, time
+while time.process_time() < 1: pass
+print('burnt', sum(os.times()[:2]) > 0.9, flush=True)
+while time.process_time() >= 1: time.sleep(0.01)
+print('anew', sum(os.times()[:2]) < 0.9, time.thread_time() < 1, flush=True)
+while True: time.sleep(0.01)
+";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", program]);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("burnt True\n", SOON);
+    job.checkpoint();
+    for mode in MODES {
+        job.kill_all();
+        job.restart_at(1, *mode, &[]);
+        job.running().wait_for_output("anew True True\n", SOON);
+    }
+    job.kill_all();
+}

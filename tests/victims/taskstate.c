@@ -1,0 +1,609 @@
+/* taskstate CASE STEPS PERIOD_US: state of tasks that prctl(2) and its kin set, to values that nobody has by chance.
+ *
+ * Each step looks at all of it from inside, and prints it with a checksum of all steps so far; what a step sees that the
+ * first did not see ends the program with both. What a kernel or a container does not allow is said to standard error
+ * ("cannot: …"), the same way in every run. */
+#include "victim.h"
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+static char shown[8192];
+static size_t length;
+
+__attribute__((format(printf, 1, 2))) static void show(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    length += vsnprintf(shown + length, sizeof shown - length, format, args);
+    va_end(args);
+    CHECK(length < sizeof shown);
+}
+
+/* Sets what may not be allowed here. */
+static void may(const char *what, long result)
+{
+    if (result != 0)
+        say(2, "cannot: %s (%s)\n", what, strerror(errno));
+}
+
+static void show_status(pid_t tid, const char *field)
+{
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+    FILE *status = fopen(path, "r");
+    CHECK(status);
+    while (fgets(line, sizeof line, status))
+        if (strncmp(line, field, strlen(field)) == 0)
+            show("%s", line);
+    fclose(status);
+}
+
+/* --- prctl: every thread and the process ------------------------------------------------------------------------- */
+
+enum { THREADS = 3 };
+static pthread_barrier_t begin, end;
+static char of_thread[THREADS][1024];
+
+static const struct own {
+    int death, securebits, machine_check, slack;
+    const char *name;
+} own[THREADS] = {
+    {SIGURG, 0, PR_MCE_KILL_EARLY, 70001, "first (1) R"},
+    {37 /* a real-time one */, SECBIT_NOROOT | SECBIT_NO_SETUID_FIXUP_LOCKED, PR_MCE_KILL_LATE, 80001, "second"},
+    {0, SECBIT_KEEP_CAPS | SECBIT_NO_CAP_AMBIENT_RAISE, PR_MCE_KILL_DEFAULT, 90001, "third"},
+};
+
+static void set_own(int i)
+{
+    const struct own *mine = own + i;
+    CHECK(prctl(PR_SET_NAME, mine->name) == 0);
+    CHECK(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, mine->machine_check, 0, 0) == 0);
+    CHECK(prctl(PR_SET_TIMERSLACK, mine->slack) == 0);
+    CHECK(prctl(PR_SET_SECUREBITS, mine->securebits) == 0);
+    may("PR_SET_IO_FLUSHER", i == 1 ? prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) : 0);
+    may("PR_SET_SPECULATION_CTRL", i == 1 ? prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0) : 0);
+    may("PR_SET_SPECULATION_CTRL", i == 2 ? prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_FORCE_DISABLE, 0, 0) : 0);
+    if (i == 2)
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(prctl(PR_SET_PDEATHSIG, mine->death) == 0);
+}
+
+static void look_own(int i)
+{
+    int death = -1;
+    char name[17] = "";
+    CHECK(prctl(PR_GET_PDEATHSIG, &death) == 0 && prctl(PR_GET_NAME, name) == 0);
+    snprintf(of_thread[i], sizeof of_thread[i],
+             "thread %d: name %s, parent's death %d, securebits %x, keep caps %d, machine check %d, slack %d, new privileges %d, "
+             "speculation %d %d, flusher %d\n",
+             i, name, death, prctl(PR_GET_SECUREBITS), prctl(PR_GET_KEEPCAPS), prctl(PR_MCE_KILL_GET, 0, 0, 0, 0),
+             prctl(PR_GET_TIMERSLACK), prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
+             prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0),
+             prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_INDIRECT_BRANCH, 0, 0, 0), prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0));
+}
+
+static void *stay(void *number)
+{
+    set_own((long)number);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_own((long)number);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_controls(void)
+{
+    CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+    may("PR_SET_THP_DISABLE", prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+    may("PR_SET_MEMORY_MERGE", prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0));
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay, (void *)i) == 0);
+    }
+    set_own(0);
+    CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
+}
+
+static void look_controls(void)
+{
+    int subreaper = -1;
+    pthread_barrier_wait(&begin);
+    look_own(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+    CHECK(prctl(PR_GET_CHILD_SUBREAPER, &subreaper) == 0);
+    show("dumpable %d, subreaper %d, huge pages off %d, merged %d\n", prctl(PR_GET_DUMPABLE), subreaper,
+         prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), prctl(68 /* PR_GET_MEMORY_MERGE */, 0, 0, 0, 0));
+}
+
+/* --- ids: threads whose credentials differ, without the C library that would keep them alike --------------------------- */
+
+static void set_ids(int i)
+{
+    gid_t groups[] = {100 + i, 200 + i};
+    unsigned long keep = i == 1 ? 1ul << CAP_NET_RAW : 0;
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2] = {{keep, keep, keep}, {0, 0, 0}};
+    CHECK(prctl(PR_SET_NAME, own[i].name) == 0);
+    if (i == 0)
+        return;
+    CHECK(syscall(SYS_setgroups, 2, groups) == 0 && prctl(PR_SET_KEEPCAPS, 1) == 0);
+    CHECK(syscall(SYS_setresgid, 1000 + i, 1010 + i, 1020 + i) == 0 && syscall(SYS_setresuid, 2000 + i, 2010 + i, 2020 + i) == 0);
+    CHECK(syscall(SYS_capset, &head, sets) == 0);
+    if (i == 1)
+        CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_RAW, 0, 0) == 0);
+    /* What a change of ids takes away. */
+    CHECK(prctl(PR_SET_PDEATHSIG, SIGURG) == 0);
+}
+
+static void look_ids(int i)
+{
+    uid_t u[3];
+    gid_t g[3], groups[8];
+    int death, n = syscall(SYS_getgroups, 8, groups);
+    CHECK(syscall(SYS_getresuid, u, u + 1, u + 2) == 0 && syscall(SYS_getresgid, g, g + 1, g + 2) == 0 && n >= 0);
+    CHECK(prctl(PR_GET_PDEATHSIG, &death) == 0);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: ids %d %d %d, %d %d %d, groups %d: %d, ambient %d, death %d\n", i, u[0],
+             u[1], u[2], g[0], g[1], g[2], n, n ? (int)groups[n - 1] : 0,
+             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_RAW, 0, 0), death);
+}
+
+static void *stay_other(void *number)
+{
+    set_ids((long)number);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_ids((long)number);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static pid_t other[THREADS];
+
+static void *told(void *number)
+{
+    other[(long)number] = syscall(SYS_gettid);
+    return stay_other(number);
+}
+
+static void set_all_ids(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, told, (void *)i) == 0);
+    }
+    other[0] = getpid();
+    set_ids(0);
+}
+
+static void look_all_ids(void)
+{
+    pthread_barrier_wait(&begin);
+    look_ids(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++) {
+        show("%s", of_thread[i]);
+        for (const char *const *field = (const char *const[]){"Uid", "Gid", "Cap", NULL}; *field; field++)
+            show_status(other[i], *field);
+    }
+    show("dumpable %d\n", prctl(PR_GET_DUMPABLE));
+}
+
+/* --- death: a child whose parent dies in the last step ------------------------------------------------------------------ */
+
+static int to_parent[2], from_parent[2];
+
+static void on_death(int signal)
+{
+    say(1, "told by signal %d\n", signal);
+}
+
+/* The grandchild prints after its parent's death, when it has been told, and only then the program ends. */
+static void set_death(void)
+{
+    CHECK(pipe(to_parent) == 0 && pipe(from_parent) == 0);
+    CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        char c;
+        if (fork() == 0) {
+            signal(SIGUSR2, on_death);
+            CHECK(prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0);
+            write_all(to_parent[1], "r", 1);
+            for (pid_t parent = getppid(); getppid() == parent;)
+                sleep_us(1000);
+            _exit(0);
+        }
+        while (read(from_parent[0], &c, 1) < 0 && errno == EINTR)
+            ;
+        _exit(7);
+    }
+    char c;
+    CHECK(read(to_parent[0], &c, 1) == 1);
+}
+
+static void end_death(void)
+{
+    int status;
+    write_all(from_parent[1], "x", 1);
+    for (int ended = 0; ended < 2; ended++)
+        CHECK(wait(&status) > 0);
+    CHECK(wait(&status) < 0 && errno == ECHILD);
+    say(1, "both have ended here\n");
+}
+
+static void look_death(void)
+{
+    show("subreaper\n");
+}
+
+/* --- timers: of timer_create(2) ------------------------------------------------------------------------------------------ */
+
+/* Of each: who it is, whether it has rung, and no ring too early. The last step waits until each armed one has rung often. */
+enum { TIMERS = 8, FAR = 5000, OFTEN = 20 };
+static volatile struct {
+    long rings;
+    uint64_t last;
+    int wrong;
+} rung[TIMERS];
+static int timer[TIMERS];
+static pid_t ringer;
+
+static void on_ring(int signal, siginfo_t *info, void *context)
+{
+    (void)context;
+    long i = info->si_value.sival_int;
+    CHECK(info->si_code == SI_TIMER && i >= 0 && i < TIMERS);
+    rung[i].rings += 1 + info->si_overrun;
+    rung[i].wrong += signal != SIGRTMIN + (int)i || info->si_timerid != timer[i] ||
+                     (i == 1) != ((pid_t)syscall(SYS_gettid) == ringer);
+}
+
+static void *ring(void *unused)
+{
+    sigset_t set;
+    /* Only its own. */
+    sigfillset(&set);
+    sigdelset(&set, SIGRTMIN + 1);
+    pthread_sigmask(SIG_SETMASK, &set, NULL);
+    __atomic_store_n(&ringer, syscall(SYS_gettid), __ATOMIC_RELEASE);
+    for (;;)
+        pause();
+    return unused;
+}
+
+static int make_timer(int i, clockid_t clock, int notify)
+{
+    struct {
+        union sigval value;
+        int signal, notify, thread, rest[11];
+    } event = {.value.sival_int = i, .signal = SIGRTMIN + i, .notify = notify, .thread = ringer};
+    CHECK(syscall(SYS_timer_create, clock, &event, timer + i) == 0);
+    return timer[i];
+}
+
+static void arm(int i, int flags, uint64_t first, uint64_t interval)
+{
+    struct itimerspec spec = {{interval / 1000000000, interval % 1000000000}, {first / 1000000000, first % 1000000000}};
+    CHECK(syscall(SYS_timer_settime, timer[i], flags, &spec, NULL) == 0);
+}
+
+static void set_timers(void)
+{
+    struct sigaction action = {.sa_sigaction = on_ring, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (int i = 0; i < TIMERS; i++)
+        CHECK(sigaction(SIGRTMIN + i, &action, NULL) == 0);
+    sigaddset(&blocked, SIGRTMIN + 1);
+    sigaddset(&blocked, SIGRTMIN + 5);
+    sigaddset(&blocked, SIGRTMIN + 6);
+    CHECK(sigprocmask(SIG_BLOCK, &blocked, NULL) == 0);
+    pthread_t one;
+    CHECK(pthread_create(&one, NULL, ring, NULL) == 0);
+    while (!__atomic_load_n(&ringer, __ATOMIC_ACQUIRE))
+        sleep_us(1000);
+    make_timer(0, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(1, CLOCK_REALTIME, SIGEV_THREAD_ID);
+    /* A number that is free again, and one far away. */
+    CHECK(syscall(SYS_timer_delete, make_timer(2, CLOCK_MONOTONIC, SIGEV_NONE)) == 0);
+    make_timer(2, CLOCK_MONOTONIC, SIGEV_NONE);
+    for (int i = 0; i < FAR; i++)
+        CHECK(syscall(SYS_timer_delete, make_timer(3, CLOCK_MONOTONIC, SIGEV_NONE)) == 0);
+    make_timer(3, CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL);
+    make_timer(4, CLOCK_BOOTTIME, SIGEV_SIGNAL);
+    make_timer(5, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(6, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    make_timer(7, CLOCK_MONOTONIC, SIGEV_SIGNAL);
+    arm(0, TIMER_ABSTIME, now_ns() + 5000000, 7000000);
+    arm(1, 0, 3000000, 11000000);
+    arm(2, 0, 1000000000000, 1000000000);
+    arm(3, 0, 3000000, 3000000);
+    arm(4, 0, 900000000000, 0);
+    /* Two whose signals are blocked until the end: one rings again and again, one has rung. */
+    arm(5, 0, 1000000, 2000000);
+    arm(6, 0, 1000000, 0);
+    /* 7 is never armed. */
+    sigset_t waiting;
+    do
+        CHECK(sigpending(&waiting) == 0);
+    while (!sigismember(&waiting, SIGRTMIN + 5) || !sigismember(&waiting, SIGRTMIN + 6));
+}
+
+static void look_timers(void)
+{
+    sigset_t waiting;
+    CHECK(sigpending(&waiting) == 0);
+    for (int i = 0; i < TIMERS; i++) {
+        struct itimerspec spec;
+        CHECK(syscall(SYS_timer_gettime, timer[i], &spec) == 0);
+        uint64_t interval = spec.it_interval.tv_sec * 1000000000ull + spec.it_interval.tv_nsec;
+        uint64_t left = spec.it_value.tv_sec * 1000000000ull + spec.it_value.tv_nsec;
+        /* Far ones: how many minutes are left is the same for as long as a run takes. */
+        show("timer %d is %d: interval %lu, armed %d, far %d, waiting %d, wrong %d\n", i, timer[i], interval, left != 0,
+             left > 600000000000ull, i >= 5 && sigismember(&waiting, SIGRTMIN + i), rung[i].wrong);
+    }
+    for (volatile int i = 0; i < 200000; i++)
+        ;
+}
+
+static void end_timers(void)
+{
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    CHECK(sigaddset(&blocked, SIGRTMIN + 5) == 0 && sigaddset(&blocked, SIGRTMIN + 6) == 0);
+    CHECK(rung[5].rings == 0 && rung[6].rings == 0);
+    CHECK(sigprocmask(SIG_UNBLOCK, &blocked, NULL) == 0);
+    long since[TIMERS];
+    for (int i = 0; i < TIMERS; i++)
+        since[i] = rung[i].rings;
+    for (int i = 0; i < TIMERS; i++)
+        while ((i == 0 || i == 1 || i == 3 || i == 5) && rung[i].rings < since[i] + OFTEN)
+            for (volatile int j = 0; j < 10000; j++)
+                ;
+    say(1, "never %ld %ld %ld, once %ld, wrong %d\n", rung[2].rings, rung[4].rings, rung[7].rings, rung[6].rings,
+        rung[0].wrong + rung[1].wrong + rung[3].wrong + rung[5].wrong + rung[6].wrong);
+}
+
+/* --- policy: from which nodes memory comes, per thread ------------------------------------------------------------------- */
+
+static void set_policy(int i)
+{
+    unsigned long node = 1;
+    if (i != 2)
+        may("set_mempolicy", syscall(SYS_set_mempolicy, i == 0 ? 3 /* MPOL_INTERLEAVE */ : 2 /* MPOL_BIND */ | 1 << 15, &node, 65));
+}
+
+static void look_policy(int i)
+{
+    int mode = -1;
+    unsigned long nodes[16] = {0};
+    syscall(SYS_get_mempolicy, &mode, nodes, 1024, 0, 0);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: policy %x of nodes %lx\n", i, mode, nodes[0]);
+}
+
+static void *stay_near(void *number)
+{
+    set_policy((long)number);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_policy((long)number);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_policies(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_near, (void *)i) == 0);
+    }
+    set_policy(0);
+}
+
+static void look_policies(void)
+{
+    pthread_barrier_wait(&begin);
+    look_policy(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+}
+
+/* --- denials: the time-stamp counter and CPUID of one thread each, new executable memory, huge pages unless advised --------- */
+
+/* No call of the C library that may look at a clock. */
+static void *stay_denied(void *number)
+{
+    long i = (long)number;
+    may("PR_SET_TSC", i == 1 ? prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0) : 0);
+    may("ARCH_SET_CPUID", i == 2 ? syscall(SYS_arch_prctl, 0x1012 /* ARCH_SET_CPUID */, 0) : 0);
+    for (;;) {
+        int counter = -1;
+        pthread_barrier_wait(&begin);
+        CHECK(prctl(PR_GET_TSC, &counter) == 0);
+        snprintf(of_thread[i], sizeof of_thread[i], "thread %ld: counter %d, cpuid %ld\n", i, counter,
+                 syscall(SYS_arch_prctl, 0x1011 /* ARCH_GET_CPUID */, 0));
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_denials(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_denied, (void *)i) == 0);
+    }
+    may("PR_SET_MDWE", prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0));
+    may("PR_SET_THP_DISABLE", prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0));
+}
+
+static void look_denials(void)
+{
+    pthread_barrier_wait(&begin);
+    pthread_barrier_wait(&end);
+    for (int i = 1; i < THREADS; i++)
+        show("%s", of_thread[i]);
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    show("no new executable memory %d, to execute: %d, huge pages off %d\n", prctl(66 /* PR_GET_MDWE */, 0, 0, 0, 0),
+         mprotect(page, 4096, PROT_READ | PROT_EXEC), prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
+    CHECK(munmap(page, 4096) == 0);
+}
+
+/* --- queued: signals that wait, many alike and mixed, for the process and for each thread; taken only at the end ------------ */
+
+enum { ALIKE = 300 };
+
+/* As rt_sigqueueinfo(2) takes it: a code and an errno that sigqueue(3) does not give. */
+static void queue(pid_t thread, int signal, int value)
+{
+    siginfo_t info = {.si_signo = signal, .si_code = -60 - value % 5, .si_errno = value};
+    info.si_pid = getpid(), info.si_uid = 12345, info.si_value.sival_ptr = (void *)(0x123456789000ul + value);
+    CHECK((thread ? syscall(SYS_rt_tgsigqueueinfo, getpid(), thread, signal, &info)
+                  : syscall(SYS_rt_sigqueueinfo, getpid(), signal, &info)) == 0);
+}
+
+static void look_queued(int i)
+{
+    sigset_t waiting;
+    unsigned long bits = 0;
+    CHECK(sigpending(&waiting) == 0);
+    memcpy(&bits, &waiting, sizeof bits);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: waiting %lx\n", i, bits);
+}
+
+/* All that this thread gets, in the order in which the kernel gives it. */
+static void take_queued(int i)
+{
+    siginfo_t info;
+    sigset_t all;
+    uint64_t sum = 0;
+    long taken = 0;
+    sigfillset(&all);
+    for (; sigtimedwait(&all, &info, &(struct timespec){0}) > 0; taken++) {
+        sum = mix(sum, info.si_signo), sum = mix(sum, info.si_code), sum = mix(sum, info.si_errno);
+        sum = mix(sum, info.si_pid == getpid()), sum = mix(sum, info.si_uid), sum = mix(sum, (uintptr_t)info.si_value.sival_ptr);
+    }
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d has taken %ld: %016lx\n", i, taken, sum);
+}
+
+static volatile int is_over;
+
+static void *stay_queued(void *number)
+{
+    long i = (long)number;
+    for (int value = 0; value < ALIKE; value++)
+        queue(syscall(SYS_gettid), value % 3 ? SIGRTMIN + 4 + i : SIGRTMAX - value % 7, value);
+    queue(syscall(SYS_gettid), SIGUSR1, 7);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        if (is_over)
+            take_queued(i);
+        else
+            look_queued(i);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_queued(void)
+{
+    sigset_t all;
+    sigfillset(&all);
+    CHECK(sigprocmask(SIG_BLOCK, &all, NULL) == 0);
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_queued, (void *)i) == 0);
+    }
+    for (int value = 0; value < ALIKE; value++)
+        queue(0, value % 2 ? SIGRTMIN + 2 : SIGRTMIN + value % 5, value);
+    queue(0, SIGHUP, 1);
+    queue(getpid(), SIGTERM, 2);
+}
+
+static void look_all_queued(void)
+{
+    pthread_barrier_wait(&begin);
+    look_queued(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+}
+
+static void end_queued(void)
+{
+    /* First those of the process, lest the threads race for them. */
+    take_queued(0);
+    is_over = 1;
+    pthread_barrier_wait(&begin);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        write_all(1, of_thread[i], strlen(of_thread[i]));
+}
+
+static const struct state {
+    const char *name;
+    void (*set)(void), (*look)(void), (*end)(void);
+} states[] = {
+    {"controls", set_controls, look_controls, NULL},
+    {"ids", set_all_ids, look_all_ids, NULL},
+    {"death", set_death, look_death, end_death},
+    {"timers", set_timers, look_timers, end_timers},
+    {"denials", set_denials, look_denials, NULL},
+    {"queued", set_queued, look_all_queued, end_queued},
+    {"policy", set_policies, look_policies, NULL},
+};
+
+int main(int argc, char **argv)
+{
+    static char first[sizeof shown];
+    const struct state *state = states;
+    long steps = number(argc, argv, 2, 300), period = number(argc, argv, 3, 3000);
+    for (; state < states + sizeof states / sizeof *states; state++)
+        if (argc > 1 && strcmp(state->name, argv[1]) == 0)
+            break;
+    CHECK(state < states + sizeof states / sizeof *states);
+    state->set();
+    for (long step = 1; step <= steps; step++) {
+        hold_at(step, steps);
+        length = 0;
+        state->look();
+        if (step == 1) {
+            memcpy(first, shown, length + 1);
+            write_all(1, shown, length);
+        }
+        if (strcmp(first, shown) != 0)
+            fail("step %ld:\n%s and not\n%s", step, shown, first);
+        say(1, "%ld\n", step);
+        sleep_us(period);
+    }
+    if (state->end)
+        state->end();
+    return 0;
+}
