@@ -136,6 +136,7 @@ fn capture_process(
         pending: shared.iter().filter(|s| number(s) != libc::SIGSTOP).map(|s| s.to_vec()).collect(),
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
         surroundings: Some(surroundings::capture(pid, &status)?),
+        guards: Vec::new(),
         job_stop: job_stop(process.job_stop, &shared),
         settings: Some(settings::capture(pid, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {

@@ -112,6 +112,9 @@ pub struct Process {
     /// Kinds of memory that are denied to it.
     #[prost(message, optional, tag = "22")]
     pub denied: Option<crate::task::denials::Memory>,
+    /// Guard pages of private mappings.
+    #[prost(message, repeated, tag = "40")]
+    pub guards: Vec<crate::memory::vma::Pages>,
 }
 
 impl Image {

@@ -2,7 +2,7 @@
 //! while the program changes it and checks it from inside; its output is that of an undisturbed run.
 
 use ckpt_tests::scenario::{Survival, survive};
-use ckpt_tests::victim_cmd;
+use ckpt_tests::{Sandbox, skip, victim_cmd};
 
 /// Four rounds: each kind of restart twice, so that checkpoints of restarted programs are restarted from, too.
 fn kind(case: &str) {
@@ -31,6 +31,17 @@ fn memfd_shared() {
 #[test]
 fn flags_of_mappings() {
     kind("flags");
+}
+
+/// Guard pages over contents and over nothing; removed, they are zeros.
+#[test]
+fn guard_pages() {
+    let sandbox = Sandbox::new("guard-probe");
+    let probed = sandbox.run(victim_cmd("memkinds").args(["guard", "1", "0"])).stdout_text();
+    match probed.strip_prefix("cannot: ") {
+        Some(why) => skip::skip("guard_pages", why),
+        None => kind("guard"),
+    }
 }
 
 /// mlockall(2), over memory that nobody may touch, too.

@@ -31,7 +31,6 @@ static const struct row table[] = {
     ROW("none", none),
     ROW("zero", zero),
     ROW("rewritten", rewritten),
-    ROW("guard", guard),
     ROW("punched", punched),
     ROW("alias", alias),
     ROW("read", read),

@@ -402,17 +402,4 @@ static char *rewritten;
 static void rewritten_set_up(void) { put(rewritten = area(2048), 0, 2048, 1); }
 static void rewritten_operate(int step) { put(rewritten, 0, 2048, 1 + step); }
 static void rewritten_verify(void) { expect("rewritten", rewritten, 0, 2048, 2); }
-
-/* guard pages without a mapping of their own */
-#ifndef MADV_GUARD_INSTALL
-#define MADV_GUARD_INSTALL 102
-#endif
-static void guard_set_up(void)
-{
-    char *at = area(16);
-    int guarded = madvise(at + 4 * PAGE, PAGE, MADV_GUARD_INSTALL);
-    say(1, "guard pages %s\n", guarded ? strerror(errno) : "made");
-}
-static void guard_operate(int step) { (void)step; }
-static void guard_verify(void) {}
 #endif

@@ -10,6 +10,7 @@ static const struct memory_case table[] = {
     {"memfd", memfd_set_up, memfd_round},
     {"memfd_sealed", sealed_set_up, sealed_round},
     {"memfd_shared", between_set_up, between_round},
+    {"guard", guard_set_up, guard_round},
     {"flags", flags_set_up, flags_round},
     {"everything_locked", locked_set_up, locked_round},
 };

@@ -108,6 +108,50 @@ static uint64_t flags_round(long round)
     return sum;
 }
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+static char *guard_at;
+static int guard_pipe[2];
+
+static void guard_set_up(void)
+{
+    guard_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    CHECK(pipe(guard_pipe) == 0);
+    if (madvise(guard_at, PAGE, MADV_GUARD_INSTALL)) {
+        say(1, "cannot: %s\n", strerror(errno));
+        _exit(0);
+    }
+    CHECK(madvise(guard_at, PAGE, MADV_GUARD_REMOVE) == 0);
+}
+
+/* Two guard pages in each round, one over a page with contents; those of the round before are zeros again. */
+static uint64_t guard_round(long round)
+{
+    static struct model model = {9, {0}};
+    static int guarded[2] = {-1, -1};
+    char byte;
+    for (int i = 0; i < 2; i++) {
+        if (guarded[i] < 0)
+            continue;
+        CHECK(write(guard_pipe[1], guard_at + guarded[i] * PAGE, 1) < 0 && errno == EFAULT);
+        CHECK(madvise(guard_at + guarded[i] * PAGE, PAGE, MADV_GUARD_REMOVE) == 0);
+    }
+    uint64_t sum = right("with guard pages", guard_at, &model, PAGES);
+    change(guard_at, &model, round);
+    guarded[0] = next_random(&random_state) % PAGES;
+    guarded[1] = (guarded[0] + 1) % PAGES;
+    for (int i = 0; i < 2; i++) {
+        put(guard_at, &model, guarded[i], i ? round : model.version[guarded[i]]);
+        CHECK(madvise(guard_at + guarded[i] * PAGE, PAGE, MADV_GUARD_INSTALL) == 0);
+        model.version[guarded[i]] = 0;
+    }
+    int next = (guarded[1] + 1) % PAGES;
+    CHECK(write(guard_pipe[1], guard_at + next * PAGE, 1) == 1 && read(guard_pipe[0], &byte, 1) == 1);
+    return sum;
+}
+
 static char *locked_at, *untouchable;
 static char locked_flags[2][200];
 

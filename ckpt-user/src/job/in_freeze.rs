@@ -9,7 +9,7 @@ use crate::image::SpaceId;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
-use crate::memory::vma::Vma;
+use crate::memory::vma::{self, Vma};
 use crate::object::Object;
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
@@ -219,9 +219,10 @@ fn inside(
             return Err(Refusal::unsupported(
                 pid,
                 what,
-                "guard pages (MADV_GUARD_INSTALL) cannot be saved yet",
+                "this kernel does not tell whether it is a guard page (MADV_GUARD_INSTALL)",
             ));
         }
+        record.guards = space.guards().runs().iter().map(vma::Pages::of).collect();
         gone.push((space.id, space.gone(&record.mappings, &unfilled)));
         live.push((space.id, private_ranges(&record.mappings)));
     }

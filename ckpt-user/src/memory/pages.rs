@@ -3,7 +3,7 @@
 use super::runs::PageSet;
 use super::vma::{Kind, Vma};
 use crate::sys::mem::{self, Forced, Remote};
-use crate::sys::pagemap::{FILE, Filter, PFN_ZERO, PRESENT, Pagemap, SWAPPED, WP_ALLOWED, WRITTEN};
+use crate::sys::pagemap::{FILE, Filter, GUARD, PFN_ZERO, PRESENT, Pagemap, SWAPPED, WP_ALLOWED, WRITTEN};
 use nix::unistd::Pid;
 use std::io;
 
@@ -17,6 +17,8 @@ pub struct Scan {
     pub populated: PageSet,
     /// Of these, the ones written since they were last protected, or never protected.
     pub written: PageSet,
+    /// Guard pages (MADV_GUARD_INSTALL), where the kernel tells: they hold nothing.
+    pub guards: PageSet,
 }
 
 /// Pages of the process's own: there, and neither the file's nor the shared page of zeros. The rest is not
@@ -35,6 +37,7 @@ const OWN_ANONYMOUS: Filter = Filter { all: PFN_ZERO, inverted: PFN_ZERO, any: P
 pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Result<Scan> {
     // Neighbours are walked together: one call for thousands of mappings.
     let (mut populated, mut written, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
+    let mut guards = Vec::new();
     let mut i = 0;
     let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
     while i < private.len() {
@@ -48,6 +51,9 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
         let own = if kind == Kind::Anonymous { OWN_ANONYMOUS } else { OWN };
         pagemap.scan(start, end, own, protect, |region| {
             let pages = region.start / 4096..region.end / 4096;
+            if region.categories & GUARD != 0 {
+                return guards.push(pages);
+            }
             if region.categories & WRITTEN != 0 || region.categories & WP_ALLOWED == 0 {
                 written.push(pages.clone());
             }
@@ -57,8 +63,11 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
             populated.push(pages);
         })?;
     }
-    let mut scan =
-        Scan { populated: populated.into_iter().collect(), written: written.into_iter().collect() };
+    let mut scan = Scan {
+        populated: populated.into_iter().collect(),
+        written: written.into_iter().collect(),
+        guards: guards.into_iter().collect(),
+    };
     let swapped: PageSet = swapped.into_iter().collect();
     let of_file = private.iter().filter(|v| v.kind() == Kind::File).map(|v| v.pages()).collect();
     look_again(pagemap, &mut scan, &swapped.intersection(&of_file), protect)?;

@@ -32,6 +32,27 @@ pub struct Vma {
     pub object: Option<u32>,
 }
 
+/// A range of pages: addresses in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Pages {
+    #[prost(uint64, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
+}
+
+impl Pages {
+    /// Of page numbers.
+    pub fn of(pages: &Range<u64>) -> Self {
+        Self { start: pages.start * 4096, end: pages.end * 4096 }
+    }
+
+    /// Page numbers.
+    pub fn numbers(&self) -> Range<u64> {
+        self.start / 4096..self.end / 4096
+    }
+}
+
 /// What stands behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 pub enum Kind {

@@ -5,7 +5,7 @@ use super::{RebuildError, Rebuilding};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
-use crate::memory::vma::{Kind, Vma};
+use crate::memory::vma::{Kind, Pages, Vma};
 use crate::page::pending::Pending;
 use crate::page::source::{ChainSource, PageSource};
 use crate::page::space::LazySpace;
@@ -135,7 +135,10 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
     for process in processes {
         let id = SpaceId(process.record.space);
         let served: PageSet = process.record.mappings.iter().filter(|v| by_uffd(v)).map(Vma::pages).collect();
-        let pending = Pending::at_home(&stored(&process.record, chain).intersection(&served));
+        // What is below a guard page is nobody's any more.
+        let guards: PageSet = process.record.guards.iter().map(Pages::numbers).collect();
+        let wanted = stored(&process.record, chain).intersection(&served).difference(&guards);
+        let pending = Pending::at_home(&wanted);
         let uffd = process.watch.uffd.duplicate().rebuilding(process.record.pid, "its userfaultfd")?;
         spaces.push(LazySpace::new(id, Some(process.remote.pid()), uffd, pending, source.order(id)));
     }

@@ -2,7 +2,7 @@
 
 use super::objects::Objects;
 use super::skeleton::Skeleton;
-use crate::memory::vma::{self, Kind, Vma};
+use crate::memory::vma::{self, Kind, Pages, Vma};
 use crate::record::Process;
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
@@ -79,6 +79,14 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// Guard pages, before anything is locked or sealed: that would be refused afterwards.
+pub fn guard(record: &Process, remote: &mut Remote) -> io::Result<()> {
+    /// Linux 6.13.
+    const MADV_GUARD_INSTALL: u64 = 102;
+    let call = |p: &Pages| Call::new(libc::SYS_madvise, &[p.start, p.end - p.start, MADV_GUARD_INSTALL]);
+    all_done(remote, &record.guards.iter().map(call).collect::<Vec<_>>(), None)
 }
 
 /// Locked memory is locked once its pages are there.

@@ -72,6 +72,7 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let Mapped { record, mut remote, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
+    mappings::guard(&record, &mut remote).rebuilding(pid, "guard pages")?;
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
     descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
     lock::rebuild_own(&record.descriptors, &mut remote).rebuilding(pid, "its file locks")?;

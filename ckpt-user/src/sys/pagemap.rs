@@ -14,11 +14,13 @@ pub const FILE: u64 = 1 << 2;
 pub const PRESENT: u64 = 1 << 3;
 pub const SWAPPED: u64 = 1 << 4;
 pub const PFN_ZERO: u64 = 1 << 5;
+/// Linux 6.15; never reported before.
+pub const GUARD: u64 = 1 << 8;
 
 const FLAG_WP_MATCHING: u64 = 1;
 const IOCTL: u64 = 3 << 30 | 96 << 16 | (b'f' as u64) << 8 | 16;
 
-/// Pages with the same of the categories WP_ALLOWED, WRITTEN and SWAPPED: [start, end) in bytes.
+/// Pages with the same of the categories WP_ALLOWED, WRITTEN, SWAPPED and GUARD: [start, end) in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Region {
@@ -61,6 +63,8 @@ pub struct Pagemap {
     pid: Pid,
     file: File,
     buffer: Vec<Region>,
+    /// Categories that are told of each region.
+    told: u64,
 }
 
 impl Pagemap {
@@ -71,6 +75,7 @@ impl Pagemap {
             pid,
             file: File::open(format!("/proc/{pid}/pagemap"))?,
             buffer: vec![Region::default(); 16 << 10],
+            told: WP_ALLOWED | WRITTEN | SWAPPED | GUARD,
         })
     }
 
@@ -101,12 +106,19 @@ impl Pagemap {
                 category_inverted: filter.inverted,
                 category_mask: filter.all,
                 category_anyof_mask: filter.any,
-                return_mask: WP_ALLOWED | WRITTEN | SWAPPED,
+                return_mask: self.told,
             };
             // SAFETY: `args` is the structure that the number names; `vec` covers `vec_len` regions of a
             // buffer that we own and borrow mutably; the kernel writes nothing else.
             let got = unsafe { libc::ioctl(self.file.as_raw_fd(), IOCTL, &raw mut args) };
-            let got = super::check(i64::from(got))? as usize;
+            let got = match super::check(i64::from(got)) {
+                // A kernel that does not know all of them.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && self.told & GUARD != 0 => {
+                    self.told &= !GUARD;
+                    continue;
+                }
+                got => got? as usize,
+            };
             self.buffer[..got].iter().copied().for_each(&mut each);
             if args.walk_end <= at {
                 return Err(io::Error::other("PAGEMAP_SCAN made no progress"));

@@ -51,7 +51,11 @@ pub fn scan(pagemap: &Pagemap, mappings: &[Vma], marked: bool) -> io::Result<Sca
             at += entries.len() as u64;
         }
     }
-    Ok(Scan { populated: populated.into_iter().collect(), written: written.into_iter().collect() })
+    Ok(Scan {
+        populated: populated.into_iter().collect(),
+        written: written.into_iter().collect(),
+        ..Scan::default()
+    })
 }
 
 /// Whether a page of the process's own has been written; `None` for what is absent or the file's.

@@ -39,6 +39,8 @@ pub struct Space {
     pending: Option<PageSet>,
     /// Of what is watched: what the last scan reported as written, until it is taken.
     reported: Option<PageSet>,
+    /// Guard pages, as of the last scan.
+    guards: PageSet,
     /// Could not be read when it was their turn: the next round tries again.
     missed: PageSet,
     /// Of this checkpoint: pages handed out to be written, and what the chain holds once it is committed.
@@ -83,6 +85,7 @@ impl Space {
             held: None,
             pending: None,
             reported: None,
+            guards: PageSet::new(),
             missed: PageSet::new(),
             handed: PageSet::new(),
             next: Held::default(),
@@ -182,7 +185,7 @@ impl Space {
     /// a checkpoint (`first`), what earlier ones reported without being committed.
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
         let scanned = self.scan(mappings);
-        let Scan { populated, written } = scanned.inspect_err(|_| self.lost = true)?;
+        let Scan { populated, written, guards } = scanned.inspect_err(|_| self.lost = true)?;
         let fresh = if (self.held.is_none() && first) || self.lost {
             populated.clone()
         } else {
@@ -193,6 +196,7 @@ impl Space {
         self.lost = false;
         let to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
         self.handed = self.handed.union(&to_copy);
+        self.guards = guards;
         self.pending = Some(populated);
         self.reported = Some(written);
         Ok(to_copy)
@@ -220,6 +224,7 @@ impl Space {
             let rest = pages::scan(&mut self.pagemap, &owned(unwatched), false)?;
             scan.written = scan.written.union(&rest.populated);
             scan.populated = scan.populated.union(&rest.populated);
+            scan.guards = scan.guards.union(&rest.guards);
         }
         Ok(scan)
     }
@@ -232,6 +237,11 @@ impl Space {
     /// Pages of the last round that could not be read; gone by now, or not readable at all.
     pub fn missed(&mut self, pages: PageSet) {
         self.missed = pages;
+    }
+
+    /// Guard pages that the last round found.
+    pub fn guards(&self) -> &PageSet {
+        &self.guards
     }
 
     /// Pages of its own that the last round found.

@@ -32,19 +32,6 @@ fn registered_buffers_of_an_io_uring() {
 }
 
 #[test]
-fn guard_pages() {
-    let sandbox = Sandbox::new("dirty-guard");
-    let mut job = Case::of(&["guard"]).launch(&sandbox);
-    let printed = String::from_utf8_lossy(&job.running().stdout()).into_owned();
-    if printed.contains("guard pages made") {
-        assert_refused(&sandbox, job, "guard pages");
-    } else {
-        skip::skip("guard_pages", &printed);
-        job.kill_all();
-    }
-}
-
-#[test]
 fn asynchronous_io() {
     let sandbox = Sandbox::new("dirty-aio");
     let job = Case::of(&["aio"]).launch(&sandbox);
