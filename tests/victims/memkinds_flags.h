@@ -114,6 +114,8 @@ static uint64_t flags_round(long round)
 #endif
 static char *guard_at;
 static int guard_pipe[2];
+/* One guard page, over contents that stay. NULL where the kernel has none in shared memory (before Linux 6.15). */
+static char *guard_shared;
 
 static void guard_set_up(void)
 {
@@ -124,6 +126,18 @@ static void guard_set_up(void)
         _exit(0);
     }
     CHECK(madvise(guard_at, PAGE, MADV_GUARD_REMOVE) == 0);
+    guard_shared = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+    memset(guard_shared, 'x', 2 * PAGE);
+    if (madvise(guard_shared + PAGE, PAGE, MADV_GUARD_INSTALL))
+        guard_shared = NULL;
+}
+
+static void guard_shared_round(void)
+{
+    CHECK(write(guard_pipe[1], guard_shared + PAGE, 1) < 0 && errno == EFAULT);
+    CHECK(madvise(guard_shared + PAGE, PAGE, MADV_GUARD_REMOVE) == 0);
+    CHECK(guard_shared[0] == 'x' && guard_shared[PAGE] == 'x' && guard_shared[2 * PAGE - 1] == 'x');
+    CHECK(madvise(guard_shared + PAGE, PAGE, MADV_GUARD_INSTALL) == 0);
 }
 
 /* Two guard pages in each round, one over a page with contents; those of the round before are zeros again. */
@@ -138,6 +152,8 @@ static uint64_t guard_round(long round)
         CHECK(write(guard_pipe[1], guard_at + guarded[i] * PAGE, 1) < 0 && errno == EFAULT);
         CHECK(madvise(guard_at + guarded[i] * PAGE, PAGE, MADV_GUARD_REMOVE) == 0);
     }
+    if (guard_shared)
+        guard_shared_round();
     uint64_t sum = right("with guard pages", guard_at, &model, PAGES);
     change(guard_at, &model, round);
     guarded[0] = next_random(&random_state) % PAGES;

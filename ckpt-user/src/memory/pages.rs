@@ -6,6 +6,7 @@ use crate::sys::mem::{self, Forced, Remote};
 use crate::sys::pagemap::{FILE, Filter, GUARD, PFN_ZERO, PRESENT, Pagemap, SWAPPED, WP_ALLOWED, WRITTEN};
 use nix::unistd::Pid;
 use std::io;
+use std::ops::Range;
 
 /// Bytes copied at a time: the batch is in cache when it is compressed.
 pub const BATCH: usize = 1 << 20;
@@ -63,6 +64,7 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
             populated.push(pages);
         })?;
     }
+    guards.extend(shared_guards(pagemap, mappings)?);
     let mut scan = Scan {
         populated: populated.into_iter().collect(),
         written: written.into_iter().collect(),
@@ -72,6 +74,24 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
     let of_file = private.iter().filter(|v| v.kind() == Kind::File).map(|v| v.pages()).collect();
     look_again(pagemap, &mut scan, &swapped.intersection(&of_file), protect)?;
     Ok(scan)
+}
+
+/// Guard pages of shared mappings, whose contents are looked at through the object.
+fn shared_guards(pagemap: &mut Pagemap, mappings: &[Vma]) -> io::Result<Vec<Range<u64>>> {
+    const GUARDS: Filter = Filter { all: GUARD, inverted: 0, any: 0 };
+    let mut found = Vec::new();
+    let shared = mappings.iter().filter(|v| v.shared && matches!(v.kind(), Kind::SharedObject | Kind::File));
+    for vma in shared {
+        let scanned = pagemap.scan(vma.start, vma.end, GUARDS, false, |region| {
+            found.push(region.start / 4096..region.end / 4096);
+        });
+        match scanned {
+            // A kernel that does not tell: only those before Linux 6.15, which have none in shared mappings.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            scanned => scanned?,
+        }
+    }
+    Ok(found)
 }
 
 /// In a private file mapping, what shows as swapped out may be only the mark that a protected page leaves behind
