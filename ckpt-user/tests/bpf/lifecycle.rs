@@ -70,6 +70,12 @@ fn a_leader_that_exits_alone_is_no_group_exit_and_its_process_is_still_read() {
     let child = sys::leaderless(reader.into());
     let pid = u32::try_from(child.as_raw()).unwrap();
     wait_until("the leader is a zombie", || state(pid) == 'Z');
+    // Until it reads, the other one still maps memory.
+    wait_until("the other thread reads", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut calls = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
+        calls.any(|call| call.starts_with(&format!("{} ", libc::SYS_read)))
+    });
     bpf.untrack(std::process::id()).unwrap();
 
     let events = bpf.lifecycle();
