@@ -133,8 +133,11 @@ pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer]) -> Vec<[u8; 128]>
 pub fn rebuild(timers: &[PosixTimer], remote: &mut Remote, shift: Shift) -> io::Result<()> {
     let mut next = 0;
     for timer in timers {
-        create(timer, next, remote)?;
-        next = timer.id + 1;
+        let invalid =
+            || io::Error::new(io::ErrorKind::InvalidData, "POSIX timers are not in the order of their ids");
+        let gap = timer.id.checked_sub(next).ok_or_else(invalid)?;
+        create(timer, gap, remote)?;
+        next = timer.id.checked_add(1).ok_or_else(invalid)?;
         let (absolute, at) = first_ring(timer, shift);
         let words = [timer.interval / SECOND, timer.interval % SECOND, at / SECOND, at % SECOND];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -162,8 +165,8 @@ fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
     }
 }
 
-/// Makes one timer; the kernel gives the next one `next` by itself.
-fn create(timer: &PosixTimer, next: u32, remote: &mut Remote) -> io::Result<()> {
+/// Makes one timer; the kernel by itself gives the next one an id that is `gap` below.
+fn create(timer: &PosixTimer, gap: u32, remote: &mut Remote) -> io::Result<()> {
     /// From here on it is cheaper to ask for the number, where the kernel can be asked.
     const NEAR: u32 = 64;
     const MOST: u32 = 1 << 20;
@@ -171,15 +174,15 @@ fn create(timer: &PosixTimer, next: u32, remote: &mut Remote) -> io::Result<()> 
     let exact = |remote: &mut Remote, on: u64| {
         remote.call(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0]).is_ok()
     };
-    let asked = timer.id - next > NEAR && exact(remote, 1);
-    if !asked && timer.id - next > MOST {
+    let asked = gap > NEAR && exact(remote, 1);
+    if !asked && gap > MOST {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             format!("POSIX timer {}: this kernel gives no such number to a new timer", timer.id),
         ));
     }
     if !asked {
-        skip(next..timer.id, remote)?;
+        skip(timer.id - gap..timer.id, remote)?;
     }
     // struct sigevent: value, signal, notification, thread.
     let mut event = timer.value.to_le_bytes().to_vec();
