@@ -224,6 +224,11 @@ pub fn finish(records: &[(&SocketRecord, &OwnedFd)]) -> io::Result<()> {
             match option.name {
                 libc::SO_SNDBUF => socket::set_option(own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
                 libc::SO_RCVBUF => socket::set_option(own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
+                // An image may ask for what its owner could not.
+                name if !KEPT.contains(&name) => {
+                    let what = format!("socket option {name} is none that is kept");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                }
                 name => socket::set_option(own, name, &option.value)?,
             }
         }
@@ -237,4 +242,21 @@ pub fn finish(records: &[(&SocketRecord, &OwnedFd)]) -> io::Result<()> {
         shutdown(own.as_raw_fd(), how)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_is_not_kept_is_not_set_either() {
+        let (own, _peer) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let option = |name| SocketOption { name, value: 1i32.to_ne_bytes().to_vec() };
+        let record = |name| SocketRecord { options: vec![option(name)], ..SocketRecord::default() };
+        finish(&[(&record(libc::SO_RCVLOWAT), &own)]).unwrap();
+        let refused = finish(&[(&record(libc::SO_MARK), &own)]).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(socket::integer(&own, libc::SO_MARK).unwrap(), 0);
+    }
 }
