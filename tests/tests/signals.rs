@@ -144,21 +144,8 @@ while count[2] < 3:
 sys.exit(4)
 "#;
 
-fn on_a_terminal(sandbox: &Sandbox, script: &str, cmd: &Cmd) {
-    let program = format!("{SHELL}{script}\nprint('all seen')\n");
-    let shell = Cmd::new("/usr/bin/python3").args(["-c", &program]).program(cmd);
-    let ended = sandbox.run(shell);
-    assert!(ended.stdout_text().contains("all seen"), "{} {}", ended.stdout_text(), ended.stderr_text());
-}
-
-#[test]
-fn keys_of_the_terminal_reach_the_program_once() {
-    let sandbox = Sandbox::new("keys");
-    let launch =
-        verb("launch", ["-d", "images", "--"]).program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
-    // One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
-    let script = r"
-until(b'checkpoint on request', b'ready')
+/// One ^C is one INT; ^Z stops both, fg continues both, once; INT3 is the end.
+const PRESSED: &str = r"
 type(b'\x03')
 until(b'INT1')
 type(b'\x1a')
@@ -173,7 +160,21 @@ type(b'\x03')
 until(b'INT3')
 until(b'[ended 4]')
 ";
-    on_a_terminal(&sandbox, script, &launch);
+
+/// Presses the keys once what `begun` waits for has been seen.
+fn on_a_terminal(sandbox: &Sandbox, begun: &str, cmd: &Cmd) {
+    let program = format!("{SHELL}{begun}{PRESSED}\nprint('all seen')\n");
+    let shell = Cmd::new("/usr/bin/python3").args(["-c", &program]).program(cmd);
+    let ended = sandbox.run(shell);
+    assert!(ended.stdout_text().contains("all seen"), "{} {}", ended.stdout_text(), ended.stderr_text());
+}
+
+#[test]
+fn keys_of_the_terminal_reach_the_program_once() {
+    let sandbox = Sandbox::new("keys");
+    let launch =
+        verb("launch", ["-d", "images", "--"]).program(&Cmd::new("/usr/bin/python3").args(["-c", KEYS]));
+    on_a_terminal(&sandbox, "until(b'checkpoint on request', b'ready')", &launch);
 }
 
 /// Python's handlers run on the alternate stack (SA_ONSTACK) where there is one: without one, on the usual one.
@@ -206,23 +207,7 @@ fn keys_of_the_terminal_reach_a_program_in_a_pid_namespace_of_its_own_once() {
     job.checkpoint();
     job.kill_all();
     let holder = Holder::of(&sandbox, program);
-    let script = r"
-until(b'in a pid namespace of its own')
-until(b'checkpoint on request')
-type(b'\x03')
-until(b'INT1')
-type(b'\x1a')
-until(b'[stopped]')
-until(b'CONT1')
-type(b'\x03')
-until(b'INT2')
-type(b'\x1a')
-until(b'[stopped]')
-until(b'CONT2')
-type(b'\x03')
-until(b'INT3')
-until(b'[ended 4]')
-";
-    on_a_terminal(&sandbox, script, &verb("restart", [job.dir()]));
+    let begun = "until(b'in a pid namespace of its own')\nuntil(b'checkpoint on request')";
+    on_a_terminal(&sandbox, begun, &verb("restart", [job.dir()]));
     holder.end();
 }
