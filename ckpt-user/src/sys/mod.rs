@@ -26,6 +26,7 @@ pub mod tee;
 pub mod timerfd;
 pub mod uffd;
 pub mod wait;
+pub mod witness;
 
 use std::io;
 

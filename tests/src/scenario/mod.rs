@@ -9,6 +9,7 @@
 
 mod hold;
 mod holder;
+mod listener;
 mod listing;
 mod stepper;
 mod survive;
@@ -23,6 +24,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
+pub use listener::listener;
 pub use listing::Generation;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
