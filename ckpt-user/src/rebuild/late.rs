@@ -4,14 +4,16 @@
 use super::objects::Objects;
 use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
+use super::taken;
 use super::{RebuildError, Rebuilding};
 use crate::object::epoll::EpollRecord;
-use crate::object::{Object, Stage, epoll, pidfd, proc_file};
+use crate::object::{Description, Object, Stage, epoll, pidfd, proc_file};
 use crate::record::{Image, Process};
 use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
 use crate::sys::remote::Remote;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -63,12 +65,14 @@ fn u64_of(bytes: &[u8]) -> u64 {
 
 /// Those that need no more than the ids of processes, before any process is told what it has open.
 pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
     for (index, description) in image.descriptions.iter().enumerate() {
         let Some(Object::Pid(record)) = &description.object else { continue };
         if description.stage() != Stage::Ids {
             continue;
         }
-        let fd = pidfd::rebuild(*record, description.flags).rebuilding(record.pid, "a pidfd of it")?;
+        let fd =
+            pidfd::rebuild(*record, description.flags, &members).rebuilding(record.pid, "a pidfd of it")?;
         let place = &mut objects.descriptions[index];
         for skeleton in &mut *skeletons {
             let number = place.as_raw_fd() as u64;
@@ -88,13 +92,14 @@ pub fn at_last(
     processes: &mut [RebuiltProcess],
     objects: &Objects,
 ) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
     for (index, description) in image.descriptions.iter().enumerate() {
         let has = |p: &Process| p.descriptors.iter().any(|d| d.description as usize == index);
         let Some(first) = processes.iter().position(|p| has(&p.record)) else { continue };
         if description.stage() != Stage::Last {
             continue;
         }
-        let fd = make(description, &mut processes[first])?;
+        let fd = make(description, &members, &mut processes[first])?;
         for process in processes.iter_mut().filter(|p| has(&p.record)) {
             let RebuiltProcess { record, threads, .. } = process;
             for one in record.descriptors.iter().filter(|d| d.description as usize == index) {
@@ -111,7 +116,8 @@ pub fn at_last(
 
 /// By the first process that has it, with its rights.
 fn make(
-    description: &crate::object::Description,
+    description: &Description,
+    members: &BTreeSet<i32>,
     process: &mut RebuiltProcess,
 ) -> Result<OwnedFd, RebuildError> {
     let pid = process.record.pid;
@@ -125,7 +131,7 @@ fn make(
             Ok(fd)
         }
         Some(Object::Pid(record)) => {
-            pidfd::rebuild(*record, description.flags).rebuilding(pid, "a pidfd of a thread")
+            pidfd::rebuild(*record, description.flags, members).rebuilding(pid, "a pidfd of a thread")
         }
         _ => Err(RebuildError::Refused("it holds a descriptor of no kind".to_owned())),
     }
