@@ -29,6 +29,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("channels", "channels.c", &[]),
     ("locks", "locks.c", &[]),
     ("settings", "settings.c", THREADS),
+    ("seccomp", "seccomp.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
