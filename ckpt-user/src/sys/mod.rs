@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod deed;
 pub mod guardian;
 pub mod ids;
 pub mod inject;

@@ -1,8 +1,8 @@
 //! What the kernel's words about a task look like when it has been told certain things: learnt from children of ours that
-//! have told it just that ([`Witness`]). Which bit or word it is has changed between kernels, and is never assumed.
+//! have told it just that ([`Doer`]). Which bit or word it is has changed between kernels, and is never assumed.
 
 use crate::sys::bpf::{Bpf, BpfError, Keyrings, ProcessRow, TaskRow};
-use crate::sys::witness::{Deed, Witness};
+use crate::sys::deed::{Deed, Doer};
 use nix::unistd::Pid;
 
 /// What threads may be denied, or have asked for, that only they themselves can be asked about.
@@ -94,7 +94,7 @@ fn union<const N: usize>(found: [Result<Option<u64>, BpfError>; N]) -> Result<u6
     found.into_iter().try_fold(0, |all, one| Ok(all | one?.unwrap_or(0)))
 }
 
-/// The words about one witness.
+/// The words about one doer.
 struct Watched {
     /// Bits that each look has found.
     thread: u64,
@@ -107,12 +107,12 @@ struct Watched {
 impl Watched {
     /// `None` where the kernel does not take the deed, or no child could be made.
     fn new(bpf: &mut Bpf, deed: Deed) -> Result<Option<Self>, BpfError> {
-        let witness = match Witness::of(deed) {
-            Ok(Some(witness)) => witness,
+        let doer = match Doer::of(deed) {
+            Ok(Some(doer)) => doer,
             Ok(None) => return Ok(None),
             Err(source) => return Err(BpfError::Proc { path: "a child of ckptbpf", source }),
         };
-        let host = bpf.track_own(witness.pid().as_raw() as u32)?;
+        let host = bpf.track_own(doer.pid().as_raw() as u32)?;
         let looked = Self::look(bpf, host);
         bpf.untrack(host)?;
         looked.map(Some)

@@ -9,6 +9,7 @@
 
 mod hold;
 mod holder;
+mod listener;
 mod listing;
 mod stepper;
 mod survive;
@@ -23,6 +24,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
+pub use listener::listener;
 pub use listing::Generation;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
@@ -41,6 +43,12 @@ pub fn ckptbpf() -> PathBuf {
 /// `ckptbpf` with a verb and its arguments.
 pub fn verb<A: AsRef<std::ffi::OsStr>>(verb: &str, args: impl IntoIterator<Item = A>) -> Cmd {
     Cmd::new(ckptbpf()).arg(verb).args(args)
+}
+
+/// The program of the directory's job, if somebody supervises it.
+pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+    let status = sandbox.run(verb("status", ["--json"]).arg(dir));
+    (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
 }
 
 /// Eager or lazy restart.
@@ -131,8 +139,9 @@ impl<'b> Job<'b> {
         });
     }
 
-    /// `ckptbpf checkpoint`, which returns when it is durable.
+    /// `ckptbpf checkpoint`, which returns when it is durable. A program may say something before its job is known.
     pub fn checkpoint(&self) -> Generation {
+        self.program();
         self.sandbox.run(verb("checkpoint", [&self.dir])).success();
         self.checkpoints().pop().expect("a checkpoint that was just taken")
     }
@@ -143,8 +152,7 @@ impl<'b> Job<'b> {
         self.sandbox.wait_for("status to know the job", PATIENCE, || {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
-            let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir));
-            pid = (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten();
+            pid = supervised(self.sandbox, &self.dir);
             pid.is_some()
         });
         pid.expect("waited for")
