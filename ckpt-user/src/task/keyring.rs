@@ -12,6 +12,7 @@ use crate::sys::remote::Remote;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 /// What keyctl(2) calls things (linux/keyctl.h).
 pub const THREAD: i64 = -1;
@@ -27,6 +28,10 @@ pub const NO_CHANGE: u64 = u64::MAX;
 
 /// `KEY_USR_SEARCH`: whoever has the same user id may join it by name.
 const MAY_JOIN: u32 = 0x0008_0000;
+/// What one allows while others are to join it: everything to whoever has it, and that. Nobody has it so by chance.
+const OPEN: u32 = 0x3f00_0000 | MAY_JOIN;
+/// How long somebody else may take who makes one of the same name.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Names of those that nobody has given a name: a session's, and a user's for all sessions.
 const NAMELESS: [&[u8]; 2] = [b"_ses", b"_uid"];
 
@@ -154,22 +159,39 @@ impl Joined {
         if wanted.name.is_empty() || wanted.name.starts_with(b".") || wanted.name.contains(&0) {
             return Err(failed(io::Error::from(io::ErrorKind::InvalidData)));
         }
-        let at = remote.string(&wanted.name)?;
-        let here = remote.call(libc::SYS_keyctl, &[JOIN_SESSION_KEYRING, at]).map_err(failed)?;
-        if let Some(known) = self.0.get(&wanted.serial) {
-            let other = || io::Error::other("threads that shared it cannot join the same one");
-            return if known.here == here { Ok(()) } else { Err(failed(other())) };
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let at = remote.string(&wanted.name)?;
+            let here = remote.call(libc::SYS_keyctl, &[JOIN_SESSION_KEYRING, at]).map_err(failed)?;
+            let permissions = permissions(remote, here).map_err(failed)?;
+            match self.0.get(&wanted.serial) {
+                Some(known) if known.here == here => return Ok(()),
+                None if permissions != OPEN => {
+                    return self.first(wanted, here, permissions, remote).map_err(failed);
+                }
+                // Somebody else is doing the same with one of the same name, and will be done soon.
+                _ if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+                _ => return Err(failed(io::Error::other("threads that shared it cannot join the same one"))),
+            }
         }
-        let bytes = remote.call(libc::SYS_keyctl, &[READ, here, 0, 0]).map_err(failed)?;
-        let keys = bytes / size_of::<i32>() as u64;
+    }
+
+    /// Looks at one that was joined for the first time, and opens it to those that are to share it if it was made here.
+    fn first(
+        &mut self,
+        wanted: &Keyring,
+        here: u64,
+        permissions: u32,
+        remote: &mut Remote,
+    ) -> io::Result<()> {
+        let keys = remote.call(libc::SYS_keyctl, &[READ, here, 0, 0])? / size_of::<i32>() as u64;
         if keys != wanted.keys {
             let what = format!("it held {} keys at the checkpoint, and holds {keys} now", wanted.keys);
-            return Err(failed(io::Error::other(what)));
+            return Err(io::Error::other(what));
         }
         let mut made = None;
-        if !is_open(remote, here).map_err(failed)? {
-            const EVERYTHING: u64 = 0x3f3f_0000;
-            remote.call(libc::SYS_keyctl, &[SET_PERMISSIONS, here, EVERYTHING]).map_err(failed)?;
+        if permissions & MAY_JOIN == 0 {
+            remote.call(libc::SYS_keyctl, &[SET_PERMISSIONS, here, u64::from(OPEN)])?;
             made = Some((remote.pid(), wanted.permissions));
         }
         self.0.insert(wanted.serial, One { here, made });
@@ -190,13 +212,13 @@ impl Joined {
     }
 }
 
-/// Whether whoever has the same user id may join it.
-fn is_open(remote: &mut Remote, ring: u64) -> io::Result<bool> {
+/// KEY_POS_*, KEY_USR_*, ….
+fn permissions(remote: &mut Remote, ring: u64) -> io::Result<u32> {
     let mut bytes = vec![0; 256];
     let at = remote.data(&bytes)?;
     remote.call(libc::SYS_keyctl, &[DESCRIBE, ring, at, bytes.len() as u64])?;
     remote.read(at, &mut bytes)?;
-    Ok(described(&bytes).is_some_and(|(permissions, _)| permissions & MAY_JOIN != 0))
+    described(&bytes).map(|d| d.0).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// Permissions and name out of what KEYCTL_DESCRIBE has written: `type;uid;gid;permissions;name`.
