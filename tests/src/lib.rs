@@ -8,6 +8,7 @@
 
 pub mod compare;
 pub mod random;
+pub mod random_ops;
 pub mod sandbox;
 pub mod scenario;
 pub mod skip;
