@@ -107,6 +107,7 @@ unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
 #[repr(C)]
 struct More {
     flags: u64,
+    default_flags: u64,
     segments: u64,
     futex_mask: u32,
     futex_chosen: u32,
@@ -117,6 +118,7 @@ unsafe fn copy_more(to: &mut More, mm: *const c_void) -> Option<()> {
     // SAFETY: an mm_struct, and offsets of words in it; what it points to is read with checks.
     unsafe {
         copy(&mut to.flags, mm, MM_FLAGS.load())?;
+        copy(&mut to.default_flags, mm, MM_DEF_FLAGS.load())?;
         if MM_SEGMENTS.load() != ABSENT {
             copy(&mut to.segments, mm, MM_SEGMENTS.load())?;
         }
