@@ -288,7 +288,6 @@ impl Injector<'_> {
             locks_to_come: None,
             segments: segments > 0,
             futex_slots: None,
-            locks_to_come: None,
         };
         Ok((state, thread))
     }
