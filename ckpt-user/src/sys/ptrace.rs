@@ -364,6 +364,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "what is tested takes its end")]
     fn a_first_thread_that_is_killed_beside_others_is_not_waited_for() {
         let program = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
                        print(flush=True)\ntime.sleep(1000)";
