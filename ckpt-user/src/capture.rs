@@ -76,8 +76,8 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
-    keyring::check(&processes)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
+    keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
@@ -168,8 +168,8 @@ fn capture_process(
         },
         posix_timers: asked.timers,
         denied: asked.memory,
-        futex_slots: state.futex_slots,
         locks_to_come: asked.locks_to_come,
+        futex_slots: state.futex_slots,
     })
 }
 

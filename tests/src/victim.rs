@@ -39,6 +39,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("lazyops", "lazyops.c", THREADS),
     ("dirty", "dirty.c", THREADS),
     ("memkinds", "memkinds.c", &[]),
+    ("randops", "randops.c", THREADS),
 ];
 
 const COMMON: &[&str] =

@@ -254,9 +254,9 @@ impl Iterators {
                 dumpable: row.memory_flags as u32 & MMF_DUMPABLE,
                 subreaper: row.child_subreaper != 0,
                 may_be_denied: self.learnt.memory_may_be_denied(row.memory_flags),
+                locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
                 segments: row.segments != 0,
                 futex_slots: (row.futex_chosen != 0).then(|| slots(row.futex_mask)),
-                locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
             };
             processes.insert(pid, state);
         }
