@@ -2,7 +2,7 @@
 
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
-use crate::memory::{self, policy, vdso};
+use crate::memory::{self, policy, sysv, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
 use crate::rebuild::{self, plan};
@@ -74,6 +74,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {

@@ -6,6 +6,7 @@
 #include "memkinds_flags.h"
 #include "memkinds_memfd.h"
 #include "memkinds_policy.h"
+#include "memkinds_sysv.h"
 
 static const struct memory_case table[] = {
     {"memfd", memfd_set_up, memfd_round},
@@ -15,6 +16,7 @@ static const struct memory_case table[] = {
     {"flags", flags_set_up, flags_round},
     {"everything_locked", locked_set_up, locked_round},
     {"locked_to_come", to_come_set_up, to_come_round},
+    {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
 };
 
