@@ -55,7 +55,8 @@ pub fn capture(
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     sharing::check(&pids)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
-    let table = || table::capture(&pids, standards_of, &hidden.descriptors, &mut objects);
+    let ended: Vec<Pid> = zombies.iter().map(|z| Pid::from_raw(z.pid)).collect();
+    let table = || table::capture(&pids, &ended, standards_of, &hidden.descriptors, &mut objects);
     let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
