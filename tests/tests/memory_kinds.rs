@@ -70,6 +70,35 @@ fn memory_policies_of_ranges_without_bpf() {
     without_bpf("policies");
 }
 
+/// Ten thousand, of alternating protection.
+#[test]
+fn many_mappings() {
+    survive(&Survival { rounds: 2, ..Survival::of("many", program("many")) });
+    let pages = pages_of_a_delta("many");
+    assert!(pages < 1000, "{pages} pages in a delta, of ten thousand mappings");
+}
+
+/// Two of a terabyte, of which sixteen pages are touched: neither images nor page tables grow with them.
+#[test]
+fn reservations_of_a_terabyte() {
+    kind("sparse");
+    let pages = pages_of_a_delta("sparse");
+    assert!(pages < 200, "{pages} pages in a delta");
+}
+
+/// Of the second of two checkpoints, while the program goes round.
+fn pages_of_a_delta(case: &str) -> u64 {
+    let sandbox = Sandbox::new(&format!("{case}-delta"));
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("memkinds").args([case, "100000", "3000"]));
+    job.running().wait_for_output("\n", Duration::from_secs(30));
+    let full = job.checkpoint();
+    assert!(full.kind == "full" && full.pages < 12_000, "{full:?}");
+    let delta = job.checkpoint();
+    job.kill_all();
+    assert_eq!(delta.kind, "delta");
+    delta.pages
+}
+
 /// Under a key and without one, removed and not, attached twice, by two processes, read-only; ids, keys and owners stay.
 #[test]
 fn system_v_memory() {

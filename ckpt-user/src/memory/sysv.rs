@@ -120,10 +120,7 @@ fn check_tail(pid: Pid, vma: &Vma, size: u64) -> Result<(), Refusal> {
 }
 
 /// The mappings that one shmat(2) has made, or pieces of it that mprotect(2) has.
-fn attachments<'v>(
-    mappings: &'v [Vma],
-    is_segment: impl Fn(&Vma) -> bool,
-) -> impl Iterator<Item = &'v [Vma]> {
+fn attachments(mappings: &[Vma], is_segment: impl Fn(&Vma) -> bool) -> impl Iterator<Item = &[Vma]> {
     let one = |a: &Vma, b: &Vma| {
         let next = (a.end, a.offset.wrapping_add(a.end.wrapping_sub(a.start)));
         a.object.is_some() && a.object == b.object && a.kind == b.kind && next == (b.start, b.offset)
