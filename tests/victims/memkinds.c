@@ -6,6 +6,7 @@
 #include "memkinds_flags.h"
 #include "memkinds_many.h"
 #include "memkinds_memfd.h"
+#include "memkinds_paged.h"
 #include "memkinds_policy.h"
 #include "memkinds_sysv.h"
 
@@ -19,6 +20,8 @@ static const struct memory_case table[] = {
     {"locked_to_come", to_come_set_up, to_come_round},
     {"many", many_set_up, many_round},
     {"sparse", sparse_set_up, sparse_round},
+    {"swapped", swapped_set_up, swapped_round},
+    {"merged", merged_set_up, merged_round},
     {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
 };
