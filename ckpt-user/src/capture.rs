@@ -2,7 +2,7 @@
 
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
-use crate::memory::{self, policy, vdso};
+use crate::memory::{self, policy, sysv, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
 use crate::rebuild::{self, plan};
@@ -76,6 +76,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;

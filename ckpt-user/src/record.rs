@@ -208,4 +208,7 @@ pub struct SharedObject {
     pub file: Option<MappedFile>,
     #[prost(message, optional, tag = "6")]
     pub memfd: Option<Memfd>,
+    /// Of System V.
+    #[prost(message, optional, tag = "7")]
+    pub segment: Option<crate::memory::sysv::Segment>,
 }

@@ -138,8 +138,10 @@ rows! {
         ["descriptor ", "sockets cannot be saved yet"];
     a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
         ["descriptor ", "/memfd:m", "huge pages"];
-    system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
-        "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
+    a_segment_attached_in_part: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nmust(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))",
+        "must(libc.munmap(ctypes.c_void_p(keep + 4096), ctypes.c_long(4096)))", ["System V segment", "only in part"];
+    bytes_behind_a_segment: "global keep\nid = must(libc.shmget(0, 8000, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nctypes.c_char.from_address(keep + 8100).value = b'x'",
+        "ctypes.c_char.from_address(keep + 8100).value = b'\\0'", ["System V segment", "behind the end"];
     a_file_whose_other_name_is_not_known: "global keep\nos.mkdir('folder')\nkeep = open('folder/lost', 'w')\nos.link('folder/lost', 'other')\nos.unlink('folder/lost')",
         "keep.close()", ["descriptor ", "it has lost its name, and no other one"];
     a_removed_directory: "global keep\nos.mkdir('gone')\nkeep = os.open('gone', os.O_RDONLY)\nos.rmdir('gone')", "os.close(keep)",

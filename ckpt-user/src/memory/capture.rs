@@ -1,5 +1,6 @@
 //! The mappings of a stopped process, with what stands behind each.
 
+use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::memfd;
@@ -29,7 +30,16 @@ impl Objects {
         metadata: &Metadata,
         describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
     ) -> io::Result<u32> {
-        let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
+        self.index_of((metadata.dev(), metadata.ino()), metadata.size(), describe)
+    }
+
+    /// The same, by its identity in this image and its size in bytes.
+    pub fn index_of(
+        &mut self,
+        (device, inode): (u64, u64),
+        size: u64,
+        describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
+    ) -> io::Result<u32> {
         let known = self.found.iter().position(|o| o.device == device && o.inode == inode);
         if let Some(known) = known {
             return Ok(known as u32);
@@ -81,6 +91,9 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         vma.set_kind(kind);
         return Ok(vma);
     }
+    if sysv::is_segment(raw) {
+        return sysv::describe(pid, raw, vma, objects);
+    }
     if !raw.is_file() {
         vma.set_kind(Kind::Anonymous);
         return if raw.is_shared() {
@@ -129,9 +142,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
 /// Why what is mapped cannot be opened again by its name.
 fn unnamed(target: &Path) -> Option<&'static str> {
     let bytes = target.as_os_str().as_bytes();
-    if bytes.starts_with(b"/SYSV") {
-        Some("System V shared memory cannot be saved yet")
-    } else if bytes.starts_with(b"/memfd:") {
+    if bytes.starts_with(b"/memfd:") {
         Some("memory of memfd_create(2) in huge pages (MFD_HUGETLB) cannot be saved yet")
     } else if bytes.ends_with(b" (deleted)") || !bytes.starts_with(b"/") {
         Some("its file has been deleted; it cannot be saved yet")

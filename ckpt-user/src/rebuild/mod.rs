@@ -84,7 +84,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, chain, lazy)?);
+        mapped.push(process::map(record, skeleton, &objects, &image.objects, chain, lazy)?);
     }
     // From here on the kernel touches their memory: the pages are there, or somebody serves them.
     let pager = match mode {

@@ -6,6 +6,7 @@ use super::late::Door;
 use super::{RebuildError, Rebuilding};
 use crate::image::Chain;
 use crate::memory::shared::Restored;
+use crate::memory::sysv;
 use crate::memory::vma::{Kind, MappedFile};
 use crate::object::{self, Stage};
 use crate::record::Image;
@@ -33,14 +34,15 @@ pub struct Objects {
 
 /// Opens and makes everything, with the file-system ids of the image's owner.
 pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, RebuildError> {
+    let segments = sysv::make(image, owner)?;
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
     let base = above_all(image);
     raise_descriptor_limit();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
-    for index in 0..image.objects.len() as u32 {
-        let object = crate::memory::shared::rebuild(image, index, chain)?;
+    for (index, segment) in (0..).zip(segments) {
+        let object = crate::memory::shared::rebuild(image, index, chain, segment)?;
         let fd = object.descriptor().rebuilding(root, "shared memory")?;
         shared.push(lift(fd, "shared memory")?);
         let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);

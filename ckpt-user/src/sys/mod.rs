@@ -20,6 +20,7 @@ pub mod regs;
 pub mod remote;
 pub mod sched;
 pub mod shared;
+pub mod shm;
 pub mod signalfd;
 pub mod socket;
 pub mod spawn;
