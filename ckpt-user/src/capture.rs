@@ -2,7 +2,7 @@
 
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
-use crate::memory::{self, vdso};
+use crate::memory::{self, policy, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
 use crate::planted;
@@ -20,8 +20,8 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    control, credentials, denials, limits, registers, scheduling, settings, sharing, signals, sleep,
-    surroundings, unsupported,
+    control, credentials, denials, dispatch, filters, keyring, limits, registers, scheduling, settings,
+    sharing, signals, sleep, surroundings, unsupported,
 };
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -56,17 +56,19 @@ pub fn capture(
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     sharing::check(&pids)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
-    let table = || table::capture(&pids, standards_of, &hidden.descriptors, &mut objects);
+    let ended: Vec<Pid> = zombies.iter().map(|z| Pid::from_raw(z.pid)).collect();
+    let table = || table::capture(&pids, &ended, standards_of, &hidden.descriptors, &mut objects);
     let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
+    let mut filters = filters::Found::default();
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
         let known = hidden.mappings.get(&process.pid).map(Vec::as_slice);
         smaps += u64::from(known.is_none());
         let mappings = || memory::capture::capture(process.pid, known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
-        let mut record = capture_process(process, mappings, hidden, &mut injected)?;
+        let mut record = capture_process(process, mappings, hidden, &mut filters, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -75,6 +77,8 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    policy::check(&processes, &hidden.mappings, &objects.found)?;
+    keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
@@ -86,6 +90,7 @@ pub fn capture(
         foreground,
         ended: None,
         terminal,
+        filters: filters.filters,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
@@ -96,8 +101,9 @@ pub fn capture(
 
 fn capture_process(
     process: &mut FrozenProcess,
-    mappings: Vec<memory::vma::Vma>,
+    mut mappings: Vec<memory::vma::Vma>,
     hidden: &Hidden,
+    filters: &mut filters::Found,
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
     let pid = process.pid;
@@ -105,11 +111,19 @@ fn capture_process(
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
-    let (threads, state) = match known_states(process, hidden) {
-        Some(known) => known,
-        None => injected_states(process, &mappings, injected)?,
+    let (threads, state, own_keyrings) = match known_states(process, hidden) {
+        Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
+        None => {
+            let (threads, state) = injected_states(process, &mappings, injected)?;
+            (threads, state, keyring::Known::own())
+        }
     };
-    let asked = ask(process, &mappings, (&threads, &state), injected)?;
+    unsupported::check_hidden(pid, &threads, &state)?;
+    let known = hidden.mappings.get(&pid).map(Vec::as_slice);
+    let asked = ask(process, &mappings, (&threads, &state, known), injected)?;
+    for (index, policy) in asked.policies {
+        mappings[index].policy = Some(policy);
+    }
     let exe = dir.path("exe");
     let executable =
         std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
@@ -119,7 +133,15 @@ fn capture_process(
     let mut records = Vec::with_capacity(process.threads.len());
     for ((thread, state), answers) in process.threads.iter().zip(&threads).zip(asked.threads) {
         let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
+        registers::check(pid, thread.tid, record.registers.as_ref())?;
         (record.policy, record.denied) = answers;
+        record.keyring = keyring::capture(pid, &state.keyrings, &own_keyrings)?;
+        let dir = ProcDir::thread(pid, thread.tid);
+        record.personality = unsupported::personality(pid, &dir)?;
+        if let Some(stopped) = &thread.stopped {
+            let status = dir.status().reading(pid, "status")?;
+            record.seccomp = filters::capture(pid, stopped, &status, state.filter, filters)?;
+        }
         records.push(record);
     }
     let mut shared = posix_timers::without(shared, &asked.timers);
@@ -150,6 +172,8 @@ fn capture_process(
         },
         posix_timers: asked.timers,
         denied: asked.memory,
+        locks_to_come: asked.locks_to_come,
+        futex_slots: state.futex_slots,
     })
 }
 
@@ -167,6 +191,9 @@ struct Asked {
     memory: Option<denials::Memory>,
     /// In the order of the threads.
     threads: Vec<(Option<Policy>, Option<denials::Instructions>)>,
+    /// Of mappings, by their index.
+    policies: Vec<(usize, Policy)>,
+    locks_to_come: u32,
 }
 
 /// Asks a process for the times of its POSIX timers, and for what it may have changed. Nothing is injected where there is
@@ -174,25 +201,42 @@ struct Asked {
 fn ask(
     process: &mut FrozenProcess,
     mappings: &[memory::vma::Vma],
-    (states, state): (&[ThreadState], &ProcessState),
+    (states, state, known): (&[ThreadState], &ProcessState, Option<&[memory::vma::Raw]>),
     injected: &mut u64,
 ) -> Result<Asked, Refusal> {
     let pid = process.pid;
     let tids: Vec<Pid> = process.threads.iter().map(|t| t.tid).collect();
     let timers = posix_timers::shown(pid, &tids)?;
-    let mut asked = Asked { timers, memory: None, threads: vec![Default::default(); tids.len()] };
+    let mut asked = Asked { timers, threads: vec![Default::default(); tids.len()], ..Asked::default() };
+    asked.locks_to_come = state.locks_to_come.unwrap_or(0);
+    let mut ranges = policy::to_ask(mappings, known);
     let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
-    if asked.timers.is_empty() && !state.may_be_denied && states.iter().all(is_plain) {
+    let is_known = !state.may_be_denied && state.locks_to_come.is_some() && ranges.is_empty();
+    if asked.timers.is_empty() && is_known && states.iter().all(is_plain) {
         return Ok(asked);
     }
     let room = room(process, mappings)?;
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    let mut has_policies = true;
     for (i, ((thread, own), answers)) in
         process.threads.iter_mut().zip(states).zip(&mut asked.threads).enumerate()
     {
         let Some(mut stopped) = thread.stopped.take() else { continue };
-        if own.has_policy {
-            (answers.0, stopped) = injector.policy(stopped).reading(pid, "its memory policy")?;
+        if i == 0 && (own.has_policy || !ranges.is_empty()) {
+            (has_policies, stopped) = injector.has_policies(stopped).reading(pid, "its memory policy")?;
+        }
+        if own.has_policy && has_policies {
+            (answers.0, stopped) = injector.policy(stopped, None).reading(pid, "its memory policy")?;
+        }
+        for (index, home) in std::mem::take(&mut ranges).into_iter().filter(|_| has_policies) {
+            let (found, back) =
+                injector.policy(stopped, Some(mappings[index].start)).reading(pid, "a memory policy")?;
+            asked.policies.extend(found.map(|policy| (index, Policy { home, ..policy })));
+            stopped = back;
+        }
+        if i == 0 && state.locks_to_come.is_none() {
+            (asked.locks_to_come, stopped) =
+                injector.locks_to_come(stopped).reading(pid, "whether its new memory is locked")?;
         }
         if own.may_be_denied {
             (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;
@@ -328,8 +372,13 @@ fn capture_thread(
         robust_list: sched::robust_list(thread.tid)?.0,
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
         control: Some(control::capture(&state.control, &status)),
+        dispatch: dispatch::capture(stopped)?,
+        // Of these, only the process's own record knows all there is to know.
         policy: None,
         denied: None,
+        keyring: None,
+        personality: 0,
+        seccomp: None,
     })
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{Holder, MODES, held, let_go, stepper, verb, walk_until};
+use ckpt_tests::scenario::{Holder, MODES, held, let_go, listener, stepper, verb, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -136,23 +136,10 @@ fn one_thread_s_id_that_somebody_has_is_enough() {
     }
 }
 
-/// Prints the number of each signal it gets; USR2 is its end, with status 3.
-const LISTENER: &str = r#"
-import signal, sys
-known = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGRTMIN]
-signal.pthread_sigmask(signal.SIG_BLOCK, known)
-print("ready", flush=True)
-while True:
-    got = signal.sigwait(known)
-    print(int(got), flush=True)
-    if got == signal.SIGUSR2:
-        sys.exit(3)
-"#;
-
 #[test]
 fn signals_stops_and_the_exit_status_pass_through() {
     let sandbox = Sandbox::new("inside_signals");
-    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", LISTENER]));
+    let mut job = Job::launch(&sandbox, &[], &listener());
     job.running().wait_for_output("ready\n", SOON);
     let id = job.program();
     job.checkpoint();

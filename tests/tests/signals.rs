@@ -4,28 +4,11 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Holder, verb};
+use ckpt_tests::scenario::{Holder, listener, verb};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// Prints the number of each signal it gets; USR2 is its end, with status 3.
-const LISTENER: &str = r#"
-import signal, sys
-known = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH]
-signal.pthread_sigmask(signal.SIG_BLOCK, known)
-print("ready", flush=True)
-while True:
-    got = signal.sigwait(known)
-    print(int(got), flush=True)
-    if got == signal.SIGUSR2:
-        sys.exit(3)
-"#;
-
-fn listener() -> Cmd {
-    Cmd::new("/usr/bin/python3").args(["-c", LISTENER])
-}
 
 fn state(sandbox: &Sandbox, pid: i32) -> char {
     sandbox.ps().iter().find(|process| process.pid == pid).expect("the process lives").state

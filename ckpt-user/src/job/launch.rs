@@ -40,9 +40,9 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
     };
     let claimed = Lease::claim(&dir, claim)?;
     claimed.notes.iter().for_each(|note| log::warn!("{note}"));
+    let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
     tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
-    let signals = Signals::listen().context("cannot listen for signals")?;
     let run_as = identity.changed.then(|| RunAs {
         uid: identity.uid,
         gid: identity.gid,

@@ -74,6 +74,7 @@ pub fn make(image: &Image, taken: &Taken) -> anyhow::Result<Side> {
 #[derive(Debug, PartialEq, Eq)]
 struct Share {
     guardian: Pid,
+    witness: Pid,
     supervisor: Pid,
     /// What is started without a wish gets the ids after this one: the widest range that the image leaves.
     last: i32,
@@ -83,11 +84,12 @@ impl Share {
     /// Beside `ids`, all below `end`; none when there is no room.
     fn beside(ids: &BTreeSet<i32>, end: i32) -> Option<Self> {
         let mut free = (RESERVED..end).rev().filter(|id| !ids.contains(id));
-        let (guardian, supervisor) = free.next().zip(free.next())?;
+        let [guardian, witness, supervisor] = [free.next()?, free.next()?, free.next()?];
         let bounds = [RESERVED, supervisor].into_iter().chain(ids.range(RESERVED..supervisor).copied());
         let bounds: Vec<i32> = BTreeSet::from_iter(bounds).into_iter().collect();
         let last = bounds.windows(2).max_by_key(|pair| pair[1] - pair[0])?[0];
-        Some(Self { guardian: Pid::from_raw(guardian), supervisor: Pid::from_raw(supervisor), last })
+        let [guardian, witness, supervisor] = [guardian, witness, supervisor].map(Pid::from_raw);
+        Some(Self { guardian, witness, supervisor, last })
     }
 
     fn here(ids: &BTreeSet<i32>) -> io::Result<Self> {
@@ -99,7 +101,16 @@ impl Share {
 
 /// The id of a lazy restart's guardian; any, outside of namespaces of ours.
 pub fn guardian_id(image: &Image) -> io::Result<Option<Pid>> {
-    outside::is_noted().then(|| Share::here(&taken::ids(image)).map(|share| share.guardian)).transpose()
+    Ok(own_share(image)?.map(|share| share.guardian))
+}
+
+/// The same, of the witness.
+pub fn witness_id(image: &Image) -> io::Result<Option<Pid>> {
+    Ok(own_share(image)?.map(|share| share.witness))
+}
+
+fn own_share(image: &Image) -> io::Result<Option<Share>> {
+    outside::is_noted().then(|| Share::here(&taken::ids(image))).transpose()
 }
 
 /// As pid 1 of the new namespace: its /proc, and the supervisor.
@@ -238,13 +249,13 @@ mod tests {
     #[test]
     fn ckptbpf_has_the_highest_ids_and_others_begin_where_there_is_room() {
         let share = |ids: &[i32], end| Share::beside(&BTreeSet::from_iter(ids.iter().copied()), end);
-        let expect = |guardian, supervisor, last| {
-            let [guardian, supervisor] = [guardian, supervisor].map(Pid::from_raw);
-            Some(Share { guardian, supervisor, last })
+        let expect = |ids: [i32; 3], last| {
+            let [guardian, witness, supervisor] = ids.map(Pid::from_raw);
+            Some(Share { guardian, witness, supervisor, last })
         };
-        assert_eq!(share(&[2, 3, 5], 32768), expect(32767, 32766, RESERVED));
-        assert_eq!(share(&[400, 30000], 32768), expect(32767, 32766, 400));
-        assert_eq!(share(&[900, 32766, 32767], 32768), expect(32765, 32764, 900));
-        assert_eq!(share(&[], 301), None);
+        assert_eq!(share(&[2, 3, 5], 32768), expect([32767, 32766, 32765], RESERVED));
+        assert_eq!(share(&[400, 30000], 32768), expect([32767, 32766, 32765], 400));
+        assert_eq!(share(&[900, 32766, 32767], 32768), expect([32765, 32764, 32763], 900));
+        assert_eq!(share(&[], 302), None);
     }
 }

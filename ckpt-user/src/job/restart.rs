@@ -79,8 +79,9 @@ fn run_again(
             Side::Inside => run_again(options, begun, Some(&taken), running),
         };
     }
-    tree::note_strangers();
-    // Before we become what orphans are given to: it is to be none of ours.
+    // Before we become what orphans are given to: they are to be none of ours.
+    let signals =
+        Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
     let mode = match options.lazy {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start(namespace::guardian_id(&image)?)
@@ -90,8 +91,8 @@ fn run_again(
         }),
         false => Mode::Eager,
     };
+    tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
-    let signals = Signals::listen().context("cannot listen for signals")?;
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // The last act before the threads run: a restart that fails changes no file.

@@ -1,7 +1,9 @@
-//! Signals that the supervisor gets: read from a signalfd, sorted into forward, checkpoint, and ours.
+//! Signals that the supervisor gets: read from a signalfd, sorted into the program's, everybody's, and ours.
 
+use crate::sys::witness::{Sent, Witness};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -14,6 +16,7 @@ pub struct Signals {
     fd: SignalFd,
     /// The mask ckptbpf was started with: the program's.
     pub original: SigSet,
+    witness: Option<Witness>,
 }
 
 /// What a signal means.
@@ -23,8 +26,8 @@ pub enum Meaning {
     Child,
     /// A process sent it to ckptbpf: it is for the program.
     Forward(i32),
-    /// The terminal sent it to the whole group: the program has it.
-    Everyones,
+    /// Sent to the whole group or cgroup, by the terminal or a process: the program has it.
+    Everyones(i32),
 }
 
 /// Signals that report errors of this very process stay what they are.
@@ -40,7 +43,14 @@ impl Signals {
         }
         let original = mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let fd = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { fd, original })
+        Ok(Self { fd, original, witness: None })
+    }
+
+    /// The same, with a witness that tells what was sent to ckptbpf alone; its process id is `id` if one is wanted.
+    /// Before orphans become children of this process.
+    pub fn listen_with_witness(id: Option<Pid>) -> io::Result<Self> {
+        let signals = Self::listen()?;
+        Ok(Self { witness: Some(Witness::start(id)?), ..signals })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -51,12 +61,18 @@ impl Signals {
     pub fn take(&mut self) -> Option<Meaning> {
         let info = self.fd.read_signal().ok()??;
         let signal = info.ssi_signo as i32;
-        Some(if signal == libc::SIGCHLD {
-            Meaning::Child
-        } else if info.ssi_code == FROM_KERNEL {
-            Meaning::Everyones
-        } else {
-            Meaning::Forward(signal)
-        })
+        if signal == libc::SIGCHLD {
+            return Some(Meaning::Child);
+        }
+        let sent = Sent { signal, pid: info.ssi_pid as i32, uid: info.ssi_uid };
+        let everyones = match (info.ssi_code, &mut self.witness) {
+            (FROM_KERNEL, witness) => {
+                witness.iter_mut().for_each(|w| w.forget(signal));
+                true
+            }
+            (libc::SI_USER, Some(witness)) => witness.has(sent),
+            _ => false,
+        };
+        Some(if everyones { Meaning::Everyones(signal) } else { Meaning::Forward(signal) })
     }
 }

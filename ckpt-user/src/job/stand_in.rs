@@ -4,7 +4,7 @@
 use super::ended::Ended;
 use super::signals::{Meaning, Signals};
 use super::terminal;
-use crate::sys::{pidfd, wait};
+use crate::sys::pidfd;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, raise};
@@ -70,16 +70,13 @@ pub struct StandIn {
     /// pid 1 of the namespace, or who has entered it; a child of ours.
     between: OwnedFd,
     news: OwnedFd,
-    supervisor: Pid,
     handle: Option<OwnedFd>,
-    /// Stopped with the supervisor, and continued since: the SIGCONT for that has not been read yet.
-    continued: bool,
 }
 
 impl StandIn {
     /// Before the fork, so that no signal is lost.
     pub fn prepare() -> anyhow::Result<Waiting> {
-        Ok(Waiting(Signals::listen().context("cannot listen for signals")?))
+        Ok(Waiting(Signals::listen_with_witness(None).context("cannot listen for signals")?))
     }
 
     /// Passes signals on, and waits for the end.
@@ -98,7 +95,7 @@ impl StandIn {
             }
             let news = fds[1].any().unwrap_or(false);
             while let Some(meaning) = self.signals.take() {
-                self.signal(meaning);
+                self.pass_on(meaning);
             }
             if !news {
                 continue;
@@ -107,7 +104,6 @@ impl StandIn {
                 Some(News::Status(status)) if libc::WIFSTOPPED(status) => {
                     // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
                     let _ = raise(Signal::SIGSTOP);
-                    self.continued = true;
                 }
                 Some(News::Status(status)) if libc::WIFEXITED(status) => {
                     self.wait_for_the_rest();
@@ -132,13 +128,9 @@ impl StandIn {
         }
     }
 
-    fn signal(&mut self, meaning: Meaning) {
+    fn pass_on(&self, meaning: Meaning) {
         let Meaning::Forward(signal) = meaning else { return };
-        // `fg` continues the whole group: then the supervisor has had it.
-        let had = signal == libc::SIGCONT
-            && std::mem::take(&mut self.continued)
-            && !wait::is_stopped(self.supervisor);
-        if let Some(supervisor) = self.handle.as_ref().filter(|_| !had) {
+        if let Some(supervisor) = &self.handle {
             // It may have ended.
             let _ = pidfd::send_signal(supervisor.as_fd(), signal);
         }
@@ -165,7 +157,7 @@ impl Waiting {
         };
         // It may have ended already: then there is no need for one.
         let handle = pidfd::open(supervisor).ok();
-        Ok(StandIn { signals: self.0, between, news, supervisor, handle, continued: false })
+        Ok(StandIn { signals: self.0, between, news, handle })
     }
 }
 

@@ -67,8 +67,6 @@ struct Supervisor {
     last_error: Option<String>,
     killed_by_us: bool,
     let_go: Option<i32>,
-    /// Stopped with the program, and continued since: the SIGCONT for that has not been read yet.
-    continued: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -98,7 +96,6 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         last_error: None,
         killed_by_us: false,
         let_go: None,
-        continued: false,
     };
     let ended = supervisor.run(signals)?;
     supervisor.say_end(ended);
@@ -175,17 +172,17 @@ impl Supervisor {
 
     fn signal(&mut self, meaning: Meaning) {
         match meaning {
-            Meaning::Child | Meaning::Everyones => {}
-            Meaning::Forward(signal) if Some(signal) == self.plan.checkpoint_signal => {
+            Meaning::Child => {}
+            Meaning::Forward(signal) | Meaning::Everyones(signal)
+                if Some(signal) == self.plan.checkpoint_signal =>
+            {
                 self.asked_by_signal = true;
             }
+            Meaning::Everyones(_) => {}
             Meaning::Forward(signal) if self.plan.attached.is_some() => {
                 // Attached ckptbpf is nobody's stand-in: it ends, the program goes on.
                 self.let_go = Some(signal);
             }
-            // `fg` continues the whole group: then the program has had it.
-            Meaning::Forward(libc::SIGCONT)
-                if std::mem::take(&mut self.continued) && !wait::is_stopped(self.plan.root) => {}
             // Its id may be somebody else's by now: what it has left behind is meant.
             Meaning::Forward(signal) if self.plan.ended.get().is_some() => {
                 tree::members(self.plan.root).into_iter().for_each(|(pid, _)| wait::send(pid, signal));
@@ -300,7 +297,6 @@ impl Supervisor {
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
                     // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
                     let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-                    self.continued = true;
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),

@@ -3,6 +3,7 @@
 //! ```text
 //!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
 //!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
+//!     ─▶ late descriptors (pidfds of threads, files of /proc)
 //!     ─▶ resume (registers, detach)
 //! ```
 //! Until [`resume`] not one instruction of the program has run, and any error ends all skeletons: they are
@@ -11,6 +12,7 @@
 pub mod clocks;
 pub mod fill;
 pub mod foreground;
+pub mod late;
 pub mod mappings;
 pub mod objects;
 pub mod plan;
@@ -23,6 +25,8 @@ use crate::image::{Chain, ImageError};
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::task::filters;
+use crate::task::keyring::Joined;
 use nix::unistd::Pid;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
@@ -71,10 +75,11 @@ pub enum Mode {
 /// # Errors
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
-    check(image)?;
+    check(image, owner)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let objects = objects::make(image, chain, owner)?;
-    let skeletons = skeleton::plant(image, original_time)?;
+    let mut objects = objects::make(image, chain, owner)?;
+    let mut skeletons = skeleton::plant(image, original_time)?;
+    late::by_ids(image, &mut skeletons, &mut objects)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
@@ -86,16 +91,23 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
         Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
     };
-    let processes = mapped
+    let mut joined = Joined::default();
+    let mut processes = mapped
         .into_iter()
-        .map(|one| process::complete(one, image, &objects))
+        .map(|one| process::complete(one, image, &objects, &mut joined))
         .collect::<Result<Vec<_>, RebuildError>>()?;
+    late::at_last(image, &mut processes, &objects)?;
+    for thread in processes.iter_mut().flat_map(|p| &mut p.threads) {
+        let pid = thread.pid();
+        joined.close(pid, thread).rebuilding(pid.as_raw(), "its session keyring")?;
+    }
     Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 
 /// What can be known to fail before anything is made.
-fn check(image: &Image) -> Result<(), RebuildError> {
+fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
     let refused = |reason: String| Err(RebuildError::Refused(reason));
+    filters::check(image, owner.uid == 0).map_err(RebuildError::Refused)?;
     let Some(machine) = &image.machine else {
         return refused("it does not say what machine it was made on".to_owned());
     };

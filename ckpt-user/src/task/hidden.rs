@@ -6,7 +6,8 @@
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
 use super::control::Known;
-use super::denials::{ARCH_GET_CPUID, Instructions, Memory, PR_GET_MDWE};
+use super::denials::{ARCH_GET_CPUID, Instructions, L1D, Memory, PR_GET_MDWE};
+use super::keyring;
 use super::policy::{NODE_BITS, NODES, Policy};
 use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
@@ -34,6 +35,11 @@ pub struct ThreadState {
     pub has_policy: bool,
     /// Whether instructions of its are, or may be, denied.
     pub may_be_denied: bool,
+    pub keyrings: keyring::Known,
+    /// What no restart could give back, and why. Known only from BPF.
+    pub lost: Option<(&'static str, &'static str)>,
+    /// The same number is the same newest seccomp filter. Known only from BPF.
+    pub filter: Option<u64>,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -52,6 +58,12 @@ pub struct ProcessState {
     pub subreaper: bool,
     /// Whether kinds of memory are, or may be, denied.
     pub may_be_denied: bool,
+    /// MCL_FUTURE, with MCL_ONFAULT or without; 0 where new mappings are not locked, none where that is not known.
+    pub locks_to_come: Option<u32>,
+    /// Whether it has a local descriptor table (modify_ldt(2)).
+    pub segments: bool,
+    /// How many slots its futexes have where it has chosen that (PR_FUTEX_HASH). Known only from BPF.
+    pub futex_slots: Option<u32>,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -85,6 +97,17 @@ impl Injector<'_> {
         len: usize,
         call: impl FnOnce(u64) -> (i64, Vec<u64>),
     ) -> io::Result<(Vec<u8>, Stopped)> {
+        let (result, bytes, thread) = self.asking(thread, len, call)?;
+        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok((bytes, thread)) }
+    }
+
+    /// The same, and what the call returns.
+    fn asking(
+        &mut self,
+        thread: Stopped,
+        len: usize,
+        call: impl FnOnce(u64) -> (i64, Vec<u64>),
+    ) -> io::Result<(i64, Vec<u8>, Stopped)> {
         let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
         let mut before = vec![0; len];
         // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
@@ -96,7 +119,7 @@ impl Injector<'_> {
         let mut out = vec![0; len];
         self.memory.read(at, &mut out)?;
         self.memory.write(at, &before)?;
-        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok((out, thread)) }
+        Ok((result, out, thread))
     }
 
     /// Reads one thread's state.
@@ -112,8 +135,12 @@ impl Injector<'_> {
         const FLAGS: usize = 9;
         let flags = ProcDir::process(thread.tid()).stat()?.number(FLAGS) as u32;
         let control = Known { parent_death: word(&death) as u32, flags, securebits: securebits as u32 };
+        let (keyrings, thread) = self.keyrings(thread)?;
         let state = ThreadState {
             control,
+            keyrings,
+            lost: None,
+            filter: None,
             has_policy: true,
             may_be_denied: true,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
@@ -121,6 +148,36 @@ impl Injector<'_> {
             restart: None,
         };
         Ok((state, thread))
+    }
+
+    /// The thread's keyrings. Whoever has no session keyring has the user's from then on, as at any use of it.
+    fn keyrings(&mut self, thread: Stopped) -> io::Result<(keyring::Known, Stopped)> {
+        const KEYCTL: i64 = libc::SYS_keyctl;
+        let mut found = keyring::Known::default();
+        let (destination, mut thread) =
+            self.call(thread, KEYCTL, &[keyring::SET_DESTINATION, keyring::NO_CHANGE])?;
+        if destination < 0 {
+            return Ok((found, thread));
+        }
+        found.destination = destination as u64;
+        for (which, id) in [
+            (keyring::THREAD, &mut found.thread),
+            (keyring::PROCESS, &mut found.process),
+            (keyring::SESSION, &mut found.session.serial),
+        ] {
+            let (got, back) = self.call(thread, KEYCTL, &[keyring::GET_KEYRING_ID, which as u64, 0])?;
+            thread = back;
+            *id = got.max(0) as i32;
+        }
+        let session = keyring::SESSION as u64;
+        let describe = |at| (KEYCTL, vec![keyring::DESCRIBE, session, at, ckpt_common::KEYRING_NAME as u64]);
+        let (_, described, thread) = self.asking(thread, ckpt_common::KEYRING_NAME, describe)?;
+        let (bytes, thread) = self.call(thread, KEYCTL, &[keyring::READ, session, 0, 0])?;
+        if let Some((permissions, name)) = keyring::described(&described) {
+            let keys = bytes.max(0) as u64 / size_of::<i32>() as u64;
+            found.session = keyring::Keyring { name, permissions, keys, ..found.session };
+        }
+        Ok((found, thread))
     }
 
     /// What is left of POSIX timers, and their intervals.
@@ -135,17 +192,43 @@ impl Injector<'_> {
         Ok(thread)
     }
 
-    /// The thread's memory policy, none for the default.
-    pub fn policy(&mut self, thread: Stopped) -> io::Result<(Option<Policy>, Stopped)> {
-        const NUMBER: i64 = libc::SYS_get_mempolicy;
-        // A kernel without NUMA has no such call, and no policy.
-        let (known, thread) = self.call(thread, NUMBER, &[0, 0, 0, 0, 0])?;
-        if known == -i64::from(libc::ENOSYS) {
-            return Ok((None, thread));
-        }
-        let ask = |at| (NUMBER, vec![at, at + 8, NODE_BITS, 0, 0]);
+    /// Whether there are memory policies: a kernel without NUMA has no such call.
+    pub fn has_policies(&mut self, thread: Stopped) -> io::Result<(bool, Stopped)> {
+        let (known, thread) = self.call(thread, libc::SYS_get_mempolicy, &[0, 0, 0, 0, 0])?;
+        Ok((known != -i64::from(libc::ENOSYS), thread))
+    }
+
+    /// The memory policy of the thread, or of the mapping at an address; none for the default.
+    pub fn policy(&mut self, thread: Stopped, of: Option<u64>) -> io::Result<(Option<Policy>, Stopped)> {
+        const MPOL_F_ADDR: u64 = 2;
+        let (address, flags) = of.map_or((0, 0), |address| (address, MPOL_F_ADDR));
+        let ask = |at| (libc::SYS_get_mempolicy, vec![at, at + 8, NODE_BITS, address, flags]);
         let (bytes, thread) = self.reading(thread, 8 + NODES, ask)?;
         Ok((Policy::read(word(&bytes[..4]) as u32, &bytes[8..]), thread))
+    }
+
+    /// Whether new mappings are locked, as flags of mlockall(2): found out by mapping a page.
+    pub fn locks_to_come(&mut self, thread: Stopped) -> io::Result<(u32, Stopped)> {
+        const PAGE: u64 = 4096;
+        let pid = thread.tid();
+        let locked = || ProcDir::process(pid).status().map(|s| s.field("VmLck").map(str::to_owned));
+        let before = locked()?;
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let map = [0, PAGE, protection as u64, flags as u64, u64::MAX, 0];
+        let (at, mut thread) = self.call(thread, libc::SYS_mmap, &map)?;
+        if at < 0 {
+            return Err(io::Error::from_raw_os_error(-at as i32));
+        }
+        let mut found = 0;
+        if locked()? != before {
+            let there;
+            (there, thread) = self.reading(thread, 1, |to| (libc::SYS_mincore, vec![at as u64, PAGE, to]))?;
+            let on_fault = if there[0] & 1 == 0 { libc::MCL_ONFAULT } else { 0 };
+            found = libc::MCL_FUTURE | on_fault;
+        }
+        let (_, thread) = self.call(thread, libc::SYS_munmap, &[at as u64, PAGE])?;
+        Ok((found as u32, thread))
     }
 
     /// The instructions that are denied to the thread, if any are.
@@ -153,7 +236,9 @@ impl Injector<'_> {
         let (counter, thread) =
             self.reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_TSC as u64, at, 0, 0, 0]))?;
         let (cpuid, thread) = self.call(thread, libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])?;
-        Ok((Instructions::read(word(&counter) as u32, cpuid), thread))
+        let speculation = [libc::PR_GET_SPECULATION_CTRL as u64, L1D, 0, 0, 0];
+        let (cache, thread) = self.call(thread, libc::SYS_prctl, &speculation)?;
+        Ok((Instructions::read(word(&counter) as u32, cpuid, cache), thread))
     }
 
     /// The kinds of memory that are denied to the process, if any are.
@@ -190,11 +275,21 @@ impl Injector<'_> {
         let (subreaper, thread) = self.reading(thread, 4, |at| {
             (libc::SYS_prctl, vec![libc::PR_GET_CHILD_SUBREAPER as u64, at, 0, 0, 0])
         })?;
-        let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
-        Ok((
-            ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper, may_be_denied: true },
-            thread,
-        ))
+        const ONE: usize = 8;
+        let table = |at| (libc::SYS_modify_ldt, vec![0, at, ONE as u64]);
+        let (segments, _, thread) = self.asking(thread, ONE, table)?;
+        let state = ProcessState {
+            actions,
+            brk: brk as u64,
+            timers,
+            dumpable: dumpable as u32,
+            subreaper: word(&subreaper) != 0,
+            may_be_denied: true,
+            locks_to_come: None,
+            segments: segments > 0,
+            futex_slots: None,
+        };
+        Ok((state, thread))
     }
 }
 

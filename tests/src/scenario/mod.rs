@@ -9,6 +9,7 @@
 
 mod hold;
 mod holder;
+mod listener;
 mod listing;
 mod stepper;
 mod survive;
@@ -23,6 +24,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
+pub use listener::listener;
 pub use listing::Generation;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
@@ -61,6 +63,16 @@ impl Tool {
         let cmd = Cmd::new(&self.binary).arg(verb).args(args);
         self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
     }
+}
+
+/// The program of the directory's job, if somebody supervises it.
+pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+    supervised_by(sandbox, &Tool::default(), dir)
+}
+
+fn supervised_by(sandbox: &Sandbox, tool: &Tool, dir: &Path) -> Option<i32> {
+    let status = sandbox.run(tool.verb("status", ["--json"]).arg(dir));
+    (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
 }
 
 /// Eager or lazy restart.
@@ -163,8 +175,9 @@ impl<'b> Job<'b> {
         });
     }
 
-    /// `ckptbpf checkpoint`, which returns when it is durable.
+    /// `ckptbpf checkpoint`, which returns when it is durable. A program may say something before its job is known.
     pub fn checkpoint(&self) -> Generation {
+        self.program();
         self.try_checkpoint().success();
         self.checkpoints().pop().expect("a checkpoint that was just taken")
     }
@@ -180,8 +193,7 @@ impl<'b> Job<'b> {
         self.sandbox.wait_for("status to know the job", PATIENCE, || {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
-            let status = self.sandbox.run(self.tool.verb("status", ["--json"]).arg(&self.dir));
-            pid = (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten();
+            pid = supervised_by(self.sandbox, &self.tool, &self.dir);
             pid.is_some()
         });
         pid.expect("waited for")
