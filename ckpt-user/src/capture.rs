@@ -5,6 +5,7 @@ use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, policy, sysv, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
+use crate::planted;
 use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Machine, Process, Thread};
 use crate::refusal::{Reading, Refusal};
@@ -144,7 +145,10 @@ fn capture_process(
         }
         records.push(record);
     }
-    let shared = posix_timers::without(shared, &asked.timers);
+    let mut shared = posix_timers::without(shared, &asked.timers);
+    if planted::is("dropped-signal") {
+        shared.pop();
+    }
     Ok(Process {
         pid: pid.as_raw(),
         parent: process.parent.as_raw(),

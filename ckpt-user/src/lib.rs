@@ -16,6 +16,7 @@ pub mod memory;
 pub mod object;
 pub mod page;
 pub mod phase;
+mod planted;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;

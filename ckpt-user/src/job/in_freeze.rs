@@ -207,6 +207,9 @@ fn inside(
         let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
         space.moved(&moved);
         let set = timed(&mut spent.scan, || {
+            if tracked.pager.is_some() && space.uffd.is_none() {
+                no_longer_paged(pid, &mut record.mappings)?;
+            }
             watched_by_us(space, &mut record.mappings)?;
             let begun = space.has_begun();
             space.round(&record.mappings, !begun).reading(pid, "the page map")
@@ -246,6 +249,22 @@ fn inside(
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
+}
+
+/// A child that was forked while pages were missing was watched by the pager until they had arrived, just now.
+fn no_longer_paged(pid: Pid, mappings: &mut [Vma]) -> Result<(), Refusal> {
+    if !mappings.iter().any(|v| v.has("uw")) {
+        return Ok(());
+    }
+    let shown =
+        ProcDir::process(pid).text("smaps").and_then(|text| vma::parse(&text)).reading(pid, "smaps")?;
+    for vma in mappings {
+        let now = shown.iter().find(|raw| raw.start <= vma.start && vma.start < raw.end);
+        if now.is_some_and(|raw| !raw.flags.iter().any(|flag| flag == "uw")) {
+            vma.flags.retain(|flag| flag != "uw");
+        }
+    }
+    Ok(())
 }
 
 /// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the

@@ -51,10 +51,16 @@ impl Seen {
         Refusal::unsupported(self.pid, what, format!("{reason}{}", self.inherited()))
     }
 
-    /// Whether ckptbpf has it too: it came from whoever started ckptbpf.
+    /// Whether ckptbpf has it too: it came from whoever started ckptbpf. What ckptbpf has itself is close-on-exec: a copy that
+    /// this checkpoint has taken may have the number that the program has.
     pub fn is_inherited(&self) -> bool {
+        let is_close_on_exec = || {
+            let info = ProcDir::process(Pid::this()).text(&format!("fdinfo/{}", self.number)).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            u32::from_str_radix(flags.trim(), 8).ok().map(|flags| flags & libc::O_CLOEXEC as u32 != 0)
+        };
         let ours = pidfd::compare(Pid::this(), self.pid, pidfd::Kind::File, self.number, self.number);
-        ours.is_ok_and(|order| order == Ordering::Equal)
+        ours.is_ok_and(|order| order == Ordering::Equal) && is_close_on_exec() == Some(false)
     }
 
     /// /proc/PID/fd/N: opening it opens the same file.
