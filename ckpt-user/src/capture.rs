@@ -66,7 +66,7 @@ pub fn capture(
         smaps += u64::from(known.is_none());
         let mappings = || memory::capture::capture(process.pid, known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
-        let mut record = capture_process(process, mappings, hidden, &mut injected)?;
+        let mut record = capture_process(process, mappings, hidden, &mut objects, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -86,6 +86,7 @@ pub fn capture(
         foreground,
         ended: None,
         terminal,
+        deleted: objects.deleted,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
@@ -98,6 +99,7 @@ fn capture_process(
     process: &mut FrozenProcess,
     mappings: Vec<memory::vma::Vma>,
     hidden: &Hidden,
+    objects: &mut memory::capture::Objects,
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
     let pid = process.pid;
@@ -111,8 +113,9 @@ fn capture_process(
     };
     let asked = ask(process, &mappings, (&threads, &state), injected)?;
     let exe = dir.path("exe");
-    let executable =
-        std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
+    let executable = std::fs::metadata(&exe).reading(pid, "exe")?;
+    let executable = objects.file(&exe, &executable);
+    let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let leader = &process.threads[0];
     let shared =
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;

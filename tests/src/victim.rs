@@ -26,6 +26,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("family", "family.c", &[]),
     ("fds", "fds.c", &[]),
     ("unnamed", "unnamed.c", &[]),
+    ("replaced", "replaced.c", &[]),
     ("channels", "channels.c", &[]),
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),

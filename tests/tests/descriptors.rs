@@ -81,6 +81,23 @@ fn files_of_proc_are_opened_with_the_rights_of_who_has_them() {
 }
 
 #[test]
+fn what_an_inotify_watches() {
+    handles("inotify");
+}
+
+#[test]
+fn leases_are_broken_by_others_alone() {
+    handles("leases");
+}
+
+/// Program, private and shared mappings, one of them open too.
+#[test]
+fn files_that_were_replaced_while_they_are_run_and_mapped() {
+    let program = victim_cmd("replaced").args([".", "300", "4000"]);
+    survive(&Survival { rounds: 4, ..Survival::of("replaced", program) });
+}
+
+#[test]
 fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
     let sandbox = Sandbox::new("locked");
     let script = "exec 7> mine; flock 7; exec 8<> <(:); for i in $(seq 1000); do echo $i; read -t 0.01 -u 8 || :; done";

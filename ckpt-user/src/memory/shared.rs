@@ -7,6 +7,7 @@
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
+use crate::object::deleted::{self, DeletedRecord};
 use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
 use crate::record::Image;
@@ -26,6 +27,7 @@ pub struct Restored {
     file: File,
     backing: Option<MappedFile>,
     memfd: Option<Memfd>,
+    deleted: Option<DeletedRecord>,
     pub space: SpaceId,
     /// Pages of the object that belong to the program.
     pages: PageSet,
@@ -53,7 +55,9 @@ pub fn pages(image: &Image, index: u32) -> PageSet {
 pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, RebuildError> {
     let record = image.objects.get(index as usize);
     let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
+    let deleted = image.deleted((record.device, record.inode)).filter(|_| record.deleted);
     let file = match (&record.file, &record.memfd) {
+        _ if let Some(deleted) = deleted => deleted::create(deleted).rebuilding(0, "a deleted file")?,
         (Some(backing), _) => open(backing)?,
         (None, Some(memfd)) => memfd::create(memfd)
             .and_then(|file| file.set_len(record.size).map(|()| file))
@@ -64,6 +68,7 @@ pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, Reb
         file,
         backing: record.file.clone(),
         memfd: record.memfd.clone(),
+        deleted: deleted.cloned(),
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
@@ -89,6 +94,11 @@ fn open(record: &MappedFile) -> Result<File, RebuildError> {
 }
 
 impl Restored {
+    /// The file, where it is a deleted one: its identity at the origin.
+    pub fn deleted(&self) -> io::Result<Option<((u64, u64), File)>> {
+        self.deleted.as_ref().map(|d| Ok((d.identity(), self.file.try_clone()?))).transpose()
+    }
+
     /// A descriptor to map.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.try_clone().map(Into::into)
@@ -100,8 +110,11 @@ impl Restored {
         File::open(path).map(Into::into)
     }
 
-    /// The last act before the program runs: seals.
+    /// The last act before the program runs: seals, times.
     pub fn finish(&self) -> Result<(), RebuildError> {
+        if let Some(deleted) = &self.deleted {
+            deleted::finish(deleted, &self.file).rebuilding(0, "a deleted file")?;
+        }
         let Some(memfd) = &self.memfd else { return Ok(()) };
         memfd::finish(memfd, &self.file).rebuilding(0, "seals of memory of memfd_create(2)")
     }

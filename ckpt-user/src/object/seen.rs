@@ -74,12 +74,6 @@ impl Seen {
         )
     }
 
-    /// What any kind of descriptor may have that a restart could not rebuild.
-    pub fn common(&self) -> Result<(), &'static str> {
-        let leased = self.info.lines().any(|l| l.starts_with("lock:") && l.contains("LEASE"));
-        if leased { Err("leases (F_SETLEASE) cannot be saved yet") } else { Ok(()) }
-    }
-
     /// What cannot be saved, in words that name it.
     pub fn unknown(&self) -> String {
         let target = self.target.display().to_string();

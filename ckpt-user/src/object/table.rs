@@ -2,8 +2,8 @@
 
 use super::lock::{self, Lock};
 use super::{
-    Description, Object, Outside, Seen, Stage, epoll, eventfd, file, memfd, owner, pidfd as process_fd, pipe,
-    proc_file, signalfd, socket, terminal, timerfd,
+    Description, Object, Outside, Seen, Stage, epoll, eventfd, file, inotify, memfd, owner,
+    pidfd as process_fd, pipe, proc_file, signalfd, socket, terminal, timerfd,
 };
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
@@ -224,7 +224,11 @@ fn describe(
             .refuse("who is signalled by a standard stream (F_SETOWN, F_SETSIG, O_ASYNC) cannot be saved"));
     }
     let (flags, position) = (seen.flags, seen.position);
-    let found = Description { flags, position, standard, locks, signalled, object: Some(object) };
+    let lease = lock::lease(&seen.info).map_err(|reason| seen.refuse(&reason))?;
+    if lease.is_some() && standard.is_some() {
+        return Err(seen.refuse(LOCKED_STREAM));
+    }
+    let found = Description { flags, position, standard, locks, signalled, lease, object: Some(object) };
     // The process has something else in its place until after that.
     let is_marked = !found.locks.is_empty() || found.signalled.is_some();
     if (found.stage() == Stage::Last && is_marked) || (found.stage() == Stage::Ids && !found.locks.is_empty())
@@ -244,7 +248,6 @@ fn object(
 ) -> Result<Result<Object, String>, Refusal> {
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
-    seen.common().map_err(|reason| seen.refuse(reason))?;
     // A standard stream is the restarter's own, whatever it is.
     if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
         return shared.map(Ok);
@@ -266,6 +269,7 @@ fn object(
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
+            Some("anon_inode:inotify") => inotify::capture(seen, fd),
             Some("anon_inode:[pidfd]") => process_fd::capture(seen, members),
             Some("anon_inode:[signalfd]") => signalfd::capture(seen),
             Some("anon_inode:[timerfd]") => timerfd::capture(seen, fd),

@@ -6,7 +6,8 @@ use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
 use super::{RebuildError, Rebuilding};
 use crate::object::epoll::EpollRecord;
-use crate::object::{Object, Stage, epoll, pidfd, proc_file};
+use crate::object::inotify::{self, InotifyRecord};
+use crate::object::{Object, Stage, epoll, lock, pidfd, proc_file};
 use crate::record::{Image, Process};
 use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
@@ -82,6 +83,27 @@ pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) 
     Ok(())
 }
 
+/// The inotify instances of a restart, which watch nothing until it is done.
+pub struct Watchers(Vec<(InotifyRecord, OwnedFd)>);
+
+impl Watchers {
+    pub fn of(image: &Image, objects: &Objects) -> Result<Self, RebuildError> {
+        let all = image.descriptions.iter().zip(&objects.descriptions);
+        let watchers = all.filter_map(|(description, fd)| match &description.object {
+            Some(Object::Inotify(record)) if description.standard.is_none() => {
+                Some(fd.try_clone().map(|fd| (record.clone(), fd)))
+            }
+            _ => None,
+        });
+        watchers.collect::<io::Result<_>>().map(Self).rebuilding(0, "an inotify")
+    }
+
+    /// The last act before the program runs; as the image's owner.
+    pub fn begin(self) -> Result<(), RebuildError> {
+        self.0.iter().try_for_each(|(record, fd)| inotify::watch(record, fd)).rebuilding(0, "an inotify")
+    }
+}
+
 /// The others, when all processes are as they were but for running.
 pub fn at_last(
     image: &Image,
@@ -107,6 +129,20 @@ pub fn at_last(
         }
     }
     watch(image, processes)
+}
+
+/// Leases are taken by the first process that has the file, with its rights. Nobody opens the file after that.
+pub fn leases(image: &Image, processes: &mut [RebuiltProcess]) -> Result<(), RebuildError> {
+    for (index, lease) in image.descriptions.iter().enumerate().filter_map(|(i, d)| Some((i, d.lease?))) {
+        for RebuiltProcess { record, threads, .. } in &mut *processes {
+            let Some(one) = record.descriptors.iter().find(|d| d.description as usize == index) else {
+                continue;
+            };
+            lock::rebuild_lease(lease, one.number, &mut threads[0]).rebuilding(record.pid, "a lease")?;
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// By the first process that has it, with its rights.

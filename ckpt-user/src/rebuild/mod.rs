@@ -57,6 +57,7 @@ pub struct Rebuilt {
     pub pager: Option<Pager>,
     /// Shared memory; files among it are written back before the program runs.
     pub shared: Vec<crate::memory::shared::Restored>,
+    pub watchers: late::Watchers,
 }
 
 /// How the pages come.
@@ -94,7 +95,8 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
     late::at_last(image, &mut processes, &objects)?;
-    Ok(Rebuilt { processes, root, pager, shared: objects.restored })
+    let watchers = late::Watchers::of(image, &objects)?;
+    Ok(Rebuilt { processes, root, pager, shared: objects.restored, watchers })
 }
 
 /// What can be known to fail before anything is made.

@@ -39,6 +39,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
     raise_descriptor_limit();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
+    let mut deleted = object::deleted::Files::new(chain);
     for index in 0..image.objects.len() as u32 {
         let object = crate::memory::shared::rebuild(image, index, chain)?;
         let fd = object.descriptor().rebuilding(root, "shared memory")?;
@@ -48,11 +49,14 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             let fd = object.read_only().rebuilding(root, "shared memory")?;
             read_only.insert(index, lift(fd, "shared memory")?);
         }
+        if let Some((identity, file)) = object.deleted().rebuilding(root, "a deleted file")? {
+            deleted.adopt(identity, file);
+        }
         restored.push(object);
     }
     let mut context = object::Rebuilding {
         pipes: object::pipe::Pipes::default(),
-        deleted: object::deleted::Files::new(chain),
+        deleted,
         sockets: object::socket::Sockets::default(),
         shared: &shared,
     };
@@ -91,7 +95,12 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         let executable = process.layout.iter().filter_map(|l| l.executable.as_ref());
         for file in process.mappings.iter().filter_map(|v| v.file.as_ref()).chain(executable) {
             if !files.contains_key(file) {
-                let fd = open_mapped(file)?;
+                let fd = match image.deleted((file.device, file.inode)) {
+                    Some(record) if file.deleted => {
+                        context.deleted.rebuild(record, 0, 0).rebuilding(process.pid, "a mapped file")?
+                    }
+                    _ => open_mapped(file)?,
+                };
                 files.insert(file.clone(), lift(fd, "a mapped file")?);
             }
         }

@@ -8,6 +8,7 @@ pub mod clone;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
+pub mod inotify;
 pub mod lock;
 pub mod mem;
 pub mod pagemap;
