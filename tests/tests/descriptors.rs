@@ -40,6 +40,11 @@ fn pairs_of_sockets() {
 }
 
 #[test]
+fn descriptors_and_names_of_senders_on_their_way() {
+    channels("carried");
+}
+
+#[test]
 fn a_signalfd_watched_by_an_epoll() {
     channels("signalfd");
 }

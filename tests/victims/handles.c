@@ -332,8 +332,7 @@ static uint64_t inotify_round(long n)
     int info = open(path, O_RDONLY);
     CHECK(info >= 0 && read(info, text, sizeof text - 1) > 0 && close(info) == 0);
     for (char *line = text; (line = strstr(line, "inotify wd:")); line++)
-        for (char *mask = strstr(line, "mask:"), *c = line; c < mask + 14; c++)
-            sum = mix(sum, *c);
+        sum = mix(mix(sum, strtol(line + 11, NULL, 16)), strtoul(strstr(line, "mask:") + 5, NULL, 16));
     return mix(sum, fcntl(instance, F_GETFL));
 }
 

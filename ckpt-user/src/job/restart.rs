@@ -16,7 +16,7 @@ use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::memory::shared::Restored;
-use crate::object::Object;
+use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
@@ -229,6 +229,10 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     for credentials in image.processes.iter().flat_map(|p| &p.threads).filter_map(|t| t.credentials.as_ref())
     {
         identity::permitted(&owner, &caller, &claimed(credentials))?;
+    }
+    for sender in image.descriptions.iter().flat_map(Description::senders) {
+        let claimed = Claimed { uids: vec![sender.uid], gids: vec![sender.gid], capabilities: 0 };
+        identity::permitted(&owner, &caller, &claimed)?;
     }
     Ok(owner)
 }

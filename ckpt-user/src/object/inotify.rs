@@ -99,7 +99,9 @@ impl Shown {
     /// A path that leads to it.
     fn find(&self, mounts: &[Mount]) -> Option<(PathBuf, std::fs::Metadata)> {
         mounts.iter().filter(|mount| mount.device == self.device).find_map(|mount| {
-            let top = open_path(&mount.path).ok()?;
+            // A name alone (O_PATH) is not enough for the kernel.
+            let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+            let top = OpenOptions::new().read(true).custom_flags(flags).open(&mount.path).ok()?;
             let found = inotify::open_by_handle(top.as_fd(), self.kind, &self.handle).ok()?;
             let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
             let metadata = File::from(found).metadata().ok()?;

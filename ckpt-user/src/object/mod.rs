@@ -5,6 +5,7 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+pub mod carried;
 pub mod deleted;
 pub mod epoll;
 pub mod eventfd;
@@ -119,6 +120,15 @@ pub enum Stage {
 }
 
 impl Description {
+    /// Who has sent what waits in it.
+    pub fn senders(&self) -> impl Iterator<Item = &socket::Sender> {
+        let waiting = match &self.object {
+            Some(Object::Socket(socket)) => socket.waiting.as_slice(),
+            _ => &[],
+        };
+        waiting.iter().filter_map(|message| message.sender.as_ref())
+    }
+
     pub fn stage(&self) -> Stage {
         match &self.object {
             _ if self.standard.is_some() => Stage::First,

@@ -20,6 +20,8 @@ pub struct Seen {
     pub flags: u32,
     /// /proc/PID/fdinfo/N.
     pub info: String,
+    /// It was found in a message that waits in this descriptor of a process: `pid` and `number` are a duplicate of ours.
+    pub carried: Option<(Pid, i32)>,
 }
 
 impl Seen {
@@ -32,7 +34,7 @@ impl Seen {
         let position = field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0);
         let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
         let cloexec = libc::O_CLOEXEC as u32;
-        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info };
+        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info, carried: None };
         Ok((seen, flags & cloexec != 0))
     }
 
@@ -47,12 +49,20 @@ impl Seen {
 
     /// The refusal of a checkpoint because of this descriptor.
     pub fn refuse(&self, reason: &str) -> Refusal {
+        if let Some((pid, number)) = self.carried {
+            let what =
+                format!("has descriptor {number}, in which {} waits in a message", self.target.display());
+            return Refusal::unsupported(pid, what, reason);
+        }
         let what = format!("has descriptor {} ({})", self.number, self.target.display());
         Refusal::unsupported(self.pid, what, format!("{reason}{}", self.inherited()))
     }
 
     /// Whether ckptbpf has it too: it came from whoever started ckptbpf.
     pub fn is_inherited(&self) -> bool {
+        if self.carried.is_some() {
+            return false;
+        }
         let ours = pidfd::compare(Pid::this(), self.pid, pidfd::Kind::File, self.number, self.number);
         ours.is_ok_and(|order| order == Ordering::Equal)
     }

@@ -83,6 +83,18 @@ pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) 
     Ok(())
 }
 
+/// Sends what waits in sockets, when all that is sent is there, and everybody who has sent it.
+pub fn messages(image: &Image, objects: &Objects) -> Result<(), RebuildError> {
+    let all = image.descriptions.iter().zip(&objects.descriptions);
+    let sockets: Vec<_> = all
+        .filter_map(|(d, fd)| match &d.object {
+            Some(Object::Socket(record)) if d.standard.is_none() => Some((record, fd)),
+            _ => None,
+        })
+        .collect();
+    objects.sockets.finish(&sockets, &objects.descriptions).rebuilding(0, "a socket")
+}
+
 /// The inotify instances of a restart, which watch nothing until it is done.
 pub struct Watchers(Vec<(InotifyRecord, OwnedFd)>);
 

@@ -29,6 +29,8 @@ pub struct Objects {
     pub restored: Vec<Restored>,
     /// For descriptions that are made when the processes are there.
     pub door: Door,
+    /// Sockets that are not filled yet.
+    pub sockets: object::socket::Sockets,
 }
 
 /// Opens and makes everything, with the file-system ids of the image's owner.
@@ -72,16 +74,6 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         };
         descriptions.push(lift(fd, "a descriptor")?);
     }
-    let sockets: Vec<_> = image
-        .descriptions
-        .iter()
-        .zip(&descriptions)
-        .filter_map(|(d, fd)| match &d.object {
-            Some(object::Object::Socket(record)) => Some((record, fd)),
-            _ => None,
-        })
-        .collect();
-    object::socket::finish(&sockets).rebuilding(root, "a socket")?;
     let mut streams = [None, None, None];
     let used = image.processes.iter().flat_map(|p| &p.descriptors).filter_map(|d| d.standard);
     for stream in used {
@@ -105,7 +97,8 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             }
         }
     }
-    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door })
+    let object::Rebuilding { sockets, .. } = context;
+    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets })
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.
