@@ -6,6 +6,7 @@
 // A helper that cannot go on ends the test it runs in; a panic with a message is how.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod calls;
 pub mod compare;
 pub mod random;
 pub mod sandbox;

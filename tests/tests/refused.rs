@@ -172,6 +172,8 @@ rows! {
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
+    policies_given_through_a_mapping_that_is_gone: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 2 << 20)\nother, keep = mapping(3, 1, fd), mapping(3, 1, fd)\nos.close(fd)\nmust(libc.syscall(237, ctypes.c_void_p(other), ctypes.c_long(4096), 2, ctypes.byref(ctypes.c_ulong(1)), ctypes.c_long(64), 0))\nunmap(other)",
+        "unmap(keep)", ["mapping", "mbind(2)"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
     a_seccomp_filter: "filter_calls()", "", ["seccomp"];

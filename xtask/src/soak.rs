@@ -15,9 +15,13 @@ const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
 /// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
-/// MiB; and a restart from every generation of a gigabyte.
-const FULL_SIZE: &[(&str, &str)] =
-    &[("CKPTBPF_LAZY_KILLS", "200"), ("CKPTBPF_LAZY_MIB", "1024"), ("CKPTBPF_EVERY_GENERATION", "1")];
+/// MiB; a restart from every generation of a gigabyte; kills before single system calls.
+const FULL_SIZE: &[(&str, &str)] = &[
+    ("CKPTBPF_LAZY_KILLS", "200"),
+    ("CKPTBPF_LAZY_MIB", "1024"),
+    ("CKPTBPF_EVERY_GENERATION", "1"),
+    ("CKPTBPF_KILLS", "100"),
+];
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -5,6 +5,7 @@ use super::{Object, Seen};
 use crate::sys::pidfd;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -42,8 +43,26 @@ pub fn flags(flags: u32) -> u32 {
     flags & (THREAD | libc::O_NONBLOCK as u32)
 }
 
+/// `members` are the ids that the image has.
+///
 /// # Errors
-/// ESRCH where there is no such process.
-pub fn rebuild(record: PidRecord, description: u32) -> io::Result<OwnedFd> {
+/// ESRCH where there is no such process, InvalidData for one that is not of the program.
+pub fn rebuild(record: PidRecord, description: u32, members: &BTreeSet<i32>) -> io::Result<OwnedFd> {
+    if !members.contains(&record.pid) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not of the program"));
+    }
     pidfd::open_with(Pid::from_raw(record.pid), flags(description))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_names_none_but_its_own() {
+        let own = std::process::id() as i32;
+        assert!(rebuild(PidRecord { pid: own }, 0, &BTreeSet::from([own])).is_ok());
+        let refused = rebuild(PidRecord { pid: own }, 0, &BTreeSet::from([own + 1])).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
 }

@@ -4,15 +4,18 @@
 use super::objects::Objects;
 use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
+use super::taken;
 use super::{RebuildError, Rebuilding};
 use crate::object::epoll::EpollRecord;
 use crate::object::inotify::{self, InotifyRecord};
-use crate::object::{Object, Stage, epoll, lock, pidfd, proc_file};
+use crate::object::socket::Sender;
+use crate::object::{Description, Object, Stage, epoll, lock, pidfd, proc_file};
 use crate::record::{Image, Process};
 use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
 use crate::sys::remote::Remote;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -64,12 +67,14 @@ fn u64_of(bytes: &[u8]) -> u64 {
 
 /// Those that need no more than the ids of processes, before any process is told what it has open.
 pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
     for (index, description) in image.descriptions.iter().enumerate() {
         let Some(Object::Pid(record)) = &description.object else { continue };
         if description.stage() != Stage::Ids {
             continue;
         }
-        let fd = pidfd::rebuild(*record, description.flags).rebuilding(record.pid, "a pidfd of it")?;
+        let fd =
+            pidfd::rebuild(*record, description.flags, &members).rebuilding(record.pid, "a pidfd of it")?;
         let place = &mut objects.descriptions[index];
         for skeleton in &mut *skeletons {
             let number = place.as_raw_fd() as u64;
@@ -92,6 +97,16 @@ pub fn messages(image: &Image, objects: &Objects) -> Result<(), RebuildError> {
             _ => None,
         })
         .collect();
+    let members = taken::ids(image);
+    let is_stranger = |sender: &Sender| !members.contains(&sender.pid);
+    let is_last =
+        |&index: &u32| image.descriptions.get(index as usize).is_some_and(|d| d.stage() == Stage::Last);
+    for message in sockets.iter().flat_map(|(record, _)| &record.waiting) {
+        if message.sender.as_ref().is_some_and(is_stranger) || message.descriptions.iter().any(is_last) {
+            let what = "a message in it is of nobody in the program, or brings what nobody has yet";
+            return Err(RebuildError::Refused(what.to_owned()));
+        }
+    }
     objects.sockets.finish(&sockets, &objects.descriptions).rebuilding(0, "a socket")
 }
 
@@ -122,13 +137,14 @@ pub fn at_last(
     processes: &mut [RebuiltProcess],
     objects: &Objects,
 ) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
     for (index, description) in image.descriptions.iter().enumerate() {
         let has = |p: &Process| p.descriptors.iter().any(|d| d.description as usize == index);
         let Some(first) = processes.iter().position(|p| has(&p.record)) else { continue };
         if description.stage() != Stage::Last {
             continue;
         }
-        let fd = make(description, &mut processes[first])?;
+        let fd = make(description, &members, &mut processes[first])?;
         for process in processes.iter_mut().filter(|p| has(&p.record)) {
             let RebuiltProcess { record, threads, .. } = process;
             for one in record.descriptors.iter().filter(|d| d.description as usize == index) {
@@ -159,7 +175,8 @@ pub fn leases(image: &Image, processes: &mut [RebuiltProcess]) -> Result<(), Reb
 
 /// By the first process that has it, with its rights.
 fn make(
-    description: &crate::object::Description,
+    description: &Description,
+    members: &BTreeSet<i32>,
     process: &mut RebuiltProcess,
 ) -> Result<OwnedFd, RebuildError> {
     let pid = process.record.pid;
@@ -173,7 +190,7 @@ fn make(
             Ok(fd)
         }
         Some(Object::Pid(record)) => {
-            pidfd::rebuild(*record, description.flags).rebuilding(pid, "a pidfd of a thread")
+            pidfd::rebuild(*record, description.flags, members).rebuilding(pid, "a pidfd of a thread")
         }
         _ => Err(RebuildError::Refused("it holds a descriptor of no kind".to_owned())),
     }

@@ -77,6 +77,12 @@ pub struct RseqArea {
     pub flags: u32,
 }
 
+/// As long as most stops take.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// After this, what is waited for may have died.
+const LONG: Duration = Duration::from_millis(5);
+
 fn request(req: u32, tid: Pid, addr: usize, data: usize) -> io::Result<i64> {
     // SAFETY: ptrace reads or writes only what `addr` and `data` point to; every caller in this file
     // passes either plain numbers or pointers to live, correctly sized buffers of its own frame.
@@ -108,13 +114,17 @@ impl Running {
     }
 
     /// Waits for the next stop until `deadline` (forever when `None`).
+    ///
+    /// A killed process's first thread is not to be had from waitpid(2) before all of its other threads are, and whoever
+    /// waits here does not take these: so its state is looked at, too.
     pub fn wait(self, deadline: Option<Instant>) -> io::Result<Waited> {
         let started = Instant::now();
+        let mut has_ended = false;
         loop {
-            let flags = libc::__WALL | if deadline.is_some() { libc::WNOHANG } else { 0 };
             let mut status = 0;
             // SAFETY: `status` outlives the call; waitpid writes nothing else.
-            let got = unsafe { libc::waitpid(self.tid.as_raw(), &raw mut status, flags) };
+            let got =
+                unsafe { libc::waitpid(self.tid.as_raw(), &raw mut status, libc::__WALL | libc::WNOHANG) };
             if got < 0 {
                 let error = io::Error::last_os_error();
                 if error.kind() == io::ErrorKind::Interrupted {
@@ -126,15 +136,23 @@ impl Running {
                 if deadline.is_some_and(|d| Instant::now() >= d) {
                     return Ok(Waited::TimedOut(self));
                 }
+                if has_ended {
+                    return Ok(Waited::Died(Died(libc::SIGKILL)));
+                }
                 // A stop takes some 30 µs: spin that long, then give the CPU away.
-                if started.elapsed() < Duration::from_micros(100) {
+                let waited = started.elapsed();
+                if waited < SPIN {
                     std::hint::spin_loop();
-                } else {
+                } else if waited < LONG {
                     std::thread::sleep(Duration::from_micros(40));
+                } else {
+                    has_ended = !super::wait::is_alive(self.tid);
+                    std::thread::sleep(Duration::from_micros(500));
                 }
                 continue;
             }
             if !libc::WIFSTOPPED(status) {
+                super::wait::keep(self.tid, status);
                 return Ok(Waited::Died(Died(status)));
             }
             return Ok(Waited::Stopped(Stopped { tid: self.tid, stop: classify(status) }));
@@ -283,5 +301,49 @@ impl Stopped {
 
     pub fn set_options(&self, options: i32) -> io::Result<()> {
         request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wait::{Change, next_change, unreaped};
+    use super::*;
+    use crate::job::ended::Ended;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_first_thread_that_is_killed_beside_others_is_not_waited_for() {
+        let program = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
+                       print(flush=True)\ntime.sleep(1000)";
+        let mut child = Command::new("python3").args(["-c", program]).stdout(Stdio::piped()).spawn().unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let pid = child.id() as i32;
+        let threads: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(threads.len(), 2);
+        let stopped = |tid: i32| {
+            let running = seize(Pid::from_raw(tid), 0).unwrap();
+            running.interrupt().unwrap();
+            running.wait_stopped().unwrap()
+        };
+        let mut all: Vec<Stopped> = threads.into_iter().map(stopped).collect();
+        let at = all.iter().position(|one| one.tid().as_raw() == pid).unwrap();
+        let first = all.remove(at).cont(0).unwrap();
+        child.kill().unwrap();
+        assert!(matches!(first.wait(None).unwrap(), Waited::Died(_)));
+        // Now its other thread is taken, and it can be.
+        let other = Running { tid: all.remove(0).tid() };
+        assert!(matches!(other.wait(None).unwrap(), Waited::Died(_)));
+        let again = Running { tid: Pid::from_raw(pid) };
+        assert!(matches!(again.wait(None).unwrap(), Waited::Died(_)));
+        // How it ended is not lost with that.
+        let killed = Ended::Signaled(libc::SIGKILL);
+        assert_eq!(unreaped(Pid::from_raw(pid)), Some(killed));
+        let next = || next_change().ok().flatten();
+        let told: Vec<_> = std::iter::from_fn(next).filter(|(one, _)| one.as_raw() == pid).collect();
+        assert_eq!(told, [(Pid::from_raw(pid), Change::Ended(killed))]);
     }
 }

@@ -45,6 +45,12 @@ pub fn verb<A: AsRef<std::ffi::OsStr>>(verb: &str, args: impl IntoIterator<Item 
     Cmd::new(ckptbpf()).arg(verb).args(args)
 }
 
+/// The program of the directory's job, if somebody supervises it.
+pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+    let status = sandbox.run(verb("status", ["--json"]).arg(dir));
+    (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
+}
+
 /// Eager or lazy restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -133,8 +139,9 @@ impl<'b> Job<'b> {
         });
     }
 
-    /// `ckptbpf checkpoint`, which returns when it is durable.
+    /// `ckptbpf checkpoint`, which returns when it is durable. A program may say something before its job is known.
     pub fn checkpoint(&self) -> Generation {
+        self.program();
         self.sandbox.run(verb("checkpoint", [&self.dir])).success();
         self.checkpoints().pop().expect("a checkpoint that was just taken")
     }
@@ -145,8 +152,7 @@ impl<'b> Job<'b> {
         self.sandbox.wait_for("status to know the job", PATIENCE, || {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
-            let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir));
-            pid = (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten();
+            pid = supervised(self.sandbox, &self.dir);
             pid.is_some()
         });
         pid.expect("waited for")

@@ -1,0 +1,323 @@
+//! kill -9 right before any system call that ckptbpf makes: of ckptbpf itself, and of the program.
+//!
+//! Each test counts the calls of one undisturbed checkpoint or restart, then strikes before some of them, spread over
+//! all: as many as `CKPTBPF_KILLS` says.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ckpt_tests::calls::{Calls, Deed, From};
+use ckpt_tests::sandbox::Leak;
+use ckpt_tests::scenario::{Generation, supervised, verb};
+use ckpt_tests::{Cmd, Expected, Random, Running, Sandbox, victim_cmd};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+const SOON: Duration = Duration::from_secs(30);
+const STEPS: u64 = 3000;
+
+/// A program of three processes, its directory, and what is known of both.
+struct Herd<'b> {
+    sandbox: &'b Sandbox,
+    dir: PathBuf,
+    expected: Vec<String>,
+    /// The first process, by its id in the box.
+    pid: i32,
+    /// Its standard output.
+    stdout: PathBuf,
+    step: usize,
+    /// The newest checkpoint with all three processes in it, and the step that it was taken at.
+    whole: (u64, usize),
+}
+
+impl<'b> Herd<'b> {
+    /// The program, one step done, and the supervisor of that.
+    fn launch(sandbox: &'b Sandbox, options: &[&str]) -> (Self, Running<'b>) {
+        sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
+        let program = victim_cmd("herd").args([&STEPS.to_string(), "f"]);
+        let expected = String::from_utf8(Expected::of(sandbox, &program, None).stdout).unwrap();
+        let dir = sandbox.dir().join("images");
+        let launch = verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(&program).arg("signal");
+        let running = sandbox.spawn(launch);
+        running.wait_for_output("ready\n", SOON);
+        let ours = |one: &&ckpt_tests::Process| one.comm == "herd" && one.parent == running.pid;
+        let pid = sandbox.ps().iter().find(ours).expect("the program").pid;
+        let expected = expected.lines().map(str::to_owned).collect();
+        let stdout = running.stdout_path().to_owned();
+        let mut herd = Self { sandbox, dir, expected, pid, stdout, step: 0, whole: (0, 0) };
+        herd.wait_for_supervisor(&running);
+        assert!(herd.lives_or_dies());
+        (herd, running)
+    }
+
+    fn wait_for_supervisor(&self, running: &Running) {
+        self.sandbox.wait_for("the supervisor", SOON, || {
+            assert!(!running.has_ended(), "{}", running.stderr());
+            supervised(self.sandbox, &self.dir) == Some(self.pid)
+        });
+    }
+
+    fn lines(&self) -> usize {
+        let printed = std::fs::read_to_string(&self.stdout).unwrap_or_default();
+        printed.lines().filter(|line| *line != "ready").count()
+    }
+
+    /// Whether the program lives: then it takes its next step, and that is right. Otherwise nothing of it is left.
+    fn lives_or_dies(&mut self) -> bool {
+        let (before, mut lives) = (self.lines(), false);
+        let _ = self.sandbox.kill(self.pid, Signal::SIGUSR1 as i32);
+        self.sandbox.wait_for("its next step, or its end", SOON, || {
+            lives = self.lines() > before;
+            lives || self.sandbox.ps().is_empty()
+        });
+        if !lives {
+            return false;
+        }
+        self.step += 1;
+        let printed = std::fs::read_to_string(&self.stdout).unwrap();
+        assert_eq!(printed.lines().last(), Some(self.expected[self.step].as_str()));
+        true
+    }
+
+    /// No checkpoint that has a name is damaged; the newest one's number.
+    fn verify(&self) -> u64 {
+        self.sandbox.run(verb("verify", [&self.dir])).success();
+        let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
+        let listed: Vec<Generation> = serde_json::from_slice(&listed.stdout).unwrap();
+        assert!(listed.iter().all(|one| one.complete));
+        listed.last().map_or(0, |one| one.id)
+    }
+
+    /// The same, and a checkpoint that is new was taken at this step.
+    fn verify_whole(&mut self) {
+        let newest = self.verify();
+        if newest > self.whole.0 {
+            self.whole = (newest, self.step);
+        }
+    }
+
+    /// `ckptbpf restart` from the newest whole checkpoint.
+    fn restart_cmd(&self, mode: &[&str]) -> Cmd {
+        verb("restart", mode).args(["--at", &self.whole.0.to_string()]).arg(&self.dir)
+    }
+
+    /// A restart, traced from its start; what `deed` makes of ckptbpf's id comes right before
+    /// call number `at`.
+    fn traced_restart(&self, mode: &[&str], at: u64, deed: fn(i32) -> Deed) -> (Running<'b>, Calls) {
+        let gate = self.sandbox.dir().join("gate");
+        if !gate.exists() {
+            nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
+        }
+        let line = format!("read < {}; exec \"$@\"", gate.display());
+        let running = self.sandbox.spawn(Cmd::sh(&line).arg("sh").program(&self.restart_cmd(mode)));
+        let ckptbpf = running.outside_pid().expect("it waits");
+        let calls = Calls::of(ckptbpf, From::Exec, at, deed(ckptbpf));
+        std::fs::write(&gate, "\n").unwrap();
+        (running, calls)
+    }
+
+    /// One checkpoint of the running supervisor, which is ended then if it has not been. Whether the deed was done.
+    fn traced_checkpoint(&self, running: &Running, at: u64, deed: Deed) -> (u64, bool) {
+        let calls = Calls::of(running.outside_pid().expect("it runs"), From::Now, at, deed);
+        let asked = self.sandbox.spawn(verb("checkpoint", [&self.dir]));
+        self.sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
+        asked.wait(SOON);
+        let seen = calls.seen();
+        running.kill(Signal::SIGKILL);
+        (seen, calls.end())
+    }
+
+    fn kill_all(&self, running: Running) {
+        self.sandbox.wait_for("everybody's end", SOON, || {
+            let left = self.sandbox.ps();
+            for process in &left {
+                let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
+            }
+            left.is_empty()
+        });
+        running.wait(SOON);
+    }
+
+    /// Restarts it, and it takes the step after the checkpoint's.
+    fn restart(&mut self, mode: &[&str]) -> Running<'b> {
+        let running = self.sandbox.spawn(self.restart_cmd(mode));
+        self.wait_for_supervisor(&running);
+        assert!(self.goes_on(&running), "{}", running.stderr());
+        running
+    }
+
+    /// Whether what `running` has restarted takes the step after the checkpoint's; otherwise nothing is left.
+    fn goes_on(&mut self, running: &Running) -> bool {
+        running.stdout_path().clone_into(&mut self.stdout);
+        self.step = self.whole.1;
+        self.lives_or_dies()
+    }
+}
+
+/// The numbers of calls to strike before, of `all`, in the order of time.
+fn strikes(name: &str, all: u64) -> Vec<u64> {
+    let wanted = std::env::var("CKPTBPF_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_u64).min(all);
+    let mut random = Random::for_test(name);
+    println!("{name}: {wanted} strikes at {all} calls");
+    (0..wanted).map(|i| all * i / wanted + random.below(all / wanted) + 1).collect()
+}
+
+fn never(_: i32) -> Deed {
+    Box::new(|| ())
+}
+
+/// kill -9 of process `pid` itself.
+fn itself(pid: i32) -> Deed {
+    Box::new(move || kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default())
+}
+
+/// kill -9 of the children that it has at that moment.
+fn children(pid: i32) -> Deed {
+    Box::new(move || children_of(pid).into_iter().for_each(|child| itself(child)()))
+}
+
+/// kill -9 of its children's children.
+fn grandchildren(pid: i32) -> Deed {
+    Box::new(move || children_of(pid).into_iter().for_each(|child| children(child)()))
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let listed = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    listed
+        .flat_map(|ids| ids.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+fn sandbox(name: &str) -> Sandbox {
+    Sandbox::with_limit(name, Duration::from_secs(3000))
+}
+
+/// ckptbpf is killed: the program runs on unharmed, every checkpoint is whole, and it can be attached, and restarted.
+fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str]) {
+    let sandbox = sandbox(name);
+    let (mut herd, mut running) = Herd::launch(&sandbox, options);
+    let mut at = vec![0];
+    let mut number = 0;
+    while number < at.len() {
+        let ckptbpf = running.outside_pid().expect("it runs");
+        let (seen, _) = herd.traced_checkpoint(&running, at[number], itself(ckptbpf));
+        running.wait(SOON).expect_code(137);
+        herd.verify_whole();
+        assert!(herd.lives_or_dies(), "killed before call {}: the program is gone", at[number]);
+        if number == 0 {
+            at.extend(strikes(name, seen));
+        }
+        running = if number % 4 == 3 {
+            for process in sandbox.ps() {
+                let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
+            }
+            sandbox.wait_for("everybody's end", SOON, || sandbox.ps().is_empty());
+            herd.restart(if number % 8 == 3 { &[] } else { &["--lazy"] })
+        } else {
+            let attach = verb("attach", ["-d"]).arg(&herd.dir).args(options).arg(herd.pid.to_string());
+            let running = sandbox.spawn(attach);
+            herd.wait_for_supervisor(&running);
+            running
+        };
+        number += 1;
+    }
+    herd.kill_all(running);
+}
+
+#[test]
+fn ckptbpf_before_any_call_of_a_checkpoint() {
+    ckptbpf_is_killed_in_a_checkpoint("killed_ckpt", &[]);
+}
+
+/// Then the program makes calls that are injected: none is left half made.
+#[test]
+fn ckptbpf_before_any_call_of_a_checkpoint_without_bpf() {
+    ckptbpf_is_killed_in_a_checkpoint("killed_injecting", &["--no-bpf"]);
+}
+
+/// The program is killed, or one process of it: ckptbpf ends or goes on as it should, and every checkpoint is whole.
+#[test]
+fn the_program_before_any_call_of_a_checkpoint() {
+    let sandbox = sandbox("killed_program");
+    let (mut herd, mut running) = Herd::launch(&sandbox, &[]);
+    let mut at = vec![0];
+    let mut number = 0;
+    while number < at.len() {
+        let ckptbpf = running.outside_pid().expect("it runs");
+        let deed = if number % 2 == 0 { children(ckptbpf) } else { grandchildren(ckptbpf) };
+        let calls = Calls::of(ckptbpf, From::Now, at[number], deed);
+        let asked = sandbox.spawn(verb("checkpoint", [&herd.dir]));
+        sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
+        asked.wait(SOON);
+        if number == 0 {
+            at.extend(strikes("killed_program", calls.seen()));
+        }
+        if calls.is_done() && number % 2 == 0 {
+            running.wait(SOON).expect_code(137);
+        } else {
+            assert!(!running.has_ended(), "{}", running.stderr());
+            herd.kill_all(running);
+        }
+        if calls.end() {
+            herd.verify();
+        } else {
+            herd.verify_whole();
+        }
+        running = herd.restart(&[]);
+        number += 1;
+    }
+    herd.kill_all(running);
+}
+
+/// Until the program runs, whoever is killed: nothing of it is left, and the directory is as it was.
+fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
+    let sandbox = sandbox(name);
+    let (mut herd, running) = Herd::launch(&sandbox, &[]);
+    herd.traced_checkpoint(&running, 0, never(0));
+    herd.verify_whole();
+    herd.kill_all(running);
+    let (running, calls) = herd.traced_restart(mode, 0, never);
+    herd.wait_for_supervisor(&running);
+    let all = calls.seen();
+    assert!(herd.goes_on(&running));
+    herd.kill_all(running);
+    calls.end();
+    let mut died = 0;
+    for at in strikes(name, all) {
+        let (running, calls) = herd.traced_restart(mode, at, deed);
+        sandbox.wait_for("the restart, or its end", SOON, || {
+            running.has_ended() || supervised(&sandbox, &herd.dir) == Some(herd.pid)
+        });
+        died += u64::from(!herd.goes_on(&running));
+        herd.kill_all(running);
+        calls.end();
+        herd.verify_whole();
+    }
+    assert!(died > 0, "no strike came before the program ran");
+    let running = herd.restart(mode);
+    herd.kill_all(running);
+}
+
+#[test]
+fn ckptbpf_before_any_call_of_an_eager_restart() {
+    killed_in_a_restart("killed_eager", &[], itself);
+}
+
+#[test]
+fn ckptbpf_before_any_call_of_a_lazy_restart() {
+    killed_in_a_restart("killed_lazy", &["--lazy"], itself);
+}
+
+#[test]
+fn the_program_before_any_call_of_an_eager_restart() {
+    killed_in_a_restart("killed_skeletons", &[], children);
+}
+
+#[test]
+fn the_program_before_any_call_of_a_lazy_restart() {
+    killed_in_a_restart("killed_lazy_skeletons", &["--lazy"], children);
+}
