@@ -193,7 +193,9 @@ pub fn waiting(fd: &OwnedFd) -> Result<Option<Vec<Found>>, String> {
 fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
     let said = |e: io::Error| e.to_string();
     let is_stream = kind == libc::SOCK_STREAM;
-    let mut buffer = vec![0; 1 << 20];
+    // Of a stream, more than there is: a full buffer would come with what is behind it.
+    let there = if is_stream { socket::waiting(fd).map_err(said)? } else { 0 };
+    let mut buffer = vec![0; (there + 1).max(1 << 20)];
     let mut found: Vec<Found> = Vec::new();
     let mut total = 0;
     let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
@@ -237,17 +239,10 @@ fn first_with(fd: &OwnedFd, at: usize, length: usize) -> Result<usize, String> {
         let offset = i32::try_from(to).unwrap_or(i32::MAX);
         socket::set_option(fd, libc::SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(said)
     };
-    let mut buffer = vec![0; length];
-    // Without these, and with them.
-    let (mut without, mut with) = (0, length);
-    while with - without > 1 {
-        let middle = without.midpoint(with);
-        go_to(at)?;
-        let got = socket::peek(fd, &mut buffer[..middle]).map_err(said)?;
-        *if got.descriptors.is_empty() { &mut without } else { &mut with } = middle;
-    }
+    go_to(at)?;
+    let before = socket::before_last(fd, length).map_err(said)?;
     go_to(at + length)?;
-    Ok(without)
+    Ok(before)
 }
 
 /// The sockets of one restart until they are filled.
@@ -345,6 +340,25 @@ fn set_options(record: &SocketRecord, own: &OwnedFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_come_with_the_bytes_that_they_were_sent_with() {
+        let (here, there) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let send = |bytes: &[u8], with: &[RawFd]| socket::send_with(&here, bytes, with, None).unwrap();
+        send(b"ab", &[]);
+        send(b"c", &[]);
+        send(b"de", &[here.as_raw_fd()]);
+        send(b"f", &[there.as_raw_fd(), here.as_raw_fd()]);
+        send(b"gh", &[]);
+        nix::unistd::read(&there, &mut [0]).unwrap();
+        let found = waiting(&there).unwrap().unwrap();
+        let parts: Vec<(&[u8], usize)> =
+            found.iter().map(|(m, fds)| (m.bytes.as_slice(), fds.len())).collect();
+        assert_eq!(parts, [(&b"bc"[..], 0), (b"de", 1), (b"f", 2), (b"gh", 0)]);
+        // Nothing was taken out.
+        assert_eq!(socket::waiting(&there).unwrap(), 7);
+    }
 
     #[test]
     fn an_option_that_is_not_kept_is_not_set_either() {

@@ -81,6 +81,28 @@ pub fn peek(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Peeked> {
     Ok(found)
 }
 
+/// Of the next `length` bytes of a stream: how many are in the kernel's buffers before the one that the last byte is in.
+/// Takes nothing out.
+///
+/// What is peeked at comes with the descriptors of all buffers up to the first that brings any, however few bytes are asked
+/// for. But of a buffer that cannot be copied whole, nothing is: the last byte has no place to go to.
+pub fn before_last(fd: &OwnedFd, length: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; length.saturating_sub(1)];
+    let nowhere = libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 };
+    let mut parts = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }, nowhere];
+    // SAFETY: all-zero is a valid msghdr: no address, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: `message`, `parts` and `bytes` live across the call; the second part is in the first page, which is never
+    // mapped: the kernel answers EFAULT and writes nothing there.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    match super::check(got as i64) {
+        Err(e) if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        got => got.map(|n| n as usize),
+    }
+}
+
 /// Sends a message or a part of a stream, with descriptors and in somebody's name; never waits.
 pub fn send_with(
     fd: &OwnedFd,
