@@ -5,10 +5,12 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod deed;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
 pub mod inotify;
+pub mod keyring;
 pub mod lock;
 pub mod mem;
 pub mod pagemap;
