@@ -3,7 +3,8 @@
 use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
-use crate::object::memfd;
+use crate::object::deleted::{self, DeletedRecord};
+use crate::object::{memfd, same_by_path};
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
@@ -11,19 +12,43 @@ use nix::unistd::Pid;
 use std::borrow::Cow;
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Shared objects of one image, by identity; spaces are given by the caller's counter.
 #[derive(Default)]
 pub struct Objects {
     pub found: Vec<SharedObject>,
+    /// Files without a name that are mapped or executed.
+    pub deleted: Vec<DeletedRecord>,
     /// The pager of a lazy restart serves missing pages: that a mapping is watched for them means nothing.
     pub lazy: bool,
 }
 
 impl Objects {
+    /// The record of the file behind the magic link `link`.
+    ///
+    /// # Errors
+    /// The reason why a restart could not map or execute it again.
+    pub fn file(&mut self, link: &Path, metadata: &Metadata) -> Result<MappedFile, String> {
+        let target = std::fs::read_link(link).map_err(|e| e.to_string())?;
+        let path = match deleted::former(&target) {
+            Some(former) if metadata.nlink() == 0 => {
+                if !deleted::is_on_a_mount(former, metadata) {
+                    return Err("its file has been deleted; it cannot be saved yet".to_owned());
+                }
+                if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
+                    self.deleted.push(deleted::of(link, former, metadata)?);
+                }
+                return Ok(MappedFile { deleted: true, ..file_of(target, metadata) });
+            }
+            Some(former) if !same_by_path(&target, metadata) => deleted::other_name(former, metadata)?,
+            _ => target,
+        };
+        Ok(file_of(path, metadata))
+    }
+
     /// The index of an object; one that is met for the first time is told about by `describe`.
     pub fn index(
         &mut self,
@@ -124,10 +149,12 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     if let Some(reason) = unnamed(&target) {
         return Err(Refusal::unsupported(pid, name(), reason));
     }
-    let file = file_of(&link, &metadata).reading(pid, "map_files")?;
+    let file = objects.file(&link, &metadata);
+    let file = file.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
     if may_write {
         let object = objects.index(&metadata, |object| {
-            object.file = Some(file);
+            object.deleted = file.deleted;
+            object.file = (!file.deleted).then_some(file);
             Ok(())
         });
         vma.set_kind(Kind::SharedObject);
@@ -144,8 +171,8 @@ fn unnamed(target: &Path) -> Option<&'static str> {
     let bytes = target.as_os_str().as_bytes();
     if bytes.starts_with(b"/memfd:") {
         Some("memory of memfd_create(2) in huge pages (MFD_HUGETLB) cannot be saved yet")
-    } else if bytes.ends_with(b" (deleted)") || !bytes.starts_with(b"/") {
-        Some("its file has been deleted; it cannot be saved yet")
+    } else if !bytes.starts_with(b"/") {
+        Some("it is of no file; it cannot be saved yet")
     } else {
         None
     }
@@ -158,14 +185,13 @@ fn is_kept(flag: &str) -> bool {
     ["uw", "gd", "nr", "lo", "lf", "dp", "sl", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
-/// The record of the file behind the magic link `link`.
-pub fn file_of(link: &Path, metadata: &Metadata) -> io::Result<MappedFile> {
-    let path = std::fs::read_link(link)?;
-    Ok(MappedFile {
-        path: path.as_os_str().as_bytes().to_vec(),
+fn file_of(path: PathBuf, metadata: &Metadata) -> MappedFile {
+    MappedFile {
+        path: path.into_os_string().into_vec(),
         device: metadata.dev(),
         inode: metadata.ino(),
         size: metadata.size(),
         modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-    })
+        deleted: false,
+    }
 }

@@ -8,6 +8,7 @@ use super::sysv;
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
+use crate::object::deleted::{self, DeletedRecord};
 use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
 use crate::record::Image;
@@ -28,6 +29,7 @@ pub struct Restored {
     backing: Option<MappedFile>,
     memfd: Option<Memfd>,
     segment: Option<sysv::Made>,
+    deleted: Option<DeletedRecord>,
     pub space: SpaceId,
     /// Pages of the object that belong to the program.
     pages: PageSet,
@@ -61,8 +63,10 @@ pub fn rebuild(
 ) -> Result<Restored, RebuildError> {
     let record = image.objects.get(index as usize);
     let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
+    let deleted = image.deleted((record.device, record.inode)).filter(|_| record.deleted);
     let file = match (&record.file, &record.memfd) {
         _ if let Some(segment) = &segment => segment.open().rebuilding(0, "a System V segment")?,
+        _ if let Some(deleted) = deleted => deleted::create(deleted).rebuilding(0, "a deleted file")?,
         (Some(backing), _) => open(backing)?,
         (None, Some(memfd)) => memfd::create(memfd)
             .and_then(|file| file.set_len(record.size).map(|()| file))
@@ -74,6 +78,7 @@ pub fn rebuild(
         backing: record.file.clone(),
         memfd: record.memfd.clone(),
         segment,
+        deleted: deleted.cloned(),
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
@@ -99,6 +104,11 @@ fn open(record: &MappedFile) -> Result<File, RebuildError> {
 }
 
 impl Restored {
+    /// The file, where it is a deleted one: its identity at the origin.
+    pub fn deleted(&self) -> io::Result<Option<((u64, u64), File)>> {
+        self.deleted.as_ref().map(|d| Ok((d.identity(), self.file.try_clone()?))).transpose()
+    }
+
     /// A descriptor to map.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.try_clone().map(Into::into)
@@ -110,10 +120,13 @@ impl Restored {
         File::open(path).map(Into::into)
     }
 
-    /// The last act before the program runs: seals.
+    /// The last act before the program runs: seals, times.
     pub fn finish(&self) -> Result<(), RebuildError> {
         if let Some(segment) = &self.segment {
             segment.finish().rebuilding(0, "a System V segment")?;
+        }
+        if let Some(deleted) = &self.deleted {
+            deleted::finish(deleted, &self.file).rebuilding(0, "a deleted file")?;
         }
         let Some(memfd) = &self.memfd else { return Ok(()) };
         memfd::finish(memfd, &self.file).rebuilding(0, "seals of memory of memfd_create(2)")

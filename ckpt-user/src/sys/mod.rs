@@ -9,6 +9,7 @@ pub mod deed;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
+pub mod inotify;
 pub mod keyring;
 pub mod lock;
 pub mod mem;
