@@ -19,6 +19,10 @@ use nix::unistd::Pid;
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
+use std::time::{Duration, Instant};
+
+/// How long a segment may still be attached by what has just been killed.
+const HELD: Duration = Duration::from_secs(2);
 
 /// What shmctl(2) tells of a segment, besides its size.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -194,7 +198,8 @@ pub fn make(image: &Image, owner: &FsIds) -> Result<Vec<Option<Made>>, RebuildEr
     if image.objects.iter().all(|object| object.segment.is_none()) {
         return Ok(wanted.map(|_| None).collect());
     }
-    let rows = rows().rebuilding(0, "/proc/sysvipc/shm")?;
+    let ids: Vec<i32> = wanted.clone().flatten().map(|(segment, _)| segment.id).collect();
+    let rows = detached(&ids).rebuilding(0, "/proc/sysvipc/shm")?;
     let mut is_there = Vec::new();
     for (segment, size) in wanted.clone().flatten() {
         let settled = permitted(&segment, owner).and_then(|()| settle(&segment, size, &rows));
@@ -212,6 +217,20 @@ pub fn make(image: &Image, owner: &FsIds) -> Result<Vec<Option<Made>>, RebuildEr
         made.push(one.transpose()?);
     }
     Ok(made)
+}
+
+/// The segments of here, once nobody has any of `ids` attached, or at most [`HELD`] later: the kernel may hold the memory of
+/// a process that is gone a little longer (khugepaged, ksmd).
+fn detached(ids: &[i32]) -> io::Result<Vec<Row>> {
+    let until = Instant::now() + HELD;
+    loop {
+        let rows = rows()?;
+        let is_attached = |row: &Row| row.attached > 0 && ids.contains(&row.segment.id);
+        if !rows.iter().any(is_attached) || Instant::now() > until {
+            return Ok(rows);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// An image gives nobody what its owner could not have made.
