@@ -194,6 +194,8 @@ pub struct ProcessRow {
     pub child_subreaper: u32,
     /// `mm_struct.flags`: `MMF_*` of this kernel, the lowest 64.
     pub memory_flags: u64,
+    /// `mm_struct.def_flags`: `VM_*` of this kernel that each new mapping gets (`mlockall`).
+    pub default_flags: u64,
 }
 
 /// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).
@@ -272,8 +274,12 @@ pub struct VmaRow {
     /// Device of the inode's super block in the kernel's encoding: major << 20 | minor. Some file systems
     /// (btrfs, overlayfs) show another one in stat(2) and `/proc/PID/maps`.
     pub device: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Of its memory policy (`set_mempolicy_home_node`), -1 for none.
+    pub home_node: i32,
+    /// Key of its memory policy, 0 for none (`mbind`).
+    pub policy: u64,
+    /// Of shared memory of tmpfs: key of the policies of its ranges, whoever gave them; 0 for none.
+    pub shared_policies: u64,
 }
 
 /// An open descriptor.

@@ -94,9 +94,10 @@ unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
         }
         rows.write(&memory)?;
         write_group(rows, field(task, TASK_SIGNAL.load()))?;
-        let mut flags = 0u64;
+        let mut flags = [0u64; 2];
         if !mm.is_null() {
-            copy(&mut flags, mm, MM_FLAGS.load())?;
+            copy(&mut flags[0], mm, MM_FLAGS.load())?;
+            copy(&mut flags[1], mm, MM_DEF_FLAGS.load())?;
         }
         rows.write(&flags)
     }

@@ -1,9 +1,16 @@
 //! Iterator over the mappings of tracked processes.
 use core::ffi::c_void;
 
-use ckpt_common::VmaRow;
+use ckpt_common::{ABSENT, VmaRow};
 
-use crate::{filter::field, offsets::*, tasks::tracked_task};
+use crate::{
+    filter::{field, read},
+    offsets::*,
+    tasks::tracked_task,
+};
+
+/// `TMPFS_MAGIC` (linux/magic.h).
+const TMPFS: u64 = 0x0102_1994;
 
 /// `struct bpf_iter__task_vma`.
 #[repr(C)]
@@ -36,19 +43,54 @@ pub fn iter_vmas(ctx: *mut c_void) -> i32 {
             file: 0,
             inode: 0,
             device: 0,
-            reserved: 0,
+            home_node: -1,
+            policy: 0,
+            shared_policies: 0,
         }
     };
+    // SAFETY: as above; a mapping keeps its policy.
+    unsafe {
+        if VMA_POLICY.load() != ABSENT {
+            let policy: *const c_void = field(vma, VMA_POLICY.load());
+            row.policy = policy as u64;
+            if !policy.is_null() && POLICY_HOME_NODE.load() != ABSENT {
+                row.home_node = field(policy, POLICY_HOME_NODE.load());
+            }
+        }
+    }
     // SAFETY: as above; a mapping keeps its file, a file its inode and super block.
     unsafe {
         let file: *const c_void = field(vma, VMA_FILE.load());
         if !file.is_null() {
             row.file = file as u64;
-            (row.inode, row.device) = inode_of(field(file, FILE_INODE.load()));
+            let inode: *const c_void = field(file, FILE_INODE.load());
+            (row.inode, row.device) = inode_of(inode);
+            row.shared_policies = shared_policies(inode).unwrap_or(0);
         }
     }
     rows.write(&row);
     0
+}
+
+/// Key of the memory policies that an inode of tmpfs has for ranges of its own.
+///
+/// # Safety
+/// `inode` is a struct inode that its file holds.
+#[inline(always)]
+unsafe fn shared_policies(inode: *const c_void) -> Option<u64> {
+    let places = [SB_MAGIC.load(), SHMEM_INODE.load(), SHMEM_POLICIES.load()];
+    if places.contains(&ABSENT) {
+        return None;
+    }
+    let [magic, inside, policies] = places;
+    // SAFETY: the caller's promise; an inode of that file system is part of a shmem_inode_info, read with checks.
+    unsafe {
+        let super_block: *const c_void = field(inode, INODE_SB.load());
+        if field::<u64>(super_block, magic) != TMPFS {
+            return None;
+        }
+        read(inode.wrapping_byte_sub(inside as usize), policies)
+    }
 }
 
 /// Number and device of an inode.

@@ -119,6 +119,9 @@ pub struct Process {
     /// Guard pages of private mappings.
     #[prost(message, repeated, tag = "40")]
     pub guards: Vec<crate::memory::vma::Pages>,
+    /// How mappings to come are locked: MCL_FUTURE of mlockall(2), with MCL_ONFAULT or without; 0: they are not.
+    #[prost(uint32, tag = "41")]
+    pub locks_to_come: u32,
 }
 
 impl Image {

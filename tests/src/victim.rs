@@ -29,6 +29,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("unnamed", "unnamed.c", &[]),
     ("channels", "channels.c", &[]),
     ("locks", "locks.c", &[]),
+    ("handles", "handles.c", THREADS),
     ("settings", "settings.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),

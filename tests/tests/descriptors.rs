@@ -64,6 +64,22 @@ fn descriptors_of_names_alone_and_of_directories_half_read() {
     locks("paths");
 }
 
+fn handles(case: &str) {
+    let program = victim_cmd("handles").args([case, ".", "600", "4000"]);
+    survive(&Survival { rounds: 4, ..Survival::of(case, program) });
+}
+
+#[test]
+fn pidfds_of_processes_threads_and_of_one_that_has_ended() {
+    handles("pidfds");
+}
+
+/// A user's page map shows no more after a restart than before.
+#[test]
+fn files_of_proc_are_opened_with_the_rights_of_who_has_them() {
+    handles("files");
+}
+
 #[test]
 fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
     let sandbox = Sandbox::new("locked");

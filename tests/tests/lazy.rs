@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ckpt_tests::sandbox::let_pass;
 use ckpt_tests::scenario::{held, let_go, verb};
-use ckpt_tests::{Cmd, Expected, Job, Mode, Random, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Random, Sandbox, assert_same, skip, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -185,7 +185,7 @@ fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
     assert_begins("the last run", expected, &job.stdout());
 }
 
-const ACTS: [&str; 8] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "all"];
+const ACTS: [&str; 9] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "guard", "all"];
 
 /// All acts of the program after one restart; the fill is let go about when the act `against` begins.
 fn address_space_changes(name: &str, against: &[Option<&str>]) {
@@ -224,6 +224,38 @@ fn the_address_space_changes_against_the_fill() {
     address_space_changes("lazy_ops_fill", &ACTS.map(Some));
 }
 
+/// No event tells of it: a limitation, and it is asserted what happens instead.
+#[test]
+fn a_guard_page_removed_from_a_missing_page_is_a_limitation() {
+    const PROGRAM: &str = "import ctypes, mmap, signal
+libc = ctypes.CDLL(None, use_errno=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+area = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.write(b'x' * 64 * 4096)
+at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area, 32 * 4096)))
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+failed = [libc.madvise(at, ctypes.c_size_t(4096), advice) for advice in (102, 103)]
+print('cannot' if any(failed) else area[32 * 4096], flush=True)
+";
+    let sandbox = Sandbox::new("lazy_guard");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", PROGRAM]));
+    job.running().wait_for_output("ready", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    for (mode, reads) in [(Mode::Eager, "0"), (Mode::Lazy, "120")] {
+        let hold = Hold::new(&sandbox);
+        let options = ["--hold-fill", &hold.1];
+        restart(&sandbox, &mut job, from, mode, if mode == Mode::Lazy { &options } else { &[] });
+        signal(&sandbox, job.program());
+        let printed = job.wait(SOON).success().stdout_text();
+        if printed.contains("cannot") {
+            return skip::skip("a_guard_page_removed_from_a_missing_page_is_a_limitation", "no guard pages");
+        }
+        assert_eq!(printed.trim_end(), reads, "{mode:?}");
+    }
+}
+
 #[test]
 fn checkpoints_taken_while_pages_are_missing_are_whole() {
     let sandbox = Sandbox::with_limit("lazy_ckpt", Duration::from_secs(170));
@@ -235,7 +267,7 @@ fn checkpoints_taken_while_pages_are_missing_are_whole() {
     let hold = Hold::new(&sandbox);
     let mut from = first.id;
     // Before every act: restart with the fill held, act, checkpoint, and go on from that one.
-    for act in &ACTS[..7] {
+    for act in &ACTS[..8] {
         restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
         signal(&sandbox, job.program());
         job.running().wait_for_output(act, SOON);

@@ -150,9 +150,15 @@ rows! {
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
     an_inotify: "global keep\nkeep = must(libc.inotify_init())", "os.close(keep)",
         ["descriptor ", "descriptors of the kind inotify"];
-    a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "descriptors of the kind pidfd"];
-    a_file_of_a_process: "global keep\nkeep = open('/proc/self/stat')", "keep.close()",
-        ["descriptor ", "files of a process in /proc"];
+    a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "it names process 1 (pidfd), which is not of the program"];
+    a_file_of_a_process: "global keep\nkeep = open('/proc/1/stat')", "keep.close()",
+        ["descriptor ", "it is of process 1, which is not of the program"];
+    a_watch_for_pressure: "global keep\nkeep = os.open('/proc/pressure/cpu', os.O_RDWR)\nos.write(keep, b'some 500000 2000000 ')", "os.close(keep)",
+        ["descriptor ", "a watch for pressure (PSI)"];
+    a_lock_on_a_file_of_proc: "global keep\nkeep = open('/proc/self/stat')\nfcntl.flock(keep, fcntl.LOCK_EX)", "keep.close()",
+        ["descriptor ", "locks on it"];
+    a_pidfd_of_a_process_that_was_waited_for: "global keep\nchild.append(os.fork() or os._exit(0))\nkeep = os.pidfd_open(child[0])\nos.waitpid(child[0], 0)",
+        "os.close(keep)", ["descriptor ", "has ended and was waited for"];
     a_terminal_of_its_own: "global keep\nkeep = os.openpty()", "os.close(keep[0]), os.close(keep[1])",
         ["descriptor ", "this device cannot be saved"];
     a_message_queue: "global keep\nkeep = must(libc.mq_open(b'/ckptbpf', os.O_RDWR | os.O_CREAT, 0o600, None))\nlibc.mq_unlink(b'/ckptbpf')",
@@ -164,6 +170,8 @@ rows! {
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
     huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
+    policies_given_through_a_mapping_that_is_gone: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 2 << 20)\nother, keep = mapping(3, 1, fd), mapping(3, 1, fd)\nos.close(fd)\nmust(libc.syscall(237, ctypes.c_void_p(other), ctypes.c_long(4096), 2, ctypes.byref(ctypes.c_ulong(1)), ctypes.c_long(64), 0))\nunmap(other)",
+        "unmap(keep)", ["mapping", "mbind(2)"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
     a_seccomp_filter: "filter_calls()", "", ["seccomp"];

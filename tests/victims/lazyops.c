@@ -14,6 +14,7 @@ enum { PAGE = 4096, WORDS = PAGE / 8, PAGES = 256, AREAS = 16 };
 static char *area[AREAS];
 static sigset_t usr1;
 static const char *gate;
+static int through[2], has_guards;
 
 static char *map(void *at, size_t pages, int flags)
 {
@@ -156,7 +157,17 @@ int main(int argc, char **argv)
     show(area[7], PAGES);
     show(area[8], PAGES);
 
+    act("\nguard");
+    CHECK(pipe(through) == 0);
+    has_guards = madvise(area[10] + 3 * PAGE, 2 * PAGE, 102 /* MADV_GUARD_INSTALL */) == 0;
+    show(area[10], 3);
+
     act("\nall");
+    /* Not from the neighbours of what is looked at here, and not from the fill. */
+    show(area[10] + 5 * PAGE, PAGES - 5);
+    for (int i = 3; has_guards && i < 5; i++)
+        CHECK(write(through[1], area[10] + i * PAGE, 1) < 0 && errno == EFAULT);
+    CHECK(!has_guards || madvise(area[10] + 3 * PAGE, 2 * PAGE, 103 /* MADV_GUARD_REMOVE */) == 0);
     CHECK(mprotect(area[4], PAGES * PAGE, PROT_READ | PROT_WRITE) == 0);
     show(moved, PAGES / 2);
     show(again, PAGES / 2);

@@ -5,6 +5,7 @@
 #include "memkinds.h"
 #include "memkinds_flags.h"
 #include "memkinds_memfd.h"
+#include "memkinds_policy.h"
 
 static const struct memory_case table[] = {
     {"memfd", memfd_set_up, memfd_round},
@@ -13,6 +14,8 @@ static const struct memory_case table[] = {
     {"guard", guard_set_up, guard_round},
     {"flags", flags_set_up, flags_round},
     {"everything_locked", locked_set_up, locked_round},
+    {"locked_to_come", to_come_set_up, to_come_round},
+    {"policies", policies_set_up, policies_round},
 };
 
 int main(int argc, char **argv)

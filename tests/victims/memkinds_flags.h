@@ -175,10 +175,23 @@ static void locked_set_up(void)
 {
     locked_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     untouchable = map_it(PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    CHECK(mlockall(MCL_CURRENT) == 0);
+    CHECK(mlockall(MCL_CURRENT | MCL_FUTURE) == 0);
     flags_of(locked_at, locked_flags[0], 200);
     flags_of(untouchable, locked_flags[1], 200);
     CHECK(strstr(locked_flags[0], "lo ") && strstr(locked_flags[1], "lo "));
+}
+
+/* A mapping made now is locked, and there unless it is to come on fault. */
+static void new_is_locked(int on_fault)
+{
+    char now[200];
+    unsigned char there;
+    char *at = map_it(EACH, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    flags_of(at, now, sizeof now);
+    if (!strstr(now, "lo ") || !strstr(now, "lf ") != !on_fault)
+        fail("a new mapping has the flags %s", now);
+    CHECK(mincore(at, PAGE, &there) == 0 && (there & 1) == !on_fault);
+    CHECK(munmap(at, EACH) == 0);
 }
 
 static uint64_t locked_round(long round)
@@ -190,6 +203,21 @@ static uint64_t locked_round(long round)
     flags_of(untouchable, now, sizeof now);
     CHECK(!strcmp(now, locked_flags[1]));
     change(locked_at, &model, round);
+    new_is_locked(0);
     return right("locked", locked_at, &model, PAGES);
+}
+
+static void to_come_set_up(void)
+{
+    CHECK(mlockall(MCL_FUTURE | MCL_ONFAULT) == 0);
+    locked_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+static uint64_t to_come_round(long round)
+{
+    static struct model model = {7, {0}};
+    change(locked_at, &model, round);
+    new_is_locked(1);
+    return right("locked on fault", locked_at, &model, PAGES);
 }
 #endif

@@ -68,6 +68,10 @@ fn memory(process: &Process) -> Value {
         process.mappings.iter().filter_map(|vma| vma.file.as_ref()).map(|file| text(&file.path)).collect();
     files.sort_unstable();
     files.dedup();
+    let policies = process.mappings.iter().filter_map(|vma| {
+        let policy = vma.policy.as_ref()?;
+        Some(json!({ "start": vma.start, "mode": policy.mode, "home_node": policy.home }))
+    });
     json!({
         "pid": process.pid,
         "mappings": process.mappings.len(),
@@ -75,6 +79,7 @@ fn memory(process: &Process) -> Value {
         "file_bytes": bytes(&[Kind::File]),
         "shared_bytes": bytes(&[Kind::SharedObject]),
         "files": files,
+        "policies": policies.collect::<Vec<_>>(),
     })
 }
 

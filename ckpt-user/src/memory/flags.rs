@@ -69,14 +69,19 @@ impl Names {
         Some(known?.into_iter().filter_map(Bit::name).cloned().collect())
     }
 
+    /// Whether a bit of `word` shows nothing here: then smaps has a line of its own for it (a protection key).
+    fn is_silent(&self, word: u64) -> bool {
+        (0..64).any(|bit| word >> bit & 1 != 0 && self.bits[bit] == Bit::Silent)
+    }
+
     /// Gives each of `raws`, which come from maps, the flags that smaps would show. `None` when one of them has no
-    /// word, a word has no names, or the two say different things of it.
+    /// word, a word has no names or not only names, or the two say different things of it.
     pub fn give(&self, raws: Vec<Raw>, words: &[Word]) -> Option<Vec<Raw>> {
         if raws.len() != words.len() {
             return None;
         }
         let give = |(mut raw, word): (Raw, &Word)| {
-            raw.flags = self.of(word.flags)?;
+            raw.flags = self.of(word.flags).filter(|_| !self.is_silent(word.flags))?;
             let has = |flag: &str| raw.flags.iter().any(|f| f == flag);
             let permissions = [(b'r', "rd"), (b'w', "wr"), (b'x', "ex"), (b's', "ms")];
             let agree = permissions
@@ -130,6 +135,17 @@ mod tests {
         known.learn(0b0011, &names("rd wr"));
         known.learn(0b1011, &names("rd wr"));
         assert_eq!(known.of(0b1001), Some(names("rd")));
+    }
+
+    #[test]
+    fn a_mapping_of_which_smaps_says_more_than_flags_is_left_to_smaps() {
+        let mut known = Names::default();
+        known.learn(0b0011, &names("rd wr"));
+        known.learn(0b1011, &names("rd wr"));
+        let raws = || super::super::vma::parse("1000-2000 rw-p 00000000 00:00 0\n").unwrap();
+        let word = |flags| [Word { start: 0x1000, end: 0x2000, flags }];
+        assert!(known.give(raws(), &word(0b0011)).is_some());
+        assert!(known.give(raws(), &word(0b1011)).is_none(), "its protection key is not known");
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod capture;
 pub mod flags;
 pub mod layout;
 pub mod pages;
+pub mod policy;
 pub mod runs;
 pub mod shared;
 pub mod vdso;

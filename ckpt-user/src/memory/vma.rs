@@ -1,6 +1,8 @@
 //! One mapping: its record, read from /proc/PID/smaps, and the mmap call that makes it again.
 
+use super::policy::Seen;
 use crate::sys::inject::Call;
+use crate::task::policy::Policy;
 use std::io;
 use std::ops::Range;
 
@@ -30,6 +32,12 @@ pub struct Vma {
     /// cannot be made writable.
     #[prost(uint32, optional, tag = "9")]
     pub object: Option<u32>,
+    /// From which nodes its memory comes (mbind(2)); none: as the thread has it.
+    #[prost(message, optional, tag = "10")]
+    pub policy: Option<Policy>,
+    /// What PR_SET_VMA_ANON_NAME called it; empty: nothing.
+    #[prost(bytes = "vec", tag = "11")]
+    pub name: Vec<u8>,
 }
 
 /// A range of pages: addresses in bytes.
@@ -115,6 +123,10 @@ pub struct Raw {
     pub name: String,
     /// Empty when read from `maps`, which has none.
     pub flags: Vec<String>,
+    /// Its protection key (pkeys(7)), as smaps shows it; 0 is that of all mappings.
+    pub key: u32,
+    /// What BPF tells of its memory policy.
+    pub policy: Option<Seen>,
 }
 
 /// Parses /proc/PID/maps or /proc/PID/smaps.
@@ -128,6 +140,10 @@ pub fn parse(text: &str) -> io::Result<Vec<Raw>> {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(last) = all.last_mut() {
                 last.flags = flags.split_ascii_whitespace().map(str::to_owned).collect();
+            }
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            if let (Some(last), Ok(key)) = (all.last_mut(), key.trim().parse()) {
+                last.key = key;
             }
         } else if first.contains('-') && !first.ends_with(':') {
             all.push(parse_line(line).ok_or_else(|| {
@@ -155,6 +171,8 @@ fn parse_line(line: &str) -> Option<Raw> {
         inode,
         name: words.next().unwrap_or_default().trim_start().to_owned(),
         flags: Vec::new(),
+        key: 0,
+        policy: None,
     })
 }
 
@@ -173,6 +191,12 @@ impl Raw {
 
     pub fn is_shared(&self) -> bool {
         self.permissions[3] == b's'
+    }
+
+    /// What PR_SET_VMA_ANON_NAME called it.
+    pub fn given_name(&self) -> Option<&str> {
+        let named = |kind: &str| self.name.strip_prefix(kind)?.strip_suffix(']');
+        named("[anon:").or_else(|| named("[anon_shmem:"))
     }
 
     /// Mapped from a file of a file system, shared anonymous memory included.
@@ -232,6 +256,18 @@ pub fn refused(flag: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_were_given_and_protection_keys_are_read() {
+        let text = "1000-2000 rw-p 00000000 00:00 0                          [anon:a name: (1)]\nProtectionKey:         3\n\
+                    2000-3000 rw-s 00000000 00:01 42                         [anon_shmem:queue]\nProtectionKey:         0\n\
+                    3000-4000 rw-p 00000000 00:00 0                          [heap]\n\
+                    4000-5000 r--p 00000000 fe:01 42                         /tmp/[anon:x]\n";
+        let all = parse(text).unwrap();
+        let names: Vec<_> = all.iter().map(Raw::given_name).collect();
+        assert_eq!(names, [Some("a name: (1)"), Some("queue"), None, None]);
+        assert_eq!(all.iter().map(|raw| raw.key).collect::<Vec<_>>(), [3, 0, 0, 0]);
+    }
 
     #[test]
     fn a_name_with_spaces_and_flags_are_kept() {

@@ -7,7 +7,7 @@
 //! Not kept: that an edge-triggered entry had already been reported (it is reported once more), and that a spent
 //! EPOLLONESHOT entry says nothing of errors and hang-ups.
 
-use super::{Object, Seen};
+use super::{Description, Object, Seen, Stage, pidfd as process_fd, proc_file};
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
@@ -64,6 +64,15 @@ pub fn capture(seen: &Seen, all: &[(OwnedFd, &Seen)]) -> Result<Object, String> 
         let index = index.ok_or_else(|| {
             format!("it watches descriptor {number}, which the program itself no longer has open")
         })?;
+        let (target, other) = &all[index];
+        if other.flags & process_fd::THREAD != 0 || proc_file::is_one(other, target) {
+            let by_number =
+                pidfd::compare(seen.pid, other.pid, pidfd::Kind::File, number as i32, other.number);
+            if !by_number.is_ok_and(|o| o == Ordering::Equal) {
+                let name = other.target.display();
+                return Err(format!("it watches descriptor {number} ({name}), which now has another number"));
+            }
+        }
         entries.push(Entry { number, description: index as u32, events, data });
     }
     Ok(Object::Epoll(EpollRecord { entries }))
@@ -84,11 +93,26 @@ pub fn rebuild() -> io::Result<OwnedFd> {
     Ok(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?.0)
 }
 
-/// Adds the entries to `epoll`; all descriptions are open in the skeleton, above any number that is used here.
+/// Adds an entry to the epoll `epoll`; what it watches is open under its number.
+pub fn add(entry: &Entry, epoll: u64, remote: &mut Remote) -> io::Result<()> {
+    let call = control(entry, epoll, remote)?;
+    remote.run_all(&[call])
+}
+
+fn control(entry: &Entry, epoll: u64, remote: &mut Remote) -> io::Result<Call> {
+    // struct epoll_event is packed on x86-64.
+    let event = [&entry.events.to_le_bytes()[..], &entry.data.to_le_bytes()].concat();
+    let event = remote.data(&event)?;
+    let number = u64::from(entry.number);
+    Ok(Call::new(libc::SYS_epoll_ctl, &[epoll, libc::EPOLL_CTL_ADD as u64, number, event]))
+}
+
+/// Adds the entries to `epoll`, but for what comes last; all descriptions are open in the skeleton, above any number that
+/// is used here.
 pub fn watch(
     record: &EpollRecord,
     epoll: &OwnedFd,
-    descriptions: &[OwnedFd],
+    (descriptions, all): (&[OwnedFd], &[Description]),
     remote: &mut Remote,
 ) -> io::Result<()> {
     /// Entries whose events fit the skeleton's room for data.
@@ -96,23 +120,23 @@ pub fn watch(
     for entries in record.entries.chunks(AT_ONCE) {
         let mut calls = Vec::with_capacity(entries.len() * 2);
         for entry in entries {
-            let target = descriptions.get(entry.description as usize).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "an epoll watches nothing in the image")
-            })?;
+            let (target, description) = descriptions
+                .get(entry.description as usize)
+                .zip(all.get(entry.description as usize))
+                .ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, "an epoll watches nothing in the image")
+                })?;
+            if description.stage() == Stage::Last {
+                continue;
+            }
             let number = u64::from(entry.number);
             calls.push(Call::new(
                 libc::SYS_dup3,
                 &[target.as_raw_fd() as u64, number, libc::O_CLOEXEC as u64],
             ));
-            // struct epoll_event is packed on x86-64.
-            let event = [&entry.events.to_le_bytes()[..], &entry.data.to_le_bytes()].concat();
-            let event = remote.data(&event)?;
-            let add = libc::EPOLL_CTL_ADD as u64;
-            calls.push(Call::new(libc::SYS_epoll_ctl, &[epoll.as_raw_fd() as u64, add, number, event]));
+            calls.push(control(entry, epoll.as_raw_fd() as u64, remote)?);
         }
-        if let Some(error) = remote.run(&calls)?.into_iter().find(|&r| r < 0) {
-            return Err(io::Error::from_raw_os_error(-error as i32));
-        }
+        remote.run_all(&calls)?;
     }
     Ok(())
 }

@@ -80,10 +80,6 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
         Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
         _ => &seen.target,
     };
-    let below_proc = path.strip_prefix("/proc").ok().and_then(|p| p.components().next());
-    if below_proc.is_some_and(|c| c.as_os_str().as_bytes().iter().all(u8::is_ascii_digit)) {
-        return Err("files of a process in /proc cannot be opened again by a restart".to_owned());
-    }
     if !same_by_path(path, metadata) {
         return Err("the file has been renamed since it was opened".to_owned());
     }

@@ -12,7 +12,9 @@ pub mod file;
 pub mod lock;
 pub mod memfd;
 pub mod owner;
+pub mod pidfd;
 pub mod pipe;
+pub mod proc_file;
 pub mod seen;
 pub mod signalfd;
 pub mod socket;
@@ -46,7 +48,7 @@ pub struct Description {
     pub locks: Vec<lock::Lock>,
     #[prost(message, optional, tag = "5")]
     pub signalled: Option<owner::Signalled>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 40")]
     pub object: Option<Object>,
 }
 
@@ -76,6 +78,10 @@ pub enum Object {
     Signal(signalfd::SignalRecord),
     #[prost(message, tag = "20")]
     Socket(socket::SocketRecord),
+    #[prost(message, tag = "21")]
+    Pid(pidfd::PidRecord),
+    #[prost(message, tag = "22")]
+    Proc(proc_file::ProcRecord),
     #[prost(message, tag = "40")]
     Shared(memfd::SharedRecord),
 }
@@ -96,7 +102,28 @@ pub struct Rebuilding<'a> {
     pub shared: &'a [OwnedFd],
 }
 
+/// When a description can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the processes, which inherit it.
+    First,
+    /// When their ids are there.
+    Ids,
+    /// When they are there as they were, threads and rights included.
+    Last,
+}
+
 impl Description {
+    pub fn stage(&self) -> Stage {
+        match &self.object {
+            _ if self.standard.is_some() => Stage::First,
+            Some(Object::Proc(_)) => Stage::Last,
+            Some(Object::Pid(_)) if self.flags & pidfd::THREAD != 0 => Stage::Last,
+            Some(Object::Pid(_)) => Stage::Ids,
+            _ => Stage::First,
+        }
+    }
+
     /// Makes the description anew and gives a descriptor of it.
     ///
     /// # Errors
@@ -127,6 +154,7 @@ impl Description {
                     Err(io::Error::new(io::ErrorKind::InvalidData, "the image lacks the memory behind it"))
                 }
             },
+            Some(Object::Pid(_) | Object::Proc(_)) => Err(io::Error::other("it comes later")),
             Some(Object::Outside(outside)) => Err(io::Error::other(format!(
                 "{} leads out of the program and is no standard stream of this restart",
                 outside.name

@@ -62,8 +62,5 @@ pub fn rebuild(descriptor: &Descriptor, description: &Description, remote: &mut 
         calls.push(set(F_SETOWN_EX, owner));
     }
     calls.push(set(libc::F_SETFL, (description.flags as i32 & SETTABLE) as u64));
-    match remote.run(&calls)?.into_iter().find(|&result| result < 0) {
-        Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
-        None => Ok(()),
-    }
+    remote.run_all(&calls)
 }

@@ -2,8 +2,8 @@
 
 use super::lock::{self, Lock};
 use super::{
-    Description, Object, Outside, Seen, epoll, eventfd, file, memfd, owner, pipe, signalfd, socket, terminal,
-    timerfd,
+    Description, Object, Outside, Seen, Stage, epoll, eventfd, file, memfd, owner, pidfd as process_fd, pipe,
+    proc_file, signalfd, socket, terminal, timerfd,
 };
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
@@ -42,12 +42,13 @@ type Tables = (Vec<Vec<Descriptor>>, Vec<Seen>);
 
 /// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors.
 ///
-/// Descriptors 0, 1 and 2 of `standards_of` are the standard streams.
+/// Descriptors 0, 1 and 2 of `standards_of` are the standard streams; `ended` are processes of the tree that have ended.
 ///
 /// # Errors
 /// Names the first descriptor that a restart could not rebuild.
 pub fn capture(
     processes: &[Pid],
+    ended: &[Pid],
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
     objects: &mut Objects,
@@ -64,23 +65,29 @@ pub fn capture(
         };
         ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
     }
+    let program = Program { all: &ends, processes, members: &[processes, ended].concat() };
     let streams: Vec<Vec<u32>> = found.iter().map(|seen| standards(seen, standards_of)).collect();
     let descriptions = ends
         .iter()
         .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &ends, streams.first().copied(), processes, objects))
-        .collect::<Result<_, Refusal>>()?;
+        .map(|((fd, seen), streams)| describe(fd, seen, &program, streams.first().copied(), objects))
+        .collect::<Result<Vec<_>, Refusal>>()?;
     for descriptor in tables.iter_mut().flatten() {
         let streams = &streams[descriptor.description as usize];
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
-    own_locks(processes, &mut tables, &found)?;
+    own_locks(processes, &mut tables, &found, &descriptions)?;
     Ok((tables, descriptions))
 }
 
 /// Locks that processes have themselves, each through one of its descriptors; fdinfo shows each its own.
-fn own_locks(processes: &[Pid], tables: &mut [Vec<Descriptor>], found: &[Seen]) -> Result<(), Refusal> {
+fn own_locks(
+    processes: &[Pid],
+    tables: &mut [Vec<Descriptor>],
+    found: &[Seen],
+    descriptions: &[Description],
+) -> Result<(), Refusal> {
     // Who has any is known; where it is not, all are looked at.
     let all = std::fs::read_to_string("/proc/locks").ok();
     for (&pid, table) in processes.iter().zip(tables) {
@@ -94,8 +101,12 @@ fn own_locks(processes: &[Pid], tables: &mut [Vec<Descriptor>], found: &[Seen]) 
         for descriptor in table.iter_mut().filter(|d| done.insert(d.description)) {
             let info = ProcDir::process(pid).text(&format!("fdinfo/{}", descriptor.number));
             descriptor.locks = lock::parse(&info.reading(pid, "fdinfo")?, lock::Owner::Process);
+            let index = descriptor.description as usize;
             if descriptor.standard.is_some() && !descriptor.locks.is_empty() {
-                return Err(found[descriptor.description as usize].refuse(LOCKED_STREAM));
+                return Err(found[index].refuse(LOCKED_STREAM));
+            }
+            if descriptions[index].stage() == Stage::Last && !descriptor.locks.is_empty() {
+                return Err(found[index].refuse(MARKED));
             }
         }
     }
@@ -103,6 +114,15 @@ fn own_locks(processes: &[Pid], tables: &mut [Vec<Descriptor>], found: &[Seen]) 
 }
 
 const LOCKED_STREAM: &str = "locks on a standard stream of whoever started the program cannot be saved";
+const MARKED: &str = "locks on it, and signals of it (F_SETOWN, F_SETSIG), cannot be saved";
+
+/// What an object is looked at beside.
+struct Program<'a> {
+    all: &'a [(OwnedFd, &'a Seen)],
+    processes: &'a [Pid],
+    /// The processes, and those that have ended and were not waited for.
+    members: &'a [Pid],
+}
 
 /// The kernel has said which descriptors share a description: each of these is looked at once.
 fn by_rows(processes: &[(Pid, &Vec<FileRow>)]) -> Result<Tables, Refusal> {
@@ -175,15 +195,18 @@ fn standards(seen: &Seen, standards_of: Pid) -> Vec<u32> {
 fn describe(
     fd: &OwnedFd,
     seen: &Seen,
-    all: &[(OwnedFd, &Seen)],
+    program: &Program<'_>,
     standard: Option<u32>,
-    processes: &[Pid],
     objects: &mut Objects,
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
-    let object = match object(fd, seen, all, standard.is_some(), objects)? {
+    let object = match object(fd, seen, program, standard.is_some(), objects)? {
         // Nothing of a file without a name is needed where the restarter's own takes its place.
-        Ok(Object::Deleted(_) | Object::Socket(_)) if standard.is_some() => outside(),
+        Ok(Object::Deleted(_) | Object::Socket(_) | Object::Pid(_) | Object::Proc(_))
+            if standard.is_some() =>
+        {
+            outside()
+        }
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),
@@ -193,21 +216,29 @@ fn describe(
     if standard.is_some() && !locks.is_empty() {
         return Err(seen.refuse(LOCKED_STREAM));
     }
-    let signalled = if seen.is_path_only() { Ok(None) } else { owner::capture(fd, seen.flags, processes) };
+    let signalled =
+        if seen.is_path_only() { Ok(None) } else { owner::capture(fd, seen.flags, program.processes) };
     let signalled = signalled.map_err(|reason| seen.refuse(&reason))?;
     if standard.is_some() && signalled.is_some() {
         return Err(seen
             .refuse("who is signalled by a standard stream (F_SETOWN, F_SETSIG, O_ASYNC) cannot be saved"));
     }
     let (flags, position) = (seen.flags, seen.position);
-    Ok(Description { flags, position, standard, locks, signalled, object: Some(object) })
+    let found = Description { flags, position, standard, locks, signalled, object: Some(object) };
+    // The process has something else in its place until after that.
+    let is_marked = !found.locks.is_empty() || found.signalled.is_some();
+    if (found.stage() == Stage::Last && is_marked) || (found.stage() == Stage::Ids && !found.locks.is_empty())
+    {
+        return Err(seen.refuse(MARKED));
+    }
+    Ok(found)
 }
 
 /// The object, or the reason why it cannot be saved.
 fn object(
     fd: &OwnedFd,
     seen: &Seen,
-    all: &[(OwnedFd, &Seen)],
+    &Program { all, members, .. }: &Program<'_>,
     is_standard: bool,
     objects: &mut Objects,
 ) -> Result<Result<Object, String>, Refusal> {
@@ -218,7 +249,9 @@ fn object(
     if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
         return shared.map(Ok);
     }
-    Ok(if seen.is_path_only() && seen.target.is_absolute() {
+    Ok(if proc_file::is_one(seen, fd) {
+        proc_file::capture(seen, &metadata, members)
+    } else if seen.is_path_only() && seen.target.is_absolute() {
         file::capture_path(seen, &metadata)
     } else if (kind.is_file() || kind.is_dir()) && seen.target.is_absolute() {
         file::capture(seen, &metadata)
@@ -233,6 +266,7 @@ fn object(
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
+            Some("anon_inode:[pidfd]") => process_fd::capture(seen, members),
             Some("anon_inode:[signalfd]") => signalfd::capture(seen),
             Some("anon_inode:[timerfd]") => timerfd::capture(seen, fd),
             _ => Err(seen.unknown()),

@@ -17,6 +17,7 @@ use super::pending::{Part, Pending};
 use super::source::PageSource;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
+use crate::sys::pagemap::{Filter, GUARD, Pagemap, Region, SWAPPED};
 use crate::sys::uffd::{Event, Filled, Messages, Uffd};
 use nix::unistd::Pid;
 use std::ops::Range;
@@ -31,6 +32,8 @@ pub struct LazySpace {
     /// The rebuilt process; a child that it forked since is only known by its userfaultfd.
     pub pid: Option<Pid>,
     pub uffd: Uffd,
+    /// Of the rebuilt process.
+    pagemap: Option<Pagemap>,
     pub pending: Pending,
     /// Where mremap(2) has brought pages whose marks are still those of their old place.
     pub moved: PageSet,
@@ -75,7 +78,9 @@ impl LazySpace {
     ) -> Self {
         let order = order.into_iter().rev().collect();
         let (stalled, near) = (Vec::new(), Vec::new());
-        Self { source, pid, uffd, pending, moved: PageSet::new(), stalled, near, order }
+        // Without it the first fill says that the process is gone.
+        let pagemap = pid.and_then(|pid| Pagemap::open(pid).ok());
+        Self { source, pid, uffd, pagemap, pending, moved: PageSet::new(), stalled, near, order }
     }
 
     /// Reads and applies all events, then serves all faults; returns the children that were forked.
@@ -141,7 +146,10 @@ impl LazySpace {
             let filled = self.uffd.zero(page * 4096, 4096).map_err(PagerError::kernel("fill"))?;
             return self.settle_fault(page, filled);
         };
-        let filled = self.copy(&part, from, buffer)?;
+        let Some(filled) = self.copy(&part, from, buffer)? else {
+            // The thread finds the guard page by itself.
+            return self.settle_fault(page, Filled::Exists);
+        };
         if let Filled::Bytes(_) | Filled::Exists = filled {
             self.pending.remove(&part.pages);
             let near = from.neighbours(self.source, part.origin);
@@ -166,17 +174,42 @@ impl LazySpace {
         }
     }
 
+    /// `None` when guard pages were found among them: they are pending no more.
     fn copy(
-        &self,
+        &mut self,
         part: &Part,
         from: &mut dyn PageSource,
         buffer: &mut Buffer,
-    ) -> Result<Filled, PagerError> {
+    ) -> Result<Option<Filled>, PagerError> {
         let bytes = &mut buffer.0[..part.count() as usize * 4096];
         from.read(self.source, part.origin, bytes)?;
+        let guarded = self.guarded(&part.pages);
+        if !guarded.is_empty() {
+            for pages in &guarded {
+                self.pending.remove(pages);
+            }
+            return Ok(None);
+        }
         // At another place than in the image it is new to the chain: it arrives dirty.
         let filled = self.uffd.copy(part.pages.start * 4096, bytes, part.is_at_home(), true);
-        filled.map_err(PagerError::kernel("fill"))
+        filled.map(Some).map_err(PagerError::kernel("fill"))
+    }
+
+    /// Guard pages (MADV_GUARD_INSTALL), of which no event tells, and which a fill would replace.
+    fn guarded(&mut self, pages: &Range<u64>) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        let Some(pagemap) = &mut self.pagemap else { return found };
+        let filter = Filter { all: SWAPPED, ..Filter::default() };
+        let each = |region: Region| {
+            if region.categories & GUARD != 0 {
+                found.push(region.start / 4096..region.end / 4096);
+            }
+        };
+        match pagemap.scan(pages.start * 4096, pages.end * 4096, filter, false, each) {
+            Ok(()) => found,
+            // The address space is gone, which the fill says.
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Fills the neighbours of a page that faulted.
@@ -234,7 +267,8 @@ impl LazySpace {
         let mut count = part.count().min(BATCH);
         loop {
             let part = Part { pages: start..start + count, origin: part.origin };
-            let done = match self.copy(&part, from, buffer)? {
+            let Some(filled) = self.copy(&part, from, buffer)? else { return Ok(Progress::Made) };
+            let done = match filled {
                 Filled::Bytes(bytes) => bytes / 4096,
                 // A copy across the border of two mappings is refused as a whole.
                 Filled::Gone if count > 1 => {

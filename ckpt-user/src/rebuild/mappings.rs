@@ -2,6 +2,7 @@
 
 use super::objects::Objects;
 use super::skeleton::Skeleton;
+use crate::memory::policy;
 use crate::memory::vma::{self, Kind, Pages, Vma};
 use crate::record::Process;
 use crate::sys::inject::Call;
@@ -35,6 +36,21 @@ pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> 
                 format!("madvise {} at {:x}: {error}", call.args[2], call.args[0]),
             ));
         }
+    }
+    policy::rebuild(&record.mappings, &mut skeleton.remote)?;
+    names(&mapped, &mut skeleton.remote)
+}
+
+/// What PR_SET_VMA_ANON_NAME calls them.
+fn names(mapped: &[&Vma], remote: &mut Remote) -> io::Result<()> {
+    const PR_SET_VMA: u64 = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: u64 = 0;
+    for vma in mapped.iter().filter(|v| !v.name.is_empty()) {
+        let name = remote.string(&vma.name)?;
+        let (start, len) = (vma.start, vma.end - vma.start);
+        remote
+            .call(libc::SYS_prctl, &[PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, len, name])
+            .map_err(|e| io::Error::new(e.kind(), format!("the name of {start:x} (PR_SET_VMA): {e}")))?;
     }
     Ok(())
 }
@@ -100,7 +116,12 @@ pub fn lock(record: &Process, remote: &mut Remote) -> io::Result<()> {
     let calls: Vec<Call> = locked().map(|v| call(v, libc::MLOCK_ONFAULT)).collect();
     all_done(remote, &calls, None)?;
     let calls: Vec<Call> = locked().filter(|v| !v.has("lf")).map(|v| call(v, 0)).collect();
-    all_done(remote, &calls, Some(libc::ENOMEM))
+    all_done(remote, &calls, Some(libc::ENOMEM))?;
+    // What is there already stays as it is.
+    match record.locks_to_come & (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32 {
+        0 => Ok(()),
+        flags => remote.call(libc::SYS_mlockall, &[u64::from(flags)]).map(drop),
+    }
 }
 
 /// Seals (mseal(2), Linux 6.10), when nothing is to be changed any more.

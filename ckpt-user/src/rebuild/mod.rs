@@ -3,6 +3,7 @@
 //! ```text
 //!  clocks ─▶ objects (in ckptbpf) ─▶ skeleton tree (clone3 set_tid, forked from ckptbpf)
 //!     ─▶ per process: clear ─▶ vdso ─▶ mappings ─▶ pages ─▶ layout ─▶ descriptors ─▶ threads ─▶ identity
+//!     ─▶ late descriptors (pidfds of threads, files of /proc)
 //!     ─▶ resume (registers, detach)
 //! ```
 //! Until [`resume`] not one instruction of the program has run, and any error ends all skeletons: they are
@@ -11,6 +12,7 @@
 pub mod clocks;
 pub mod fill;
 pub mod foreground;
+pub mod late;
 pub mod mappings;
 pub mod objects;
 pub mod plan;
@@ -73,8 +75,9 @@ pub enum Mode {
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let objects = objects::make(image, chain, owner)?;
-    let skeletons = skeleton::plant(image, original_time)?;
+    let mut objects = objects::make(image, chain, owner)?;
+    let mut skeletons = skeleton::plant(image, original_time)?;
+    late::by_ids(image, &mut skeletons, &mut objects)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
@@ -86,10 +89,11 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
         Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
     };
-    let processes = mapped
+    let mut processes = mapped
         .into_iter()
         .map(|one| process::complete(one, image, &objects))
         .collect::<Result<Vec<_>, RebuildError>>()?;
+    late::at_last(image, &mut processes, &objects)?;
     Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 

@@ -2,11 +2,12 @@
 //! files behind mappings, shared memory. The skeletons inherit the descriptors, all at numbers above any that
 //! the program uses.
 
+use super::late::Door;
 use super::{RebuildError, Rebuilding};
 use crate::image::Chain;
 use crate::memory::shared::Restored;
 use crate::memory::vma::{Kind, MappedFile};
-use crate::object;
+use crate::object::{self, Stage};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
 use std::collections::HashMap;
@@ -26,6 +27,8 @@ pub struct Objects {
     /// Those of them that have mappings which can never be written.
     pub read_only: HashMap<u32, OwnedFd>,
     pub restored: Vec<Restored>,
+    /// For descriptions that are made when the processes are there.
+    pub door: Door,
 }
 
 /// Opens and makes everything, with the file-system ids of the image's owner.
@@ -53,10 +56,14 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         sockets: object::socket::Sockets::default(),
         shared: &shared,
     };
+    let door = Door::open().rebuilding(root, "a way for descriptors")?;
     let mut descriptions = Vec::with_capacity(image.descriptions.len());
     for description in &image.descriptions {
         let fd = match description.standard {
             Some(stream) => standard(stream).rebuilding(root, "a standard stream")?,
+            None if description.stage() != Stage::First => {
+                door.placeholder().rebuilding(root, "a descriptor")?
+            }
             None => description.rebuild(&mut context).rebuilding(root, "a descriptor")?,
         };
         descriptions.push(lift(fd, "a descriptor")?);
@@ -89,7 +96,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             }
         }
     }
-    Ok(Objects { descriptions, streams, files, shared, read_only, restored })
+    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door })
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.

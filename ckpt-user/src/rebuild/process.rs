@@ -135,10 +135,7 @@ fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut 
     }
     // Everything that was inherited for the restart lies above.
     calls.push(Call::new(libc::SYS_close_range, &[next, u64::from(u32::MAX), 0]));
-    match remote.run(&calls)?.into_iter().find(|&r| r < 0) {
-        Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
-        None => Ok(()),
-    }
+    remote.run_all(&calls)
 }
 
 /// Who is signalled is said by the first process that has the descriptor.
@@ -159,7 +156,7 @@ fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote
         let Some(Object::Epoll(epoll)) = &description.object else { continue };
         let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
         if image.processes.iter().find(has).is_some_and(|first| first.pid == record.pid) {
-            epoll::watch(epoll, fd, &objects.descriptions, remote)?;
+            epoll::watch(epoll, fd, (&objects.descriptions, &image.descriptions), remote)?;
         }
     }
     Ok(())

@@ -6,8 +6,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A descriptor that names the process `pid`; readable once it has ended.
 pub fn open(pid: Pid) -> io::Result<OwnedFd> {
+    open_with(pid, 0)
+}
+
+/// The same with flags: O_NONBLOCK, PIDFD_THREAD.
+pub fn open_with(pid: Pid, flags: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes two integers, returns a new descriptor or -1.
-    let fd = super::check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let fd = super::check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), flags) })?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -110,6 +115,11 @@ pub fn duplicate_above(fd: &OwnedFd, base: i32) -> io::Result<OwnedFd> {
     let new = super::check(i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, base) }))?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}
+
+/// Makes `place` a close-on-exec duplicate of `fd`, under the number that it has.
+pub fn duplicate_to(fd: &OwnedFd, place: &mut OwnedFd) -> io::Result<()> {
+    Ok(nix::unistd::dup3(fd, place, nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
 /// A duplicate of our own standard stream 0, 1 or 2.

@@ -152,6 +152,7 @@ impl Running {
                 continue;
             }
             if !libc::WIFSTOPPED(status) {
+                super::wait::keep(self.tid, status);
                 return Ok(Waited::Died(Died(status)));
             }
             return Ok(Waited::Stopped(Stopped { tid: self.tid, stop: classify(status) }));
@@ -305,11 +306,14 @@ impl Stopped {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wait::{Change, next_change, unreaped};
     use super::*;
+    use crate::job::ended::Ended;
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "what is tested takes its end")]
     fn a_first_thread_that_is_killed_beside_others_is_not_waited_for() {
         let program = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
                        print(flush=True)\ntime.sleep(1000)";
@@ -334,6 +338,13 @@ mod tests {
         // Now its other thread is taken, and it can be.
         let other = Running { tid: all.remove(0).tid() };
         assert!(matches!(other.wait(None).unwrap(), Waited::Died(_)));
-        child.wait().unwrap();
+        let again = Running { tid: Pid::from_raw(pid) };
+        assert!(matches!(again.wait(None).unwrap(), Waited::Died(_)));
+        // How it ended is not lost with that.
+        let killed = Ended::Signaled(libc::SIGKILL);
+        assert_eq!(unreaped(Pid::from_raw(pid)), Some(killed));
+        let next = || next_change().ok().flatten();
+        let told: Vec<_> = std::iter::from_fn(next).filter(|(one, _)| one.as_raw() == pid).collect();
+        assert_eq!(told, [(Pid::from_raw(pid), Change::Ended(killed))]);
     }
 }

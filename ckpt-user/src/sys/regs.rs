@@ -101,6 +101,13 @@ pub fn from_words(w: &[u64; 27]) -> Regs {
     }
 }
 
+/// Where PKRU is in an XSAVE area that is not compacted, bytes (CPUID leaf 13); 0 on a processor without it.
+pub fn pkru_offset() -> usize {
+    const LEAF: u32 = 13;
+    const PKRU: u32 = 9;
+    std::arch::x86_64::__cpuid_count(LEAF, PKRU).ebx as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

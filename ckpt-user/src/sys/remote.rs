@@ -147,6 +147,14 @@ impl Remote {
         Ok(results)
     }
 
+    /// Runs the calls; the first that failed is the error.
+    pub fn run_all(&mut self, calls: &[Call]) -> io::Result<()> {
+        match self.run(calls)?.into_iter().find(|result| (-4095..0).contains(result)) {
+            Some(error) => Err(io::Error::from_raw_os_error(-error as i32)),
+            None => Ok(()),
+        }
+    }
+
     /// One call; a negative result becomes an error.
     pub fn call(&mut self, number: i64, args: &[u64]) -> io::Result<u64> {
         let result = self.run(&[Call::new(number, args)])?[0];

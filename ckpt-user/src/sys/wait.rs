@@ -2,7 +2,18 @@
 
 use crate::job::ended::Ended;
 use nix::unistd::Pid;
+use std::cell::RefCell;
 use std::io;
+
+thread_local! {
+    /// Ends that waiting for a stop has come upon: of children, too, whose status no second wait tells.
+    static KEPT: RefCell<Vec<(Pid, i32)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps the status (waitpid(2)) of what has ended while its stop was waited for, for [`next_change`] and [`unreaped`].
+pub(super) fn keep(pid: Pid, status: i32) {
+    KEPT.with_borrow_mut(|kept| kept.push((pid, status)));
+}
 
 /// What happened to a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +31,9 @@ pub enum Change {
 /// # Errors
 /// ECHILD when there is no child left.
 pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
+    if let Some((pid, status)) = KEPT.with_borrow_mut(Vec::pop) {
+        return Ok(Some((pid, Change::Ended(Ended::from_wait(status)))));
+    }
     let mut status = 0;
     let flags = libc::__WALL | libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
     // SAFETY: `status` outlives the call; waitpid writes nothing else.
@@ -54,6 +68,10 @@ pub fn any_child() -> io::Result<(Pid, i32)> {
 
 /// How a child has ended that nobody has reaped yet.
 pub fn unreaped(pid: Pid) -> Option<Ended> {
+    let kept = KEPT.with_borrow(|kept| kept.iter().find(|one| one.0 == pid).map(|one| one.1));
+    if let Some(status) = kept {
+        return Some(Ended::from_wait(status));
+    }
     // SAFETY: all-zero is a valid siginfo_t (plain integers); with WNOHANG it stays so when nothing has happened.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;

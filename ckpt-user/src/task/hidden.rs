@@ -52,6 +52,8 @@ pub struct ProcessState {
     pub subreaper: bool,
     /// Whether kinds of memory are, or may be, denied.
     pub may_be_denied: bool,
+    /// MCL_FUTURE, with MCL_ONFAULT or without; 0 where new mappings are not locked, none where that is not known.
+    pub locks_to_come: Option<u32>,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -135,17 +137,43 @@ impl Injector<'_> {
         Ok(thread)
     }
 
-    /// The thread's memory policy, none for the default.
-    pub fn policy(&mut self, thread: Stopped) -> io::Result<(Option<Policy>, Stopped)> {
-        const NUMBER: i64 = libc::SYS_get_mempolicy;
-        // A kernel without NUMA has no such call, and no policy.
-        let (known, thread) = self.call(thread, NUMBER, &[0, 0, 0, 0, 0])?;
-        if known == -i64::from(libc::ENOSYS) {
-            return Ok((None, thread));
-        }
-        let ask = |at| (NUMBER, vec![at, at + 8, NODE_BITS, 0, 0]);
+    /// Whether there are memory policies: a kernel without NUMA has no such call.
+    pub fn has_policies(&mut self, thread: Stopped) -> io::Result<(bool, Stopped)> {
+        let (known, thread) = self.call(thread, libc::SYS_get_mempolicy, &[0, 0, 0, 0, 0])?;
+        Ok((known != -i64::from(libc::ENOSYS), thread))
+    }
+
+    /// The memory policy of the thread, or of the mapping at an address; none for the default.
+    pub fn policy(&mut self, thread: Stopped, of: Option<u64>) -> io::Result<(Option<Policy>, Stopped)> {
+        const MPOL_F_ADDR: u64 = 2;
+        let (address, flags) = of.map_or((0, 0), |address| (address, MPOL_F_ADDR));
+        let ask = |at| (libc::SYS_get_mempolicy, vec![at, at + 8, NODE_BITS, address, flags]);
         let (bytes, thread) = self.reading(thread, 8 + NODES, ask)?;
         Ok((Policy::read(word(&bytes[..4]) as u32, &bytes[8..]), thread))
+    }
+
+    /// Whether new mappings are locked, as flags of mlockall(2): found out by mapping a page.
+    pub fn locks_to_come(&mut self, thread: Stopped) -> io::Result<(u32, Stopped)> {
+        const PAGE: u64 = 4096;
+        let pid = thread.tid();
+        let locked = || ProcDir::process(pid).status().map(|s| s.field("VmLck").map(str::to_owned));
+        let before = locked()?;
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let map = [0, PAGE, protection as u64, flags as u64, u64::MAX, 0];
+        let (at, mut thread) = self.call(thread, libc::SYS_mmap, &map)?;
+        if at < 0 {
+            return Err(io::Error::from_raw_os_error(-at as i32));
+        }
+        let mut found = 0;
+        if locked()? != before {
+            let there;
+            (there, thread) = self.reading(thread, 1, |to| (libc::SYS_mincore, vec![at as u64, PAGE, to]))?;
+            let on_fault = if there[0] & 1 == 0 { libc::MCL_ONFAULT } else { 0 };
+            found = libc::MCL_FUTURE | on_fault;
+        }
+        let (_, thread) = self.call(thread, libc::SYS_munmap, &[at as u64, PAGE])?;
+        Ok((found as u32, thread))
     }
 
     /// The instructions that are denied to the thread, if any are.
@@ -192,7 +220,15 @@ impl Injector<'_> {
         })?;
         let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
         Ok((
-            ProcessState { actions, brk: brk as u64, timers, dumpable, subreaper, may_be_denied: true },
+            ProcessState {
+                actions,
+                brk: brk as u64,
+                timers,
+                dumpable,
+                subreaper,
+                may_be_denied: true,
+                locks_to_come: None,
+            },
             thread,
         ))
     }

@@ -11,6 +11,7 @@ use super::timers::Timer;
 use crate::freeze::rewind::{Wait, Waits};
 use crate::freeze::tree;
 use crate::memory::flags::{Names, Word};
+use crate::memory::policy;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::sys::bpf::{
@@ -248,6 +249,7 @@ impl Iterators {
                 dumpable: row.memory_flags as u32 & MMF_DUMPABLE,
                 subreaper: row.child_subreaper != 0,
                 may_be_denied: denials::of_process(row.memory_flags),
+                locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
             };
             processes.insert(pid, state);
         }
@@ -264,23 +266,28 @@ impl Iterators {
             return Ok(Default::default());
         }
         self.track(pids)?;
-        let mut words: HashMap<u32, Vec<Word>> = HashMap::new();
+        let mut rows: HashMap<u32, Vec<VmaRow>> = HashMap::new();
         for row in self.bpf.vmas()? {
-            words.entry(row.tgid).or_default().push(word(&row));
+            rows.entry(row.tgid).or_default().push(row);
         }
         let (mut all, mut unnamed) = (HashMap::new(), 0);
         for (host, own) in self.bpf.tracked() {
             let pid = Pid::from_raw(own as i32);
-            let Some(words) = words.get(&host) else { continue };
+            let Some(rows) = rows.get(&host) else { continue };
+            let words: Vec<Word> = rows.iter().map(word).collect();
             // One that cannot be read has ended: who reads it next says so.
             let Ok(maps) = raws(pid, "maps") else { continue };
-            if let Some(known) = self.names.give(maps, words) {
-                all.insert(pid, known);
+            let mut known = if let Some(known) = self.names.give(maps, &words) {
+                known
             } else if let Ok(shown) = raws(pid, "smaps") {
-                self.names.learn_from(&shown, words);
-                all.insert(pid, shown);
+                self.names.learn_from(&shown, &words);
                 unnamed += 1;
-            }
+                shown
+            } else {
+                continue;
+            };
+            policy::note(&mut known, rows);
+            all.insert(pid, known);
         }
         Ok((all, unnamed))
     }
@@ -331,6 +338,12 @@ impl Iterators {
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }
     }
+}
+
+/// The flags of mlockall(2) that give each new mapping these flags.
+fn locks(names: &[String]) -> u32 {
+    let given = |name: &str, flag: i32| if names.iter().any(|n| n == name) { flag } else { 0 };
+    (given("lo", libc::MCL_FUTURE) | given("lf", libc::MCL_ONFAULT)) as u32
 }
 
 /// Whether the words of mappings are to be had, and whole.

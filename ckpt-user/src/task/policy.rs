@@ -17,12 +17,15 @@ pub struct Policy {
     /// Nodes, little-endian bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub nodes: Vec<u8>,
+    /// The node of a range that is tried first (set_mempolicy_home_node(2)); only BPF shows it.
+    #[prost(uint32, optional, tag = "3")]
+    pub home: Option<u32>,
 }
 
 impl Policy {
     /// From what get_mempolicy(2) has written: the mode, then the nodes; none for the default.
     pub fn read(mode: u32, nodes: &[u8]) -> Option<Self> {
-        (mode != 0).then(|| Self { mode, nodes: nodes.to_vec() })
+        (mode != 0).then(|| Self { mode, nodes: nodes.to_vec(), home: None })
     }
 }
 

@@ -1,5 +1,6 @@
 //! General registers, extended state and the rseq area of one thread.
 
+use crate::refusal::Refusal;
 use crate::sys::ptrace::{RseqArea, Stopped};
 use crate::sys::regs::{self, Regs};
 use nix::unistd::Pid;
@@ -60,6 +61,35 @@ pub fn capture(pid: Pid, thread: &Stopped, regs: &Regs) -> io::Result<Registers>
     Ok(Registers { words: regs::to_words(&regs).to_vec(), xstate: thread.xstate()?, rseq })
 }
 
+/// The PKRU of a thread that has never touched protection keys: no key but the first gives access
+/// (arch/x86/mm/pkeys.c).
+const UNTOUCHED: u32 = 0x5555_5554;
+
+/// # Errors
+/// Names a thread that has given itself rights to protection keys.
+pub fn check(pid: Pid, tid: Pid, registers: Option<&Registers>) -> Result<(), Refusal> {
+    let xstate = registers.map_or(&[][..], |r| &r.xstate);
+    match key_rights(xstate, regs::pkru_offset()) {
+        Some(rights) if rights != UNTOUCHED => Err(Refusal::unsupported(
+            pid,
+            format!("has thread {tid} with rights to protection keys of its own (PKRU {rights:x})"),
+            "protection keys (pkeys(7)) cannot be saved yet",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// PKRU in an XSAVE area as ptrace(2) gives it; `None` where this processor and kernel have none.
+fn key_rights(xstate: &[u8], offset: usize) -> Option<u32> {
+    /// Where the kernel says which components the area has (struct xstate_header's software bytes).
+    const COMPONENTS: usize = 464;
+    const PKRU: u32 = 9;
+    let components = xstate.get(COMPONENTS..COMPONENTS + 8)?.try_into().ok()?;
+    let has = u64::from_le_bytes(components) >> PKRU & 1 != 0;
+    let rights = xstate.get(offset..offset + 4)?.try_into().ok()?;
+    has.then(|| u32::from_le_bytes(rights))
+}
+
 /// The abort address when `rip` lies in the critical section that the area names (struct rseq, rseq_cs:
 /// linux/rseq.h).
 fn critical_section_abort(pid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
@@ -77,4 +107,19 @@ fn critical_section_abort(pid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
     let word = |i: usize| words[i * 8..i * 8 + 8].iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b));
     let (start, len, abort) = (word(1), word(2), word(3));
     (rip.wrapping_sub(start) < len).then_some(abort)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_to_protection_keys_are_found_where_the_kernel_has_put_them() {
+        let mut xstate = vec![0; 2696];
+        xstate[2688..2692].copy_from_slice(&0x5555_5550u32.to_le_bytes());
+        assert_eq!(key_rights(&xstate, 2688), None, "the machine has none");
+        xstate[464..472].copy_from_slice(&0x2e7u64.to_le_bytes());
+        assert_eq!(key_rights(&xstate, 2688), Some(0x5555_5550));
+        assert_eq!(key_rights(&xstate[..2690], 2688), None);
+    }
 }

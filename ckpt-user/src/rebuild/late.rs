@@ -1,0 +1,158 @@
+//! Descriptions that can be made only when the processes are there ([`Stage`]). The skeletons inherit something in their
+//! place, and each gets them through that: a socket.
+
+use super::objects::Objects;
+use super::process::RebuiltProcess;
+use super::skeleton::Skeleton;
+use super::taken;
+use super::{RebuildError, Rebuilding};
+use crate::object::epoll::EpollRecord;
+use crate::object::{Description, Object, Stage, epoll, pidfd, proc_file};
+use crate::record::{Image, Process};
+use crate::sys::inject::Call;
+use crate::sys::pidfd::{duplicate_to, get_fd};
+use crate::sys::remote::Remote;
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The way of descriptors into skeletons.
+pub struct Door {
+    here: OwnedFd,
+    there: OwnedFd,
+}
+
+impl Door {
+    pub fn open() -> io::Result<Self> {
+        let (here, there) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok(Self { here, there })
+    }
+
+    /// What stands in the place of a description until it is there.
+    pub fn placeholder(&self) -> io::Result<OwnedFd> {
+        self.there.try_clone()
+    }
+
+    /// Puts `fd` in the place of the placeholder that `remote` has under `number`.
+    fn pass(&self, fd: &OwnedFd, remote: &mut Remote, number: u64, flags: u64) -> io::Result<()> {
+        let rights = [fd.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<()>(self.here.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_DONTWAIT, None)?;
+        // struct cmsghdr and one int, struct iovec, struct msghdr.
+        let control = remote.data(&[0; 24])?;
+        let byte = remote.data(&[0])?;
+        let words = |words: &[u64]| -> Vec<u8> { words.iter().flat_map(|w| w.to_le_bytes()).collect() };
+        let part = remote.data(&words(&[byte, 1]))?;
+        let message = remote.data(&words(&[0, 0, part, 1, control, 24, 0]))?;
+        let how = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
+        remote.call(libc::SYS_recvmsg, &[number, message, how])?;
+        let mut got = [0; 24];
+        remote.read(control, &mut got)?;
+        let (length, new) = (u64_of(&got[..8]), u64_of(&got[16..20]));
+        if length < 20 {
+            return Err(io::Error::other("the process has no room for another descriptor"));
+        }
+        let place = Call::new(libc::SYS_dup3, &[new, number, flags]);
+        remote.run_all(&[place, Call::new(libc::SYS_close, &[new])])
+    }
+}
+
+fn u64_of(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b))
+}
+
+/// Those that need no more than the ids of processes, before any process is told what it has open.
+pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let Some(Object::Pid(record)) = &description.object else { continue };
+        if description.stage() != Stage::Ids {
+            continue;
+        }
+        let fd =
+            pidfd::rebuild(*record, description.flags, &members).rebuilding(record.pid, "a pidfd of it")?;
+        let place = &mut objects.descriptions[index];
+        for skeleton in &mut *skeletons {
+            let number = place.as_raw_fd() as u64;
+            objects
+                .door
+                .pass(&fd, &mut skeleton.remote, number, libc::O_CLOEXEC as u64)
+                .rebuilding(record.pid, "a pidfd of it")?;
+        }
+        duplicate_to(&fd, place).rebuilding(record.pid, "a pidfd of it")?;
+    }
+    Ok(())
+}
+
+/// The others, when all processes are as they were but for running.
+pub fn at_last(
+    image: &Image,
+    processes: &mut [RebuiltProcess],
+    objects: &Objects,
+) -> Result<(), RebuildError> {
+    let members = taken::ids(image);
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let has = |p: &Process| p.descriptors.iter().any(|d| d.description as usize == index);
+        let Some(first) = processes.iter().position(|p| has(&p.record)) else { continue };
+        if description.stage() != Stage::Last {
+            continue;
+        }
+        let fd = make(description, &members, &mut processes[first])?;
+        for process in processes.iter_mut().filter(|p| has(&p.record)) {
+            let RebuiltProcess { record, threads, .. } = process;
+            for one in record.descriptors.iter().filter(|d| d.description as usize == index) {
+                let flags = if one.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+                objects
+                    .door
+                    .pass(&fd, &mut threads[0], u64::from(one.number), flags)
+                    .rebuilding(record.pid, "a descriptor")?;
+            }
+        }
+    }
+    watch(image, processes)
+}
+
+/// By the first process that has it, with its rights.
+fn make(
+    description: &Description,
+    members: &BTreeSet<i32>,
+    process: &mut RebuiltProcess,
+) -> Result<OwnedFd, RebuildError> {
+    let pid = process.record.pid;
+    match &description.object {
+        Some(Object::Proc(record)) => {
+            let remote = &mut process.threads[0];
+            let open = proc_file::rebuild(record, description.flags, description.position, remote);
+            let there = open.rebuilding(pid, "a file of /proc")?;
+            let fd = get_fd(process.pidfd.as_fd(), there as i32).rebuilding(pid, "a file of /proc")?;
+            remote.call(libc::SYS_close, &[there]).rebuilding(pid, "a file of /proc")?;
+            Ok(fd)
+        }
+        Some(Object::Pid(record)) => {
+            pidfd::rebuild(*record, description.flags, members).rebuilding(pid, "a pidfd of a thread")
+        }
+        _ => Err(RebuildError::Refused("it holds a descriptor of no kind".to_owned())),
+    }
+}
+
+/// Has epolls watch them; each is in the first process that has the epoll, under the number that is watched.
+fn watch(image: &Image, processes: &mut [RebuiltProcess]) -> Result<(), RebuildError> {
+    let is_last =
+        |index: u32| image.descriptions.get(index as usize).is_some_and(|d| d.stage() == Stage::Last);
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let Some(Object::Epoll(EpollRecord { entries })) = &description.object else { continue };
+        let number = |p: &RebuiltProcess| {
+            p.record.descriptors.iter().find(|d| d.description as usize == index).map(|d| d.number)
+        };
+        let Some((process, own)) = processes.iter_mut().find_map(|p| number(p).map(|n| (p, n))) else {
+            continue;
+        };
+        for entry in entries.iter().filter(|e| is_last(e.description)) {
+            let pid = process.record.pid;
+            epoll::add(entry, u64::from(own), &mut process.threads[0]).rebuilding(pid, "an epoll")?;
+        }
+    }
+    Ok(())
+}
