@@ -102,7 +102,7 @@ mod tests {
         let text =
             table(&[row(&["ID", "KIND", "PAGES"]), row(&["10", "full", "7"]), row(&["9", "é"])], &[0, 2]);
         assert_eq!(text, "ID  KIND  PAGES\n10  full      7\n 9  é\n");
-        assert_eq!(table(&[row(&["a\u{1b}[2J\n"])], &[]), "a?[2J?\n");
+        assert_eq!(table(&[row(&["a\u{1b}[2J\nb"])], &[]), "a?[2J?b\n");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::job::{describe, restart};
 use crate::memory::{shared, vma};
 use crate::object::epoll::{Entry, EpollRecord};
 use crate::object::{
-    Description, Object, deleted, eventfd, file, lock, memfd, owner, pipe, signalfd, socket, table, terminal,
-    timerfd,
+    Description, Object, deleted, eventfd, file, lock, memfd, owner, pidfd, pipe, proc_file, signalfd,
+    socket, table, terminal, timerfd,
 };
 use crate::rebuild::{mappings, objects, plan, taken};
 use crate::record::{Clocks, Image, Machine, Process, SharedObject, Thread};
@@ -251,6 +251,8 @@ pub mod metadata {
                 ..Default::default()
             }),
             Object::Shared(memfd::SharedRecord { object: 0 }),
+            Object::Pid(pidfd::PidRecord::default()),
+            Object::Proc(proc_file::ProcRecord { path: b"/proc/self/stat".to_vec() }),
         ]
     }
 }
