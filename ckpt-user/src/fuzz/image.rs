@@ -214,8 +214,8 @@ pub mod metadata {
             objects: vec![SharedObject { space: 2, size: 0x4000, ..SharedObject::default() }],
             zombies: vec![zombie],
             foreground: 70,
-            ended: None,
             terminal: Some(terminal::Modes { characters: vec![3; 32], ..terminal::Modes::default() }),
+            ..Image::default()
         }
     }
 
