@@ -12,9 +12,9 @@ mod rows;
 
 pub use event::{LifecycleEvent, LifecycleKind, WriteFault};
 pub use rows::{
-    FileRow, IntervalTimer, MemoryLayout, PidAtLevel, ProcessRow, RestartBlock, SIGNALS, SharedObjects,
-    SigAction, SigActionsRow, TIMED_WAITS, TaskIds, TaskRow, TaskSettings, TaskSignals, UserPointers, VmaRow,
-    WAIT_STACK, WaitRow,
+    FileRow, IntervalTimer, KEYRING_NAME, Keyrings, MemoryLayout, PidAtLevel, ProcessRow, RestartBlock,
+    SECURITY, SIGNALS, SharedObjects, SigAction, SigActionsRow, TIMED_WAITS, TaskIds, TaskRow, TaskSettings,
+    TaskSignals, UserPointers, VmaRow, WAIT_STACK, WaitRow,
 };
 
 /// Deepest pid namespace whose numbers a row carries; a task nested deeper shows the outermost ones.

@@ -103,10 +103,44 @@ pub struct TaskSettings {
     pub thread_flags: u64,
     /// Key of the memory policy, 0 for the default (`set_mempolicy`).
     pub memory_policy: u64,
+    /// Key of the newest seccomp filter, 0 for none.
+    pub filter: u64,
+    /// Key of the first adjustment at its exit (semop(2), `SEM_UNDO`), 0 for none.
+    pub semaphores: u64,
+    /// Key of its bitmap of I/O ports (ioperm(2)), 0 for none.
+    pub ports: u64,
+    /// What security modules keep with its credentials, the first words.
+    pub security: [u64; SECURITY],
     /// `SECBIT_*` (capabilities(7)).
     pub securebits: u32,
-    /// Serial number of the session keyring, 0 for none.
-    pub session_keyring: i32,
+    /// I/O privilege level (iopl(2)).
+    pub port_level: u32,
+}
+
+/// Words of [`TaskSettings::security`].
+pub const SECURITY: usize = 8;
+
+/// Bytes of [`Keyrings::name`]; a longer one is cut short.
+pub const KEYRING_NAME: usize = 128;
+
+/// The keyrings of a thread (keyrings(7)): serial numbers, 0 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Keyrings {
+    /// Its own.
+    pub thread: i32,
+    /// Its process's.
+    pub process: i32,
+    /// Its session's.
+    pub session: i32,
+    /// `KEY_POS_*`, `KEY_USR_*`, … of the session's.
+    pub permissions: u32,
+    /// Keys in the session's.
+    pub keys: u64,
+    /// Where requested keys go (`KEY_REQKEY_DEFL_*`).
+    pub destination: u64,
+    /// Name of the session's, ended by a zero.
+    pub name: [u8; KEYRING_NAME],
 }
 
 /// What `restart_syscall(2)` would go on with; user space names the function and decodes the union.
@@ -133,6 +167,8 @@ pub struct TaskRow {
     pub user: UserPointers,
     /// What it was told.
     pub settings: TaskSettings,
+    /// Its keyrings.
+    pub keyrings: Keyrings,
     /// An interrupted system call.
     pub restart: RestartBlock,
 }
@@ -196,6 +232,12 @@ pub struct ProcessRow {
     pub memory_flags: u64,
     /// `mm_struct.def_flags`: `VM_*` of this kernel that each new mapping gets (`mlockall`).
     pub default_flags: u64,
+    /// Key of the local descriptor table (modify_ldt(2)), 0 for none.
+    pub segments: u64,
+    /// Slots of its own futex hash, minus 1.
+    pub futex_mask: u32,
+    /// 1 if it has chosen their number itself (`PR_FUTEX_HASH`).
+    pub futex_chosen: u32,
 }
 
 /// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).

@@ -1,7 +1,7 @@
 //! Who is watched, and reading what the kernel passes.
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str}};
 use ckpt_common::lost;
 use zerocopy::FromBytes;
 
@@ -63,4 +63,18 @@ pub unsafe fn read<T: FromBytes>(base: *const c_void, offset: u32) -> Option<T> 
     // SAFETY: the caller's promise.
     unsafe { copy(&mut value, base, offset) }?;
     Some(value)
+}
+
+/// Copies a string of the kernel, ended by a zero; what does not fit is cut off.
+///
+/// # Safety
+/// `base` is a kernel address (a wrong one gives `None`).
+#[inline(always)]
+pub unsafe fn string<const N: usize>(to: &mut [u8; N], base: *const c_void) -> Option<()> {
+    // SAFETY: `to` is `N` writable bytes; the helper checks the source.
+    if unsafe { bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), N as u32, base.cast()) } < 0 {
+        count_lost(lost::READS);
+        return None;
+    }
+    Some(())
 }

@@ -1,7 +1,7 @@
 //! Iterators over processes: their memory's layout, interval timers and signal actions.
 use core::ffi::c_void;
 
-use ckpt_common::{IntervalTimer, MemoryLayout};
+use ckpt_common::{ABSENT, IntervalTimer, MemoryLayout};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::{
@@ -94,13 +94,43 @@ unsafe fn write_process(rows: Rows, task: *const c_void) -> Option<()> {
         }
         rows.write(&memory)?;
         write_group(rows, field(task, TASK_SIGNAL.load()))?;
-        let mut flags = [0u64; 2];
+        let mut more = More::new_zeroed();
         if !mm.is_null() {
-            copy(&mut flags[0], mm, MM_FLAGS.load())?;
-            copy(&mut flags[1], mm, MM_DEF_FLAGS.load())?;
+            copy_more(&mut more, mm)?;
         }
-        rows.write(&flags)
+        rows.write(&more)
     }
+}
+
+/// The end of a `ProcessRow`.
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct More {
+    flags: u64,
+    default_flags: u64,
+    segments: u64,
+    futex_mask: u32,
+    futex_chosen: u32,
+}
+
+#[inline(always)]
+unsafe fn copy_more(to: &mut More, mm: *const c_void) -> Option<()> {
+    // SAFETY: an mm_struct, and offsets of words in it; what it points to is read with checks.
+    unsafe {
+        copy(&mut to.flags, mm, MM_FLAGS.load())?;
+        copy(&mut to.default_flags, mm, MM_DEF_FLAGS.load())?;
+        if MM_SEGMENTS.load() != ABSENT {
+            copy(&mut to.segments, mm, MM_SEGMENTS.load())?;
+        }
+        if MM_FUTEX.load() != ABSENT && FUTEX_CHOSEN.load() != ABSENT {
+            let slots = read::<u64>(mm, MM_FUTEX.load())? as *const c_void;
+            if !slots.is_null() {
+                copy(&mut to.futex_mask, slots, FUTEX_MASK.load())?;
+                to.futex_chosen = u32::from(read::<u8>(slots, FUTEX_CHOSEN.load())?);
+            }
+        }
+    }
+    Some(())
 }
 
 /// The part of a `ProcessRow` that `signal_struct` holds.

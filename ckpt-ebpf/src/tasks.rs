@@ -2,12 +2,12 @@
 use core::ffi::c_void;
 
 use ckpt_common::{
-    ABSENT, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds, TaskSettings, TaskSignals, UserPointers,
+    ABSENT, Keyrings, PID_LEVELS, PidAtLevel, RestartBlock, SharedObjects, TaskIds, TaskSettings, TaskSignals, UserPointers,
 };
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::{
-    filter::{copy, field, read, tracked},
+    filter::{copy, field, read, string, tracked},
     iterator::{Rows, task_of},
     offsets::*,
 };
@@ -122,6 +122,7 @@ unsafe fn write_task(rows: Rows, task: *const c_void) -> Option<()> {
         write_signals(rows, task)?;
         write_user_pointers(rows, task)?;
         write_settings(rows, task)?;
+        write_keyrings(rows, task)?;
         write_restart_block(rows, task)
     }
 }
@@ -160,20 +161,79 @@ unsafe fn write_user_pointers(rows: Rows, task: *const c_void) -> Option<()> {
 #[inline(always)]
 unsafe fn write_settings(rows: Rows, task: *const c_void) -> Option<()> {
     let mut settings = TaskSettings::new_zeroed();
-    // SAFETY: as in `write_ids`; what `cred` and the keyring point to is read with checks.
+    // SAFETY: as in `write_ids`; what `cred` points to is read with checks.
     unsafe {
         copy(&mut settings.thread_flags, task, TASK_THREAD_FLAGS.load())?;
         optional(&mut settings.memory_policy, task, TASK_MEMPOLICY.load())?;
+        optional(&mut settings.filter, task, TASK_SECCOMP.load())?;
+        settings.semaphores = adjustments(task)?;
+        optional(&mut settings.ports, task, TASK_PORTS.load())?;
+        optional(&mut settings.port_level, task, TASK_PORT_LEVEL.load())?;
         let cred = read::<u64>(task, TASK_CRED.load())? as *const c_void;
         copy(&mut settings.securebits, cred, CRED_SECUREBITS.load())?;
-        if CRED_SESSION_KEYRING.load() != ABSENT && KEY_SERIAL.load() != ABSENT {
-            let keyring = read::<u64>(cred, CRED_SESSION_KEYRING.load())? as *const c_void;
-            if !keyring.is_null() {
-                copy(&mut settings.session_keyring, keyring, KEY_SERIAL.load())?;
+        if CRED_SECURITY.load() != ABSENT {
+            let modules = read::<u64>(cred, CRED_SECURITY.load())? as *const c_void;
+            if !modules.is_null() {
+                copy(&mut settings.security, modules, 0)?;
             }
         }
     }
     rows.write(&settings)
+}
+
+/// The first adjustment at the task's exit, 0 for none: threads share a list, which may be empty.
+#[inline(always)]
+unsafe fn adjustments(task: *const c_void) -> Option<u64> {
+    if TASK_SEMAPHORES.load() == ABSENT || UNDO_ENTRIES.load() == ABSENT {
+        return Some(0);
+    }
+    // SAFETY: as in `write_ids`; the list is read with checks.
+    unsafe {
+        let list = read::<u64>(task, TASK_SEMAPHORES.load())?;
+        if list == 0 {
+            return Some(0);
+        }
+        let first = read::<u64>(list as *const c_void, UNDO_ENTRIES.load())?;
+        Some(if first == list + u64::from(UNDO_ENTRIES.load()) { 0 } else { first })
+    }
+}
+
+#[inline(always)]
+unsafe fn write_keyrings(rows: Rows, task: *const c_void) -> Option<()> {
+    let mut rings = Keyrings::new_zeroed();
+    // SAFETY: as in `write_ids`; what `cred` and the keyrings point to is read with checks.
+    unsafe {
+        let cred = read::<u64>(task, TASK_CRED.load())? as *const c_void;
+        serial(&mut rings.thread, cred, CRED_THREAD_KEYRING.load())?;
+        serial(&mut rings.process, cred, CRED_PROCESS_KEYRING.load())?;
+        if CRED_DESTINATION.load() != ABSENT {
+            rings.destination = u64::from(read::<u8>(cred, CRED_DESTINATION.load())?);
+        }
+        let session = serial(&mut rings.session, cred, CRED_SESSION_KEYRING.load())?;
+        if !session.is_null() && KEY_NAME.load() != ABSENT {
+            copy(&mut rings.permissions, session, KEY_PERMISSIONS.load())?;
+            copy(&mut rings.keys, session, KEY_KEYS.load())?;
+            let name = read::<u64>(session, KEY_NAME.load())? as *const c_void;
+            string(&mut rings.name, name)?;
+        }
+    }
+    rows.write(&rings)
+}
+
+/// The serial number of the keyring at this place of `cred`, and where the keyring is.
+#[inline(always)]
+unsafe fn serial(to: &mut i32, cred: *const c_void, offset: u32) -> Option<*const c_void> {
+    if offset == ABSENT || KEY_SERIAL.load() == ABSENT {
+        return Some(core::ptr::null());
+    }
+    // SAFETY: as in `write_ids`; what `cred` points to is read with checks.
+    unsafe {
+        let ring = read::<u64>(cred, offset)? as *const c_void;
+        if !ring.is_null() {
+            copy(to, ring, KEY_SERIAL.load())?;
+        }
+        Some(ring)
+    }
 }
 
 #[inline(always)]

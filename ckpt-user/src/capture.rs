@@ -19,8 +19,8 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    control, credentials, denials, limits, registers, scheduling, settings, sharing, signals, sleep,
-    surroundings, unsupported,
+    control, credentials, denials, dispatch, filters, keyring, limits, registers, scheduling, settings,
+    sharing, signals, sleep, surroundings, unsupported,
 };
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -60,13 +60,14 @@ pub fn capture(
     let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
+    let mut filters = filters::Found::default();
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
         let known = hidden.mappings.get(&process.pid).map(Vec::as_slice);
         smaps += u64::from(known.is_none());
         let mappings = || memory::capture::capture(process.pid, known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
-        let mut record = capture_process(process, mappings, hidden, &mut injected)?;
+        let mut record = capture_process(process, mappings, hidden, &mut filters, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -76,6 +77,7 @@ pub fn capture(
     }
     control::check(&processes)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
+    keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
         machine: Some(machine(vdso_print)),
@@ -87,6 +89,7 @@ pub fn capture(
         foreground,
         ended: None,
         terminal,
+        filters: filters.filters,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
@@ -99,6 +102,7 @@ fn capture_process(
     process: &mut FrozenProcess,
     mut mappings: Vec<memory::vma::Vma>,
     hidden: &Hidden,
+    filters: &mut filters::Found,
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
     let pid = process.pid;
@@ -106,10 +110,14 @@ fn capture_process(
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
-    let (threads, state) = match known_states(process, hidden) {
-        Some(known) => known,
-        None => injected_states(process, &mappings, injected)?,
+    let (threads, state, own_keyrings) = match known_states(process, hidden) {
+        Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
+        None => {
+            let (threads, state) = injected_states(process, &mappings, injected)?;
+            (threads, state, keyring::Known::own())
+        }
     };
+    unsupported::check_hidden(pid, &threads, &state)?;
     let known = hidden.mappings.get(&pid).map(Vec::as_slice);
     let asked = ask(process, &mappings, (&threads, &state, known), injected)?;
     for (index, policy) in asked.policies {
@@ -126,6 +134,13 @@ fn capture_process(
         let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
         registers::check(pid, thread.tid, record.registers.as_ref())?;
         (record.policy, record.denied) = answers;
+        record.keyring = keyring::capture(pid, &state.keyrings, &own_keyrings)?;
+        let dir = ProcDir::thread(pid, thread.tid);
+        record.personality = unsupported::personality(pid, &dir)?;
+        if let Some(stopped) = &thread.stopped {
+            let status = dir.status().reading(pid, "status")?;
+            record.seccomp = filters::capture(pid, stopped, &status, state.filter, filters)?;
+        }
         records.push(record);
     }
     let shared = posix_timers::without(shared, &asked.timers);
@@ -154,6 +169,7 @@ fn capture_process(
         posix_timers: asked.timers,
         denied: asked.memory,
         locks_to_come: asked.locks_to_come,
+        futex_slots: state.futex_slots,
     })
 }
 
@@ -352,8 +368,13 @@ fn capture_thread(
         robust_list: sched::robust_list(thread.tid)?.0,
         sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
         control: Some(control::capture(&state.control, &status)),
+        dispatch: dispatch::capture(stopped)?,
+        // Of these, only the process's own record knows all there is to know.
         policy: None,
         denied: None,
+        keyring: None,
+        personality: 0,
+        seccomp: None,
     })
 }
 

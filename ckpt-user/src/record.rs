@@ -42,6 +42,9 @@ pub struct Image {
     /// Modes of the terminal, where the program had it.
     #[prost(message, optional, tag = "9")]
     pub terminal: Option<Modes>,
+    /// Seccomp filters, each once.
+    #[prost(message, repeated, tag = "20")]
+    pub filters: Vec<crate::task::filters::Filter>,
 }
 
 /// Where the image was made.
@@ -116,6 +119,9 @@ pub struct Process {
     /// Kinds of memory that are denied to it.
     #[prost(message, optional, tag = "22")]
     pub denied: Option<crate::task::denials::Memory>,
+    /// Slots of its futex hash where it has chosen their number (PR_FUTEX_HASH).
+    #[prost(uint32, optional, tag = "30")]
+    pub futex_slots: Option<u32>,
     /// Guard pages of private mappings.
     #[prost(message, repeated, tag = "40")]
     pub guards: Vec<crate::memory::vma::Pages>,
@@ -175,6 +181,17 @@ pub struct Thread {
     /// Instructions that are denied to it.
     #[prost(message, optional, tag = "12")]
     pub denied: Option<crate::task::denials::Instructions>,
+    /// The session keyring that it has joined, where that is not the one of whoever started ckptbpf.
+    #[prost(message, optional, tag = "13")]
+    pub keyring: Option<crate::task::keyring::Keyring>,
+    /// personality(2) bits.
+    #[prost(uint32, tag = "14")]
+    pub personality: u32,
+    #[prost(message, optional, tag = "15")]
+    pub seccomp: Option<crate::task::filters::Seccomp>,
+    /// System calls that are handed back to it.
+    #[prost(message, optional, tag = "16")]
+    pub dispatch: Option<crate::task::dispatch::Dispatch>,
 }
 
 /// Memory that several mappings share: saved once, under a space of its own.

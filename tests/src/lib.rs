@@ -9,6 +9,7 @@
 pub mod calls;
 pub mod compare;
 pub mod random;
+pub mod random_ops;
 pub mod sandbox;
 pub mod scenario;
 pub mod skip;

@@ -13,6 +13,11 @@ impl Random {
         Self(named | 1)
     }
 
+    /// The stream of one of many seeds.
+    pub fn of(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         // xorshift64*

@@ -31,12 +31,15 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),
     ("settings", "settings.c", THREADS),
+    ("invisible", "invisible.c", THREADS),
+    ("seccomp", "seccomp.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
     ("dirty", "dirty.c", THREADS),
     ("memkinds", "memkinds.c", &[]),
+    ("randops", "randops.c", THREADS),
 ];
 
 const COMMON: &[&str] =

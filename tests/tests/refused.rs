@@ -28,9 +28,9 @@ def mapping(protection, flags, fd=-1, offset=0):
 def unmap(at):
     must(libc.munmap(ctypes.c_void_p(at), ctypes.c_long(2 << 20)))
 
-def filter_calls():
-    allow = (ctypes.c_uint64 * 1)(0x7fff000000000006)
-    program = (ctypes.c_uint64 * 2)(1, ctypes.addressof(allow))
+def filter_calls(*instructions):
+    code = (ctypes.c_uint64 * len(instructions))(*instructions)
+    program = (ctypes.c_uint64 * 2)(len(instructions), ctypes.addressof(code))
     must(libc.prctl(38, 1, 0, 0, 0))
     must(libc.prctl(22, 2, program, 0, 0))
 
@@ -174,8 +174,21 @@ rows! {
         "unmap(keep)", ["mapping", "mbind(2)"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",
         "must(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))", ["device memory"];
-    a_seccomp_filter: "filter_calls()", "", ["seccomp"];
-    a_seccomp_filter_of_one_thread: "global keep\nkeep = in_a_thread(filter_calls)", "end(keep)", ["seccomp"];
+    a_seccomp_filter_that_asks_a_listener: "filter_calls(0x20, 0x3e701000015, 0x7fc0000000000006, 0x7fff000000000006)", "", ["seccomp filter", "may ask a listening process"];
+    a_seccomp_filter_of_one_thread_that_computes: "global keep\nkeep = in_a_thread(lambda: filter_calls(0x7fff000000000000, 0x16))", "end(keep)",
+        ["seccomp filter", "may ask a listening process"];
+    a_session_keyring_without_a_name: "must(libc.syscall(250, 1, None))", "", ["session keyring", "one without a name"];
+    a_keyring_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.syscall(250, 0, -1, 1)))", "end(keep)",
+        ["keyring of its own"];
+    a_keyring_for_requested_keys: "must(libc.syscall(250, 14, 3))", "must(libc.syscall(250, 14, 0))", ["keys that it requests"];
+    rules_of_landlock: "rules = must(libc.syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0))\nmust(libc.prctl(38, 1, 0, 0, 0))\nmust(libc.syscall(446, rules, 0))\nos.close(rules)",
+        "", ["restricted by Landlock"];
+    rules_of_landlock_for_one_thread: "global keep\nrules = must(libc.syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0))\nkeep = in_a_thread(lambda: [must(libc.prctl(38, 1, 0, 0, 0)), must(libc.syscall(446, rules, 0))])\nos.close(rules)",
+        "end(keep)", ["restricted by Landlock"];
+    a_local_descriptor_table: "must(libc.syscall(154, 1, (ctypes.c_uint32 * 4)(0, 4096, 1, 0x51), 16))", "",
+        ["local descriptor table"];
+    semaphores_given_back_at_the_end: "id = must(libc.semget(0, 1, 0o1600))\nmust(libc.semop(id, (ctypes.c_int16 * 3)(0, 1, 0x1000), 1))",
+        "", ["SEM_UNDO"];
     a_host_name_of_its_own: "must(libc.unshare(0x04000000))", "", ["uts namespace of its own"];
     mounts_of_its_own: "must(libc.unshare(0x00020000))", "", ["mnt namespace of its own"];
     a_network_of_its_own: "must(libc.unshare(0x40000000))", "", ["net namespace of its own"];
@@ -191,5 +204,7 @@ rows! {
     another_root_directory: "os.chroot('/usr')", "", ["root directory", "chroot"];
     a_removed_working_directory: "os.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')", "os.chdir('/')",
         ["working directory has been removed"];
+    another_execution_domain_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.personality(6)))", "end(keep)",
+        ["execution domain"];
     another_execution_domain: "must(libc.personality(6))", "must(libc.personality(0))", ["execution domain"];
 }

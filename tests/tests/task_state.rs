@@ -67,6 +67,21 @@ fn memory_policies_without_bpf() {
     survives("memory_policy_injected", "policy", &["--no-bpf"]);
 }
 
+#[test]
+fn personalities_futex_slots_and_calls_that_are_handed_back() {
+    survives("rest", "rest", &[]);
+}
+
+#[test]
+fn session_keyrings_with_a_name() {
+    survives("keyring", "keyring", &[]);
+}
+
+#[test]
+fn session_keyrings_without_bpf() {
+    survives("keyring_injected", "keyring", &["--no-bpf"]);
+}
+
 /// What no call sets: a limitation, and it is asserted what happens instead.
 #[test]
 fn cpu_time_begins_anew_after_a_restart() {

@@ -42,13 +42,15 @@ static void show(const char *from, size_t pages)
 }
 
 /* The child's sums come by its exit status being right or not: both sides print. */
-static void forked(char *mine, char *shared)
+static void forked(char *mine, char *shared, char *wiped)
 {
+    CHECK(madvise(wiped, 32 * PAGE, MADV_WIPEONFORK) == 0);
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
         CHECK(madvise(shared, 16 * PAGE, MADV_DONTNEED) == 0);
         show(shared, PAGES);
+        show(wiped, PAGES);
         memset(mine, 7, 32 * PAGE);
         pid_t grandchild = fork();
         CHECK(grandchild >= 0);
@@ -145,7 +147,7 @@ int main(int argc, char **argv)
     show(area[4], 40);
 
     act("\nfork");
-    forked(area[5], area[6]);
+    forked(area[5], area[6], area[10]);
 
     act("\nrace");
     pthread_t threads[2];

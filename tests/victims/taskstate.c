@@ -11,8 +11,10 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 
 static char shown[8192];
@@ -567,6 +569,150 @@ static void end_queued(void)
         write_all(1, of_thread[i], strlen(of_thread[i]));
 }
 
+/* --- rest: personality of each thread, slots for futexes, system calls that are handed back to one thread ------------------- */
+
+static volatile char selector; /* SYSCALL_DISPATCH_FILTER_ALLOW 0, …_BLOCK 1 */
+static volatile long handed_back;
+
+static void on_call(int signal)
+{
+    selector = 0;
+    handed_back += signal == SIGSYS;
+}
+
+static void set_rest(int i)
+{
+    static const unsigned long bits[THREADS] = {ADDR_NO_RANDOMIZE, UNAME26 | STICKY_TIMEOUTS, 0};
+    CHECK(personality(bits[i]) >= 0);
+    if (i == 1)
+        may("PR_SET_SYSCALL_USER_DISPATCH", prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector));
+}
+
+static void look_rest(int i)
+{
+    long before = handed_back;
+    struct utsname kernel;
+    if (i == 1) {
+        selector = 1;
+        syscall(SYS_getppid);
+        selector = 0;
+    }
+    CHECK(uname(&kernel) == 0);
+    snprintf(of_thread[i], sizeof of_thread[i], "thread %d: personality %x, an old kernel %d, handed back %ld\n", i,
+             personality(0xffffffff), strncmp(kernel.release, "2.6.", 4) == 0, i == 1 ? handed_back - before : 0);
+}
+
+static void *stay_rest(void *number)
+{
+    set_rest((long)number);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_rest((long)number);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_all_rest(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    signal(SIGSYS, on_call);
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_rest, (void *)i) == 0);
+    }
+    may("PR_FUTEX_HASH", prctl(78 /* PR_FUTEX_HASH */, 1 /* PR_FUTEX_HASH_SET_SLOTS */, 128, 0, 0));
+    set_rest(0);
+}
+
+static void look_all_rest(void)
+{
+    pthread_barrier_wait(&begin);
+    look_rest(0);
+    pthread_barrier_wait(&end);
+    for (int i = 0; i < THREADS; i++)
+        show("%s", of_thread[i]);
+    show("slots %d\n", prctl(78, 2 /* PR_FUTEX_HASH_GET_SLOTS */, 0, 0, 0));
+}
+
+/* --- keyring: one session keyring for two threads, another for the third, and a child process that has the first ------------ */
+
+enum { JOIN = 1, SETPERM = 5, DESCRIBE = 6, READ = 11, SESSION = -3 };
+
+static long keyctl(int what, long a, long b, long c)
+{
+    return syscall(SYS_keyctl, what, a, b, c);
+}
+
+static int to_child[2], from_child[2];
+
+static void look_keyring(char *line, size_t size)
+{
+    char is[256] = "";
+    CHECK(keyctl(DESCRIBE, SESSION, (long)is, sizeof is - 1) > 0);
+    snprintf(line, size, "%s, %ld bytes\n", is, keyctl(READ, SESSION, 0, 0));
+}
+
+static void *stay_keyring(void *number)
+{
+    if ((long)number == 2)
+        CHECK(keyctl(JOIN, (long)"another one", 0, 0) > 0);
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        look_keyring(of_thread[(long)number], sizeof *of_thread);
+        other[(long)number] = keyctl(0 /* KEYCTL_GET_KEYRING_ID */, SESSION, 0, 0);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+static void set_keyrings(void)
+{
+    pthread_barrier_init(&begin, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    CHECK(pipe(to_child) == 0 && pipe(from_child) == 0);
+    may("keyctl", keyctl(JOIN, (long)"mine; too", 0, 0) > 0 ? 0 : -1);
+    CHECK(keyctl(SETPERM, SESSION, 0x3f030000, 0) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(to_child[1]);
+        for (char c; read(to_child[0], &c, 1) == 1;) {
+            int serial = keyctl(0, SESSION, 0, 0);
+            write_all(from_child[1], &serial, sizeof serial);
+        }
+        _exit(0);
+    }
+    for (long i = 1; i < THREADS; i++) {
+        pthread_t one;
+        CHECK(pthread_create(&one, NULL, stay_keyring, (void *)i) == 0);
+    }
+}
+
+static void look_keyrings(void)
+{
+    int serial = 0;
+    /* Numbers are others after a restart, which may come between two looks. */
+    for (int tries = 0; tries < 10 && (other[0] != serial || other[0] != other[1]); tries++) {
+        pthread_barrier_wait(&begin);
+        look_keyring(of_thread[0], sizeof *of_thread);
+        other[0] = keyctl(0, SESSION, 0, 0);
+        pthread_barrier_wait(&end);
+        write_all(to_child[1], "?", 1);
+        CHECK(read(from_child[0], &serial, sizeof serial) == sizeof serial);
+    }
+    for (int i = 0; i < THREADS; i++)
+        show("thread %d: %s", i, of_thread[i]);
+    show("shared %d, with the child %d, apart %d\n", other[0] == other[1], other[0] == serial, other[0] != other[2]);
+}
+
+static void end_keyrings(void)
+{
+    close(to_child[1]);
+    CHECK(wait(NULL) > 0);
+}
+
 static const struct state {
     const char *name;
     void (*set)(void), (*look)(void), (*end)(void);
@@ -578,6 +724,8 @@ static const struct state {
     {"denials", set_denials, look_denials, NULL},
     {"queued", set_queued, look_all_queued, end_queued},
     {"policy", set_policies, look_policies, NULL},
+    {"rest", set_all_rest, look_all_rest, NULL},
+    {"keyring", set_keyrings, look_keyrings, end_keyrings},
 };
 
 int main(int argc, char **argv)

@@ -17,8 +17,10 @@ use super::pending::{Part, Pending};
 use super::source::PageSource;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
+use crate::memory::vma::{self, Raw};
 use crate::sys::pagemap::{Filter, GUARD, Pagemap, Region, SWAPPED};
 use crate::sys::uffd::{Event, Filled, Messages, Uffd};
+use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::ops::Range;
 
@@ -129,10 +131,23 @@ impl LazySpace {
             // Without pending pages its absent ones are zeros: nobody need watch it.
             Event::Fork(_) if self.pending.is_empty() => {}
             Event::Fork(uffd) => {
-                return Some(LazySpace::new(self.source, None, uffd, self.pending.clone(), Vec::new()));
+                let mut pending = self.pending.clone();
+                self.wiped().iter().for_each(|pages| drop(pending.remove(pages)));
+                return Some(LazySpace::new(self.source, None, uffd, pending, Vec::new()));
             }
         }
         None
+    }
+
+    /// What a child gets as zeros (MADV_WIPEONFORK), which no event tells. Of a child of a child only what its parent had
+    /// advised is known: docs/limitations.md.
+    fn wiped(&self) -> Vec<Range<u64>> {
+        let Some(pid) = self.pid else { return Vec::new() };
+        // One that has ended since has no child that anybody could see.
+        let shown =
+            ProcDir::process(pid).text("smaps").and_then(|text| vma::parse(&text)).unwrap_or_default();
+        let has_it = |raw: &&Raw| raw.flags.iter().any(|flag| flag == "wf");
+        shown.iter().filter(has_it).map(|raw| raw.start / 4096..raw.end / 4096).collect()
     }
 
     /// Whether faults wait for the kernel to let them be served.

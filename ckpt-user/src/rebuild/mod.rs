@@ -25,6 +25,8 @@ use crate::image::{Chain, ImageError};
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::task::filters;
+use crate::task::keyring::Joined;
 use nix::unistd::Pid;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
@@ -73,7 +75,7 @@ pub enum Mode {
 /// # Errors
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
-    check(image)?;
+    check(image, owner)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
@@ -89,17 +91,23 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
         Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
     };
+    let mut joined = Joined::default();
     let mut processes = mapped
         .into_iter()
-        .map(|one| process::complete(one, image, &objects))
+        .map(|one| process::complete(one, image, &objects, &mut joined))
         .collect::<Result<Vec<_>, RebuildError>>()?;
+    for thread in processes.iter_mut().flat_map(|p| &mut p.threads) {
+        let pid = thread.pid();
+        joined.close(pid, thread).rebuilding(pid.as_raw(), "its session keyring")?;
+    }
     late::at_last(image, &mut processes, &objects)?;
     Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 
 /// What can be known to fail before anything is made.
-fn check(image: &Image) -> Result<(), RebuildError> {
+fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
     let refused = |reason: String| Err(RebuildError::Refused(reason));
+    filters::check(image, owner.uid == 0).map_err(RebuildError::Refused)?;
     let Some(machine) = &image.machine else {
         return refused("it does not say what machine it was made on".to_owned());
     };

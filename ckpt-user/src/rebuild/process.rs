@@ -13,9 +13,11 @@ use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
+use crate::task::filters::{Filter, Step};
+use crate::task::keyring::Joined;
 use crate::task::proc::ProcDir;
 use crate::task::{
-    control, credentials, denials, limits, policy, scheduling, settings, signals, surroundings,
+    control, credentials, denials, filters, limits, policy, scheduling, settings, signals, surroundings,
 };
 use nix::unistd::Pid;
 use std::io;
@@ -68,7 +70,12 @@ pub fn map(
 
 /// Makes everything else but its running. Its pages are there, or a pager serves them: from here on the kernel
 /// touches its memory.
-pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<RebuiltProcess, RebuildError> {
+pub fn complete(
+    mapped: Mapped,
+    image: &Image,
+    objects: &Objects,
+    joined: &mut Joined,
+) -> Result<RebuiltProcess, RebuildError> {
     let Mapped { record, mut remote, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
@@ -90,13 +97,19 @@ pub fn complete(mapped: Mapped, image: &Image, objects: &Objects) -> Result<Rebu
     let vdso = record.mappings.iter().find(|v| v.kind() == Kind::Vdso).ok_or_else(|| incomplete(pid))?;
     let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
     signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
-    let mut threads = threads(&record, remote)?;
+    if record.threads.iter().any(|t| t.seccomp.is_some()) {
+        filters::suspend(&remote).rebuilding(pid, "its seccomp filters")?;
+    }
+    let mut threads = threads(&record, &image.filters, remote)?;
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
-        own_state(&record, thread, remote).rebuilding(pid, "a thread")?;
+        own_state(&record, thread, joined, remote).rebuilding(pid, "a thread")?;
     }
     mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     if let Some(denied) = &record.denied {
         denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;
+    }
+    if let Some(slots) = record.futex_slots {
+        control::rebuild_futexes(slots, &mut threads[0]).rebuilding(pid, "its futexes")?;
     }
     if let Some(wanted) = &record.settings {
         settings::rebuild_dumpable(wanted, &mut threads[0]).rebuilding(pid, "its settings")?;
@@ -162,29 +175,45 @@ fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote
     Ok(())
 }
 
-/// Creates the other threads with their ids.
-fn threads(record: &Process, leader: Remote) -> Result<Vec<Remote>, RebuildError> {
+/// Creates the other threads with their ids, and gives each its seccomp filters.
+fn threads(record: &Process, filters: &[Filter], leader: Remote) -> Result<Vec<Remote>, RebuildError> {
+    let chains: Vec<&[u32]> =
+        record.threads.iter().map(|t| t.seccomp.as_ref().map_or(&[][..], |s| &s.filters)).collect();
+    let mut all: Vec<Option<Remote>> = chains.iter().map(|_| None).collect();
+    *all.first_mut().ok_or_else(|| incomplete(record.pid))? = Some(leader);
+    for step in filters::plan(&chains) {
+        match step {
+            Step::Make { thread, by } => {
+                let maker = all[by].as_mut().ok_or_else(|| incomplete(record.pid))?;
+                all[thread] = Some(thread_of(maker, record.threads[thread].tid)?);
+            }
+            Step::Install { thread, filter } => {
+                let remote = all[thread].as_mut().ok_or_else(|| incomplete(record.pid))?;
+                let filter = filters.get(filter as usize).ok_or_else(|| incomplete(record.pid))?;
+                filters::install(filter, remote).rebuilding(record.pid, "its seccomp filters")?;
+            }
+        }
+    }
+    all.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| incomplete(record.pid))
+}
+
+/// A thread with id `tid`, made by another one of its process.
+fn thread_of(maker: &mut Remote, tid: i32) -> Result<Remote, RebuildError> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    let mut all = vec![leader];
-    for thread in record.threads.iter().skip(1) {
-        let new = unless_taken(thread.tid, || {
-            let tid = all[0].data(&thread.tid.to_le_bytes())?;
-            let args =
-                CloneArgs { flags: FLAGS as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
-            let new = all[0].clone_call(&args.to_bytes())?;
-            all[0].sibling(first_stop(new)?)
-        })?;
-        all.push(new);
-    }
-    if record.threads.len() == all.len() { Ok(all) } else { Err(incomplete(record.pid)) }
+    unless_taken(tid, || {
+        let at = maker.data(&tid.to_le_bytes())?;
+        let args = CloneArgs { flags: FLAGS as u64, set_tid: at, set_tid_size: 1, ..CloneArgs::default() };
+        let new = maker.clone_call(&args.to_bytes())?;
+        maker.sibling(first_stop(new)?)
+    })
 }
 
-fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Result<()> {
+fn own_state(record: &Process, thread: &Thread, joined: &mut Joined, remote: &mut Remote) -> io::Result<()> {
     let name = remote.string(&thread.name)?;
     remote.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0])?;
     remote.call(libc::SYS_set_tid_address, &[thread.clear_child_tid])?;
@@ -198,12 +227,16 @@ fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Resu
     if let Some(wanted) = &thread.scheduling {
         scheduling::rebuild(wanted, remote)?;
     }
+    remote.call(libc::SYS_personality, &[u64::from(thread.personality)])?;
     let own = thread.control.clone().unwrap_or_default();
     control::rebuild(&own, remote)?;
     policy::rebuild(thread.policy.as_ref(), remote)?;
     if let Some(wanted) = &thread.credentials {
         let current = ProcDir::process(remote.pid()).status()?;
         credentials::rebuild(wanted, remote, &current)?;
+    }
+    if let Some(wanted) = &thread.keyring {
+        joined.join(wanted, remote)?;
     }
     control::rebuild_last(&own, remote)?;
     if let Some(denied) = &thread.denied {
@@ -213,5 +246,5 @@ fn own_state(record: &Process, thread: &Thread, remote: &mut Remote) -> io::Resu
         let (size, signature) = (u64::from(rseq.size), u64::from(rseq.signature));
         remote.call(libc::SYS_rseq, &[rseq.pointer, size, 0, signature])?;
     }
-    Ok(())
+    filters::rebuild_strict(thread.seccomp.as_ref(), remote)
 }

@@ -8,7 +8,7 @@ use crate::sys::inject::Call;
 use crate::sys::ptrace::Stopped;
 use crate::task::clock::Shift;
 use crate::task::registers::Registers;
-use crate::task::{posix_timers, signals, sleep, timers};
+use crate::task::{dispatch, posix_timers, signals, sleep, timers};
 use std::io;
 
 /// Runs every process; children first, so that no parent sees a child that is not there yet.
@@ -74,6 +74,9 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
         remote.thread()?.set_regs(&wanted)?;
         if let Some(own) = &thread.signals {
             remote.thread()?.set_sigmask(own.mask)?;
+        }
+        if let Some(dispatch) = &thread.dispatch {
+            dispatch::rebuild(dispatch, remote.thread()?)?;
         }
     }
     Ok(())

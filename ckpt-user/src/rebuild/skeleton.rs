@@ -25,7 +25,8 @@ pub struct Skeleton {
     pub spare: u64,
 }
 
-const OPTIONS: i32 = ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TRACECLONE | ptrace::O_EXITKILL;
+pub const OPTIONS: i32 =
+    ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TRACECLONE | ptrace::O_EXITKILL;
 
 /// Makes the whole tree with its sessions, groups and ended children. `original_time` is gone back to.
 pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>, RebuildError> {

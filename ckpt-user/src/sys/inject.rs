@@ -16,7 +16,7 @@
 //! program that blocks or ignores it (force_sig() of kernel/signal.c).
 
 use super::mem::Forced;
-use super::ptrace::{Stop, Stopped};
+use super::ptrace::{O_TRACESYSGOOD, Stop, Stopped};
 use super::regs::{Regs, Restart, restart_of};
 use std::io;
 use std::ops::Range;
@@ -70,6 +70,7 @@ pub fn call(
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(i64, Stopped)> {
     let mut thread = thread;
+    undisturbed(&thread)?;
     let mut original;
     // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
     let entry = loop {
@@ -109,6 +110,23 @@ pub fn call(
     memory.write(at, &[0; CODE_LEN])?;
     kept?;
     Ok((result, thread))
+}
+
+/// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls
+/// are handed back to the program makes none for us.
+fn undisturbed(thread: &Stopped) -> io::Result<()> {
+    const OFF: u64 = 0;
+    if thread.dispatch()?.is_some_and(|words| words[0] != OFF) {
+        return Err(io::Error::other(
+            "its system calls are handed back to it (PR_SET_SYSCALL_USER_DISPATCH)",
+        ));
+    }
+    let Err(error) = thread.suspend_seccomp(O_TRACESYSGOOD) else { return Ok(()) };
+    let status = crate::task::proc::ProcDir::process(thread.tid()).status()?;
+    if status.decimal("Seccomp").unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(error.kind(), format!("its seccomp filters cannot be suspended: {error}")))
 }
 
 /// Lets the thread run into the next PTRACE_EVENT_STOP, where the kernel decides about system call restarts, and

@@ -5,9 +5,11 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod deed;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
+pub mod keyring;
 pub mod lock;
 pub mod mem;
 pub mod pagemap;

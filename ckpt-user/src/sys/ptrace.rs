@@ -24,6 +24,10 @@ pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const PEEKSIGINFO: u32 = 0x4209;
+const SECCOMP_GET_FILTER: u32 = 0x420c;
+const SECCOMP_GET_METADATA: u32 = 0x420d;
+const SET_DISPATCH: u32 = 0x4210;
+const GET_DISPATCH: u32 = 0x4211;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const NT_X86_XSTATE: usize = 0x202;
 const PEEKSIGINFO_SHARED: u32 = 1;
@@ -244,6 +248,53 @@ impl Stopped {
         let mut c = Configuration::default();
         request(GET_RSEQ_CONFIGURATION, self.tid, size_of::<Configuration>(), (&raw mut c) as usize)?;
         Ok(RseqArea { pointer: c.pointer, size: c.size, signature: c.signature, flags: c.flags })
+    }
+
+    /// The code of the seccomp filter that was installed as the last but `back`; `None` behind the oldest.
+    ///
+    /// # Errors
+    /// EACCES without CAP_SYS_ADMIN or when the caller has filters itself, EINVAL for a thread without filters.
+    pub fn seccomp_filter(&self, back: usize) -> io::Result<Option<Vec<u8>>> {
+        const INSTRUCTION: usize = 8;
+        let count = match request(SECCOMP_GET_FILTER, self.tid, back, 0) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            other => other? as usize,
+        };
+        let mut code = vec![0u8; count * INSTRUCTION];
+        // It stands still: its filters stay as they are.
+        request(SECCOMP_GET_FILTER, self.tid, back, code.as_mut_ptr() as usize)?;
+        Ok(Some(code))
+    }
+
+    /// Whether the same filter was installed with SECCOMP_FILTER_FLAG_LOG (Linux 4.16).
+    pub fn is_seccomp_logged(&self, back: usize) -> io::Result<bool> {
+        const LOG: u64 = 2;
+        let mut metadata = [back as u64, 0];
+        request(SECCOMP_GET_METADATA, self.tid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)?;
+        Ok(metadata[1] & LOG != 0)
+    }
+
+    /// Its seccomp filters do nothing until it is let go of, or its tracer ends. `options` are those it has.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN or when the caller has filters itself.
+    pub fn suspend_seccomp(&self, options: i32) -> io::Result<()> {
+        self.set_options(options | O_SUSPEND_SECCOMP)
+    }
+
+    /// PR_SET_SYSCALL_USER_DISPATCH as it is: on or off, selector, offset, length. `None` before Linux 6.4.
+    pub fn dispatch(&self) -> io::Result<Option<[u64; 4]>> {
+        let mut words = [0u64; 4];
+        match request(GET_DISPATCH, self.tid, size_of_val(&words), words.as_mut_ptr() as usize) {
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(None),
+            other => other.map(|_| Some(words)),
+        }
+    }
+
+    /// # Errors
+    /// EINVAL for what no thread could have set.
+    pub fn set_dispatch(&self, words: [u64; 4]) -> io::Result<()> {
+        request(SET_DISPATCH, self.tid, size_of_val(&words), words.as_ptr() as usize).map(drop)
     }
 
     /// Signals queued for this thread (`shared` false) or its process, oldest first: 128-byte siginfo each.

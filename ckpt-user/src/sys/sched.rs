@@ -39,3 +39,15 @@ pub fn robust_list(tid: Pid) -> io::Result<(u64, u64)> {
     let got = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw(), &raw mut head, &raw mut len) };
     super::check(got).map(|_| (head, len))
 }
+
+/// Which group a thread shares a core with (PR_SCHED_CORE), as a number that is the same for all of a group; 0 for the
+/// common one, `None` where the kernel has no such thing.
+pub fn core_cookie(tid: Pid) -> Option<u64> {
+    const PR_SCHED_CORE: i32 = 62;
+    const GET: u64 = 0;
+    const THREAD: u64 = 0;
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes one number to our variable.
+    let got = unsafe { libc::prctl(PR_SCHED_CORE, GET, tid.as_raw(), THREAD, &raw mut cookie) };
+    (got == 0).then_some(cookie)
+}

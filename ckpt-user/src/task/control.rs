@@ -125,6 +125,13 @@ pub fn rebuild_last(wanted: &Control, remote: &mut Remote) -> io::Result<()> {
     )
 }
 
+/// How many slots the futexes of the process have: it has chosen that.
+pub fn rebuild_futexes(slots: u32, remote: &mut Remote) -> io::Result<()> {
+    const PR_FUTEX_HASH: u64 = 78;
+    const SET_SLOTS: u64 = 1;
+    prctl(remote, "PR_FUTEX_HASH", [PR_FUTEX_HASH, SET_SLOTS, u64::from(slots)])
+}
+
 /// One prctl(2) whose failure names `what`.
 pub fn prctl(remote: &mut Remote, what: &str, [option, a, b]: [u64; 3]) -> io::Result<()> {
     let result = remote.run(&[Call::new(libc::SYS_prctl, &[option, a, b, 0, 0])])?[0];

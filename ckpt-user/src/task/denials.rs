@@ -1,16 +1,11 @@
 //! What a thread or process has been denied: the time-stamp counter, CPUID, new executable memory, huge pages.
 //!
-//! Only the thread itself may ask (prctl(2), arch_prctl(2)). Bits of the kernel's own words tell whether asking can give
-//! anything but the default; which bits those are has changed between kernels, so all that they ever were count.
+//! Only the thread itself may ask (prctl(2), arch_prctl(2)). Bits of the kernel's own words, which
+//! [`super::learnt`] knows, tell whether asking can give anything but the default.
 
 use super::control::prctl;
 use crate::sys::remote::Remote;
 use std::io;
-
-/// `TIF_NOTSC` and `TIF_NOCPUID`: 16 and 15, since Linux 6.18 21 and 20.
-const THREAD_BITS: u64 = 1 << 15 | 1 << 16 | 1 << 20 | 1 << 21;
-/// `MMF_DISABLE_THP*` (23, 24) and `MMF_HAS_MDWE*` (28, 29).
-const PROCESS_BITS: u64 = 3 << 23 | 3 << 28;
 
 const PR_SET_MDWE: u64 = 65;
 pub const PR_GET_MDWE: u64 = 66;
@@ -19,15 +14,9 @@ pub const ARCH_GET_CPUID: u64 = 0x1011;
 /// `PR_TSC_SIGSEGV`.
 const SIGSEGV: u32 = 2;
 
-/// Whether a thread with these `TIF_*` bits may have been denied something.
-pub fn of_thread(flags: u64) -> bool {
-    flags & THREAD_BITS != 0
-}
-
-/// Whether a process with these `MMF_*` bits may have been denied something.
-pub fn of_process(flags: u64) -> bool {
-    flags & PROCESS_BITS != 0
-}
+/// `PR_SPEC_L1D_FLUSH`, and `PR_SPEC_ENABLE`: the cache is emptied at each switch to another thread.
+pub const L1D: u64 = 2;
+const ENABLED: i64 = 2;
 
 /// Of one thread.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -38,12 +27,16 @@ pub struct Instructions {
     /// ARCH_SET_CPUID with 0.
     #[prost(bool, tag = "2")]
     pub no_cpuid: bool,
+    /// PR_SET_SPECULATION_CTRL with PR_SPEC_L1D_FLUSH: what it leaves in the first cache is denied to others.
+    #[prost(bool, tag = "3")]
+    pub flush_cache: bool,
 }
 
 impl Instructions {
-    /// From what PR_GET_TSC has written and ARCH_GET_CPUID has returned.
-    pub fn read(counter: u32, cpuid: i64) -> Option<Self> {
-        let found = Self { no_counter: counter == SIGSEGV, no_cpuid: cpuid == 0 };
+    /// From what PR_GET_TSC has written, and ARCH_GET_CPUID and PR_GET_SPECULATION_CTRL have returned.
+    pub fn read(counter: u32, cpuid: i64, cache: i64) -> Option<Self> {
+        let flush_cache = cache > 0 && cache & ENABLED != 0;
+        let found = Self { no_counter: counter == SIGSEGV, no_cpuid: cpuid == 0, flush_cache };
         (found != Self::default()).then_some(found)
     }
 }
@@ -77,6 +70,10 @@ pub fn rebuild_thread(denied: &Instructions, remote: &mut Remote) -> io::Result<
         remote
             .call(libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0])
             .map_err(|e| io::Error::new(e.kind(), format!("ARCH_SET_CPUID: {e}")))?;
+    }
+    if denied.flush_cache {
+        let enable = [libc::PR_SET_SPECULATION_CTRL as u64, L1D, ENABLED as u64];
+        prctl(remote, "PR_SPEC_L1D_FLUSH", enable)?;
     }
     Ok(())
 }

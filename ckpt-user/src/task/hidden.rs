@@ -6,7 +6,8 @@
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
 use super::control::Known;
-use super::denials::{ARCH_GET_CPUID, Instructions, Memory, PR_GET_MDWE};
+use super::denials::{ARCH_GET_CPUID, Instructions, L1D, Memory, PR_GET_MDWE};
+use super::keyring;
 use super::policy::{NODE_BITS, NODES, Policy};
 use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
@@ -34,6 +35,11 @@ pub struct ThreadState {
     pub has_policy: bool,
     /// Whether instructions of its are, or may be, denied.
     pub may_be_denied: bool,
+    pub keyrings: keyring::Known,
+    /// What no restart could give back, and why. Known only from BPF.
+    pub lost: Option<(&'static str, &'static str)>,
+    /// The same number is the same newest seccomp filter. Known only from BPF.
+    pub filter: Option<u64>,
     /// Known only from BPF; means something only where the thread stopped in such a call.
     pub restart: Option<crate::sys::bpf::Restart>,
 }
@@ -54,6 +60,10 @@ pub struct ProcessState {
     pub may_be_denied: bool,
     /// MCL_FUTURE, with MCL_ONFAULT or without; 0 where new mappings are not locked, none where that is not known.
     pub locks_to_come: Option<u32>,
+    /// Whether it has a local descriptor table (modify_ldt(2)).
+    pub segments: bool,
+    /// How many slots its futexes have where it has chosen that (PR_FUTEX_HASH). Known only from BPF.
+    pub futex_slots: Option<u32>,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -87,6 +97,17 @@ impl Injector<'_> {
         len: usize,
         call: impl FnOnce(u64) -> (i64, Vec<u64>),
     ) -> io::Result<(Vec<u8>, Stopped)> {
+        let (result, bytes, thread) = self.asking(thread, len, call)?;
+        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok((bytes, thread)) }
+    }
+
+    /// The same, and what the call returns.
+    fn asking(
+        &mut self,
+        thread: Stopped,
+        len: usize,
+        call: impl FnOnce(u64) -> (i64, Vec<u64>),
+    ) -> io::Result<(i64, Vec<u8>, Stopped)> {
         let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
         let mut before = vec![0; len];
         // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
@@ -98,7 +119,7 @@ impl Injector<'_> {
         let mut out = vec![0; len];
         self.memory.read(at, &mut out)?;
         self.memory.write(at, &before)?;
-        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok((out, thread)) }
+        Ok((result, out, thread))
     }
 
     /// Reads one thread's state.
@@ -114,8 +135,12 @@ impl Injector<'_> {
         const FLAGS: usize = 9;
         let flags = ProcDir::process(thread.tid()).stat()?.number(FLAGS) as u32;
         let control = Known { parent_death: word(&death) as u32, flags, securebits: securebits as u32 };
+        let (keyrings, thread) = self.keyrings(thread)?;
         let state = ThreadState {
             control,
+            keyrings,
+            lost: None,
+            filter: None,
             has_policy: true,
             may_be_denied: true,
             altstack: altstack(word(&stack[0..8]), word(&stack[8..12]) as i32, word(&stack[16..24])),
@@ -123,6 +148,36 @@ impl Injector<'_> {
             restart: None,
         };
         Ok((state, thread))
+    }
+
+    /// The thread's keyrings. Whoever has no session keyring has the user's from then on, as at any use of it.
+    fn keyrings(&mut self, thread: Stopped) -> io::Result<(keyring::Known, Stopped)> {
+        const KEYCTL: i64 = libc::SYS_keyctl;
+        let mut found = keyring::Known::default();
+        let (destination, mut thread) =
+            self.call(thread, KEYCTL, &[keyring::SET_DESTINATION, keyring::NO_CHANGE])?;
+        if destination < 0 {
+            return Ok((found, thread));
+        }
+        found.destination = destination as u64;
+        for (which, id) in [
+            (keyring::THREAD, &mut found.thread),
+            (keyring::PROCESS, &mut found.process),
+            (keyring::SESSION, &mut found.session.serial),
+        ] {
+            let (got, back) = self.call(thread, KEYCTL, &[keyring::GET_KEYRING_ID, which as u64, 0])?;
+            thread = back;
+            *id = got.max(0) as i32;
+        }
+        let session = keyring::SESSION as u64;
+        let describe = |at| (KEYCTL, vec![keyring::DESCRIBE, session, at, ckpt_common::KEYRING_NAME as u64]);
+        let (_, described, thread) = self.asking(thread, ckpt_common::KEYRING_NAME, describe)?;
+        let (bytes, thread) = self.call(thread, KEYCTL, &[keyring::READ, session, 0, 0])?;
+        if let Some((permissions, name)) = keyring::described(&described) {
+            let keys = bytes.max(0) as u64 / size_of::<i32>() as u64;
+            found.session = keyring::Keyring { name, permissions, keys, ..found.session };
+        }
+        Ok((found, thread))
     }
 
     /// What is left of POSIX timers, and their intervals.
@@ -181,7 +236,9 @@ impl Injector<'_> {
         let (counter, thread) =
             self.reading(thread, 4, |at| (libc::SYS_prctl, vec![libc::PR_GET_TSC as u64, at, 0, 0, 0]))?;
         let (cpuid, thread) = self.call(thread, libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0])?;
-        Ok((Instructions::read(word(&counter) as u32, cpuid), thread))
+        let speculation = [libc::PR_GET_SPECULATION_CTRL as u64, L1D, 0, 0, 0];
+        let (cache, thread) = self.call(thread, libc::SYS_prctl, &speculation)?;
+        Ok((Instructions::read(word(&counter) as u32, cpuid, cache), thread))
     }
 
     /// The kinds of memory that are denied to the process, if any are.
@@ -218,19 +275,22 @@ impl Injector<'_> {
         let (subreaper, thread) = self.reading(thread, 4, |at| {
             (libc::SYS_prctl, vec![libc::PR_GET_CHILD_SUBREAPER as u64, at, 0, 0, 0])
         })?;
-        let (dumpable, subreaper) = (dumpable as u32, word(&subreaper) != 0);
-        Ok((
-            ProcessState {
-                actions,
-                brk: brk as u64,
-                timers,
-                dumpable,
-                subreaper,
-                may_be_denied: true,
-                locks_to_come: None,
-            },
-            thread,
-        ))
+        const ONE: usize = 8;
+        let table = |at| (libc::SYS_modify_ldt, vec![0, at, ONE as u64]);
+        let (segments, _, thread) = self.asking(thread, ONE, table)?;
+        let state = ProcessState {
+            actions,
+            brk: brk as u64,
+            timers,
+            dumpable: dumpable as u32,
+            subreaper: word(&subreaper) != 0,
+            may_be_denied: true,
+            locks_to_come: None,
+            segments: segments > 0,
+            futex_slots: None,
+            locks_to_come: None,
+        };
+        Ok((state, thread))
     }
 }
 

@@ -5,8 +5,9 @@
 
 use super::clock;
 use super::control::Known;
-use super::denials;
 use super::hidden::{ProcessState, ThreadState, altstack};
+use super::keyring;
+use super::learnt::Learnt;
 use super::timers::Timer;
 use crate::freeze::rewind::{Wait, Waits};
 use crate::freeze::tree;
@@ -36,6 +37,8 @@ pub struct Hidden {
     pub unnamed: u64,
     /// Of each process's own table, in order of their numbers.
     pub descriptors: HashMap<Pid, Vec<FileRow>>,
+    /// Our own keyrings.
+    pub own_keyrings: keyring::Known,
 }
 
 /// Lifecycle events since the last look, and what was lost in all. They are hints: the freeze reads the tree
@@ -137,6 +140,7 @@ struct Iterators {
     decoder: Option<RestartDecoder>,
     waits: Option<WaitDecoder>,
     names: Names,
+    learnt: Learnt,
     /// Detached when dropped.
     _attached: Option<Attached>,
     namespace: u32,
@@ -173,11 +177,12 @@ impl Iterators {
             log::info!("the flags of mappings are learnt as they are met: {e}");
             Names::default()
         });
+        let learnt = Learnt::new(&mut bpf)?;
         let attached = bpf
             .attach_lifecycle()
             .map_err(|e| log::info!("forks, execs and exits are looked for, not reported: {e}"))
             .ok();
-        Ok(Self { bpf, decoder, waits, names, _attached: attached, namespace: own_pid_namespace()? })
+        Ok(Self { bpf, decoder, waits, names, learnt, _attached: attached, namespace: own_pid_namespace()? })
     }
 
     /// Takes in what was reported since the last call.
@@ -248,12 +253,15 @@ impl Iterators {
                 timers: timers(pid, &row),
                 dumpable: row.memory_flags as u32 & MMF_DUMPABLE,
                 subreaper: row.child_subreaper != 0,
-                may_be_denied: denials::of_process(row.memory_flags),
+                may_be_denied: self.learnt.memory_may_be_denied(row.memory_flags),
                 locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
+                segments: row.segments != 0,
+                futex_slots: (row.futex_chosen != 0).then(|| slots(row.futex_mask)),
             };
             processes.insert(pid, state);
         }
-        Ok(Hidden { threads, processes, ..Hidden::default() })
+        let own_keyrings = keyring::Known::of(self.learnt.own_keyrings());
+        Ok(Hidden { threads, processes, own_keyrings, ..Hidden::default() })
     }
 
     /// The mappings of stopped processes. Where a flag has no name yet, smaps is read, and has taught it from then on;
@@ -333,8 +341,11 @@ impl Iterators {
                 flags: row.ids.flags,
                 securebits: row.settings.securebits,
             },
-            may_be_denied: denials::of_thread(row.settings.thread_flags),
+            may_be_denied: self.learnt.may_be_denied(row.settings.thread_flags),
             has_policy: row.settings.memory_policy != 0,
+            keyrings: keyring::Known::of(&row.keyrings),
+            lost: self.learnt.lost(row),
+            filter: (row.settings.filter != 0).then_some(row.settings.filter),
             restart: self.decoder.as_ref().map(|d| d.decode(&row.restart)),
         }
     }
@@ -380,6 +391,11 @@ fn raws(pid: Pid, name: &str) -> io::Result<Vec<Raw>> {
     let mut raws = vma::parse(&ProcDir::process(pid).text(name)?)?;
     raws.retain(|raw| raw.name != "[vsyscall]");
     Ok(raws)
+}
+
+/// One that has no hash of its own has none to mask with.
+fn slots(mask: u32) -> u32 {
+    if mask == 0 { 0 } else { mask.wrapping_add(1) }
 }
 
 /// `MMF_DUMPABLE_MASK`.

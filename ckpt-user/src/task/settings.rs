@@ -14,9 +14,6 @@ pub struct Settings {
     pub oom_score_adj: i32,
     #[prost(uint32, optional, tag = "2")]
     pub coredump_filter: Option<u32>,
-    /// personality(2) bits.
-    #[prost(uint32, tag = "3")]
-    pub personality: u32,
     /// PR_SET_DUMPABLE: 0 no, 1 yes, 2 for root alone.
     #[prost(uint32, optional, tag = "4")]
     pub dumpable: Option<u32>,
@@ -41,7 +38,6 @@ const ROOT_ALONE: u32 = 2;
 struct Shown {
     oom_score_adj: i32,
     coredump_filter: Option<u32>,
-    personality: u32,
     no_huge_pages: bool,
     merge_memory: bool,
     autogroup: i32,
@@ -57,7 +53,6 @@ fn shown(pid: Pid, status: &Status) -> io::Result<Shown> {
     Ok(Shown {
         oom_score_adj: dir.text("oom_score_adj")?.trim().parse().unwrap_or(0),
         coredump_filter: hex("coredump_filter"),
-        personality: hex("personality").unwrap_or(0),
         no_huge_pages: status.field("THP_enabled") == Some("0"),
         merge_memory: merge.is_some_and(|m| m.trim() == "yes"),
         autogroup: optional("autogroup").rsplit(' ').next().and_then(|n| n.trim().parse().ok()).unwrap_or(0),
@@ -69,7 +64,6 @@ pub fn capture(pid: Pid, status: &Status, state: &ProcessState) -> io::Result<Se
     Ok(Settings {
         oom_score_adj: shown.oom_score_adj,
         coredump_filter: shown.coredump_filter,
-        personality: shown.personality,
         dumpable: Some(state.dumpable),
         subreaper: state.subreaper,
         no_huge_pages: shown.no_huge_pages,
@@ -95,9 +89,6 @@ pub fn rebuild(wanted: &Settings, pid: Pid, own_session: bool, remote: &mut Remo
     }
     if own_session && current.autogroup != wanted.autogroup {
         write("autogroup", wanted.autogroup.to_string())?;
-    }
-    if current.personality != wanted.personality {
-        remote.call(libc::SYS_personality, &[u64::from(wanted.personality)])?;
     }
     if wanted.dumpable == Some(ROOT_ALONE) {
         let own = remote.call(libc::SYS_setfsuid, &[1])?;

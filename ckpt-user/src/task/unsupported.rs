@@ -1,8 +1,10 @@
 //! State that a restart could not rebuild yet: each is looked for, and refused by name.
 
+use super::hidden::{ProcessState, ThreadState};
 use super::proc::{ProcDir, Status};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd::{self, Kind};
+use crate::sys::sched;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 
@@ -22,7 +24,7 @@ const SHARED: [(Kind, &str); 2] = [
 /// Names the first thing found that cannot be saved.
 pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Result<(), Refusal> {
     let dir = ProcDir::process(pid);
-    filters(pid, status)?;
+    thread(pid, pid, status)?;
     namespaces(pid, &dir)?;
     for name in FOR_CHILDREN {
         let own = dir.link(&format!("ns/{name}")).reading(pid, "ns")?;
@@ -37,7 +39,7 @@ pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Re
     }
     for tid in others {
         let dir = ProcDir::thread(pid, tid);
-        filters(pid, &dir.status().reading(pid, "a thread's status")?)?;
+        thread(pid, tid, &dir.status().reading(pid, "a thread's status")?)?;
         namespaces(pid, &dir)?;
         for (kind, what) in SHARED {
             if pidfd::compare(pid, tid, kind, 0, 0).reading(pid, "kcmp")? != Ordering::Equal {
@@ -45,17 +47,50 @@ pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Re
             }
         }
     }
-    if dir.text("personality").is_ok_and(|p| u32::from_str_radix(p.trim(), 16).is_ok_and(|p| p & 0xff != 0)) {
-        return Err(Refusal::unsupported(pid, "has another execution domain", "personality(2) is not Linux"));
+    Ok(())
+}
+
+/// What each thread has for itself.
+fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
+    let refused = |what: &str, why: &str| Err(Refusal::unsupported(pid, what, why));
+    // Kernels and processors that tag no addresses have no such line.
+    if status.hex("untag_mask").is_ok_and(|mask| mask != u64::MAX) {
+        return refused("has tagged addresses (ARCH_ENABLE_TAGGED_ADDR)", "this cannot be saved yet");
+    }
+    if sched::core_cookie(tid) != sched::core_cookie(Pid::this()) {
+        return refused(
+            "is in a core scheduling group of its own (PR_SCHED_CORE)",
+            "this cannot be saved yet",
+        );
     }
     Ok(())
 }
 
-fn filters(pid: Pid, status: &Status) -> Result<(), Refusal> {
-    if status.decimal("Seccomp").unwrap_or(0) == 0 {
-        return Ok(());
+/// # Errors
+/// What only iterators, or system calls in the program, tell.
+pub fn check_hidden(pid: Pid, threads: &[ThreadState], state: &ProcessState) -> Result<(), Refusal> {
+    if let Some((what, why)) = threads.iter().find_map(|thread| thread.lost) {
+        return Err(Refusal::unsupported(pid, what, why));
     }
-    Err(Refusal::unsupported(pid, "has seccomp filters", "they cannot be restored yet"))
+    if state.segments {
+        let what = "has a local descriptor table (modify_ldt)";
+        return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
+    }
+    Ok(())
+}
+
+/// personality(2) bits of a thread.
+///
+/// # Errors
+/// Named: another execution domain than Linux.
+pub fn personality(pid: Pid, dir: &ProcDir) -> Result<u32, Refusal> {
+    const DOMAIN: u32 = 0xff;
+    let text = dir.text("personality").reading(pid, "personality")?;
+    let bits = u32::from_str_radix(text.trim(), 16).unwrap_or(0);
+    if bits & DOMAIN != 0 {
+        return Err(Refusal::unsupported(pid, "has another execution domain", "personality(2) is not Linux"));
+    }
+    Ok(bits)
 }
 
 fn namespaces(pid: Pid, dir: &ProcDir) -> Result<(), Refusal> {

@@ -59,6 +59,7 @@ pub struct Sandbox {
     base: Option<tempfile::TempDir>,
     before: Before,
     tolerated: Mutex<Vec<Leak>>,
+    keeps: bool,
 }
 
 impl Sandbox {
@@ -100,7 +101,15 @@ impl Sandbox {
             base: Some(base),
             before,
             tolerated: Mutex::default(),
+            keeps: false,
         }
+    }
+
+    /// Keeps the box's directory when the test fails.
+    #[must_use]
+    pub fn kept_if_it_fails(mut self) -> Self {
+        self.keeps = true;
+        self
     }
 
     /// The box's working directory: on disk, mode 0755, the same path inside and outside.
@@ -186,7 +195,7 @@ impl Drop for Sandbox {
         let _ = self.outer.wait();
         left.extend(self.before.compare(scaled(GRACE)));
         left.retain(|(kind, _)| !tolerated.contains(kind));
-        if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() {
+        if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() || (self.keeps && std::thread::panicking()) {
             let kept = self.base.take().map(tempfile::TempDir::keep);
             eprintln!("box {}: kept in {kept:?}", self.name);
         }

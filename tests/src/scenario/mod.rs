@@ -47,8 +47,32 @@ pub fn verb<A: AsRef<std::ffi::OsStr>>(verb: &str, args: impl IntoIterator<Item 
 
 /// The program of the directory's job, if somebody supervises it.
 pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
-    let status = sandbox.run(verb("status", ["--json"]).arg(dir));
-    (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
+    Tool::default().supervised(sandbox, dir)
+}
+
+/// The binary of a job's commands, and what they find in their environment.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    pub binary: PathBuf,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Tool {
+    fn default() -> Self {
+        Self { binary: ckptbpf(), environment: Vec::new() }
+    }
+}
+
+impl Tool {
+    fn verb<A: AsRef<std::ffi::OsStr>>(&self, verb: &str, args: impl IntoIterator<Item = A>) -> Cmd {
+        let cmd = Cmd::new(&self.binary).arg(verb).args(args);
+        self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
+    }
+
+    fn supervised(&self, sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+        let status = sandbox.run(self.verb("status", ["--json"]).arg(dir));
+        (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
+    }
 }
 
 /// Eager or lazy restart.
@@ -83,6 +107,7 @@ impl Expected {
 /// A job and all its runs.
 pub struct Job<'b> {
     sandbox: &'b Sandbox,
+    tool: Tool,
     dir: PathBuf,
     running: Option<Running<'b>>,
     /// Standard output of the runs that count, each with where it is cut.
@@ -99,10 +124,21 @@ impl<'b> Job<'b> {
 
     /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`.
     pub fn launch_in(sandbox: &'b Sandbox, dir: PathBuf, options: &[&str], program: &Cmd) -> Self {
-        let cmd = verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(program);
+        Self::launch_by(sandbox, Tool::default(), dir, options, program)
+    }
+
+    /// The same by another binary than the one under test.
+    pub fn launch_by(
+        sandbox: &'b Sandbox,
+        tool: Tool,
+        dir: PathBuf,
+        options: &[&str],
+        program: &Cmd,
+    ) -> Self {
+        let cmd = tool.verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(program);
         let running = sandbox.spawn(cmd);
         let runs = vec![(running.stdout_path().to_owned(), None)];
-        Self { sandbox, dir, running: Some(running), runs, made_by: HashMap::new() }
+        Self { sandbox, tool, dir, running: Some(running), runs, made_by: HashMap::new() }
     }
 
     /// The job's directory of images.
@@ -121,7 +157,7 @@ impl<'b> Job<'b> {
         if !entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "ckpt")) {
             return Vec::new();
         }
-        let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
+        let listed = self.sandbox.run(self.tool.verb("list", ["--json"]).arg(&self.dir)).success();
         serde_json::from_slice(&listed.stdout).expect("list --json prints an array of checkpoints")
     }
 
@@ -142,8 +178,13 @@ impl<'b> Job<'b> {
     /// `ckptbpf checkpoint`, which returns when it is durable. A program may say something before its job is known.
     pub fn checkpoint(&self) -> Generation {
         self.program();
-        self.sandbox.run(verb("checkpoint", [&self.dir])).success();
+        self.try_checkpoint().success();
         self.checkpoints().pop().expect("a checkpoint that was just taken")
+    }
+
+    /// `ckptbpf checkpoint`, which may be refused.
+    pub fn try_checkpoint(&self) -> Finished {
+        self.sandbox.run(self.tool.verb("checkpoint", [&self.dir]))
     }
 
     /// Process id of the program itself, inside the box; waits until the job is known.
@@ -152,7 +193,7 @@ impl<'b> Job<'b> {
         self.sandbox.wait_for("status to know the job", PATIENCE, || {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
-            pid = supervised(self.sandbox, &self.dir);
+            pid = self.tool.supervised(self.sandbox, &self.dir);
             pid.is_some()
         });
         pid.expect("waited for")
@@ -196,7 +237,7 @@ impl<'b> Job<'b> {
     /// `ckptbpf attach` to a program whose supervisor is gone; it still writes to where it wrote.
     pub fn attach(&mut self, program: i32, options: &[&str]) {
         assert!(self.running.is_none(), "the job is supervised");
-        let cmd = verb("attach", options).arg(program.to_string());
+        let cmd = self.tool.verb("attach", options).arg(program.to_string());
         self.running = Some(self.sandbox.spawn(cmd));
         self.program();
     }
@@ -221,7 +262,7 @@ impl<'b> Job<'b> {
         self.runs.truncate(maker + 1);
         self.runs[maker].1 = Some(self.stdout_offset(id));
         let lazy = if mode == Mode::Lazy { &["--lazy"][..] } else { &[] };
-        let cmd = verb("restart", lazy).args(options).arg(&self.dir);
+        let cmd = self.tool.verb("restart", lazy).args(options).arg(&self.dir);
         let running = self.sandbox.spawn(cmd);
         self.runs.push((running.stdout_path().to_owned(), None));
         self.running = Some(running);
@@ -268,7 +309,7 @@ impl<'b> Job<'b> {
     }
 
     fn stdout_offset(&self, id: u64) -> u64 {
-        let inspected = self.sandbox.run(verb("inspect", ["--json"]).arg(self.image(id))).success();
+        let inspected = self.sandbox.run(self.tool.verb("inspect", ["--json"]).arg(self.image(id))).success();
         listing::stdout_offset(&inspected.stdout)
     }
 }

@@ -29,7 +29,7 @@ use std::io;
 
 pub use btf::{BtfError, Layout};
 pub use ckpt_common::{
-    FileRow, IntervalTimer, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
+    FileRow, IntervalTimer, Keyrings, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
     RestartBlock, SharedObjects, SigAction, SigActionsRow, TaskIds, TaskRow, TaskSignals, UserPointers,
     VmaRow, WaitRow, WriteFault,
 };

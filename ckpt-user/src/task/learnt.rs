@@ -1,0 +1,161 @@
+//! What the kernel's words about a task look like when it has been told certain things: learnt from children of ours that
+//! have told it just that ([`Doer`]). Which bit or word it is has changed between kernels, and is never assumed.
+
+use crate::sys::bpf::{Bpf, BpfError, Keyrings, ProcessRow, TaskRow};
+use crate::sys::deed::{Deed, Doer};
+use nix::unistd::Pid;
+
+/// What threads may be denied, or have asked for, that only they themselves can be asked about.
+const OF_THREADS: [Deed; 3] = [Deed::DenyCounter, Deed::DenyCpuid, Deed::FlushCache];
+/// The same of processes: huge pages, also where not advised; memory that is writable and executable, also in children.
+const OF_PROCESSES: [Deed; 4] =
+    [Deed::DenyHugePages(0), Deed::DenyHugePages(2), Deed::DenyExecutable(1), Deed::DenyExecutable(3)];
+/// How often the words are read: bits that come and go by themselves are not taken for lasting ones.
+const LOOKS: usize = 3;
+
+/// What was learnt, and what ckptbpf itself is like, which a program begins with.
+#[derive(Debug, Clone, Copy)]
+pub struct Learnt {
+    /// Bits of `thread_info.flags`.
+    thread: u64,
+    /// Bits of `mm_struct.flags`.
+    process: u64,
+    /// Which word of the security modules says that Landlock restricts it.
+    landlock: Option<usize>,
+    own: TaskRow,
+}
+
+impl Learnt {
+    /// # Errors
+    /// Our own words cannot be read. Of what no child could be made for, everybody is asked.
+    pub fn new(bpf: &mut Bpf) -> Result<Self, BpfError> {
+        let own = Pid::this();
+        let host = bpf.track_own(own.as_raw() as u32)?;
+        let rows = bpf.tasks();
+        bpf.untrack(host)?;
+        let own_row = |row: &&TaskRow| row.ids.tgid == host;
+        let own = rows?.iter().find(own_row).copied().ok_or(BpfError::NoProcess(host))?;
+        let mut learnt = Self { thread: u64::MAX, process: u64::MAX, landlock: None, own };
+        if let Some(base) = Watched::new(bpf, Deed::Nothing)? {
+            let thread =
+                OF_THREADS.map(|deed| Watched::new(bpf, deed).map(|w| w.map(|w| w.thread & !base.ever)));
+            let process =
+                OF_PROCESSES.map(|d| Watched::new(bpf, d).map(|w| w.map(|w| w.process ^ base.process)));
+            learnt.thread = union(thread)?;
+            learnt.process = union(process)?;
+            if let Some(restricted) = Watched::new(bpf, Deed::Landlock)? {
+                let differs = |&i: &usize| restricted.security[i] != base.security[i];
+                learnt.landlock = (0..base.security.len()).find(differs);
+                if learnt.landlock.is_none() {
+                    log::warn!("whether Landlock restricts a program cannot be seen in this kernel");
+                }
+            }
+        }
+        Ok(learnt)
+    }
+
+    /// Whether a thread with these `TIF_*` bits may have to be asked.
+    pub fn may_be_denied(&self, thread_flags: u64) -> bool {
+        thread_flags & self.thread != 0
+    }
+
+    /// Whether a process with these `MMF_*` bits may have to be asked.
+    pub fn memory_may_be_denied(&self, memory_flags: u64) -> bool {
+        memory_flags & self.process != 0
+    }
+
+    /// What of a thread no restart could give back: what, and why.
+    pub fn lost(&self, row: &TaskRow) -> Option<(&'static str, &'static str)> {
+        let (it, own) = (&row.settings, &self.own.settings);
+        if self.landlock.is_some_and(|i| it.security[i] != own.security[i]) {
+            Some((
+                "is restricted by Landlock",
+                "no system call tells the rules, and it would be free after a restart",
+            ))
+        } else if it.ports != 0 || it.port_level != own.port_level {
+            Some(("may use I/O ports (ioperm, iopl)", "this cannot be saved yet"))
+        } else if it.semaphores != 0 {
+            Some((
+                "has used System V semaphores with SEM_UNDO",
+                "what its end would take back cannot be saved yet",
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// Our own keyrings.
+    pub fn own_keyrings(&self) -> &Keyrings {
+        &self.own.keyrings
+    }
+}
+
+fn union<const N: usize>(found: [Result<Option<u64>, BpfError>; N]) -> Result<u64, BpfError> {
+    found.into_iter().try_fold(0, |all, one| Ok(all | one?.unwrap_or(0)))
+}
+
+/// The words about one doer.
+struct Watched {
+    /// Bits that each look has found.
+    thread: u64,
+    /// Bits that any look has found.
+    ever: u64,
+    process: u64,
+    security: [u64; ckpt_common::SECURITY],
+}
+
+impl Watched {
+    /// `None` where the kernel does not take the deed, or no child could be made.
+    fn new(bpf: &mut Bpf, deed: Deed) -> Result<Option<Self>, BpfError> {
+        let doer = match Doer::of(deed) {
+            Ok(Some(doer)) => doer,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(BpfError::Proc { path: "a child of ckptbpf", source }),
+        };
+        let host = bpf.track_own(doer.pid().as_raw() as u32)?;
+        let looked = Self::look(bpf, host);
+        bpf.untrack(host)?;
+        looked.map(Some)
+    }
+
+    fn look(bpf: &Bpf, host: u32) -> Result<Self, BpfError> {
+        let mut words = Self { thread: u64::MAX, ever: 0, process: 0, security: [0; ckpt_common::SECURITY] };
+        for _ in 0..LOOKS {
+            let tasks = bpf.tasks()?;
+            let task = tasks.iter().find(|row| row.ids.tgid == host).ok_or(BpfError::NoProcess(host))?;
+            words.thread &= task.settings.thread_flags;
+            words.ever |= task.settings.thread_flags;
+            words.security = task.settings.security;
+        }
+        let processes = bpf.processes()?;
+        let process: &ProcessRow =
+            processes.iter().find(|row| row.tgid == host).ok_or(BpfError::NoProcess(host))?;
+        words.process = process.memory_flags;
+        Ok(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bpf;
+
+    /// Bits of kernels that are known: 15 and 16, since Linux 6.18 20 and 21, for instructions; 10, then 12, for the cache.
+    #[test]
+    fn what_is_learnt_is_little_and_denials_are_among_it() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let Ok(mut kernel) = bpf::Kernel::load() else { return };
+        let learnt = Learnt::new(&mut kernel).unwrap();
+        assert!((1..=4).contains(&learnt.thread.count_ones()), "{:#x}", learnt.thread);
+        assert!(learnt.may_be_denied(learnt.thread) && !learnt.may_be_denied(0));
+        let base = Watched::new(&mut kernel, Deed::Nothing).unwrap().unwrap();
+        assert!(!learnt.may_be_denied(base.thread), "a plain child is asked nothing");
+        assert!(!learnt.memory_may_be_denied(base.process));
+        for deed in OF_PROCESSES {
+            let denied = Watched::new(&mut kernel, deed).unwrap();
+            assert!(denied.is_none_or(|d| learnt.memory_may_be_denied(d.process)), "{deed:?}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Random operations, random checkpoints, kills and restarts; the output is that of an undisturbed run.
+//!
+//! `CKPTBPF_RANDOM_SEEDS` says how many seeds instead of 200, `CKPTBPF_RANDOM_SEED` repeats the job that begins with one.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ckpt_tests::random_ops::run;
+use ckpt_tests::scenario::Tool;
+
+/// Seeds that run as one job.
+const TOGETHER: u64 = 5;
+/// Tests, of which some run side by side.
+const PARTS: u64 = 8;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok())
+}
+
+/// Part `part` of all jobs. `CKPTBPF_SEED` makes other seeds of them.
+fn part(part: u64) {
+    let base = (number("CKPTBPF_SEED").unwrap_or(1) - 1) * 1_000_000 + 1;
+    let jobs = number("CKPTBPF_RANDOM_SEEDS").unwrap_or(200).div_ceil(TOGETHER);
+    let once = number("CKPTBPF_RANDOM_SEED");
+    let firsts: Vec<u64> = match once {
+        Some(seed) if part == 0 => vec![seed],
+        Some(_) => Vec::new(),
+        None => (0..jobs).filter(|job| job % PARTS == part).map(|job| base + job * TOGETHER).collect(),
+    };
+    let mut failed = Vec::new();
+    for first in firsts {
+        let seeds: Vec<u64> = (first..first + TOGETHER).collect();
+        let tried =
+            catch_unwind(AssertUnwindSafe(|| run(&format!("random-{first}"), Tool::default(), &seeds)));
+        if tried.is_err() {
+            failed.push(first);
+        }
+    }
+    assert!(failed.is_empty(), "jobs that failed, by their first seed: {failed:?}");
+}
+
+macro_rules! parts {
+    ($($name:ident: $part:expr),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            part($part);
+        })*
+    };
+}
+
+parts! {
+    random_operations_1: 0,
+    random_operations_2: 1,
+    random_operations_3: 2,
+    random_operations_4: 3,
+    random_operations_5: 4,
+    random_operations_6: 5,
+    random_operations_7: 6,
+    random_operations_8: 7,
+}

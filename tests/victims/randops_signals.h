@@ -1,0 +1,197 @@
+/* Random operations on signals and timers. All signals of ours are blocked but while they are to be handled. */
+#ifndef RANDOPS_SIGNALS_H
+#define RANDOPS_SIGNALS_H
+#include "randops_check.h"
+
+enum { RING = FIRST_SIGNAL + 8 };
+
+static void set_of(sigset_t *set, int number)
+{
+    sigemptyset(set);
+    sigaddset(set, number);
+}
+
+static bool choose_send(const struct model *m, struct op *op)
+{
+    int kind = dice(op, SIGNALS + 2);
+    op->to = dice(op, PROCESSES);
+    op->how = kind < SIGNALS ? FIRST_SIGNAL + kind : kind == SIGNALS ? SIGUSR1 : SIGUSR2;
+    /* The last of them go to the thread. */
+    if (kind == SIGNALS - 1)
+        op->to = op->actor;
+    const struct process *to = &m->process[op->to];
+    if (!to->alive || to->queued == QUEUE)
+        return false;
+    for (int i = 0; i < to->queued; i++)
+        if (kind >= SIGNALS && to->queue[i].number == op->how)
+            return false;
+    return true;
+}
+
+static void apply_send(struct model *m, const struct op *op)
+{
+    struct process *to = &m->process[op->to];
+    uint32_t value = op->how >= FIRST_SIGNAL ? op->step : 0;
+    to->queue[to->queued++] = (struct signal_state){op->how, value};
+}
+
+static uint64_t perform_send(const struct model *m, const struct op *op)
+{
+    (void)m;
+    union sigval value = {.sival_ptr = (void *)(uintptr_t)op->step};
+    if (op->how < FIRST_SIGNAL)
+        CHECK(kill(control->pid[op->to], op->how) == 0);
+    else if (op->how == FIRST_SIGNAL + SIGNALS - 1)
+        CHECK(pthread_sigqueue(pthread_self(), op->how, value) == 0);
+    else
+        CHECK(sigqueue(control->pid[op->to], op->how, value) == 0);
+    return 0;
+}
+
+static bool choose_take(const struct model *m, struct op *op)
+{
+    const struct process *self = &m->process[op->actor];
+    if (!self->queued)
+        return false;
+    op->how = self->queue[dice(op, self->queued)].number;
+    return true;
+}
+
+/* Takes the first signal of a number off the queue; false if there is none. */
+static bool dequeue(struct process *self, int number, uint32_t *value)
+{
+    for (int i = 0; i < self->queued; i++)
+        if (self->queue[i].number == number) {
+            *value = self->queue[i].value;
+            self->queued--;
+            memmove(&self->queue[i], &self->queue[i + 1], (self->queued - i) * sizeof *self->queue);
+            return true;
+        }
+    return false;
+}
+
+static void apply_take(struct model *m, const struct op *op)
+{
+    uint32_t value;
+    dequeue(&m->process[op->actor], op->how, &value);
+}
+
+static uint64_t perform_take(const struct model *m, const struct op *op)
+{
+    struct process copy = m->process[op->actor];
+    uint32_t value = 0;
+    CHECK(dequeue(&copy, op->how, &value));
+    sigset_t set;
+    siginfo_t info;
+    struct timespec at_once = {0, 0};
+    set_of(&set, op->how);
+    if (sigtimedwait(&set, &info, &at_once) != op->how)
+        WRONG("signal %d does not come", op->how);
+    if (op->how >= FIRST_SIGNAL && (uintptr_t)info.si_ptr != value)
+        WRONG("signal %d brings %p and not %d", op->how, info.si_ptr, value);
+    return value;
+}
+
+static uint64_t handle_one(uint64_t sum, int number, uint32_t value)
+{
+    return mix(mix(sum, number), value);
+}
+
+static void handler(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    handled = handle_one(handled, number, number >= FIRST_SIGNAL ? (uint32_t)(uintptr_t)info->si_ptr : 0);
+}
+
+/* In the program's first process, before there are others. */
+static void handle_signals(void)
+{
+    struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+    sigset_t ours;
+    sigemptyset(&ours);
+    sigfillset(&action.sa_mask);
+    for (int i = 0; i < SIGNALS + 2; i++) {
+        int number = i < SIGNALS ? FIRST_SIGNAL + i : i == SIGNALS ? SIGUSR1 : SIGUSR2;
+        CHECK(sigaction(number, &action, NULL) == 0);
+        sigaddset(&ours, number);
+    }
+    sigaddset(&ours, RING);
+    CHECK(sigprocmask(SIG_BLOCK, &ours, NULL) == 0);
+}
+
+static void apply_handle(struct model *m, const struct op *op)
+{
+    struct process *self = &m->process[op->actor];
+    for (uint32_t value; dequeue(self, op->how, &value);)
+        self->handled = handle_one(self->handled, op->how, value);
+}
+
+static uint64_t perform_handle(const struct model *m, const struct op *op)
+{
+    (void)m;
+    sigset_t set;
+    set_of(&set, op->how);
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &set, NULL) == 0 && pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    return handled;
+}
+
+static bool choose_mask(const struct model *m, struct op *op)
+{
+    (void)m;
+    op->to = dice(op, 8);
+    return true;
+}
+
+static void apply_mask(struct model *m, const struct op *op)
+{
+    m->process[op->actor].mask ^= 1 << op->to;
+}
+
+static uint64_t perform_mask(const struct model *m, const struct op *op)
+{
+    sigset_t set;
+    set_of(&set, FIRST_SIGNAL + 10 + op->to);
+    int how = m->process[op->actor].mask >> op->to & 1 ? SIG_UNBLOCK : SIG_BLOCK;
+    CHECK(pthread_sigmask(how, &set, NULL) == 0);
+    return 0;
+}
+
+/* A timer that rings in an hour, which no run reaches, or none. */
+static bool choose_timer(const struct model *m, struct op *op)
+{
+    (void)m;
+    op->how = dice(op, 3);
+    return true;
+}
+
+static void apply_timer(struct model *m, const struct op *op)
+{
+    m->process[op->actor].timed = op->how > 0;
+    m->process[op->actor].interval_timed = op->how > 1;
+}
+
+static uint64_t perform_timer(const struct model *m, const struct op *op)
+{
+    (void)m;
+    struct itimerval timer = {{op->how > 1 ? 77 : 0, 0}, {op->how ? 3600 : 0, 0}};
+    CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
+    return 0;
+}
+
+/* A timer that rings at once, nearly, and is waited for. */
+static uint64_t perform_ring(const struct model *m, const struct op *op)
+{
+    (void)m;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = RING,
+                             .sigev_value.sival_ptr = (void *)(uintptr_t)op->step};
+    struct itimerspec soon = {{0, 0}, {0, 1 + op->random % 3000000}};
+    timer_t timer;
+    sigset_t set;
+    siginfo_t info;
+    set_of(&set, RING);
+    CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0 && timer_settime(timer, 0, &soon, NULL) == 0);
+    CHECK(sigwaitinfo(&set, &info) == RING && (uintptr_t)info.si_ptr == (uintptr_t)op->step);
+    CHECK(timer_delete(timer) == 0);
+    return 0;
+}
+#endif
