@@ -15,7 +15,7 @@ use crate::sys::ids::FsIds;
 use crate::task::clock::Shift;
 use crate::task::credentials::Credentials;
 use crate::task::proc::ProcDir;
-use crate::task::{limits, posix_timers, registers, signals, zombie};
+use crate::task::{filters, limits, posix_timers, registers, signals, zombie};
 use nix::unistd::Pid;
 use prost::Message;
 
@@ -215,6 +215,7 @@ pub mod metadata {
             zombies: vec![zombie],
             foreground: 70,
             terminal: Some(terminal::Modes { characters: vec![3; 32], ..terminal::Modes::default() }),
+            filters: vec![filters::Filter { code: vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f], ..Default::default() }],
             ..Image::default()
         }
     }

@@ -5,7 +5,7 @@
 use super::{Image, Process, SharedObject, Thread};
 use crate::memory::vma::{Kind, Pages, Vma};
 use crate::object::{Description, Object, epoll, lock, owner, socket, table};
-use crate::task::{limits, posix_timers, signals, timers, zombie};
+use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use std::collections::BTreeSet;
@@ -183,6 +183,7 @@ const IMAGE: &[Repeated] = &[
     Repeated(4, size_of::<Description>(), DESCRIPTION),
     Repeated(5, size_of::<SharedObject>(), &[]),
     Repeated(6, size_of::<zombie::Zombie>(), &[]),
+    Repeated(20, size_of::<filters::Filter>(), &[]),
 ];
 
 const PROCESS: &[Repeated] = &[
