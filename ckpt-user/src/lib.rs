@@ -18,6 +18,7 @@ pub mod memory;
 pub mod object;
 pub mod page;
 pub mod phase;
+mod planted;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;

@@ -10,11 +10,17 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::scenario::{Job, Mode, Tool};
-use crate::{Cmd, Random, Sandbox, assert_same, victim};
+use crate::{Cmd, Random, Sandbox, assert_same, victim, victim_cmd};
 
 /// Operations of a seed.
 const STEPS: u64 = 90;
+/// What bugs are called, here and in ckptbpf's `planted.rs`.
+pub const BUGS: &[&str] =
+    &["skipped-page", "lost-zero", "lost-back-to-file", "dropped-signal", "unarmed-mapping"];
+
 /// For the way to the next gate.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -64,6 +70,27 @@ fn plan(random: &mut Random) -> Vec<(u64, Deed)> {
     steps.into_iter().zip(deeds).collect()
 }
 
+/// Whether the program finds what `bug` would have done to it, without ckptbpf: then it ends with 3.
+pub fn notices(sandbox: &Sandbox, seed: u64, bug: &str) -> bool {
+    let steps = STEPS.to_string();
+    let program = victim_cmd("randops").args([&seed.to_string(), &steps, bug]);
+    let running = sandbox.spawn(program);
+    sandbox.wait_for("the end or a word", PATIENCE, || {
+        running.has_ended() || running.stderr().contains("victim: ")
+    });
+    let noticed = running.stderr().contains("victim: ");
+    // What finds it may be a process that the first one waits for.
+    sandbox.wait_for("the end of all", PATIENCE, || {
+        let left = sandbox.ps();
+        for process in &left {
+            let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
+        }
+        left.is_empty()
+    });
+    running.wait(PATIENCE);
+    noticed
+}
+
 /// Seeds that run as one job, each in a folder of its own.
 struct Batch<'b> {
     sandbox: &'b Sandbox,
@@ -74,9 +101,11 @@ struct Batch<'b> {
 /// Runs each seed undisturbed, and all of them through checkpoints, kills and restarts; then compares.
 ///
 /// # Panics
-/// When a program finds something wrong, or its output or files differ from those of the undisturbed run.
-pub fn run(name: &str, tool: Tool, seeds: &[u64]) {
-    let sandbox = Sandbox::with_limit(name, Duration::from_secs(150)).kept_if_it_fails();
+/// When a program finds something wrong, or its output or files differ from those of the undisturbed run. The folder is kept
+/// then, if `keeps`.
+pub fn run(name: &str, tool: Tool, seeds: &[u64], keeps: bool) {
+    let sandbox = Sandbox::with_limit(name, Duration::from_secs(150));
+    let sandbox = if keeps { sandbox.kept_if_it_fails() } else { sandbox };
     let first = *seeds.first().expect("a seed");
     let mut random = Random::of(first);
     let gates = plan(&mut random);
@@ -161,13 +190,17 @@ impl Batch<'_> {
         });
     }
 
-    /// Nobody has found anything wrong.
+    /// Nobody has found anything wrong, and the job goes on.
     fn assert_well(&self, job: &Job, step: u64) {
+        self.assert_right(step);
+        assert!(!job.running().has_ended(), "the job ended before step {step}: {}", job.running().stderr());
+    }
+
+    fn assert_right(&self, step: u64) {
         for &seed in &self.seeds {
             let said = std::fs::read_to_string(self.folder(seed).join("err")).unwrap_or_default();
             assert!(said.is_empty(), "{}before step {step}: {said}", self.how_to_repeat(seed));
         }
-        assert!(!job.running().has_ended(), "the job ended before step {step}: {}", job.running().stderr());
     }
 
     fn how_to_repeat(&self, seed: u64) -> String {
@@ -239,11 +272,8 @@ impl Batch<'_> {
     fn finish(&self, mut job: Job) {
         self.open_gate(STEPS + 1);
         self.sandbox.wait_for(&format!("the end of seeds {:?}", self.seeds), PATIENCE, || {
-            let ended = job.running().has_ended();
-            if !ended {
-                self.assert_well(&job, STEPS + 1);
-            }
-            ended
+            self.assert_right(STEPS + 1);
+            job.running().has_ended()
         });
         job.wait(PATIENCE).success();
     }

@@ -5,8 +5,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ckpt_tests::random_ops::run;
+use ckpt_tests::random_ops::{BUGS, notices, run};
 use ckpt_tests::scenario::Tool;
+use ckpt_tests::{Sandbox, ckptbpf};
 
 /// Seeds that run as one job.
 const TOGETHER: u64 = 5;
@@ -30,9 +31,8 @@ fn part(part: u64) {
     let mut failed = Vec::new();
     for first in firsts {
         let seeds: Vec<u64> = (first..first + TOGETHER).collect();
-        let tried =
-            catch_unwind(AssertUnwindSafe(|| run(&format!("random-{first}"), Tool::default(), &seeds)));
-        if tried.is_err() {
+        let name = format!("random-{first}");
+        if catch_unwind(AssertUnwindSafe(|| run(&name, Tool::default(), &seeds, true))).is_err() {
             failed.push(first);
         }
     }
@@ -57,4 +57,33 @@ parts! {
     random_operations_6: 5,
     random_operations_7: 6,
     random_operations_8: 7,
+}
+
+#[test]
+fn what_a_bug_would_do_is_noticed() {
+    let sandbox = Sandbox::new("random-damage");
+    for bug in BUGS {
+        let by = (1..=20).find(|&seed| notices(&sandbox, seed, bug));
+        println!("{bug}: noticed by seed {by:?}");
+        assert!(by.is_some(), "{bug} is not noticed");
+    }
+}
+
+#[test]
+#[ignore = "needs ckptbpf-planted, which is ckptbpf built once more: cargo xtask soak"]
+fn planted_bugs_are_found() {
+    let binary = ckptbpf().with_file_name("ckptbpf-planted");
+    for bug in BUGS {
+        let found = (0..200 / TOGETHER).find_map(|job| {
+            let first = 1 + job * TOGETHER;
+            let seeds: Vec<u64> = (first..first + TOGETHER).collect();
+            let environment = vec![("CKPTBPF_PLANT".to_owned(), (*bug).to_owned())];
+            let tool = Tool { binary: binary.clone(), environment };
+            let name = format!("planted-{bug}-{first}");
+            let panicked = catch_unwind(AssertUnwindSafe(|| run(&name, tool, &seeds, false))).err()?;
+            Some((first, panicked.downcast_ref::<String>().cloned().unwrap_or_default()))
+        });
+        let Some((first, message)) = found else { panic!("{bug} is not found by 200 seeds") };
+        println!("{bug}: found by the job of seed {first}: {message}");
+    }
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::scenario::{stepper, verb, walk, walk_through, walk_until};
-use ckpt_tests::{Cmd, Expected, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -34,6 +34,28 @@ fn killed_job(sandbox: &Sandbox) -> (Cmd, Expected, u64) {
 fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
     assert!(expected.stdout.ends_with(restarted) && !restarted.is_empty(), "not the end of the same output");
     assert_same("the file", &expected.file, &std::fs::read(sandbox.dir().join("f")).unwrap());
+}
+
+#[test]
+fn somebody_looks_at_every_process_during_restarts() {
+    // As ps(1) does: a look at the arguments of a process that has no page there yet makes one, of zeros.
+    let sandbox = Sandbox::new("looked-at");
+    let program = victim_cmd("memory").args(["4", "6", "f", "signal"]);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("0 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    for _ in 0..10 {
+        let look = "while :; do cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ; done > /dev/null 2>&1";
+        sandbox.spawn(look);
+        job.restart_at(from, Mode::Eager, &[]);
+        job.program();
+        job.kill_all();
+    }
+    job.restart_at(from, Mode::Eager, &[]);
+    job.walk().success();
+    let expected = Expected::of(&sandbox, &victim_cmd("memory").args(["4", "6", "f", "-"]), Some("f"));
+    assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
 #[test]

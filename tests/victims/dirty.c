@@ -31,6 +31,7 @@ static const struct row table[] = {
     ROW("none", none),
     ROW("zero", zero),
     ROW("rewritten", rewritten),
+    ROW("guarded", guarded),
     ROW("punched", punched),
     ROW("alias", alias),
     ROW("read", read),

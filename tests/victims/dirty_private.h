@@ -396,6 +396,28 @@ static void zero_verify(void)
     expect("zeros", huge_zeros, 0, 1024, 0);
 }
 
+/* guard pages over changed pages of a private file mapping */
+static char *guarded;
+static void guarded_set_up(void)
+{
+    int fd = file("guarded", 4, 100, 0);
+    guarded = map(NULL, 4, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+    close(fd);
+    put(guarded, 0, 4, 1);
+}
+static void *install(void *argument)
+{
+    int result = madvise(guarded, 4 * PAGE, 102 /* MADV_GUARD_INSTALL */);
+    say(1, "guard pages: %s\n", result == 0 ? "there" : strerror(errno));
+    return argument;
+}
+static void guarded_operate(int step)
+{
+    pthread_t thread;
+    (void)step;
+    CHECK(pthread_create(&thread, NULL, install, NULL) == 0);
+}
+static void guarded_verify(void) {}
 
 /* everything, eight megabytes of it */
 static char *rewritten;

@@ -147,7 +147,7 @@ int main(int argc, char **argv)
     show(area[4], 40);
 
     act("\nfork");
-    forked(area[5], area[6], area[10]);
+    forked(area[5], area[6], area[11]);
 
     act("\nrace");
     pthread_t threads[2];

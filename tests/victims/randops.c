@@ -1,10 +1,12 @@
-/* randops SEED STEPS: random operations on memory, descriptors, signals, processes and threads, one a line.
+/* randops SEED STEPS [BUG]: random operations on memory, descriptors, signals, processes and threads, one a line.
  *
  *      root ──order (step)──▶ the process whose turn it is ──answer──▶ root ──line──▶ standard output
  *
  * Which operation step n is, and who does it, follows from the seed and the model of step n - 1, which whoever wants to know
  * makes anew (randops.h). Beside this, threads and children of their own go on without being asked. Before step n the program
- * waits as long as there is a file stop-n. */
+ * waits as long as there is a file stop-n. BUG: what one of ckptbpf's would have done to it happens halfway
+ * (randops_damage.h), and is to be found. */
+#include "randops_damage.h"
 #include "randops_tasks.h"
 
 static int orders[PROCESSES][2], answers[2];
@@ -33,7 +35,7 @@ static const struct row ROWS[] = {
     {"free", 3, choose_free, apply_free, perform_advice},
     {"remove", 4, choose_remove, apply_remove, perform_advice},
     {"flag", 4, choose_flag, apply_flag, perform_advice},
-    {"guard", 4, choose_guard, apply_guard, perform_advice},
+    {"guard", 4, choose_guard, apply_guard, perform_guard},
     {"populate", 3, choose_populate, apply_populate, perform_advice},
     {"cold", 2, choose_cold, apply_nothing, perform_advice},
     {"open", 6, choose_open, apply_open, perform_open},
@@ -226,13 +228,16 @@ static void end_all(void)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 3);
+    CHECK(argc >= 3);
     seed = atol(argv[1]);
     int steps = atoi(argv[2]);
+    const char *bug = argc > 3 ? argv[3] : NULL;
     set_up();
     for (int step = 1; step <= steps; step++) {
         wait_at(step);
         make_model(&now, step);
+        if (bug && step > steps / 2 && damage(&now, bug))
+            bug = NULL;
         struct op op = operation(&now);
         uint64_t result = order(op.actor, step);
         say(1, "%d %s by %d.%d of %d %d: %016lx\n", step, op.row->name, op.actor, op.thread, op.from, op.count, result);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use crate::cmd::step;
+use crate::cmd::{self, cargo, step};
 use crate::counts::Counts;
 use crate::load::Load;
 use crate::{setup, test};
@@ -15,11 +15,12 @@ const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
 /// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
-/// MiB; a restart from every generation of a gigabyte; kills before single system calls.
+/// MiB; a restart from every generation of a gigabyte; kills before single system calls; seeds of random operations.
 const FULL_SIZE: &[(&str, &str)] = &[
     ("CKPTBPF_LAZY_KILLS", "200"),
     ("CKPTBPF_LAZY_MIB", "1024"),
     ("CKPTBPF_EVERY_GENERATION", "1"),
+    ("CKPTBPF_RANDOM_SEEDS", "10000"),
     ("CKPTBPF_KILLS", "100"),
 ];
 
@@ -42,6 +43,9 @@ pub fn run(args: &Args) -> Result<()> {
     step("setup");
     setup::run(&setup::Args::default())?;
     test::build()?;
+    if args.filters.is_empty() {
+        planted_bugs()?;
+    }
     let begin = Instant::now();
     let load = if args.busy { Some(Load::begin()?) } else { None };
     let mut total = Counts::default();
@@ -74,6 +78,16 @@ pub fn run(args: &Args) -> Result<()> {
     let busy = if args.busy { " beside a load" } else { "" };
     println!("\nsoak: {tests} tests x {rounds} rounds = {runs} runs{busy}, {} s", begin.elapsed().as_secs());
     test::conclude(&total)
+}
+
+/// Builds ckptbpf with bugs in it, under another name, and has the random operations find each of them.
+fn planted_bugs() -> Result<()> {
+    step("planted bugs");
+    let build =
+        ["build", "--release", "-p", "ckpt-user", "--features", "planted-bugs", "--bin", "ckptbpf-planted"];
+    cmd::run(&mut cargo(&build))?;
+    let test = ["test", "--release", "-p", "ckpt-tests", "--test", "random_ops", "--"];
+    cmd::run(cargo(&test).args(["--ignored", "--nocapture", "planted_bugs_are_found"]))
 }
 
 /// The part of a test's name that selects it: `ckpt-tests::file function`, `crate::module::function`.

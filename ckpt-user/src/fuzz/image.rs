@@ -223,6 +223,7 @@ pub mod metadata {
     fn kinds() -> Vec<Object> {
         let path = || b"/tmp/../tmp/out".to_vec();
         let entry = Entry { number: 3, description: 1, events: 1, data: 5 };
+        let message = socket::Message { bytes: vec![1; 3], descriptions: vec![1], sender: None };
         let option = socket::SocketOption { name: 7, value: vec![0; 4] };
         vec![
             Object::File(file::FileRecord { path: path(), size: 9, ..Default::default() }),
@@ -247,7 +248,7 @@ pub mod metadata {
             }),
             Object::Signal(signalfd::SignalRecord { mask: 2 }),
             Object::Socket(socket::SocketRecord {
-                waiting: vec![vec![1; 3]],
+                waiting: vec![message],
                 options: vec![option],
                 ..Default::default()
             }),

@@ -185,19 +185,25 @@ fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) 
         let bytes = &mut buffer[..run.count as usize * 4096];
         reader.read_run(&run, bytes)?;
         let process = &processes[index];
-        place(&process.watch.uffd, run.first_page * 4096, bytes)
+        place(&process.watch.uffd, process.remote.pid(), run.first_page * 4096, bytes)
             .rebuilding(process.record.pid, "its memory")?;
     }
 }
 
 /// Copies `bytes` to `start`, all of them.
-fn place(uffd: &Uffd, start: u64, bytes: &[u8]) -> io::Result<()> {
+///
+/// Somebody may look at the process already, as ps(1) reads the arguments of every process: where it has looked there is a
+/// page of zeros, which is written over. That one counts as changed.
+fn place(uffd: &Uffd, pid: Pid, start: u64, bytes: &[u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match uffd.copy(start + done as u64, &bytes[done..], true, false)? {
             Filled::Bytes(n) => done += n as usize,
             Filled::Busy => std::thread::yield_now(),
-            Filled::Exists => return Err(invalid("a page to fill exists already")),
+            Filled::Exists => {
+                Forced::open(pid)?.write(start + done as u64, &bytes[done..done + 4096])?;
+                done += 4096;
+            }
             Filled::Gone | Filled::Dead => return Err(invalid("the process to fill is gone")),
         }
     }

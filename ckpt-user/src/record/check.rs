@@ -4,7 +4,7 @@
 
 use super::{Image, Process, SharedObject, Thread};
 use crate::memory::vma::{Kind, Pages, Vma};
-use crate::object::{Description, Object, epoll, lock, owner, socket, table};
+use crate::object::{Description, Object, deleted, epoll, inotify, lock, owner, socket, table};
 use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -116,6 +116,11 @@ impl Image {
                     let fits = |e: &epoll::Entry| e.number < DESCRIPTORS && known(e.description);
                     ensure(epoll.entries.iter().all(fits), || "an epoll watches nothing".to_owned())?;
                 }
+                Some(Object::Socket(socket)) => {
+                    let mut carried = socket.waiting.iter().flat_map(|message| &message.descriptions);
+                    let fits = carried.all(|index| known(*index));
+                    ensure(fits, || "a message carries a descriptor of nothing".to_owned())?;
+                }
                 Some(Object::Shared(shared)) => {
                     let has = (shared.object as usize) < self.objects.len();
                     ensure(has, || "a descriptor of memory that is not there".to_owned())?;
@@ -183,6 +188,7 @@ const IMAGE: &[Repeated] = &[
     Repeated(4, size_of::<Description>(), DESCRIPTION),
     Repeated(5, size_of::<SharedObject>(), &[]),
     Repeated(6, size_of::<zombie::Zombie>(), &[]),
+    Repeated(10, size_of::<deleted::DeletedRecord>(), &[]),
     Repeated(20, size_of::<filters::Filter>(), &[]),
 ];
 
@@ -204,7 +210,14 @@ const DESCRIPTION: &[Repeated] = &[
     Repeated(4, size_of::<lock::Lock>(), &[]),
     Repeated(5, size_of::<owner::Signalled>(), &[]),
     once(15, &[Repeated(1, size_of::<epoll::Entry>(), &[])]),
-    once(20, &[Repeated(4, BYTES, &[]), Repeated(6, size_of::<socket::SocketOption>(), &[])]),
+    once(23, &[Repeated(1, size_of::<inotify::Watch>(), &[])]),
+    once(
+        20,
+        &[
+            Repeated(4, size_of::<socket::Message>(), &[]),
+            Repeated(6, size_of::<socket::SocketOption>(), &[]),
+        ],
+    ),
 ];
 
 /// What the elements of `fields` in the message `bytes` take in memory, bytes; as far as it is one, for the decoder says

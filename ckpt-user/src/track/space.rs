@@ -6,6 +6,7 @@ use crate::memory::pages::{self, Scan};
 use crate::memory::runs::PageSet;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Kind, Vma};
+use crate::planted;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{MODE_WP, Uffd};
 use crate::task::proc::ProcDir;
@@ -162,7 +163,10 @@ impl Space {
         let Some(uffd) = &self.uffd else { return Vec::new() };
         let mut foreign = Vec::new();
         let mut unwatched = Vec::new();
-        let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+        let mut private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+        if let (true, Some(held)) = (planted::is("unarmed-mapping"), &self.held) {
+            private.retain(|v| held.saved.contains(v.start / 4096));
+        }
         // Neighbours in one call, all or none of them; then one by one.
         let neighbours = private.chunk_by(|one, next| one.end == next.start);
         let refused = neighbours.filter(|group| {
@@ -194,7 +198,11 @@ impl Space {
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
-        let to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
+        let mut to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
+        if planted::is("skipped-page") && self.held.is_some() {
+            let middle = to_copy.runs().get(to_copy.runs().len() / 2).map(|r| r.start..r.start + 1);
+            to_copy = to_copy.difference(&middle.into_iter().collect());
+        }
         self.handed = self.handed.union(&to_copy);
         self.guards = guards;
         self.pending = Some(populated);
@@ -274,7 +282,8 @@ impl Space {
             saved: populated.union(unfilled),
             zero: no_longer_zero.intersection(&anonymous).union(&zero),
         };
-        Gone { zero, back_to_file }
+        let unless = |bug, pages| if planted::is(bug) { PageSet::new() } else { pages };
+        Gone { zero: unless("lost-zero", zero), back_to_file: unless("lost-back-to-file", back_to_file) }
     }
 
     /// The generation with this checkpoint's pages is durable: nothing is dirty relative to it.
