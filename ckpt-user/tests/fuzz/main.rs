@@ -1,6 +1,8 @@
 //! Every parser of what comes from outside, with damaged inputs: no panic, and no more memory than is stated for an input
 //! of that size. `cargo xtask fuzz` looks for inputs that are worse, and those are kept in `seeds/`.
 
+#![allow(clippy::unwrap_used)]
+
 mod sys;
 
 use ckptbpf::fuzz::{TARGETS, Target};
