@@ -10,6 +10,8 @@ pub mod capture;
 pub mod check;
 pub mod cli;
 pub mod freeze;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod image;
 pub mod job;
 pub mod memory;

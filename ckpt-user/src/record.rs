@@ -1,6 +1,10 @@
 //! The metadata of one checkpoint: everything but the pages. Each part's record stands in the room of its
 //! kernel object; this file only puts them together.
 
+mod check;
+
+pub use check::BadImage;
+
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{Description, deleted::DeletedRecord, memfd::Memfd, table::Descriptor, terminal::Modes};

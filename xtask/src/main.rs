@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cmd;
 mod counts;
 mod demo;
+mod fuzz;
 mod load;
 mod setup;
 mod soak;
@@ -27,6 +28,8 @@ enum Xtask {
     Test(test::Args),
     /// Repeats the integration tests, with --busy beside a load on processor, memory and disk
     Soak(soak::Args),
+    /// Looks for inputs that the parsers cannot bear, by libFuzzer
+    Fuzz(fuzz::Args),
     /// Checks the house rules that no compiler knows
     Tidy,
 }
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Soak(args) => soak::run(&args),
+        Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Tidy => tidy::run(),
     }
 }

@@ -25,6 +25,8 @@ pub fn json(value: &Value) -> io::Result<()> {
 }
 
 /// Columns, as wide as they must be; the last one is not padded. `right`: columns of numbers.
+///
+/// Some of it comes from files that are not trusted: nothing that a terminal acts upon is let through.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -43,7 +45,7 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
             };
             line.push_str(&padded);
         }
-        text.push_str(line.trim_end());
+        text.extend(line.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }));
         text.push('\n');
     }
     text
@@ -100,6 +102,7 @@ mod tests {
         let text =
             table(&[row(&["ID", "KIND", "PAGES"]), row(&["10", "full", "7"]), row(&["9", "é"])], &[0, 2]);
         assert_eq!(text, "ID  KIND  PAGES\n10  full      7\n 9  é\n");
+        assert_eq!(table(&[row(&["a\u{1b}[2J\nb"])], &[]), "a?[2J?b\n");
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Chain {
 
 /// Opens the file of generation `id`, which must say so itself.
 pub(super) fn named(path: &Path, id: GenerationId) -> Result<Generation, ImageError> {
-    let generation = Generation::open(path)?;
+    let generation = Generation::open_in_directory(path)?;
     if generation.header().id != id {
         let what = format!("it says that it is generation {}: was it renamed?", generation.header().id);
         return Err(ImageError::refused(path, Fault::Damaged { section: super::Section::Header, what }));

@@ -43,7 +43,7 @@ pub enum Fault {
         super::FORMAT_VERSION
     )]
     FutureVersion { found: u32 },
-    #[error("needs the feature \"{name}\", which this ckptbpf does not know; use the newer ckptbpf")]
+    #[error("needs the feature {name:?}, which this ckptbpf does not know; use the newer ckptbpf")]
     UnknownFeature { name: String },
     #[error("incomplete: {what}; the copy or the write was cut short")]
     Incomplete { what: String },
@@ -95,6 +95,10 @@ pub enum ImageError {
     NoGenerations { dir: PathBuf },
     #[error("no checkpoint {id} in {dir}: `ckptbpf list {dir}` shows which there are")]
     NoSuchGeneration { dir: PathBuf, id: GenerationId },
+    #[error(
+        "{dir} holds a file with the highest number that there is: move it away, or choose another with -d"
+    )]
+    NoIdLeft { dir: PathBuf },
     #[error("no checkpoint in {dir} can be restarted from:\n  {}", .faults.join("\n  "))]
     AllDamaged { dir: PathBuf, faults: Vec<String> },
     #[error("a compression thread of the image writer ended early; this checkpoint is given up")]

@@ -31,8 +31,17 @@ impl Generation {
     /// # Errors
     /// `Refused` with what is wrong with the file, `Io` when it cannot be opened or read.
     pub fn open(path: &Path) -> Result<Generation, ImageError> {
+        Generation::open_with(path, 0)
+    }
+
+    /// Opens the generation that has this name in a job's directory: not through a symbolic link.
+    pub(super) fn open_in_directory(path: &Path) -> Result<Generation, ImageError> {
+        Generation::open_with(path, libc::O_NOFOLLOW)
+    }
+
+    fn open_with(path: &Path, flags: i32) -> Result<Generation, ImageError> {
         // Without waiting at a FIFO that has the name of a generation.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path);
         Generation::from_file(file.map_err(|error| ImageError::io("open", path, error))?, path)
     }
 
@@ -131,7 +140,8 @@ impl Generation {
 
 /// Reads the header of `path` alone, for a file that does not open.
 pub(super) fn header_of(path: &Path) -> Option<Header> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
     let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
     Bytes { file: &file, path }.header(metadata.len()).ok().map(|(header, _)| header)
 }

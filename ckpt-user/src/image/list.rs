@@ -54,7 +54,8 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, ImageError> {
 /// The id for the next generation in `dir`: one more than the highest there, damaged ones included; 1 at first.
 ///
 /// # Errors
-/// `Io` when the directory cannot be read.
+/// `Io` when the directory cannot be read, `NoIdLeft` when there is no higher number.
 pub fn next_id(dir: &Path) -> Result<GenerationId, ImageError> {
-    Ok(GenerationId(publish::ids(dir)?.last().map_or(1, |last| last.0 + 1)))
+    let last = publish::ids(dir)?.last().map_or(0, |last| last.0);
+    last.checked_add(1).map(GenerationId).ok_or_else(|| ImageError::NoIdLeft { dir: dir.into() })
 }

@@ -25,6 +25,7 @@ mod compress;
 mod error;
 mod fields;
 mod footer;
+pub(crate) mod fuzz;
 mod generation;
 mod header;
 mod index;

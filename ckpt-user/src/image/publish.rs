@@ -188,14 +188,14 @@ pub(super) fn lock_for_reading(file: &File) -> bool {
     !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// Opens and locks a generation in order to delete or replace it; `None` while a reader holds it.
+/// Opens and locks a generation in order to delete or replace it; `None` while a reader holds it, and for a symbolic link,
+/// which is nothing of ours.
 pub(super) fn lock_for_pruning(path: &Path) -> Result<Option<File>, ImageError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| ImageError::io("open", path, error))?;
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
+        opened => opened.map_err(|error| ImageError::io("open", path, error))?,
+    };
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Ok(None),
         _ => Ok(Some(file)),

@@ -18,7 +18,7 @@ use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Su
 use crate::object::Object;
 use crate::page::PagerError;
 use crate::phase::Phase;
-use crate::record::{Image, Process};
+use crate::record::{BadImage, Image, Process};
 use crate::refusal::Refusal;
 use crate::sys::{pidfd, wait};
 use crate::task::iterators::Kernel;
@@ -46,6 +46,8 @@ pub enum CheckpointError {
     Page(#[from] PagerError),
     #[error(transparent)]
     Image(#[from] image::ImageError),
+    #[error(transparent)]
+    Metadata(#[from] BadImage),
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
     #[error("the supervisor is gone")]
@@ -326,6 +328,8 @@ impl Checkpointer {
         let commit = Instant::now();
         let lease = self.lease.clone();
         let check = || lease.check().map_err(|e| e.to_string());
+        // No checkpoint is committed that a restart would refuse.
+        frozen.image.check()?;
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
         self.tracked().committed();
         self.parent = Some(making.id);

@@ -361,7 +361,7 @@ fn answer(client: &mut UnixStream, reply: &Reply) {
 }
 
 /// Reads up to a newline: at most [`LINE_LIMIT`] bytes, within `time` altogether.
-fn read_line(stream: &mut UnixStream, time: Option<Duration>) -> io::Result<Vec<u8>> {
+pub(crate) fn read_line(stream: &mut UnixStream, time: Option<Duration>) -> io::Result<Vec<u8>> {
     let deadline = time.map(|time| Instant::now() + time);
     let mut line = Vec::new();
     let mut block = [0; 512];

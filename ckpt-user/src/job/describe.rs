@@ -1,21 +1,17 @@
 //! What `inspect` shows of a checkpoint's metadata, as JSON for people and programs. Fields are added, never renamed.
 
-use prost::Message;
 use serde_json::{Map, Value, json};
 
 use crate::memory::vma::Kind;
-use crate::record::{Image, Process, Thread};
-
-/// The metadata cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the metadata of this checkpoint cannot be read; was it written by a newer ckptbpf? (ckptbpf --version)"
-)]
-pub struct DescribeError(#[from] prost::DecodeError);
+use crate::object::Description;
+use crate::record::{BadImage, Image, Process, Thread};
 
 /// `tasks`, `memory`, `files`, `shared_memory` and `machine` of a generation's metadata.
-pub fn describe(metadata: &[u8]) -> Result<Value, DescribeError> {
-    let image = Image::decode(metadata)?;
+///
+/// # Errors
+/// The metadata cannot be read. What it says need not be so.
+pub fn describe(metadata: &[u8]) -> Result<Value, BadImage> {
+    let image = Image::read(metadata)?;
     let mut fields = Map::new();
     if let Some(machine) = &image.machine {
         let machine = json!({
@@ -28,7 +24,9 @@ pub fn describe(metadata: &[u8]) -> Result<Value, DescribeError> {
     // The counts of the summary are called `tasks`, too: those are a number, these say which.
     fields.insert("processes".into(), list(image.processes.iter().map(process).collect()));
     fields.insert("memory".into(), list(image.processes.iter().map(memory).collect()));
-    fields.insert("files".into(), list((0..image.descriptions.len()).map(|at| file(&image, at)).collect()));
+    let open = open_as(&image);
+    let files = image.descriptions.iter().zip(&open).map(|(description, open)| file(description, open));
+    fields.insert("files".into(), list(files.collect()));
     let shared =
         image.objects.iter().map(|object| json!({ "space": object.space, "bytes": object.size })).collect();
     fields.insert("shared_memory".into(), list(shared));
@@ -85,10 +83,20 @@ fn memory(process: &Process) -> Value {
     })
 }
 
+/// The descriptors of each description, `process:number`.
+fn open_as(image: &Image) -> Vec<Vec<String>> {
+    let mut open = vec![Vec::new(); image.descriptions.len()];
+    for (process, fd) in image.processes.iter().flat_map(|p| p.descriptors.iter().map(move |fd| (p, fd))) {
+        if let Some(open) = open.get_mut(fd.description as usize) {
+            open.push(format!("{}:{}", process.pid, fd.number));
+        }
+    }
+    open
+}
+
 /// An open file description and the descriptors that refer to it.
-fn file(image: &Image, at: usize) -> Value {
+fn file(description: &Description, open: &[String]) -> Value {
     let mut fields = Map::new();
-    let Some(description) = image.descriptions.get(at) else { return Value::Null };
     // An object is serialised as {"Kind": {fields}}: whatever kinds there are, they are told apart by that.
     if let Ok(Value::Object(object)) = serde_json::to_value(&description.object)
         && let Some((kind, record)) = object.iter().next()
@@ -106,12 +114,7 @@ fn file(image: &Image, at: usize) -> Value {
     fields.insert("position".into(), description.position.into());
     fields.insert("flags".into(), format!("{:#o}", description.flags).into());
     fields.insert("standard_stream".into(), description.standard.into());
-    let open = image.processes.iter().flat_map(|process| {
-        let here =
-            process.descriptors.iter().filter(|fd| usize::try_from(fd.description).is_ok_and(|it| it == at));
-        here.map(|fd| format!("{}:{}", process.pid, fd.number))
-    });
-    fields.insert("open_as".into(), open.collect::<Vec<_>>().into());
+    fields.insert("open_as".into(), open.into());
     Value::Object(fields)
 }
 
@@ -123,7 +126,8 @@ fn text(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::memory::vma::Vma;
-    use crate::object::{Description, Object, file::FileRecord, table::Descriptor};
+    use crate::object::{Object, file::FileRecord, table::Descriptor};
+    use prost::Message;
 
     #[test]
     fn tasks_memory_and_files_are_shown() {

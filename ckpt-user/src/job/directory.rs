@@ -177,10 +177,11 @@ pub fn resolve_here(given: Option<&Path>, program: &OsStr) -> PathBuf {
     resolve(given, std::env::var_os("CKPTBPF_DIR").as_deref(), program)
 }
 
-/// The generation that a file name stands for: at least six digits, `.ckpt`.
+/// The generation that a file name stands for: six digits, more only where it takes them, `.ckpt`.
 pub fn generation_of(name: &[u8]) -> Option<u64> {
     let digits = name.strip_suffix(b".ckpt")?;
-    if digits.len() < 6 || !digits.iter().all(u8::is_ascii_digit) {
+    let is_padded = digits.len() == 6 || (digits.len() > 6 && digits[0] != b'0');
+    if !is_padded || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|id| *id > 0)
@@ -305,8 +306,9 @@ impl JobDir {
         let beside = ["job.json", "events.jsonl", "events.jsonl.1", "cut"];
         moving.extend(names.iter().filter(|name| beside.iter().any(|known| **name == **known)));
         let old =
-            names.iter().filter_map(|name| name.to_str()?.strip_prefix("old-")?.parse::<u64>().ok()).max();
-        let target = format!("old-{}", old.unwrap_or(0) + 1);
+            names.iter().filter_map(|name| name.to_str()?.strip_prefix("old-")?.parse::<u32>().ok()).max();
+        // In 64 bits there is always a next one.
+        let target = format!("old-{}", old.map_or(1, |old| u64::from(old) + 1));
         mkdirat(&self.fd, target.as_str(), Mode::S_IRWXU)
             .map_err(|errno| self.io("make old-N in it", errno))?;
         let into = open_at(&self.fd, OsStr::new(&target), OFlag::O_DIRECTORY | OFlag::O_RDONLY)
@@ -360,6 +362,20 @@ impl JobDir {
         let _as = self.assume()?;
         let opened = open_at(&self.fd, OsStr::new(name), flags);
         opened.map(File::from).map_err(|error| self.io("open a file in it", error))
+    }
+
+    /// Makes a file in the directory `below` in it, and that where it is not there; never through a symbolic link.
+    pub fn create_below(&self, below: &str, name: &str) -> Result<File, DirectoryError> {
+        let _as = self.assume()?;
+        match mkdirat(&self.fd, below, Mode::S_IRWXU) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(errno) => return Err(self.io("make a directory in it", errno)),
+        }
+        let opened =
+            open_at(&self.fd, OsStr::new(below), OFlag::O_DIRECTORY | OFlag::O_RDONLY).and_then(|below| {
+                open_at(&below, OsStr::new(name), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)
+            });
+        opened.map(File::from).map_err(|error| self.io("make a file in a directory of it", error))
     }
 
     /// Renames a file within the directory, replacing what has that name.

@@ -23,9 +23,15 @@ fn the_directory_is_the_given_the_environments_or_named_after_the_program() {
 fn only_numbered_files_are_generations() {
     assert_eq!(generation_of(b"000017.ckpt"), Some(17));
     assert_eq!(generation_of(b"1234567.ckpt"), Some(1_234_567));
-    for name in
-        ["17.ckpt", "000017.ckpt.tmp", "00001x.ckpt", "000000.ckpt", ".ckpt", "99999999999999999999999.ckpt"]
-    {
+    for name in [
+        "17.ckpt",
+        "0000017.ckpt",
+        "000017.ckpt.tmp",
+        "00001x.ckpt",
+        "000000.ckpt",
+        ".ckpt",
+        "99999999999999999999999.ckpt",
+    ] {
         assert_eq!(generation_of(name.as_bytes()), None, "{name}");
     }
 }

@@ -11,7 +11,6 @@ use crate::sys::pidfd;
 use anyhow::{Context, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
 /// What has to be cut before the program runs.
 #[derive(Debug)]
@@ -141,8 +140,6 @@ impl Rollback {
             return self.position_streams();
         }
         let _as_owner = owner.assume()?;
-        let kept = dir.proc_path().join("cut");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&kept)?;
         let mut opened = Vec::new();
         for (record, _) in &self.cuts {
             let path = record.path();
@@ -150,12 +147,7 @@ impl Rollback {
             let mut file = file.with_context(|| format!("{}: cannot be cut back", path.display()))?;
             file.seek(SeekFrom::Start(record.size))?;
             let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
-            let mut copy = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(kept.join(name))?;
+            let mut copy = dir.create_below("cut", &name)?;
             std::io::copy(&mut file, &mut copy)
                 .with_context(|| format!("{}: cannot keep what is cut", path.display()))?;
             copy.sync_data()?;
@@ -174,4 +166,60 @@ impl Rollback {
 
 fn cut(file: &File, record: &FileRecord) -> anyhow::Result<()> {
     file.set_len(record.size).with_context(|| format!("{}: cannot be cut back", record.path().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    /// A file that has grown, and its record.
+    fn grown(at: &std::path::Path) -> FileRecord {
+        std::fs::write(at, "kept and cut").unwrap();
+        FileRecord { size: 4, ..FileRecord::of(at, &at.metadata().unwrap()) }
+    }
+
+    #[test]
+    fn what_is_cut_stays_in_the_directory_whatever_is_there() {
+        let base = tempfile::tempdir().unwrap();
+        let ids = FsIds::current();
+        let dir = JobDir::create(&base.path().join("job"), &ids).unwrap();
+        let elsewhere = base.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let record = grown(&base.path().join("a"));
+        let plan = || Rollback { cuts: vec![(record.clone(), 12)], streams: Vec::new() };
+        let cut = dir.path().join("cut");
+        // The directory is a link, then the file is one.
+        symlink(&elsewhere, &cut).unwrap();
+        plan().carry_out(&dir, &ids).unwrap_err();
+        std::fs::remove_file(&cut).unwrap();
+        std::fs::create_dir(&cut).unwrap();
+        let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
+        let precious = elsewhere.join("precious");
+        std::fs::write(&precious, "whole").unwrap();
+        symlink(&precious, cut.join(&name)).unwrap();
+        plan().carry_out(&dir, &ids).unwrap_err();
+        assert_eq!(std::fs::read(&precious).unwrap(), b"whole");
+        assert_eq!(std::fs::read(record.path()).unwrap(), b"kept and cut", "nothing is cut that is not kept");
+        std::fs::remove_file(cut.join(&name)).unwrap();
+        plan().carry_out(&dir, &ids).unwrap();
+        assert_eq!(std::fs::read(cut.join(&name)).unwrap(), b" and cut");
+        assert_eq!(std::fs::metadata(cut.join(&name)).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
+        assert_eq!(std::fs::metadata(record.path()).unwrap().size(), 4);
+    }
+
+    #[test]
+    fn no_record_gives_a_name_that_leads_elsewhere() {
+        let base = tempfile::tempdir().unwrap();
+        let ids = FsIds::current();
+        let dir = JobDir::create(&base.path().join("job"), &ids).unwrap();
+        for path in ["../../a", "/a\0b", "", "/proc/self/fd/999999", "job/../a"] {
+            let path = path.as_bytes().to_vec();
+            let record = FileRecord { path, device: u64::MAX, inode: u64::MAX, ..FileRecord::default() };
+            Rollback { cuts: vec![(record, 1)], streams: Vec::new() }.carry_out(&dir, &ids).unwrap_err();
+        }
+        assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

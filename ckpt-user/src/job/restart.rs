@@ -31,7 +31,6 @@ use crate::task::outside;
 use crate::track::space::{Held, Space};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
-use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -66,7 +65,8 @@ fn run_again(
     };
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let newest = chain.newest();
-    let image = Image::decode(newest.metadata()).context("the checkpoint's metadata cannot be understood")?;
+    let image = Image::read(newest.metadata())?;
+    image.check()?;
     let owner = permitted(&image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
     if taken.is_none()
@@ -237,7 +237,7 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     Ok(owner)
 }
 
-fn claimed(credentials: &Credentials) -> Claimed {
+pub(crate) fn claimed(credentials: &Credentials) -> Claimed {
     let gids = credentials.gids.iter().chain(&credentials.groups).copied().collect();
     let capabilities =
         credentials.permitted | credentials.effective | credentials.inheritable | credentials.ambient;

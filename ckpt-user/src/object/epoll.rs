@@ -80,7 +80,7 @@ pub fn capture(seen: &Seen, all: &[(OwnedFd, Seen)]) -> Result<Object, String> {
 
 /// `tfd:       13 events:       19 data: 1122334455667788  pos:0 ino:1 sdev:2` (fs/eventpoll.c, all but tfd in
 /// hexadecimal).
-fn parse(line: &str) -> Option<(u32, u32, u64)> {
+pub(crate) fn parse(line: &str) -> Option<(u32, u32, u64)> {
     let mut words = line.strip_prefix("tfd:")?.split_ascii_whitespace();
     let number = words.next()?.parse().ok()?;
     let events = u32::from_str_radix(words.nth(1)?, 16).ok()?;

@@ -30,12 +30,17 @@ impl Seen {
         let dir = ProcDir::process(pid);
         let target = dir.link(&format!("fd/{number}")).reading(pid, "fd")?;
         let info = dir.text(&format!("fdinfo/{number}")).reading(pid, "fdinfo")?;
+        Ok(Self::of(pid, number, target, info))
+    }
+
+    /// From what its link and its fdinfo say.
+    pub(crate) fn of(pid: Pid, number: i32, target: PathBuf, info: String) -> (Self, bool) {
         let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
         let position = field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0);
         let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
         let cloexec = libc::O_CLOEXEC as u32;
         let seen = Self { pid, number, target, position, flags: flags & !cloexec, info, carried: None };
-        Ok((seen, flags & cloexec != 0))
+        (seen, flags & cloexec != 0)
     }
 
     /// fdinfo as it is now.

@@ -56,24 +56,26 @@ pub fn capture(seen: &Seen, fd: &OwnedFd) -> Result<Object, String> {
         let (left, interval) = timerfd::get(fd.as_fd()).map_err(|e| e.to_string())?;
         // Only after the call above are all expiries counted.
         let info = seen.fresh_info().map_err(|e| e.to_string())?;
-        let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
-        let number = |name: &str| field(name).and_then(|v| v.parse::<u64>().ok());
-        let (clock, ticks) =
-            number("clockid:").zip(number("ticks:")).ok_or("this kernel does not show timers")?;
-        let flags = field("settime flags:").and_then(|v| i32::from_str_radix(v, 8).ok()).unwrap_or(0);
+        let (clock, ticks, flags) = shown(&info).ok_or("this kernel does not show timers")?;
         let patience = if interval > 0 { OVERDUE } else { OVERDUE_ONCE };
         if left > 0 || ticks > 0 || begun.elapsed() > patience {
             break (left, interval, clock, ticks, flags);
         }
         std::hint::spin_loop();
     };
-    let clock = clock as i32;
     let now = now(clock).map_err(|e| e.to_string())?;
     Ok(Object::Timer(TimerRecord { clock, flags, left, interval, ticks, now }))
 }
 
+/// Clock, expiries and flags, as fdinfo shows them.
+pub(crate) fn shown(info: &str) -> Option<(i32, u64, i32)> {
+    let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+    let flags = field("settime flags:").and_then(|v| i32::from_str_radix(v, 8).ok()).unwrap_or(0);
+    Some((field("clockid:")?.parse().ok()?, field("ticks:")?.parse().ok()?, flags))
+}
+
 /// The arguments of timerfd_settime(2): flags, first expiry. `now` is read from the timer's clock.
-fn first(record: &TimerRecord, now: i64) -> (i32, i64) {
+pub(crate) fn first(record: &TimerRecord, now: i64) -> (i32, i64) {
     if record.ticks > 0 {
         // An expiry in the past is counted at once, all of a periodic timer's since then.
         let since = i64::try_from(record.ticks).unwrap_or(i64::MAX).saturating_mul(record.interval);

@@ -18,6 +18,7 @@ pub fn enter(clocks: Option<&Clocks>) -> io::Result<Option<File>> {
     // What our own namespace adds is part of what clock_gettime says here.
     let own = crate::task::clock::own_offsets()?;
     let now = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+    // No clock of an image is far enough away to overflow (`Image::check`).
     let monotonic = clocks.monotonic - (now(ClockId::CLOCK_MONOTONIC)? - own.0);
     let boottime = clocks.boottime - (now(ClockId::CLOCK_BOOTTIME)? - own.1);
     clone::unshare_time()?;

@@ -64,7 +64,7 @@ fn names(mapped: &[&Vma], remote: &mut Remote) -> io::Result<()> {
 
 /// Whether two neighbours differ in their protection only: mprotect(2) may have split them, and may make them one
 /// again, which mremap(2) needs.
-fn were_one(a: &Vma, b: &Vma) -> bool {
+pub(crate) fn were_one(a: &Vma, b: &Vma) -> bool {
     let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd");
     // Write protection is the tracker's, and comes to all of them.
     let kept = |v: &Vma| v.flags.iter().filter(|f| *f != "uw").cloned().collect::<Vec<_>>();

@@ -104,7 +104,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.
-fn above_all(image: &Image) -> i32 {
+pub(crate) fn above_all(image: &Image) -> i32 {
     let watched = image.descriptions.iter().flat_map(|d| match &d.object {
         Some(object::Object::Epoll(epoll)) => epoll.entries.as_slice(),
         _ => &[],

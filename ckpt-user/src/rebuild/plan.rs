@@ -9,6 +9,8 @@
 //!  Make ─▶ (Make children of the old session) ─▶ Session ─▶ Make the other children ─▶ … ─▶ Group, Group, …
 //! ```
 
+use std::collections::{HashMap, HashSet};
+
 /// One process; ids are those that the program sees, 0 for one outside the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Node {
@@ -46,13 +48,13 @@ pub struct Impossible(pub i32);
 /// Leaders of sessions and groups that are gone: they are made, and end before the program runs.
 pub fn leaders(nodes: &[Node]) -> Vec<Node> {
     let mut all: Vec<Node> = Vec::new();
-    let known = |all: &[Node], pid: i32| pid == 0 || nodes.iter().chain(all).any(|n| n.pid == pid);
+    let mut known: HashSet<i32> = nodes.iter().map(|n| n.pid).chain([0]).collect();
     for node in nodes {
-        if !known(&all, node.session) {
+        if known.insert(node.session) {
             let pid = node.session;
             all.push(Node { pid, parent: 0, group: pid, session: pid });
         }
-        if !known(&all, node.group) {
+        if known.insert(node.group) {
             all.push(Node { pid: node.group, parent: 0, group: node.group, session: node.session });
         }
     }
@@ -64,7 +66,8 @@ pub fn leaders(nodes: &[Node]) -> Vec<Node> {
 /// # Errors
 /// The first process that cannot be made.
 pub fn plan(nodes: &[Node]) -> Result<Vec<Step>, Impossible> {
-    let index = |pid: i32| nodes.iter().position(|n| n.pid == pid);
+    let places = places(nodes);
+    let index = |pid: i32| places.get(&pid).copied();
     let born = births(nodes);
     let mut steps = Vec::with_capacity(nodes.len() * 2);
     // Of each: its session now; `None` while it is not there.
@@ -109,11 +112,17 @@ pub fn plan(nodes: &[Node]) -> Result<Vec<Step>, Impossible> {
     Ok(steps)
 }
 
+/// By id; the first where several have one.
+fn places(nodes: &[Node]) -> HashMap<i32, usize> {
+    nodes.iter().enumerate().rev().map(|(i, n)| (n.pid, i)).collect()
+}
+
 /// The session that each is born in. Only a leader has a choice: the one that its children, born before its setsid,
 /// are in; else its parent's.
 fn births(nodes: &[Node]) -> Vec<i32> {
     let mut born: Vec<i32> = nodes.iter().map(|n| n.session).collect();
-    let index = |pid: i32| nodes.iter().position(|n| n.pid == pid);
+    let places = places(nodes);
+    let index = |pid: i32| places.get(&pid).copied();
     for (i, node) in nodes.iter().enumerate().filter(|(_, n)| n.session == n.pid) {
         born[i] = index(node.parent).map_or(0, |p| nodes[p].session);
     }

@@ -54,6 +54,11 @@ fn offsets(dir: &ProcDir) -> io::Result<(i64, i64)> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
         Err(e) => return Err(e),
     };
+    Ok(parse(&text))
+}
+
+/// What /proc/PID/timens_offsets says of monotonic and boottime, nanoseconds.
+pub(crate) fn parse(text: &str) -> (i64, i64) {
     let line = |name: &str| {
         let words: Vec<i64> = text
             .lines()
@@ -62,7 +67,8 @@ fn offsets(dir: &ProcDir) -> io::Result<(i64, i64)> {
             .split_ascii_whitespace()
             .filter_map(|w| w.parse().ok())
             .collect();
-        words.first().copied().unwrap_or(0) * SECOND + words.get(1).copied().unwrap_or(0)
+        let word = |i: usize| words.get(i).copied().unwrap_or(0);
+        word(0).saturating_mul(SECOND).saturating_add(word(1))
     };
-    Ok((line("monotonic"), line("boottime")))
+    (line("monotonic"), line("boottime"))
 }

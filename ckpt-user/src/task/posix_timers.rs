@@ -75,7 +75,7 @@ pub fn shown(pid: Pid, threads: &[Pid]) -> Result<Vec<PosixTimer>, Refusal> {
 }
 
 /// Entries of four lines, ascending by id.
-fn parse(text: &str) -> Option<Vec<PosixTimer>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<PosixTimer>> {
     let mut timers: Vec<PosixTimer> = Vec::new();
     for line in text.lines() {
         let (name, value) = line.split_once(':')?;
@@ -149,7 +149,7 @@ pub fn rebuild(timers: &[PosixTimer], remote: &mut Remote, shift: Shift) -> io::
 }
 
 /// When it rings first: an absolute time, or one from now on; 0 never.
-fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
+pub(crate) fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
     if !timer.due {
         return (false, timer.left);
     }
@@ -158,7 +158,8 @@ fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
         clock => shift.now(clock),
     };
     // A ring that is just over, so that the later ones come when they would have come.
-    let last = now.map(|now| now + timer.left as i64 - timer.interval as i64);
+    let ns = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+    let last = now.map(|now| now.saturating_add(ns(timer.left)).saturating_sub(ns(timer.interval)));
     match last.filter(|&t| timer.interval != 0 && t > 0) {
         Some(last) => (true, last as u64),
         None => (false, 1),

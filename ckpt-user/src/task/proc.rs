@@ -55,7 +55,7 @@ impl ProcDir {
     }
 
     pub fn status(&self) -> io::Result<Status> {
-        self.text("status").map(Status)
+        self.text("status").map(Status::of)
     }
 
     pub fn stat(&self) -> io::Result<Stat> {
@@ -87,6 +87,11 @@ fn invalid(what: &str) -> io::Error {
 pub struct Status(String);
 
 impl Status {
+    /// Of the file's text.
+    pub(crate) fn of(text: String) -> Self {
+        Self(text)
+    }
+
     pub fn field(&self, name: &str) -> Option<&str> {
         self.0.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     }

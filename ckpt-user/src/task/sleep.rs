@@ -72,7 +72,7 @@ fn number_of(regs: &Regs, memory: &Forced) -> Option<u32> {
         return u32::try_from(regs.orig_rax).ok();
     }
     let mut code = [0; 7];
-    memory.read(regs.rip - 7, &mut code).ok()?;
+    memory.read(regs.rip.wrapping_sub(7), &mut code).ok()?;
     match code {
         // mov eax, imm32; syscall
         [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u32::from_le_bytes([a, b, c, d])),
@@ -95,7 +95,12 @@ fn reported_rest(regs: &Regs, number: u32, memory: &Forced, shift: Shift) -> Opt
     memory.read(rest_at, rest.as_flattened_mut()).ok()?;
     let [seconds, nanoseconds] = rest.map(i64::from_le_bytes);
     let left = seconds.checked_mul(SECOND)?.checked_add(nanoseconds)?;
-    Some(Sleep { number: CLOCK_NANOSLEEP, clock, expires: Some(shift.now(clock)? + left), rest_at })
+    Some(Sleep {
+        number: CLOCK_NANOSLEEP,
+        clock,
+        expires: Some(shift.now(clock)?.saturating_add(left)),
+        rest_at,
+    })
 }
 
 /// Puts `remote` to the same sleep, where that can be done, and returns the registers to go on with. `shift` is
@@ -146,7 +151,7 @@ fn shortened(sleep: &Sleep, regs: &Regs, left: i64, remote: &mut Remote) -> io::
 }
 
 fn again(regs: Regs, number: u32) -> Regs {
-    Regs { rax: u64::from(number), orig_rax: u64::MAX, rip: regs.rip - 2, ..regs }
+    Regs { rax: u64::from(number), orig_rax: u64::MAX, rip: regs.rip.wrapping_sub(2), ..regs }
 }
 
 fn over(regs: Regs, result: i64) -> Regs {

@@ -204,3 +204,26 @@ fn two_thousand_mutated_images_cause_no_panic() {
         exercise(copy.path());
     }
 }
+
+#[test]
+fn a_name_that_is_a_link_is_no_generation() {
+    let (dir, elsewhere) = (scratch(), scratch());
+    three_generations(dir.path());
+    let path = dir.path().join("000003.ckpt");
+    let moved = elsewhere.path().join("000003.ckpt");
+    std::fs::rename(&path, &moved).unwrap();
+    let good = std::fs::read(&moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &path).unwrap();
+    expect_fallback(dir.path(), "a link");
+    prune(dir.path(), 1, &[], || Ok(())).unwrap();
+    assert_eq!(std::fs::read(&moved).unwrap(), good);
+    assert!(Generation::open(&path).is_ok(), "who names the file itself means what it leads to");
+}
+
+#[test]
+fn the_highest_number_has_no_next_one() {
+    let dir = scratch();
+    std::fs::write(dir.path().join(format!("{}.ckpt", u64::MAX)), "").unwrap();
+    let error = super::super::next_id(dir.path()).unwrap_err();
+    assert!(matches!(error, ImageError::NoIdLeft { .. }), "{error}");
+}

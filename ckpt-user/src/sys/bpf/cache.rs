@@ -72,7 +72,7 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Every field, no other one, each with a value that a kernel could have.
-fn parse(text: &[u8]) -> Option<Offsets> {
+pub(super) fn parse(text: &[u8]) -> Option<Offsets> {
     let known: BTreeMap<String, u32> = serde_json::from_slice(text).ok()?;
     let valid = known.len() == FIELDS.len()
         && FIELDS

@@ -53,7 +53,14 @@ pub(super) fn rows<T: FromBytes>(program: BorrowedFd<'_>, process: Option<u32>) 
     let link = link(program, process)?;
     let attribute = IterCreate { link: number(&link)?, flags: 0 };
     let stream = bpf(BPF_ITER_CREATE, &attribute)?;
-    let bytes = read_all(File::from(stream))?;
+    of_bytes(&read_all(File::from(stream))?)
+}
+
+/// The rows that an iterator has written.
+///
+/// # Errors
+/// `InvalidData` for a row that is cut short.
+pub(super) fn of_bytes<T: FromBytes>(bytes: &[u8]) -> io::Result<Vec<T>> {
     let chunks = bytes.chunks_exact(size_of::<T>());
     if !chunks.remainder().is_empty() {
         return Err(io::ErrorKind::InvalidData.into());

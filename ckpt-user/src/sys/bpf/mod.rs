@@ -16,6 +16,7 @@ mod btf;
 mod cache;
 mod events;
 mod fields;
+pub(crate) mod fuzz;
 mod handle;
 mod iterators;
 mod loader;
