@@ -31,6 +31,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),
     ("settings", "settings.c", THREADS),
+    ("invisible", "invisible.c", THREADS),
     ("seccomp", "seccomp.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),

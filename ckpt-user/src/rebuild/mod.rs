@@ -96,11 +96,11 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         .into_iter()
         .map(|one| process::complete(one, image, &objects, &mut joined))
         .collect::<Result<Vec<_>, RebuildError>>()?;
-    late::at_last(image, &mut processes, &objects)?;
     for thread in processes.iter_mut().flat_map(|p| &mut p.threads) {
         let pid = thread.pid();
         joined.close(pid, thread).rebuilding(pid.as_raw(), "its session keyring")?;
     }
+    late::at_last(image, &mut processes, &objects)?;
     Ok(Rebuilt { processes, root, pager, shared: objects.restored })
 }
 

@@ -288,6 +288,7 @@ impl Injector<'_> {
             locks_to_come: None,
             segments: segments > 0,
             futex_slots: None,
+            locks_to_come: None,
         };
         Ok((state, thread))
     }

@@ -45,6 +45,11 @@ pub fn verb<A: AsRef<std::ffi::OsStr>>(verb: &str, args: impl IntoIterator<Item 
     Cmd::new(ckptbpf()).arg(verb).args(args)
 }
 
+/// The program of the directory's job, if somebody supervises it.
+pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+    Tool::default().supervised(sandbox, dir)
+}
+
 /// The binary of a job's commands, and what they find in their environment.
 #[derive(Debug, Clone)]
 pub struct Tool {
@@ -63,16 +68,11 @@ impl Tool {
         let cmd = Cmd::new(&self.binary).arg(verb).args(args);
         self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
     }
-}
 
-/// The program of the directory's job, if somebody supervises it.
-pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
-    supervised_by(sandbox, &Tool::default(), dir)
-}
-
-fn supervised_by(sandbox: &Sandbox, tool: &Tool, dir: &Path) -> Option<i32> {
-    let status = sandbox.run(tool.verb("status", ["--json"]).arg(dir));
-    (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
+    fn supervised(&self, sandbox: &Sandbox, dir: &Path) -> Option<i32> {
+        let status = sandbox.run(self.verb("status", ["--json"]).arg(dir));
+        (status.code() == 0).then(|| listing::supervised_pid(&status.stdout)).flatten()
+    }
 }
 
 /// Eager or lazy restart.
@@ -193,7 +193,7 @@ impl<'b> Job<'b> {
         self.sandbox.wait_for("status to know the job", PATIENCE, || {
             let running = self.running();
             assert!(!running.has_ended(), "the job ended at once: {}", running.stderr());
-            pid = supervised_by(self.sandbox, &self.tool, &self.dir);
+            pid = self.tool.supervised(self.sandbox, &self.dir);
             pid.is_some()
         });
         pid.expect("waited for")

@@ -1,0 +1,199 @@
+//! What a program can find out about itself is the same after a checkpoint, and after restarts, but for what
+//! docs/invisible.md lists: the test reads the lists there.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ckpt_tests::scenario::Mode;
+use ckpt_tests::{Job, Sandbox, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// What the program has told: by place (`smaps 7f…-7f…:Rss`), the value there.
+type Told = BTreeMap<Place, String>;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// As docs/invisible.md has it: `smaps:Rss`.
+    kind: String,
+    /// Which thread, mapping, descriptor or timer, and which line of those that are called the same.
+    which: String,
+}
+
+/// Names of the fields of /proc/PID/stat from the third on (proc_pid_stat(5)).
+const STAT: &str = "state ppid pgrp session tty_nr tpgid flags minflt cminflt majflt cmajflt utime stime cutime cstime \
+    priority nice num_threads itrealvalue starttime vsize rss rsslim startcode endcode startstack kstkesp kstkeip signal \
+    blocked sigignore sigcatch wchan nswap cnswap exit_signal processor rt_priority policy delayacct_blkio_ticks guest_time \
+    cguest_time start_data end_data start_brk arg_start arg_end env_start env_end exit_code";
+const STATM: &str = "size resident shared text lib data dt";
+const MAPS: &str = "- permissions offset device inode name";
+/// Files of lines `name: value`; others are one value.
+const BY_LINE: [&str; 10] =
+    ["arch_status", "call", "fd", "fdinfo", "io", "ksm_stat", "sched", "smaps", "status", "timers"];
+
+/// Where each mapping begins, and where it ends. One that goes on where another of the same file ends, and that is alike but
+/// for having been written to, is a part of that: a restart makes one of the two.
+fn bounds(maps: &str) -> BTreeMap<&str, &str> {
+    let number = |hex: &str| u64::from_str_radix(hex, 16).unwrap();
+    let mut found = BTreeMap::new();
+    let mut before: Option<(&str, Vec<&str>)> = None;
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (start, end) = words[0].split_once('-').unwrap();
+        let goes_on = before.as_ref().filter(|(_, last)| {
+            let (from, to) = last[0].split_once('-').unwrap();
+            let follows = number(last[2]) + number(to) - number(from) == number(words[2]);
+            to == start && follows && words[4] != "0" && [1, 3, 4].into_iter().all(|i| last[i] == words[i])
+        });
+        let first = goes_on.map_or(start, |(first, _)| first);
+        found.insert(first, end);
+        before = Some((first, words));
+    }
+    found
+}
+
+fn parse(text: &str) -> Told {
+    let mut told = Told::new();
+    let maps = text.split("== maps\n").nth(1).and_then(|rest| rest.split("\n==").next()).unwrap();
+    let bounds = bounds(maps);
+    let is_new = |line: &&str| bounds.contains_key(line.split(['-', ' ']).next().unwrap());
+    for section in text.split("== ").skip(1) {
+        let (name, body) = section.split_once('\n').unwrap();
+        let parts: Vec<&str> = name.split('/').collect();
+        let (file, mut which) = match parts[..] {
+            ["task", thread, file] => (file, format!("thread {thread}")),
+            [folder @ ("fd" | "fdinfo"), number] => (folder, format!("descriptor {number}")),
+            _ => (name, String::new()),
+        };
+        let mut put = |field: &str, which: &str, value: &str| {
+            let kind = if field.is_empty() { file.to_owned() } else { format!("{file}:{field}") };
+            let mut place = Place { kind, which: which.to_owned() };
+            while told.contains_key(&place) {
+                place.which.push('+');
+            }
+            told.insert(place, value.trim().to_owned());
+        };
+        let mut columns = |names: &str, which: &str, line: &str| {
+            for (name, value) in names.split_ascii_whitespace().zip(line.split_ascii_whitespace()) {
+                if name != "-" {
+                    put(name, which, value);
+                }
+            }
+        };
+        match file {
+            "stat" => columns(STAT, &which, body.rsplit_once(") ").unwrap().1),
+            "statm" => columns(STATM, &which, body),
+            "maps" | "numa_maps" => {
+                let names = if file == "maps" { MAPS } else { "start policy pages" };
+                for line in body.lines().filter(is_new) {
+                    let start = line.split(['-', ' ']).next().unwrap();
+                    columns(names, start, line);
+                    columns("end", start, bounds[start]);
+                }
+            }
+            _ if BY_LINE.contains(&file) => {
+                let mut is_one = true;
+                for line in body.lines() {
+                    let Some((field, value)) = line.split_once(':') else { continue };
+                    let is_mapping = file == "smaps" && field.contains(' ');
+                    if is_mapping {
+                        which = line.split('-').next().unwrap_or_default().to_owned();
+                        is_one = is_new(&line);
+                    } else if !is_one || (file, field) == ("smaps", "Size") {
+                        // The size is that between the bounds.
+                    } else if (file, field) == ("timers", "ID") {
+                        which = format!("timer{value}");
+                    } else if field == "VmFlags" {
+                        // Said by itself: all mappings that ckptbpf watches have it.
+                        let (watched, others): (Vec<&str>, Vec<&str>) =
+                            value.split_ascii_whitespace().partition(|flag| *flag == "uw");
+                        put(field, &which, &others.join(" "));
+                        put("VmFlags uw", &which, &watched.join(" "));
+                    } else {
+                        put(field.trim(), &which, value);
+                    }
+                }
+            }
+            _ => put("", &which, body),
+        }
+    }
+    told
+}
+
+/// The kinds in the first column of the table below `heading`.
+fn listed(heading: &str) -> BTreeSet<String> {
+    let page = include_str!("../../docs/invisible.md");
+    let section =
+        page.split("\n## ").find(|s| s.starts_with(heading)).expect("a section of docs/invisible.md");
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// Whether the list has it; a star there stands for the rest of a name.
+fn has(list: &BTreeSet<String>, kind: &str) -> bool {
+    let stands_for = |entry: &String| entry.strip_suffix('*').is_some_and(|begin| kind.starts_with(begin));
+    list.contains(kind) || list.iter().any(stands_for)
+}
+
+/// Fails with all places that differ and are not listed, and with what is listed and is no kind at all.
+fn compare(what: &str, before: &Told, after: &Told, list: &BTreeSet<String>) {
+    let mut wrong = Vec::new();
+    for place in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (was, is) = (before.get(place), after.get(place));
+        if was != is && !has(list, &place.kind) {
+            wrong.push(format!("{} ({}): {was:?} is {is:?}", place.kind, place.which));
+        }
+    }
+    let files: BTreeSet<&str> = before.keys().map(|p| p.kind.split(':').next().unwrap()).collect();
+    for kind in list.iter().filter(|kind| files.contains(kind.split(':').next().unwrap())) {
+        if !before.keys().any(|place| has(&BTreeSet::from([kind.clone()]), &place.kind)) {
+            wrong.push(format!("{kind} is in docs/invisible.md, and nowhere else"));
+        }
+    }
+    assert!(wrong.is_empty(), "{what}:\n{}", wrong.join("\n"));
+}
+
+fn ask(sandbox: &Sandbox, job: &Job, number: u32) -> Told {
+    let answer = sandbox.dir().join(format!("told-{number}"));
+    std::fs::write(sandbox.dir().join(format!("ask-{number}")), "").unwrap();
+    sandbox.wait_for("the program to tell", SOON, || {
+        assert!(!job.running().has_ended(), "{}", job.running().stderr());
+        answer.is_file()
+    });
+    parse(&std::fs::read_to_string(&answer).unwrap())
+}
+
+fn forget(sandbox: &Sandbox, number: u32) {
+    for name in ["ask", "told"] {
+        let _ = std::fs::remove_file(sandbox.dir().join(format!("{name}-{number}")));
+    }
+}
+
+#[test]
+fn what_a_program_sees_of_itself_is_the_same_but_for_a_list() {
+    let (checkpoint, restart) = (listed("After a checkpoint"), listed("After a restart"));
+    assert!(checkpoint.is_subset(&restart), "{:?}", checkpoint.difference(&restart));
+    let sandbox = Sandbox::new("invisible");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("invisible"));
+    let first = ask(&sandbox, &job, 1);
+    assert!(first.len() > 1000, "{} places", first.len());
+    job.checkpoint();
+    compare("after the first checkpoint", &first, &ask(&sandbox, &job, 2), &checkpoint);
+    let mut number = 2;
+    for mode in [Mode::Eager, Mode::Lazy, Mode::Eager, Mode::Lazy] {
+        job.kill_all();
+        forget(&sandbox, number);
+        job.restart(mode, &[]);
+        job.program();
+        let then = ask(&sandbox, &job, number);
+        compare(&format!("after restart {mode:?}"), &first, &then, &restart);
+        job.checkpoint();
+        number += 1;
+        compare("after a checkpoint of a restarted one", &then, &ask(&sandbox, &job, number), &checkpoint);
+    }
+    std::fs::write(sandbox.dir().join("end"), "").unwrap();
+    job.kill_all();
+}
