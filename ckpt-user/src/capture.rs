@@ -2,7 +2,7 @@
 
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
-use crate::memory::{self, policy, vdso};
+use crate::memory::{self, policy, sysv, vdso};
 use crate::object::table;
 use crate::object::terminal::Modes;
 use crate::planted;
@@ -68,7 +68,8 @@ pub fn capture(
         smaps += u64::from(known.is_none());
         let mappings = || memory::capture::capture(process.pid, known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
-        let mut record = capture_process(process, mappings, hidden, &mut filters, &mut injected)?;
+        let found = (&mut objects, &mut filters);
+        let mut record = capture_process(process, mappings, hidden, found, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             vdso_print =
@@ -77,6 +78,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
@@ -90,6 +92,7 @@ pub fn capture(
         foreground,
         ended: None,
         terminal,
+        deleted: objects.deleted,
         filters: filters.filters,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
@@ -103,7 +106,7 @@ fn capture_process(
     process: &mut FrozenProcess,
     mut mappings: Vec<memory::vma::Vma>,
     hidden: &Hidden,
-    filters: &mut filters::Found,
+    (objects, filters): (&mut memory::capture::Objects, &mut filters::Found),
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
     let pid = process.pid;
@@ -125,8 +128,9 @@ fn capture_process(
         mappings[index].policy = Some(policy);
     }
     let exe = dir.path("exe");
-    let executable =
-        std::fs::metadata(&exe).and_then(|m| memory::capture::file_of(&exe, &m)).reading(pid, "exe")?;
+    let executable = std::fs::metadata(&exe).reading(pid, "exe")?;
+    let executable = objects.file(&exe, &executable);
+    let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let leader = &process.threads[0];
     let shared =
         leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;

@@ -3,7 +3,7 @@
 
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, memfd::Memfd, table::Descriptor, terminal::Modes};
+use crate::object::{Description, deleted::DeletedRecord, memfd::Memfd, table::Descriptor, terminal::Modes};
 use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
 use crate::task::limits::Limit;
@@ -38,6 +38,9 @@ pub struct Image {
     /// Modes of the terminal, where the program had it.
     #[prost(message, optional, tag = "9")]
     pub terminal: Option<Modes>,
+    /// Files without a name that are mapped or executed; they may be open, too.
+    #[prost(message, repeated, tag = "10")]
+    pub deleted: Vec<DeletedRecord>,
     /// Seccomp filters, each once.
     #[prost(message, repeated, tag = "20")]
     pub filters: Vec<crate::task::filters::Filter>,
@@ -127,6 +130,11 @@ pub struct Process {
 }
 
 impl Image {
+    /// The deleted file with this device and inode.
+    pub fn deleted(&self, identity: (u64, u64)) -> Option<&DeletedRecord> {
+        self.deleted.iter().find(|file| file.identity() == identity)
+    }
+
     /// The tree as [`crate::rebuild::plan`] needs it: processes, zombies, and leaders that are gone.
     pub fn nodes(&self) -> Vec<Node> {
         let living = self.processes.iter().map(|p| Node {
@@ -208,4 +216,10 @@ pub struct SharedObject {
     pub file: Option<MappedFile>,
     #[prost(message, optional, tag = "6")]
     pub memfd: Option<Memfd>,
+    /// Of System V.
+    #[prost(message, optional, tag = "7")]
+    pub segment: Option<crate::memory::sysv::Segment>,
+    /// A file without a name: one of the image's deleted files, by device and inode.
+    #[prost(bool, tag = "8")]
+    pub deleted: bool,
 }

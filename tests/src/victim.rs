@@ -27,6 +27,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("herd", "herd.c", THREADS),
     ("fds", "fds.c", &[]),
     ("unnamed", "unnamed.c", &[]),
+    ("replaced", "replaced.c", &[]),
     ("channels", "channels.c", &[]),
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),

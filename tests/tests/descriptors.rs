@@ -40,6 +40,11 @@ fn pairs_of_sockets() {
 }
 
 #[test]
+fn descriptors_and_names_of_senders_on_their_way() {
+    channels("carried");
+}
+
+#[test]
 fn a_signalfd_watched_by_an_epoll() {
     channels("signalfd");
 }
@@ -78,6 +83,23 @@ fn pidfds_of_processes_threads_and_of_one_that_has_ended() {
 #[test]
 fn files_of_proc_are_opened_with_the_rights_of_who_has_them() {
     handles("files");
+}
+
+#[test]
+fn what_an_inotify_watches() {
+    handles("inotify");
+}
+
+#[test]
+fn leases_are_broken_by_others_alone() {
+    handles("leases");
+}
+
+/// Program, private and shared mappings, one of them open too.
+#[test]
+fn files_that_were_replaced_while_they_are_run_and_mapped() {
+    let program = victim_cmd("replaced").args([".", "300", "4000"]);
+    survive(&Survival { rounds: 4, ..Survival::of("replaced", program) });
 }
 
 #[test]

@@ -70,6 +70,83 @@ fn memory_policies_of_ranges_without_bpf() {
     without_bpf("policies");
 }
 
+/// Ten thousand, of alternating protection.
+#[test]
+fn many_mappings() {
+    survive(&Survival { rounds: 2, ..Survival::of("many", program("many")) });
+    let pages = pages_of_a_delta("many");
+    assert!(pages < 1000, "{pages} pages in a delta, of ten thousand mappings");
+}
+
+/// Two of a terabyte, of which sixteen pages are touched: neither images nor page tables grow with them.
+#[test]
+fn reservations_of_a_terabyte() {
+    kind("sparse");
+    let pages = pages_of_a_delta("sparse");
+    assert!(pages < 200, "{pages} pages in a delta");
+}
+
+/// Of the second of two checkpoints, while the program goes round.
+fn pages_of_a_delta(case: &str) -> u64 {
+    let sandbox = Sandbox::new(&format!("{case}-delta"));
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("memkinds").args([case, "100000", "3000"]));
+    job.running().wait_for_output("\n", Duration::from_secs(30));
+    let full = job.checkpoint();
+    assert!(full.kind == "full" && full.pages < 12_000, "{full:?}");
+    let delta = job.checkpoint();
+    job.kill_all();
+    assert_eq!(delta.kind, "delta");
+    delta.pages
+}
+
+/// Under a key and without one, removed and not, attached twice, by two processes, read-only; ids, keys and owners stay.
+#[test]
+fn system_v_memory() {
+    kind("sysv");
+}
+
+/// A segment is not taken from whoever has it, nor a key.
+#[test]
+fn a_segment_that_somebody_has_is_refused_at_restart_by_name() {
+    const PROGRAM: &str = "import ctypes, signal, sys
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+key, act = 0x77, sys.argv[1]
+if act == 'other':
+    libc.shmctl(libc.shmget(key, 0, 0), 0, None)
+id = libc.shmget(key, 8192, 0o1600)
+at = libc.shmat(id, None, 0)
+ctypes.c_char.from_address(at).value = b'a'
+print('made', flush=True)
+signal.sigwait([signal.SIGUSR1])
+print(ctypes.c_char.from_address(at).value.decode(), libc.shmget(key, 0, 0) == id, flush=True)
+libc.shmctl(id, 0, None)
+";
+    const SOON: Duration = Duration::from_secs(30);
+    let sandbox = Sandbox::new("segment-taken");
+    let python = |act: &str| Cmd::new("/usr/bin/python3").args(["-c", PROGRAM, act]);
+    let mut job = Job::launch(&sandbox, &[], &python("program"));
+    job.running().wait_for_output("made", SOON);
+    job.checkpoint();
+    job.kill_all();
+    for (act, reason) in
+        [("attach", "somebody has attached it"), ("other", "its key 0x77 is that of segment")]
+    {
+        let other = sandbox.spawn(python(act));
+        other.wait_for_output("made", SOON);
+        let said = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+        assert!(said.contains("System V segment") && said.contains(reason), "{said}");
+        other.kill(nix::sys::signal::Signal::SIGUSR1);
+        // What the other has is as it was.
+        assert!(other.wait(SOON).success().stdout_text().ends_with("a True\n"));
+    }
+    job.restart(Mode::Eager, &[]);
+    sandbox.wait_for("it to run", SOON, || job.running().stderr().is_empty() && job.program() > 0);
+    job.signal(nix::sys::signal::Signal::SIGUSR1);
+    assert!(job.wait(SOON).success().stdout_text().ends_with("a True\n"));
+}
+
 /// Which no call tells: BPF has seen it before the restart and after it.
 #[test]
 fn the_home_node_of_a_range() {

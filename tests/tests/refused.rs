@@ -122,14 +122,16 @@ macro_rules! rows {
 }
 
 rows! {
+    a_file_of_proc_on_its_way: "global keep\nkeep = socket.socketpair(), open('/proc/self/stat')\nsocket.send_fds(keep[0][0], [b'x'], [keep[1].fileno()])",
+        "keep[0][0].close(), keep[0][1].close()", ["descriptor ", "/stat is on its way in it"];
+    an_epoll_on_its_way: "global keep\nkeep = socket.socketpair()\nwith select.epoll() as e: socket.send_fds(keep[0], [b'x'], [e.fileno()])",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "waits in a message", "it is open nowhere else"];
+    a_message_of_a_process_that_is_gone: "global keep\nkeep = socket.socketpair()\nkeep[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)\nif not os.fork():\n    keep[0].send(b'x')\n    os._exit(0)\nos.wait()",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "a message of process", "not of the program"];
     a_socket_without_a_peer: "global keep\nkeep = socket.socket(socket.AF_UNIX)", "keep.close()",
         ["descriptor ", "sockets that are not one of a pair cannot be saved yet"];
     a_socket_with_a_name: "global keep\nkeep = socket.socket(socket.AF_UNIX)\nkeep.bind('name')", "keep.close()",
         ["descriptor ", "sockets with an address cannot be saved yet"];
-    descriptors_on_their_way: "global keep\nkeep = socket.socketpair()\nsocket.send_fds(keep[0], [b'x'], [0])",
-        "keep[0].close(), keep[1].close()", ["descriptor ", "SCM_RIGHTS"];
-    messages_that_name_their_sender: "global keep\nkeep = socket.socketpair()\nkeep[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)\nkeep[0].send(b'x')",
-        "keep[0].close(), keep[1].close()", ["descriptor ", "SO_PASSCRED"];
     an_empty_message: "global keep\nkeep = socket.socketpair(type=socket.SOCK_DGRAM)\nkeep[0].send(b'')",
         "keep[0].close(), keep[1].close()", ["descriptor ", "an empty message waits in it"];
     packets_beside_bytes: "global keep\nkeep = os.pipe()\nos.write(keep[1], b'ab')\nfcntl.fcntl(keep[1], fcntl.F_SETFL, os.O_DIRECT)\nos.write(keep[1], b'cd')",
@@ -138,18 +140,20 @@ rows! {
         ["descriptor ", "sockets cannot be saved yet"];
     a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
         ["descriptor ", "/memfd:m", "huge pages"];
-    system_v_memory: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))",
-        "must(libc.shmdt(ctypes.c_void_p(keep)))", ["/SYSV"];
+    a_segment_attached_in_part: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nmust(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))",
+        "must(libc.munmap(ctypes.c_void_p(keep + 4096), ctypes.c_long(4096)))", ["System V segment", "only in part"];
+    bytes_behind_a_segment: "global keep\nid = must(libc.shmget(0, 8000, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nctypes.c_char.from_address(keep + 8100).value = b'x'",
+        "ctypes.c_char.from_address(keep + 8100).value = b'\\0'", ["System V segment", "behind the end"];
     a_file_whose_other_name_is_not_known: "global keep\nos.mkdir('folder')\nkeep = open('folder/lost', 'w')\nos.link('folder/lost', 'other')\nos.unlink('folder/lost')",
         "keep.close()", ["descriptor ", "it has lost its name, and no other one"];
     a_removed_directory: "global keep\nos.mkdir('gone')\nkeep = os.open('gone', os.O_RDONLY)\nos.rmdir('gone')", "os.close(keep)",
         ["descriptor ", "the directory has been removed"];
-    a_lease: "global keep\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)", "keep.close()",
-        ["descriptor ", "leases"];
+    a_lease_that_somebody_waits_for: "global keep\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)\ntry: os.open('leased', os.O_RDONLY | os.O_NONBLOCK)\nexcept BlockingIOError: pass", "keep.close()",
+        ["descriptor ", "somebody waits for its lease"];
     an_owner_outside_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, 1)",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
-    an_inotify: "global keep\nkeep = must(libc.inotify_init())", "os.close(keep)",
-        ["descriptor ", "descriptors of the kind inotify"];
+    events_that_were_not_read: "global keep\nkeep = must(libc.inotify_init())\nmust(libc.inotify_add_watch(keep, b'.', 0x100))\nopen('new', 'w').close()", "os.close(keep)",
+        ["descriptor ", "events wait in it"];
     a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "it names process 1 (pidfd), which is not of the program"];
     a_file_of_a_process: "global keep\nkeep = open('/proc/1/stat')", "keep.close()",
         ["descriptor ", "it is of process 1, which is not of the program"];
@@ -207,4 +211,37 @@ rows! {
     another_execution_domain_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.personality(6)))", "end(keep)",
         ["execution domain"];
     another_execution_domain: "must(libc.personality(6))", "must(libc.personality(0))", ["execution domain"];
+}
+
+/// Of the program itself, and of a child of its.
+#[test]
+fn processes_that_go_on_without_their_first_threads() {
+    const ALONE: &str = "
+import ctypes, os, select, sys, threading
+def steps():
+    for i in range(1 << 30):
+        print('step', i, flush=True)
+        select.select([], [], [], 0.01)
+def alone():
+    threading.Thread(target=steps).start()
+    ctypes.CDLL(None).syscall(60, 0)
+if sys.argv[1] == 'child' and os.fork():
+    os.wait()
+alone()
+";
+    for which in ["itself", "child"] {
+        let sandbox = Sandbox::new("leaderless");
+        let program = Cmd::new("/usr/bin/python3").args(["-c", ALONE, which]);
+        let mut job = Job::launch(&sandbox, &[], &program);
+        job.running().wait_for_output("step 2\n", SOON);
+        sandbox.wait_for("the first thread to end", SOON, || {
+            sandbox.ps().iter().any(|p| p.comm == "python3" && p.state == 'Z')
+        });
+        let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
+        assert!(said.contains("goes on without its first thread"), "{which}: {said}");
+        assert!(job.checkpoints().is_empty(), "{which}: something was written");
+        let now = job.running().stdout().len();
+        sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
+        job.kill_all();
+    }
 }

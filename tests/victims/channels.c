@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -141,6 +142,128 @@ static void pairs_end(void)
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
+static int carrier[2], names[2], slow[2], known, far_end, near_end;
+
+/* Sends bytes with a descriptor, or without one. */
+static void send_with(int in, const void *what, size_t length, int fd)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec part = {(void *)what, length};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = &control, message.msg_controllen = sizeof control;
+        *CMSG_FIRSTHDR(&message) = (struct cmsghdr){CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &fd, sizeof fd);
+    }
+    CHECK(sendmsg(in, &message, 0) == (ssize_t)length);
+}
+
+/* Receives at most that many bytes, with the one descriptor that comes with them, and the process and user that has
+ * sent them. */
+static ssize_t receive_with(int out, void *what, size_t length, int *fd, struct ucred *from)
+{
+    char control[512] __attribute__((aligned(8)));
+    struct iovec part = {what, length};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(out, &message, MSG_DONTWAIT);
+    *fd = -1;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); n >= 0 && c; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_type == SCM_RIGHTS)
+            memcpy(fd, CMSG_DATA(c), sizeof *fd);
+        if (c->cmsg_type == SCM_CREDENTIALS && from)
+            memcpy(from, CMSG_DATA(c), sizeof *from);
+    }
+    return n;
+}
+
+static void carried_begin(void)
+{
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, carrier) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, names) == 0);
+    CHECK(setsockopt(names[1], SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, slow) == 0 && (known = eventfd(5, EFD_NONBLOCK)) >= 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, child_end) == 0 && (child = fork()) >= 0);
+    if (!child) {
+        char c;
+        close(child_end[1]);
+        while (read(child_end[0], &c, 1) == 1) {
+            write_all(names[0], &c, 1);
+            write_all(child_end[0], &c, 1);
+        }
+        _exit(7);
+    }
+    close(child_end[0]);
+    /* A socket that is nowhere but in the queue of another one, with words of its own. */
+    int pair[2], fd;
+    char byte;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    write_all(pair[1], "inside", 6);
+    send_with(slow[0], "s", 1, pair[0]);
+    close(pair[0]), near_end = pair[1];
+    CHECK(receive_with(slow[1], &byte, 1, &fd, NULL) == 1 && fd >= 0);
+    send_with(slow[0], "-", 1, fd);
+    close(fd);
+    far_end = -1;
+}
+
+static uint64_t carried_round(long n)
+{
+    int line[2], fd;
+    struct ucred from = {0};
+    unsigned char byte = n, many[9];
+    CHECK(pipe(line) == 0);
+    write_all(line[1], &n, sizeof n);
+    send_with(carrier[0], &n, sizeof n, n % 3 ? line[0] : known);
+    close(line[0]), close(line[1]);
+    /* By the child and by itself in turn. */
+    write_all(n % 2 ? child_end[1] : names[0], &byte, 1);
+    CHECK(n % 2 == 0 || read(child_end[1], &byte, 1) == 1);
+    long sent, inside = 0;
+    uint64_t sum = 0;
+    if (n > BEHIND) {
+        CHECK(receive_with(carrier[1], &sent, sizeof sent, &fd, NULL) == sizeof sent && sent == n - BEHIND && fd >= 0);
+        if (sent % 3)
+            CHECK(read(fd, &inside, sizeof inside) == sizeof inside && inside == sent && read(fd, &inside, 1) == 0);
+        else
+            CHECK(write(fd, &(uint64_t){n}, 8) == 8 && read(known, &sum, 8) == 8);
+        close(fd);
+        while (receive_with(names[1], &byte, 1, &fd, &from) < 0)
+            CHECK(errno == EAGAIN);
+        CHECK(byte == (unsigned char)sent && from.pid == (sent % 2 ? child : getpid()));
+        sum = mix(mix(sum, from.uid), from.gid);
+    }
+    /* Bytes that bring nothing, and one that does, taken one by one. */
+    if (n % 20 == 7) {
+        write_all(slow[0], "ab", 2);
+        send_with(slow[0], "cd", 2, known);
+        write_all(slow[0], "ef", 2);
+    }
+    if (n > 20 && n % 2 == 0) {
+        ssize_t length = receive_with(slow[1], many, n % 3 ? 1 : 2, &fd, NULL);
+        sum = mix(mix(sum, length), fd >= 0);
+        for (ssize_t i = 0; i < length; i++)
+            sum = mix(sum, many[i]);
+        /* The one that was sent at the beginning. */
+        if (fd >= 0 && far_end < 0)
+            far_end = fd;
+        else
+            close(fd);
+    }
+    return sum;
+}
+
+static void carried_end(void)
+{
+    int status;
+    CHECK(read(far_end, got, 99) == 6 && memcmp(got, "inside", 6) == 0);
+    write_all(far_end, "answer", 6);
+    CHECK(read(near_end, got, 99) == 6 && memcmp(got, "answer", 6) == 0);
+    close(child_end[1]);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
 static int signals, watcher;
 
 static void signalfd_begin(void)
@@ -181,6 +304,7 @@ static const struct {
 } cases[] = {
     {"packets", packets_begin, packets_round, packets_end},
     {"pairs", pairs_begin, pairs_round, pairs_end},
+    {"carried", carried_begin, carried_round, carried_end},
     {"signalfd", signalfd_begin, signalfd_round, signalfd_end},
 };
 

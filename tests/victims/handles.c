@@ -1,4 +1,5 @@
-/* handles CASE DIR ROUNDS PERIOD_US: descriptors that lead to processes, in /proc and beside it. */
+/* handles CASE DIR ROUNDS PERIOD_US: descriptors that lead to processes, in /proc and beside it, and to what others do to
+ * files. */
 #include "victim.h"
 #include <dirent.h>
 #include <fcntl.h>
@@ -6,7 +7,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -270,6 +273,148 @@ static void files_end(void)
     CHECK(pread(status, &c, 1, 0) < 0 && errno == ESRCH);
 }
 
+static int instance, of_folder, of_file, of_once;
+
+static int watch_file(const char *path, uint32_t mask)
+{
+    int watch = inotify_add_watch(instance, path, mask);
+    CHECK(watch > 0);
+    return watch;
+}
+
+static void inotify_begin(void)
+{
+    mkdir("w", 0700), mkdir("w/other", 0700);
+    for (int i = 0; i < 2; i++)
+        CHECK(close(open(i ? "w/once" : "w/f", O_WRONLY | O_CREAT, 0600)) == 0);
+    CHECK((instance = inotify_init1(IN_NONBLOCK)) >= 0 && (watcher = epoll_create1(0)) >= 0);
+    /* Numbers with gaps between them. */
+    for (int i = 0; i < 5; i++)
+        CHECK(inotify_rm_watch(instance, watch_file("w/other", IN_ALL_EVENTS)) == 0);
+    of_folder = watch_file("w", IN_CLOSE_WRITE | IN_ATTRIB | IN_ONLYDIR | IN_EXCL_UNLINK);
+    CHECK(inotify_rm_watch(instance, watch_file("w/other", IN_ALL_EVENTS)) == 0);
+    of_file = watch_file("w/f", IN_MODIFY);
+    of_once = watch_file("w/once", IN_MODIFY | IN_ONESHOT);
+    char events[4096];
+    CHECK(read(instance, events, sizeof events) > 0);
+    watch(instance, 6);
+}
+
+static uint64_t take_events(void)
+{
+    char events[4096] __attribute__((aligned(8)));
+    uint64_t sum = 0;
+    ssize_t length = read(instance, events, sizeof events);
+    CHECK(length > 0 || errno == EAGAIN);
+    for (ssize_t at = 0; at < length;) {
+        const struct inotify_event *event = (void *)(events + at);
+        sum = mix(mix(mix(sum, event->wd), event->mask), event->cookie);
+        for (const char *c = event->name; event->len && *c; c++)
+            sum = mix(sum, *c);
+        at += sizeof *event + event->len;
+    }
+    return sum;
+}
+
+static uint64_t inotify_round(long n)
+{
+    struct epoll_event event;
+    char path[64], text[2048] = "";
+    uint64_t sum = epoll_wait(watcher, &event, 1, 0);
+    /* Events do not wait for long: a checkpoint that finds some is refused. */
+    if (n % 4 == 0) {
+        int fd = open("w/f", O_WRONLY);
+        CHECK(fd >= 0 && pwrite(fd, "x", 1, n % 100) == 1 && close(fd) == 0 && chmod("w/f", n % 8 ? 0600 : 0640) == 0);
+        CHECK(epoll_wait(watcher, &event, 1, 0) == 1 && event.data.u32 == 6);
+        sum = mix(sum, take_events());
+    }
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", instance);
+    int info = open(path, O_RDONLY);
+    CHECK(info >= 0 && read(info, text, sizeof text - 1) > 0 && close(info) == 0);
+    for (char *line = text; (line = strstr(line, "inotify wd:")); line++)
+        sum = mix(mix(sum, strtol(line + 11, NULL, 16)), strtoul(strstr(line, "mask:") + 5, NULL, 16));
+    return mix(sum, fcntl(instance, F_GETFL));
+}
+
+static void inotify_end(void)
+{
+    int fd = open("w/once", O_WRONLY);
+    write_all(fd, "ab", 2);
+    close(fd);
+    say(1, "once %016lx, then %d\n", take_events(), watch_file("w/other", IN_ALL_EVENTS));
+}
+
+static int leased, read_leased, foreign;
+static volatile sig_atomic_t broken;
+
+static void on_break(int signal, siginfo_t *info, void *context)
+{
+    (void)signal, (void)context;
+    broken = info->si_fd == leased;
+}
+
+static unsigned char try_to_open(unsigned char c)
+{
+    int fd = open("leased", O_RDONLY | O_NONBLOCK), again = open("read", O_RDONLY | O_NONBLOCK);
+    c += (fd < 0 && errno == EWOULDBLOCK) + 2 * (again >= 0);
+    close(fd), close(again);
+    return c;
+}
+
+/* Giving a lease up takes its signal away, too. */
+static void lease_anew(void)
+{
+    CHECK(fcntl(leased, F_SETLEASE, F_UNLCK) == 0 && fcntl(leased, F_SETSIG, SIGRTMIN + 1) == 0);
+    CHECK(fcntl(leased, F_SETLEASE, F_WRLCK) == 0);
+}
+
+static void leases_begin(void)
+{
+    struct sigaction action = {.sa_sigaction = on_break, .sa_flags = SA_SIGINFO | SA_RESTART};
+    CHECK(sigaction(SIGRTMIN + 1, &action, NULL) == 0 && pipe(asks) == 0 && pipe(answers) == 0);
+    CHECK(close(open("read", O_WRONLY | O_CREAT, 0600)) == 0);
+    CHECK((leased = open("leased", O_RDWR | O_CREAT, 0600)) >= 0 && (read_leased = open("read", O_RDONLY)) >= 0);
+    CHECK((foreign = open("leased2", O_RDWR | O_CREAT, 0600)) >= 0);
+    CHECK(fcntl(leased, F_SETSIG, SIGRTMIN + 1) == 0 && fcntl(leased, F_SETLEASE, F_WRLCK) == 0);
+    CHECK(fcntl(read_leased, F_SETLEASE, F_RDLCK) == 0);
+    CHECK((child = fork()) >= 0);
+    if (!child) {
+        /* Taken by the child, who tells the parent. */
+        CHECK(fcntl(foreign, F_SETLEASE, F_WRLCK) == 0);
+        serve(try_to_open);
+    }
+    ask(0);
+    while (fcntl(leased, F_GETLEASE) != F_WRLCK)
+        lease_anew();
+}
+
+static uint64_t leases_round(long n)
+{
+    uint64_t sum = mix(fcntl(leased, F_GETLEASE), fcntl(read_leased, F_GETLEASE));
+    sum = mix(mix(sum, fcntl(foreign, F_GETLEASE)), n);
+    if (n % 10 == 0) {
+        sigset_t set, old;
+        sigemptyset(&set), sigaddset(&set, SIGRTMIN + 1);
+        CHECK(sigprocmask(SIG_BLOCK, &set, &old) == 0);
+        broken = 0;
+        sum = mix(sum, ask(n));
+        while (!broken)
+            sigsuspend(&old);
+        CHECK(sigprocmask(SIG_SETMASK, &old, NULL) == 0);
+        lease_anew();
+    }
+    return sum;
+}
+
+static void leases_end(void)
+{
+    int how;
+    CHECK(fcntl(leased, F_SETLEASE, F_UNLCK) == 0);
+    say(1, "%d\n", ask(0));
+    close(asks[1]);
+    CHECK(waitpid(child, &how, 0) == child && WEXITSTATUS(how) == 9);
+}
+
 static const struct {
     const char *name;
     void (*begin)(void);
@@ -278,6 +423,8 @@ static const struct {
 } cases[] = {
     {"pidfds", pidfds_begin, pidfds_round, pidfds_end},
     {"files", files_begin, files_round, files_end},
+    {"inotify", inotify_begin, inotify_round, inotify_end},
+    {"leases", leases_begin, leases_round, leases_end},
 };
 
 int main(int argc, char **argv)

@@ -4,8 +4,11 @@
  * digest of all that was seen; whatever is not as the program left it ends it with its name. */
 #include "memkinds.h"
 #include "memkinds_flags.h"
+#include "memkinds_many.h"
 #include "memkinds_memfd.h"
+#include "memkinds_paged.h"
 #include "memkinds_policy.h"
+#include "memkinds_sysv.h"
 
 static const struct memory_case table[] = {
     {"memfd", memfd_set_up, memfd_round},
@@ -15,6 +18,11 @@ static const struct memory_case table[] = {
     {"flags", flags_set_up, flags_round},
     {"everything_locked", locked_set_up, locked_round},
     {"locked_to_come", to_come_set_up, to_come_round},
+    {"many", many_set_up, many_round},
+    {"sparse", sparse_set_up, sparse_round},
+    {"swapped", swapped_set_up, swapped_round},
+    {"merged", merged_set_up, merged_round},
+    {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
 };
 

@@ -117,7 +117,11 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
     loop {
         let members = tree::members(root);
         if members.is_empty() {
-            return Err(Refusal::Ended);
+            return Err(if tree::has_lost_its_first_thread(root) {
+                leaderless(root)
+            } else {
+                Refusal::Ended
+            });
         }
         for &(pid, _) in &members {
             for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
@@ -166,6 +170,11 @@ fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
 
 fn has_ended(pid: Pid, tid: Pid) -> bool {
     ProcDir::thread(pid, tid).stat().map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
+}
+
+/// A process whose first thread has ended while others run.
+pub fn leaderless(pid: Pid) -> Refusal {
+    Refusal::unsupported(pid, "goes on without its first thread", "this cannot be rebuilt")
 }
 
 fn does_not_stop(pid: Pid, tid: Pid) -> Refusal {

@@ -80,6 +80,12 @@ pub fn children_of(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
+/// Whether it shows as ended, and others of its threads run.
+pub fn has_lost_its_first_thread(pid: Pid) -> bool {
+    let dir = ProcDir::process(pid);
+    dir.stat().is_ok_and(|s| s.state() == 'Z') && dir.numbers("task").is_ok_and(|threads| threads.len() > 1)
+}
+
 fn parent_of(pid: Pid) -> Option<Pid> {
     ProcDir::process(pid).stat().ok().map(|s| s.parent())
 }

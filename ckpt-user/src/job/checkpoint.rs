@@ -18,9 +18,9 @@ use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Su
 use crate::object::Object;
 use crate::page::PagerError;
 use crate::phase::Phase;
-use crate::record::Image;
+use crate::record::{Image, Process};
 use crate::refusal::Refusal;
-use crate::sys::wait;
+use crate::sys::{pidfd, wait};
 use crate::task::iterators::Kernel;
 use crate::track::arm;
 use crate::track::backend::Backend;
@@ -30,6 +30,7 @@ use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -356,12 +357,25 @@ fn told(error: &dyn std::error::Error) -> String {
 /// The files that the tree writes are on disk before the checkpoint that relies on them has its name.
 fn sync_files(image: &Image) {
     let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-    for description in image.descriptions.iter().filter(|d| writes(d.flags)) {
-        if let Some(Object::File(file)) = &description.object {
-            // Gone or forbidden by now: a restart finds out by itself.
-            let _ = std::fs::File::open(file.path()).and_then(|f| f.sync_data());
-        }
+    for (index, description) in image.descriptions.iter().enumerate().filter(|(_, d)| writes(d.flags)) {
+        let Some(Object::File(file)) = &description.object else { continue };
+        let opened = match description.lease {
+            None => std::fs::File::open(file.path()),
+            // Opening it would break the lease.
+            Some(_) => same_description(image, index),
+        };
+        // Gone or forbidden by now: a restart finds out by itself.
+        let _ = opened.and_then(|f| f.sync_data());
     }
+}
+
+/// A duplicate of what a process had as description `index`; it may have something else there by now.
+fn same_description(image: &Image, index: usize) -> std::io::Result<std::fs::File> {
+    let number =
+        |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).map(|d| d.number);
+    let holder = image.processes.iter().find_map(|p| Some((Pid::from_raw(p.pid), number(p)?)));
+    let (pid, number) = holder.ok_or(std::io::ErrorKind::NotFound)?;
+    pidfd::get_fd(pidfd::open(pid)?.as_fd(), number as i32).map(Into::into)
 }
 
 fn unix_ns() -> i64 {

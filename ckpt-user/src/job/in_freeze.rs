@@ -10,7 +10,7 @@ use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::{self, Vma};
-use crate::object::Object;
+use crate::object::{Object, deleted::DeletedRecord};
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
@@ -307,7 +307,7 @@ fn shared_object(
     Ok(space)
 }
 
-/// The content of open files that have no name.
+/// The content of files that have no name: open, mapped, executed.
 fn deleted_files(
     image: &mut Image,
     tracked: &mut Tracked,
@@ -315,12 +315,18 @@ fn deleted_files(
     gone: &mut Vec<(SpaceId, Gone)>,
     live: &mut Vec<(SpaceId, Vec<Range<u64>>)>,
 ) -> Result<(), Refusal> {
-    let mut done: HashMap<(u64, u64), SpaceId> = HashMap::new();
-    for (index, description) in image.descriptions.iter_mut().enumerate() {
-        let Some(Object::Deleted(file)) = &mut description.object else { continue };
+    // Those that are shared memory are saved as such.
+    let as_memory = image.objects.iter().filter(|o| o.deleted);
+    let mut done: HashMap<(u64, u64), SpaceId> =
+        as_memory.map(|o| ((o.device, o.inode), SpaceId(o.space))).collect();
+    let open = image.descriptions.iter().filter_map(|d| match &d.object {
+        Some(Object::Deleted(file)) => Some(file),
+        _ => None,
+    });
+    let all: Vec<DeletedRecord> = open.chain(&image.deleted).cloned().collect();
+    for file in all {
         let identity = file.identity();
-        if let Some(space) = done.get(&identity) {
-            file.space = space.0;
+        if done.contains_key(&identity) {
             continue;
         }
         let new = SpaceId(tracked.next_space);
@@ -328,14 +334,11 @@ fn deleted_files(
         if space == new {
             tracked.next_space += 1;
         }
-        file.space = space.0;
         done.insert(identity, space);
-        let mut holders = image.processes.iter().filter_map(|p| {
-            let descriptor = p.descriptors.iter().find(|d| d.description as usize == index)?;
-            Some((Pid::from_raw(p.pid), descriptor.number))
-        });
-        let Some((pid, number)) = holders.next() else { continue };
-        let opened = objects::open_descriptor(pid, number).reading(pid, "a deleted file")?;
+        let Some((pid, link)) = objects::link_of(image, identity) else {
+            return Err(Refusal::NotStopped("a deleted file was closed while it was looked at".to_owned()));
+        };
+        let opened = objects::open_link(pid, &link).reading(pid, "a deleted file")?;
         let pages: PageSet = std::iter::once(file.pages()).collect();
         let mut zero = PageSet::new();
         let stored = |page: u64, bytes: &[u8]| residue.push(space, page, bytes);
@@ -344,6 +347,13 @@ fn deleted_files(
         scanned.reading(pid, "a deleted file")?;
         gone.push((space, Gone { zero: zero.intersection(&pages), back_to_file: PageSet::new() }));
         live.push((space, pages.runs().to_vec()));
+    }
+    let open = image.descriptions.iter_mut().filter_map(|d| match &mut d.object {
+        Some(Object::Deleted(file)) => Some(file),
+        _ => None,
+    });
+    for file in open.chain(&mut image.deleted) {
+        file.space = done.get(&file.identity()).map_or(0, |space| space.0);
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
 use crate::memory::shared::Restored;
-use crate::object::Object;
+use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
@@ -104,11 +104,14 @@ fn run_again(
     {
         let _as_owner = owner.assume()?;
         shared.iter().try_for_each(Restored::finish)?;
+        rebuilt.watchers.begin()?;
     }
+    let mut processes = rebuilt.processes;
+    rebuild::late::leases(&image, &mut processes)?;
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
-    let tracked = rebuild::resume::resume(rebuilt.processes, &chain)?;
+    let tracked = rebuild::resume::resume(processes, &chain)?;
     if let Some(taken) = taken {
         say_where(taken, root);
     }
@@ -227,6 +230,10 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     {
         identity::permitted(&owner, &caller, &claimed(credentials))?;
     }
+    for sender in image.descriptions.iter().flat_map(Description::senders) {
+        let claimed = Claimed { uids: vec![sender.uid], gids: vec![sender.gid], capabilities: 0 };
+        identity::permitted(&owner, &caller, &claimed)?;
+    }
     Ok(owner)
 }
 
@@ -265,10 +272,11 @@ fn tracker(
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }
-    let deleted = image.descriptions.iter().filter_map(|d| match &d.object {
-        Some(Object::Deleted(file)) => Some(file.space),
+    let open = image.descriptions.iter().filter_map(|d| match &d.object {
+        Some(Object::Deleted(file)) => Some(file),
         _ => None,
     });
+    let deleted = open.chain(&image.deleted).map(|file| file.space);
     let objects = image.objects.iter().map(|o| o.space);
     let spaces = image.processes.iter().map(|p| p.space).chain(objects).chain(deleted);
     tracked.next_space = spaces.max().map_or(0, |s| s + 1);

@@ -1,8 +1,10 @@
 //! The mappings of a stopped process, with what stands behind each.
 
+use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
-use crate::object::memfd;
+use crate::object::deleted::{self, DeletedRecord};
+use crate::object::{memfd, same_by_path};
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
@@ -10,26 +12,59 @@ use nix::unistd::Pid;
 use std::borrow::Cow;
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Shared objects of one image, by identity; spaces are given by the caller's counter.
 #[derive(Default)]
 pub struct Objects {
     pub found: Vec<SharedObject>,
+    /// Files without a name that are mapped or executed.
+    pub deleted: Vec<DeletedRecord>,
     /// The pager of a lazy restart serves missing pages: that a mapping is watched for them means nothing.
     pub lazy: bool,
 }
 
 impl Objects {
+    /// The record of the file behind the magic link `link`.
+    ///
+    /// # Errors
+    /// The reason why a restart could not map or execute it again.
+    pub fn file(&mut self, link: &Path, metadata: &Metadata) -> Result<MappedFile, String> {
+        let target = std::fs::read_link(link).map_err(|e| e.to_string())?;
+        let path = match deleted::former(&target) {
+            Some(former) if metadata.nlink() == 0 => {
+                if !deleted::is_on_a_mount(former, metadata) {
+                    return Err("its file has been deleted; it cannot be saved yet".to_owned());
+                }
+                if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
+                    self.deleted.push(deleted::of(link, former, metadata)?);
+                }
+                return Ok(MappedFile { deleted: true, ..file_of(target, metadata) });
+            }
+            Some(former) if !same_by_path(&target, metadata) => deleted::other_name(former, metadata)?,
+            _ => target,
+        };
+        Ok(file_of(path, metadata))
+    }
+
     /// The index of an object; one that is met for the first time is told about by `describe`.
     pub fn index(
         &mut self,
         metadata: &Metadata,
         describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
     ) -> io::Result<u32> {
-        let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
+        self.index_of((metadata.dev(), metadata.ino()), metadata.size(), describe)
+    }
+
+    /// The same, by its identity in this image and its size in bytes.
+    pub fn index_of(
+        &mut self,
+        (device, inode): (u64, u64),
+        size: u64,
+        describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
+    ) -> io::Result<u32> {
         let known = self.found.iter().position(|o| o.device == device && o.inode == inode);
         if let Some(known) = known {
             return Ok(known as u32);
@@ -81,6 +116,9 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         vma.set_kind(kind);
         return Ok(vma);
     }
+    if sysv::is_segment(raw) {
+        return sysv::describe(pid, raw, vma, objects);
+    }
     if !raw.is_file() {
         vma.set_kind(Kind::Anonymous);
         return if raw.is_shared() {
@@ -111,10 +149,12 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     if let Some(reason) = unnamed(&target) {
         return Err(Refusal::unsupported(pid, name(), reason));
     }
-    let file = file_of(&link, &metadata).reading(pid, "map_files")?;
+    let file = objects.file(&link, &metadata);
+    let file = file.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
     if may_write {
         let object = objects.index(&metadata, |object| {
-            object.file = Some(file);
+            object.deleted = file.deleted;
+            object.file = (!file.deleted).then_some(file);
             Ok(())
         });
         vma.set_kind(Kind::SharedObject);
@@ -129,12 +169,10 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
 /// Why what is mapped cannot be opened again by its name.
 fn unnamed(target: &Path) -> Option<&'static str> {
     let bytes = target.as_os_str().as_bytes();
-    if bytes.starts_with(b"/SYSV") {
-        Some("System V shared memory cannot be saved yet")
-    } else if bytes.starts_with(b"/memfd:") {
+    if bytes.starts_with(b"/memfd:") {
         Some("memory of memfd_create(2) in huge pages (MFD_HUGETLB) cannot be saved yet")
-    } else if bytes.ends_with(b" (deleted)") || !bytes.starts_with(b"/") {
-        Some("its file has been deleted; it cannot be saved yet")
+    } else if !bytes.starts_with(b"/") {
+        Some("it is of no file; it cannot be saved yet")
     } else {
         None
     }
@@ -147,14 +185,13 @@ fn is_kept(flag: &str) -> bool {
     ["uw", "gd", "nr", "lo", "lf", "dp", "sl", "ac"].contains(&flag) || vma::advice(flag).is_some()
 }
 
-/// The record of the file behind the magic link `link`.
-pub fn file_of(link: &Path, metadata: &Metadata) -> io::Result<MappedFile> {
-    let path = std::fs::read_link(link)?;
-    Ok(MappedFile {
-        path: path.as_os_str().as_bytes().to_vec(),
+fn file_of(path: PathBuf, metadata: &Metadata) -> MappedFile {
+    MappedFile {
+        path: path.into_os_string().into_vec(),
         device: metadata.dev(),
         inode: metadata.ino(),
         size: metadata.size(),
         modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-    })
+        deleted: false,
+    }
 }

@@ -7,5 +7,6 @@ pub mod pages;
 pub mod policy;
 pub mod runs;
 pub mod shared;
+pub mod sysv;
 pub mod vdso;
 pub mod vma;

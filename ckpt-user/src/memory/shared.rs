@@ -4,9 +4,11 @@
 //! of the program: what it has mapped is saved, and written back where the file differs, as the last act before the
 //! program runs.
 
+use super::sysv;
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
+use crate::object::deleted::{self, DeletedRecord};
 use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
 use crate::record::Image;
@@ -26,6 +28,8 @@ pub struct Restored {
     file: File,
     backing: Option<MappedFile>,
     memfd: Option<Memfd>,
+    segment: Option<sysv::Made>,
+    deleted: Option<DeletedRecord>,
     pub space: SpaceId,
     /// Pages of the object that belong to the program.
     pages: PageSet,
@@ -50,10 +54,19 @@ pub fn pages(image: &Image, index: u32) -> PageSet {
 }
 
 /// Makes the object again; mapping it MAP_SHARED gives what the program had. Files are only opened.
-pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, RebuildError> {
+/// `segment` is there already where the object is one of System V.
+pub fn rebuild(
+    image: &Image,
+    index: u32,
+    chain: &Chain,
+    segment: Option<sysv::Made>,
+) -> Result<Restored, RebuildError> {
     let record = image.objects.get(index as usize);
     let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
+    let deleted = image.deleted((record.device, record.inode)).filter(|_| record.deleted);
     let file = match (&record.file, &record.memfd) {
+        _ if let Some(segment) = &segment => segment.open().rebuilding(0, "a System V segment")?,
+        _ if let Some(deleted) = deleted => deleted::create(deleted).rebuilding(0, "a deleted file")?,
         (Some(backing), _) => open(backing)?,
         (None, Some(memfd)) => memfd::create(memfd)
             .and_then(|file| file.set_len(record.size).map(|()| file))
@@ -64,11 +77,13 @@ pub fn rebuild(image: &Image, index: u32, chain: &Chain) -> Result<Restored, Reb
         file,
         backing: record.file.clone(),
         memfd: record.memfd.clone(),
+        segment,
+        deleted: deleted.cloned(),
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
     };
-    if restored.backing.is_none() {
+    if restored.backing.is_none() && restored.segment.is_none() {
         restored.fill(chain, record.size)?;
     }
     Ok(restored)
@@ -89,6 +104,11 @@ fn open(record: &MappedFile) -> Result<File, RebuildError> {
 }
 
 impl Restored {
+    /// The file, where it is a deleted one: its identity at the origin.
+    pub fn deleted(&self) -> io::Result<Option<((u64, u64), File)>> {
+        self.deleted.as_ref().map(|d| Ok((d.identity(), self.file.try_clone()?))).transpose()
+    }
+
     /// A descriptor to map.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.try_clone().map(Into::into)
@@ -100,31 +120,46 @@ impl Restored {
         File::open(path).map(Into::into)
     }
 
-    /// The last act before the program runs: seals.
+    /// The last act before the program runs: seals, times.
     pub fn finish(&self) -> Result<(), RebuildError> {
+        if let Some(segment) = &self.segment {
+            segment.finish().rebuilding(0, "a System V segment")?;
+        }
+        if let Some(deleted) = &self.deleted {
+            deleted::finish(deleted, &self.file).rebuilding(0, "a deleted file")?;
+        }
         let Some(memfd) = &self.memfd else { return Ok(()) };
         memfd::finish(memfd, &self.file).rebuilding(0, "seals of memory of memfd_create(2)")
     }
 
     /// What tracking knows the object by.
     pub fn identity(&self) -> io::Result<(u64, u64)> {
-        self.file.metadata().map(|m| (m.dev(), m.ino()))
+        match &self.segment {
+            Some(segment) => Ok(segment.identity()),
+            None => self.file.metadata().map(|m| (m.dev(), m.ino())),
+        }
     }
 
-    /// Makes a mapped file what the program's memory was; with `only_compare` a difference is an error.
+    /// Makes a mapped file, or a segment, what the program's memory was; with `only_compare` a difference in a file is
+    /// an error.
     pub fn write_back(&mut self, chain: &Chain, only_compare: bool) -> Result<(), RebuildError> {
-        let Some(backing) = self.backing.clone() else { return Ok(()) };
+        let (size, name) = match (&self.backing, &self.segment) {
+            (Some(backing), _) => (backing.size, backing.path().display().to_string()),
+            (None, Some(segment)) => (segment.size, "System V memory".to_owned()),
+            (None, None) => return Ok(()),
+        };
+        let only_compare = only_compare && self.backing.is_some();
         let stored = self.each_stored(chain, |file, first, bytes| {
             let mut there = vec![0; bytes.len()];
             read_to_end(file, first * 4096, &mut there)?;
             let pages = bytes.chunks_exact(4096).zip(there.chunks_exact(4096));
             for (page, (wanted, found)) in (first..).zip(pages).filter(|(_, (w, f))| w != f) {
-                put(file, page, wanted, found, backing.size, only_compare)?;
+                put(file, page, wanted, found, size, only_compare)?;
             }
             Ok(())
         });
-        let zero = stored.and_then(|stored| self.zero(&stored, backing.size, only_compare));
-        zero.map_err(|e| RebuildError::Refused(format!("{}: {e}", backing.path().display())))
+        let zero = stored.and_then(|stored| self.zero(&stored, size, only_compare));
+        zero.map_err(|e| RebuildError::Refused(format!("{name}: {e}")))
     }
 
     /// Pages that hold nothing in the image hold nothing in the file.

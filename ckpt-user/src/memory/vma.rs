@@ -87,6 +87,9 @@ pub struct MappedFile {
     pub size: u64,
     #[prost(int64, tag = "5")]
     pub modified_ns: i64,
+    /// It has no name: one of the image's deleted files, by device and inode.
+    #[prost(bool, tag = "6")]
+    pub deleted: bool,
 }
 
 impl MappedFile {

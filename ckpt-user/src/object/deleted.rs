@@ -75,18 +75,38 @@ pub fn former(target: &Path) -> Option<&Path> {
 /// # Errors
 /// The reason why it cannot be saved.
 pub fn capture(seen: &Seen, former: &Path, metadata: &Metadata) -> Result<Object, String> {
-    let directory = former.parent().filter(|_| !former.as_os_str().as_bytes().starts_with(b"/memfd:"));
-    let directory = directory.ok_or("memory of memfd_create(2) cannot be saved yet")?;
-    // What looks like a file there is something else: a message queue, memory in huge pages.
-    let kind = statfs(&seen.link()).map_err(|e| e.to_string())?.filesystem_type();
-    if [MESSAGE_QUEUES, HUGETLBFS_MAGIC].contains(&kind) {
-        return Err(seen.unknown());
+    if former.as_os_str().as_bytes().starts_with(b"/memfd:") {
+        return Err("memory of memfd_create(2) cannot be saved yet".to_owned());
     }
     if metadata.is_dir() {
         return Err("the directory has been removed".to_owned());
     }
+    of(&seen.link(), former, metadata).map(Object::Deleted)
+}
+
+/// Whether it was in a directory, and is no memory that only looks like a file.
+pub fn is_on_a_mount(former: &Path, metadata: &Metadata) -> bool {
+    let in_its_directory =
+        former.parent().and_then(|d| d.metadata().ok()).is_some_and(|d| d.dev() == metadata.dev());
+    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    let device = format!("{major}:{minor}");
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    in_its_directory || mounts().lines().any(|line| line.split(' ').nth(2) == Some(&*device))
+}
+
+/// The record of the file behind the magic link `link`.
+///
+/// # Errors
+/// The reason why it cannot be saved.
+pub fn of(link: &Path, former: &Path, metadata: &Metadata) -> Result<DeletedRecord, String> {
+    // What looks like a file there is something else: a message queue, memory in huge pages.
+    let kind = statfs(link).map_err(|e| e.to_string())?.filesystem_type();
+    if [MESSAGE_QUEUES, HUGETLBFS_MAGIC].contains(&kind) {
+        return Err("this kind of descriptor cannot be saved yet".to_owned());
+    }
+    let directory = former.parent().unwrap_or(Path::new("/"));
     let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
-    Ok(Object::Deleted(DeletedRecord {
+    Ok(DeletedRecord {
         directory: directory.as_os_str().as_bytes().to_vec(),
         device: metadata.dev(),
         inode: metadata.ino(),
@@ -97,7 +117,7 @@ pub fn capture(seen: &Seen, former: &Path, metadata: &Metadata) -> Result<Object
         space: 0,
         accessed_ns: ns(metadata.atime(), metadata.atime_nsec()),
         modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-    }))
+    })
 }
 
 /// Another name of a file that has lost the one it was opened by: a hard link in the same directory.
@@ -123,12 +143,23 @@ impl<'a> Files<'a> {
         Self { chain, made: HashMap::new() }
     }
 
+    /// A file that was made elsewhere: what is shared memory, too.
+    pub fn adopt(&mut self, identity: (u64, u64), file: File) {
+        self.made.insert(identity, file);
+    }
+
     /// A description of its own; the first call for a file makes and fills it.
     pub fn rebuild(&mut self, record: &DeletedRecord, flags: u32, position: u64) -> io::Result<OwnedFd> {
         const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE | libc::O_NOFOLLOW;
         let file = match self.made.entry(record.identity()) {
             Entry::Occupied(made) => made.into_mut(),
-            Entry::Vacant(new) => new.insert(make(record, self.chain)?),
+            Entry::Vacant(new) => {
+                let file = create(record)?;
+                fill(record, &file, self.chain)
+                    .and_then(|()| finish(record, &file))
+                    .map_err(named(record))?;
+                new.insert(file)
+            }
         };
         let access = flags as i32 & libc::O_ACCMODE;
         // Opening by this magic link makes a new description of the same file. O_DIRECTORY is part of O_TMPFILE.
@@ -144,14 +175,15 @@ impl<'a> Files<'a> {
     }
 }
 
-fn make(record: &DeletedRecord, chain: &Chain) -> io::Result<File> {
-    let directory = path_of(&record.directory);
-    let named = |e: io::Error| {
-        io::Error::new(e.kind(), format!("a file that was deleted from {}: {e}", directory.display()))
-    };
-    let file = unnamed(directory).or_else(|_| unnamed(Path::new("/tmp"))).map_err(named)?;
-    fill(record, &file, chain).map_err(named)?;
-    Ok(file)
+fn named(record: &DeletedRecord) -> impl Fn(io::Error) -> io::Error {
+    let directory = path_of(&record.directory).display();
+    move |e| io::Error::new(e.kind(), format!("a file that was deleted from {directory}: {e}"))
+}
+
+/// Makes it again where it was: empty, but of its size.
+pub fn create(record: &DeletedRecord) -> io::Result<File> {
+    let made = unnamed(path_of(&record.directory)).or_else(|_| unnamed(Path::new("/tmp")));
+    made.and_then(|file| file.set_len(record.size).map(|()| file)).map_err(named(record))
 }
 
 /// A file without a name in `directory`, also where the file system has no O_TMPFILE.
@@ -186,7 +218,12 @@ fn fill(record: &DeletedRecord, file: &File, chain: &Chain) -> io::Result<()> {
             file.write_all_at(bytes, part.first_page * 4096)?;
         }
     }
-    file.set_len(record.size)?;
+    // The last page may be partly there.
+    file.set_len(record.size)
+}
+
+/// Owner, mode and times, when nothing is written to it any more.
+pub fn finish(record: &DeletedRecord, file: &File) -> io::Result<()> {
     let made = file.metadata()?;
     if (made.uid(), made.gid()) != (record.uid, record.gid) {
         std::os::unix::fs::fchown(file, Some(record.uid), Some(record.gid))?;

@@ -38,7 +38,7 @@ pub struct Entry {
 
 /// # Errors
 /// The reason why it cannot be saved: something watched that no process of the program has open any more.
-pub fn capture(seen: &Seen, all: &[(OwnedFd, &Seen)]) -> Result<Object, String> {
+pub fn capture(seen: &Seen, all: &[(OwnedFd, Seen)]) -> Result<Object, String> {
     let mut entries: Vec<Entry> = Vec::new();
     for (number, events, data) in seen.info.lines().filter_map(parse) {
         // Several entries of one number (of descriptions that had it one after another) are told apart by order.

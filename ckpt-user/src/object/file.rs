@@ -59,6 +59,11 @@ impl FileRecord {
         metadata.dev() == self.device && metadata.ino() == self.inode
     }
 
+    /// The same, of a file whose content does not matter.
+    pub fn is_still_there(&self, metadata: &Metadata) -> bool {
+        self.is_same_inode(metadata) || (metadata.dev() != self.device && self.directory == metadata.is_dir())
+    }
+
     /// The very file; or, on another device (another node, another mount), one that looks the same.
     fn is_still(&self, metadata: &Metadata) -> bool {
         self.is_same_inode(metadata)

@@ -25,6 +25,42 @@ pub struct Lock {
     pub length: i64,
 }
 
+/// A lease (F_SETLEASE): whoever opens the file otherwise waits, and the program is told.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Lease {
+    /// F_WRLCK; if not, F_RDLCK.
+    #[prost(bool, tag = "1")]
+    pub write: bool,
+}
+
+/// The lease in fdinfo: `lock:\t1: LEASE  ACTIVE    WRITE 359 00:13:11691 0 EOF`.
+///
+/// # Errors
+/// The reason why it cannot be saved.
+pub fn lease(info: &str) -> Result<Option<Lease>, String> {
+    let words = |line: &str| -> Vec<String> { line.split_ascii_whitespace().map(str::to_owned).collect() };
+    let leases = info.lines().filter(|l| l.starts_with("lock:")).map(words);
+    let Some(lease) = leases.into_iter().find(|w| w.get(2).is_some_and(|kind| kind == "LEASE")) else {
+        return Ok(None);
+    };
+    match (lease.get(3).map(String::as_str), lease.get(4).map(String::as_str)) {
+        (Some("ACTIVE"), Some("WRITE")) => Ok(Some(Lease { write: true })),
+        (Some("ACTIVE"), Some("READ")) => Ok(Some(Lease { write: false })),
+        _ => Err("somebody waits for its lease (F_SETLEASE) to be given up; this cannot be saved".to_owned()),
+    }
+}
+
+/// Has the process take the lease through its descriptor.
+pub fn rebuild_lease(lease: Lease, number: u32, remote: &mut Remote) -> io::Result<()> {
+    const F_SETLEASE: u64 = 1024;
+    let kind = if lease.write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let done = remote.call(libc::SYS_fcntl, &[u64::from(number), F_SETLEASE, kind as u64]);
+    done.map(drop).map_err(|e| match e.raw_os_error() {
+        Some(libc::EAGAIN) => io::Error::new(e.kind(), format!("somebody else has the file open: {e}")),
+        _ => e,
+    })
+}
+
 /// Whose locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -100,5 +136,9 @@ mod tests {
         let lock = |whole, exclusive, start, length| Lock { whole, exclusive, start, length };
         assert_eq!(parse(info, Owner::Process), [lock(false, true, 10, 5)]);
         assert_eq!(parse(info, Owner::Description), [lock(true, false, 0, 0), lock(false, true, 7, 0)]);
+        assert_eq!(lease(info), Ok(None));
+        let leased = |how: &str| lease(&format!("pos:\t0\nlock:\t1: LEASE  {how} 359 00:13:11691 0 EOF\n"));
+        assert_eq!(leased("ACTIVE    READ"), Ok(Some(Lease { write: false })));
+        assert!(leased("BREAKING  READ").is_err());
     }
 }

@@ -5,10 +5,12 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+pub mod carried;
 pub mod deleted;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod inotify;
 pub mod lock;
 pub mod memfd;
 pub mod owner;
@@ -48,7 +50,9 @@ pub struct Description {
     pub locks: Vec<lock::Lock>,
     #[prost(message, optional, tag = "5")]
     pub signalled: Option<owner::Signalled>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 40")]
+    #[prost(message, optional, tag = "6")]
+    pub lease: Option<lock::Lease>,
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40")]
     pub object: Option<Object>,
 }
 
@@ -82,6 +86,8 @@ pub enum Object {
     Pid(pidfd::PidRecord),
     #[prost(message, tag = "22")]
     Proc(proc_file::ProcRecord),
+    #[prost(message, tag = "23")]
+    Inotify(inotify::InotifyRecord),
     #[prost(message, tag = "40")]
     Shared(memfd::SharedRecord),
 }
@@ -114,6 +120,15 @@ pub enum Stage {
 }
 
 impl Description {
+    /// Who has sent what waits in it.
+    pub fn senders(&self) -> impl Iterator<Item = &socket::Sender> {
+        let waiting = match &self.object {
+            Some(Object::Socket(socket)) => socket.waiting.as_slice(),
+            _ => &[],
+        };
+        waiting.iter().filter_map(|message| message.sender.as_ref())
+    }
+
     pub fn stage(&self) -> Stage {
         match &self.object {
             _ if self.standard.is_some() => Stage::First,
@@ -146,6 +161,7 @@ impl Description {
             Some(Object::Timer(record)) => timerfd::rebuild(record, flags),
             Some(Object::Terminal(record)) => terminal::rebuild(record, flags),
             Some(Object::Deleted(record)) => context.deleted.rebuild(record, flags, self.position),
+            Some(Object::Inotify(record)) => inotify::rebuild(record, flags),
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
             Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
@@ -173,6 +189,6 @@ fn path_of(bytes: &[u8]) -> &Path {
 }
 
 /// Whether the path still leads to the very file.
-fn same_by_path(path: &Path, metadata: &Metadata) -> bool {
+pub(crate) fn same_by_path(path: &Path, metadata: &Metadata) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|m| m.dev() == metadata.dev() && m.ino() == metadata.ino())
 }

@@ -53,7 +53,7 @@ pub fn capture(
     seen: &Seen,
     fd: &OwnedFd,
     metadata: &Metadata,
-    all: &[(OwnedFd, &Seen)],
+    all: &[(OwnedFd, Seen)],
 ) -> Result<Object, String> {
     let anonymous = seen.target.as_os_str().as_bytes().starts_with(b"pipe:[");
     if !anonymous && !same_by_path(&seen.target, metadata) {

@@ -20,6 +20,8 @@ pub struct Seen {
     pub flags: u32,
     /// /proc/PID/fdinfo/N.
     pub info: String,
+    /// It was found in a message that waits in this descriptor of a process: `pid` and `number` are a duplicate of ours.
+    pub carried: Option<(Pid, i32)>,
 }
 
 impl Seen {
@@ -32,7 +34,7 @@ impl Seen {
         let position = field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0);
         let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
         let cloexec = libc::O_CLOEXEC as u32;
-        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info };
+        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info, carried: None };
         Ok((seen, flags & cloexec != 0))
     }
 
@@ -47,6 +49,11 @@ impl Seen {
 
     /// The refusal of a checkpoint because of this descriptor.
     pub fn refuse(&self, reason: &str) -> Refusal {
+        if let Some((pid, number)) = self.carried {
+            let what =
+                format!("has descriptor {number}, in which {} waits in a message", self.target.display());
+            return Refusal::unsupported(pid, what, reason);
+        }
         let what = format!("has descriptor {} ({})", self.number, self.target.display());
         Refusal::unsupported(self.pid, what, format!("{reason}{}", self.inherited()))
     }
@@ -54,6 +61,9 @@ impl Seen {
     /// Whether ckptbpf has it too: it came from whoever started ckptbpf. What ckptbpf has itself is close-on-exec: a copy that
     /// this checkpoint has taken may have the number that the program has.
     pub fn is_inherited(&self) -> bool {
+        if self.carried.is_some() {
+            return false;
+        }
         let is_close_on_exec = || {
             let info = ProcDir::process(Pid::this()).text(&format!("fdinfo/{}", self.number)).ok()?;
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
@@ -78,12 +88,6 @@ impl Seen {
             "; it was inherited from whoever started ckptbpf (a build tool, an editor, a script): start ckptbpf \
              with {number}>&- behind the command, which closes it"
         )
-    }
-
-    /// What any kind of descriptor may have that a restart could not rebuild.
-    pub fn common(&self) -> Result<(), &'static str> {
-        let leased = self.info.lines().any(|l| l.starts_with("lock:") && l.contains("LEASE"));
-        if leased { Err("leases (F_SETLEASE) cannot be saved yet") } else { Ok(()) }
     }
 
     /// What cannot be saved, in words that name it.

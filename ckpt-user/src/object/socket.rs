@@ -1,7 +1,8 @@
 //! Pairs of Unix sockets (socketpair(2)) whose two ends the program has, with what waits in them.
 //!
 //! The kernel's socket diagnosis (sock_diag(7)) says which socket is whose peer. What waits is peeked at with SO_PEEK_OFF,
-//! message by message, and sent again by the other end.
+//! message by message, with the descriptors that come with it and the name of its sender, and sent again by the other end
+//! when the processes of those names are there.
 //!
 //! Not kept: SO_PEERCRED, which names ckptbpf after a restart.
 
@@ -9,12 +10,13 @@ use super::{Object, Seen};
 use crate::sys::socket::{self, Diagnosis};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::Metadata;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 /// One end; records that name each other as peers belong together.
@@ -29,14 +31,37 @@ pub struct SocketRecord {
     #[prost(int32, tag = "3")]
     pub kind: i32,
     /// What waits to be read: messages, or the bytes of a stream in parts.
-    #[prost(bytes = "vec", repeated, tag = "4")]
-    pub waiting: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "4")]
+    pub waiting: Vec<Message>,
     /// 1: it receives no more; 2: it sends no more.
     #[prost(uint32, tag = "5")]
     pub shut: u32,
     /// Values as getsockopt(2) gives them.
     #[prost(message, repeated, tag = "6")]
     pub options: Vec<SocketOption>,
+}
+
+/// A message, or a part of a stream.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Message {
+    #[prost(bytes = "vec", tag = "1")]
+    pub bytes: Vec<u8>,
+    /// What comes with it: indices into the image's descriptions.
+    #[prost(uint32, repeated, tag = "2")]
+    pub descriptions: Vec<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub sender: Option<Sender>,
+}
+
+/// Who has sent a message, where it says so (SCM_CREDENTIALS).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct Sender {
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(uint32, tag = "2")]
+    pub uid: u32,
+    #[prost(uint32, tag = "3")]
+    pub gid: u32,
 }
 
 /// An option of level SOL_SOCKET.
@@ -49,8 +74,11 @@ pub struct SocketOption {
     pub value: Vec<u8>,
 }
 
+/// SO_PASSPIDFD (asm-generic/socket.h, Linux 6.5).
+const PASSPIDFD: i32 = 76;
+
 /// Options that are kept. Buffer sizes are set by their privileged names, which know no limit.
-const KEPT: [i32; 8] = [
+const KEPT: [i32; 10] = [
     libc::SO_SNDBUF,
     libc::SO_RCVBUF,
     libc::SO_SNDTIMEO,
@@ -59,6 +87,8 @@ const KEPT: [i32; 8] = [
     libc::SO_PASSCRED,
     libc::SO_PRIORITY,
     libc::SO_PEEK_OFF,
+    libc::SO_PASSSEC,
+    PASSPIDFD,
 ];
 
 /// # Errors
@@ -67,7 +97,9 @@ pub fn capture(
     seen: &Seen,
     fd: &OwnedFd,
     metadata: &Metadata,
-    all: &[(OwnedFd, &Seen)],
+    all: &[(OwnedFd, Seen)],
+    waiting: Option<Result<Vec<Message>, String>>,
+    members: &[Pid],
 ) -> Result<Object, String> {
     let said = |e: io::Error| e.to_string();
     if socket::integer(fd, libc::SO_DOMAIN).map_err(said)? != libc::AF_UNIX {
@@ -79,7 +111,7 @@ pub fn capture(
         return Err("sockets with an address cannot be saved yet".to_owned());
     }
     let has_peer =
-        |(_, other): &&(OwnedFd, &Seen)| other.target.to_str() == Some(&*format!("socket:[{peer}]"));
+        |(_, other): &&(OwnedFd, Seen)| other.target.to_str() == Some(&*format!("socket:[{peer}]"));
     let closed = peer == 0;
     let connected = kind == libc::SOCK_DGRAM || shut == BOTH;
     if closed && !connected {
@@ -91,20 +123,24 @@ pub fn capture(
             "its other end is held by a process outside the program, or on its way in a message".to_owned()
         );
     }
-    if has_error(fd) {
+    if polled(fd, PollFlags::POLLERR) {
         return Err("an error waits in it, which cannot be saved".to_owned());
     }
-    // Messages name their sender if either end asks for it.
-    let credentials = |fd| socket::integer(fd, libc::SO_PASSCRED).map(|on| on != 0).map_err(said);
-    let named = credentials(fd)? || other.map_or(Ok(false), |(fd, _)| credentials(fd))?;
-    if named && socket::waiting(fd).map_err(said)? > 0 {
-        return Err(
-            "messages that name their sender (SO_PASSCRED) wait in it; these cannot be saved yet".to_owned()
-        );
+    let waiting = waiting.unwrap_or_else(|| Err("it was not looked into".to_owned()))?;
+    if let Some(sender) =
+        waiting.iter().filter_map(|m| m.sender).find(|s| !members.contains(&Pid::from_raw(s.pid)))
+    {
+        return Err(format!("a message of process {} waits in it, which is not of the program", sender.pid));
     }
-    let option = |&name: &i32| Ok(SocketOption { name, value: socket::option(fd, name)? });
-    let waiting = waiting(fd, kind, shut)?;
-    let options = KEPT.iter().map(option).collect::<io::Result<_>>().map_err(said)?;
+    let mut options = Vec::with_capacity(KEPT.len());
+    for name in KEPT {
+        match socket::option(fd, name) {
+            Ok(value) => options.push(SocketOption { name, value }),
+            // Not one of this kernel.
+            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
     Ok(Object::Socket(SocketRecord {
         socket: metadata.ino(),
         peer: u64::from(peer),
@@ -117,46 +153,78 @@ pub fn capture(
 
 const BOTH: u32 = 3;
 
-fn has_error(fd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+/// Whether poll(2) says so of it.
+fn polled(fd: &OwnedFd, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), what)];
     let asked = poll(&mut fds, PollTimeout::ZERO);
-    asked.is_err() || fds[0].revents().is_none_or(|r| r.contains(PollFlags::POLLERR))
+    asked.is_err() || fds[0].revents().is_none_or(|r| r.intersects(what))
 }
 
-/// Everything that waits to be read, left where it is.
-fn waiting(fd: &OwnedFd, kind: i32, shut: u32) -> Result<Vec<Vec<u8>>, String> {
+/// A message with the descriptors that come with it.
+type Found = (Message, Vec<OwnedFd>);
+
+/// Everything that waits to be read in a Unix socket, left where it is; none of another kind of socket.
+///
+/// # Errors
+/// The reason why it cannot be saved.
+pub fn waiting(fd: &OwnedFd) -> Result<Option<Vec<Found>>, String> {
     let said = |e: io::Error| e.to_string();
-    let before = socket::option(fd, libc::SO_PEEK_OFF).map_err(said)?;
-    socket::set_option(fd, libc::SO_PEEK_OFF, &0i32.to_ne_bytes()).map_err(said)?;
-    let found = peek_all(fd, kind, shut);
-    socket::set_option(fd, libc::SO_PEEK_OFF, &before).map_err(said)?;
-    found
+    if socket::integer(fd, libc::SO_DOMAIN).map_err(said)? != libc::AF_UNIX {
+        return Ok(None);
+    }
+    let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
+    // A message tells who has sent it, and makes no pidfd of that.
+    let during = [(libc::SO_PEEK_OFF, 0i32), (libc::SO_PASSCRED, 1), (libc::SO_PASSSEC, 0), (PASSPIDFD, 0)];
+    let mut before = Vec::with_capacity(during.len());
+    for (name, value) in during {
+        // What this kernel does not have needs no change.
+        if let Ok(old) = socket::option(fd, name) {
+            before.push((name, old));
+            socket::set_option(fd, name, &value.to_ne_bytes()).map_err(said)?;
+        }
+    }
+    let found = peek_all(fd, kind);
+    for (name, old) in before.iter().rev() {
+        socket::set_option(fd, *name, old).map_err(said)?;
+    }
+    found.map(Some)
 }
 
-fn peek_all(fd: &OwnedFd, kind: i32, shut: u32) -> Result<Vec<Vec<u8>>, String> {
+fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
     let said = |e: io::Error| e.to_string();
-    let mut buffer = vec![0; 1 << 20];
-    let mut found: Vec<Vec<u8>> = Vec::new();
+    let is_stream = kind == libc::SOCK_STREAM;
+    // Of a stream, more than there is: a full buffer would come with what is behind it.
+    let there = if is_stream { socket::waiting(fd).map_err(said)? } else { 0 };
+    let mut buffer = vec![0; (there + 1).max(1 << 20)];
+    let mut found: Vec<Found> = Vec::new();
+    let mut total = 0;
+    let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
     loop {
-        match socket::peek(fd, &mut buffer) {
+        let got = match socket::peek(fd, &mut buffer) {
             // The other end sends no more.
-            Ok(got) if got.len == 0 && kind != libc::SOCK_DGRAM && shut & 1 != 0 => break,
+            Ok(got) if got.len == 0 && kind != libc::SOCK_DGRAM && polled(fd, hung_up) => break,
             // One of no bytes is peeked at again and again.
             Ok(got) if got.len == 0 => {
                 return Err("an empty message waits in it, which cannot be saved yet".to_owned());
             }
-            Ok(got) if got.carries => {
-                return Err(
-                    "descriptors are on their way in it (SCM_RIGHTS); these cannot be saved yet".to_owned()
-                );
+            Ok(got) if got.cut => {
+                return Err("a message of more than 1 MiB, or with more than that, waits in it".to_owned());
             }
-            Ok(got) if got.cut => return Err("a message of more than 1 MiB waits in it".to_owned()),
-            Ok(got) => found.push(buffer[..got.len].to_vec()),
+            Ok(got) if got.unknown => return Err("a message of an unknown kind waits in it".to_owned()),
+            Ok(got) => got,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
             Err(e) => return Err(e.to_string()),
+        };
+        let sender = got.sender.filter(|(pid, ..)| *pid != 0).map(|(pid, uid, gid)| Sender { pid, uid, gid });
+        let message = |bytes: &[u8]| Message { bytes: bytes.to_vec(), descriptions: Vec::new(), sender };
+        let begin =
+            if is_stream && !got.descriptors.is_empty() { first_with(fd, total, got.len)? } else { 0 };
+        if begin > 0 {
+            found.push((message(&buffer[..begin]), Vec::new()));
         }
+        found.push((message(&buffer[begin..got.len]), got.descriptors));
+        total += got.len;
     }
-    let total: usize = found.iter().map(Vec::len).sum();
     if kind != libc::SOCK_DGRAM && total != socket::waiting(fd).map_err(said)? {
         return Err(
             "data out of band (MSG_OOB) or empty messages wait in it, which cannot be saved yet".to_owned()
@@ -164,42 +232,76 @@ fn peek_all(fd: &OwnedFd, kind: i32, shut: u32) -> Result<Vec<Vec<u8>>, String> 
     }
     Ok(found)
 }
+/// How much of the stream from `at` on, `length` bytes that come with descriptors, is before those that bring them.
+fn first_with(fd: &OwnedFd, at: usize, length: usize) -> Result<usize, String> {
+    let said = |e: io::Error| e.to_string();
+    let go_to = |to: usize| {
+        let offset = i32::try_from(to).unwrap_or(i32::MAX);
+        socket::set_option(fd, libc::SO_PEEK_OFF, &offset.to_ne_bytes()).map_err(said)
+    };
+    go_to(at)?;
+    let before = socket::before_last(fd, length).map_err(said)?;
+    go_to(at + length)?;
+    Ok(before)
+}
 
-/// The pairs of one restart: the ends whose records have not been met yet.
+/// The sockets of one restart until they are filled.
 #[derive(Default)]
-pub struct Sockets(HashMap<u64, OwnedFd>);
+pub struct Sockets {
+    /// Ends whose records have not been met yet.
+    pairs: HashMap<u64, OwnedFd>,
+    /// Other ends of those that have none, by these.
+    closed: HashMap<u64, OwnedFd>,
+}
 
 impl Sockets {
     /// The end that `record` is of; the first call for a pair makes it. It is filled by [`Sockets::finish`].
     pub fn rebuild(&mut self, record: &SocketRecord, flags: u32) -> io::Result<OwnedFd> {
-        let own = match self.0.entry(record.socket) {
+        let own = match self.pairs.entry(record.socket) {
             Entry::Occupied(made) => made.remove(),
             Entry::Vacant(_) => {
                 let kind = SockType::try_from(record.kind)?;
                 let flag = SockFlag::SOCK_CLOEXEC;
                 let (own, peer) = socketpair(AddressFamily::Unix, kind, None, flag)?;
-                if record.peer == 0 {
-                    fill(record, &peer)?;
-                } else {
-                    self.0.insert(record.peer, peer);
-                }
+                let ends = if record.peer == 0 { &mut self.closed } else { &mut self.pairs };
+                ends.insert(if record.peer == 0 { record.socket } else { record.peer }, peer);
                 own
             }
         };
         fcntl(&own, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags as i32 & libc::O_NONBLOCK)))?;
         Ok(own)
     }
+
+    /// Fills the sockets and gives them their options, when both ends of each are there, all else that is sent, and the
+    /// processes that have sent it.
+    pub fn finish(&self, records: &[(&SocketRecord, &OwnedFd)], descriptions: &[OwnedFd]) -> io::Result<()> {
+        for (record, _) in records {
+            let peer = records.iter().find(|(other, _)| record.peer != 0 && other.socket == record.peer);
+            if let Some(peer) = peer.map(|(_, peer)| *peer).or_else(|| self.closed.get(&record.socket)) {
+                fill(record, peer, descriptions)?;
+            }
+        }
+        records.iter().try_for_each(|(record, own)| set_options(record, own))
+    }
 }
 
 /// Sends what waits in the record's end from its `peer`, however small the peer's buffer is.
-fn fill(record: &SocketRecord, peer: &OwnedFd) -> io::Result<()> {
+fn fill(record: &SocketRecord, peer: &OwnedFd, descriptions: &[OwnedFd]) -> io::Result<()> {
     const ROOM: i32 = 1 << 29;
     let before = socket::option(peer, libc::SO_SNDBUF)?;
     socket::set_option(peer, libc::SO_SNDBUFFORCE, &ROOM.to_ne_bytes())?;
     for message in &record.waiting {
+        let number = |&index: &u32| descriptions.get(index as usize).map(AsRawFd::as_raw_fd);
+        let mut with: Vec<RawFd> = message.descriptions.iter().filter_map(number).collect();
+        if with.len() != message.descriptions.len() {
+            let what = "a message brings nothing that is in the image";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let sender = message.sender.map(|s| (s.pid, s.uid, s.gid));
         let mut at = 0;
-        while at < message.len() {
-            at += send(peer.as_raw_fd(), &message[at..], MsgFlags::MSG_DONTWAIT)?;
+        while at < message.bytes.len() {
+            at += socket::send_with(peer, &message.bytes[at..], &with, sender)?;
+            with.clear();
         }
     }
     socket::set_option(peer, libc::SO_SNDBUFFORCE, &halved(&before))?;
@@ -212,36 +314,27 @@ fn halved(value: &[u8]) -> Vec<u8> {
     (size / 2).to_ne_bytes().to_vec()
 }
 
-/// Fills the sockets and gives them their options, when both ends of each are there.
-pub fn finish(records: &[(&SocketRecord, &OwnedFd)]) -> io::Result<()> {
-    for (record, _) in records {
-        if let Some((_, peer)) = records.iter().find(|(other, _)| other.socket == record.peer) {
-            fill(record, peer)?;
-        }
-    }
-    for (record, own) in records {
-        for option in &record.options {
-            match option.name {
-                libc::SO_SNDBUF => socket::set_option(own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
-                libc::SO_RCVBUF => socket::set_option(own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
-                // An image may ask for what its owner could not.
-                name if !KEPT.contains(&name) => {
-                    let what = format!("socket option {name} is none that is kept");
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-                }
-                name => socket::set_option(own, name, &option.value)?,
+fn set_options(record: &SocketRecord, own: &OwnedFd) -> io::Result<()> {
+    for option in &record.options {
+        match option.name {
+            libc::SO_SNDBUF => socket::set_option(own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
+            libc::SO_RCVBUF => socket::set_option(own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
+            // An image may ask for what its owner could not.
+            name if !KEPT.contains(&name) => {
+                let what = format!("socket option {name} is none that is kept");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
+            name => socket::set_option(own, name, &option.value)?,
         }
-        // What is shut of one end is shut of the other's other half: the kernel sees to that.
-        let how = match record.shut {
-            0 => continue,
-            1 => Shutdown::Read,
-            2 => Shutdown::Write,
-            _ => Shutdown::Both,
-        };
-        shutdown(own.as_raw_fd(), how)?;
     }
-    Ok(())
+    // What is shut of one end is shut of the other's other half: the kernel sees to that.
+    let how = match record.shut {
+        0 => return Ok(()),
+        1 => Shutdown::Read,
+        2 => Shutdown::Write,
+        _ => Shutdown::Both,
+    };
+    Ok(shutdown(own.as_raw_fd(), how)?)
 }
 
 #[cfg(test)]
@@ -249,13 +342,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn descriptors_come_with_the_bytes_that_they_were_sent_with() {
+        let (here, there) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let send = |bytes: &[u8], with: &[RawFd]| socket::send_with(&here, bytes, with, None).unwrap();
+        send(b"ab", &[]);
+        send(b"c", &[]);
+        send(b"de", &[here.as_raw_fd()]);
+        send(b"f", &[there.as_raw_fd(), here.as_raw_fd()]);
+        send(b"gh", &[]);
+        nix::unistd::read(&there, &mut [0]).unwrap();
+        let found = waiting(&there).unwrap().unwrap();
+        let parts: Vec<(&[u8], usize)> =
+            found.iter().map(|(m, fds)| (m.bytes.as_slice(), fds.len())).collect();
+        assert_eq!(parts, [(&b"bc"[..], 0), (b"de", 1), (b"f", 2), (b"gh", 0)]);
+        // Nothing was taken out.
+        assert_eq!(socket::waiting(&there).unwrap(), 7);
+    }
+
+    #[test]
     fn an_option_that_is_not_kept_is_not_set_either() {
         let (own, _peer) =
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let option = |name| SocketOption { name, value: 1i32.to_ne_bytes().to_vec() };
         let record = |name| SocketRecord { options: vec![option(name)], ..SocketRecord::default() };
-        finish(&[(&record(libc::SO_RCVLOWAT), &own)]).unwrap();
-        let refused = finish(&[(&record(libc::SO_MARK), &own)]).unwrap_err();
+        set_options(&record(libc::SO_RCVLOWAT), &own).unwrap();
+        let refused = set_options(&record(libc::SO_MARK), &own).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
         assert_eq!(socket::integer(&own, libc::SO_MARK).unwrap(), 0);
     }

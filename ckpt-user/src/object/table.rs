@@ -1,9 +1,10 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
 use super::lock::{self, Lock};
+use super::socket::{self, Message};
 use super::{
-    Description, Object, Outside, Seen, Stage, epoll, eventfd, file, memfd, owner, pidfd as process_fd, pipe,
-    proc_file, signalfd, socket, terminal, timerfd,
+    Description, Object, Outside, Seen, Stage, carried, epoll, eventfd, file, inotify, memfd, owner,
+    pidfd as process_fd, pipe, proc_file, signalfd, terminal, timerfd,
 };
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
@@ -57,35 +58,67 @@ pub fn capture(
         processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
     let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
     let mut opened: HashMap<Pid, OwnedFd> = HashMap::new();
-    let mut ends: Vec<(OwnedFd, &Seen)> = Vec::with_capacity(found.len());
-    for seen in &found {
+    let mut ends: Vec<(OwnedFd, Seen)> = Vec::with_capacity(found.len());
+    for seen in found {
         let process = match opened.entry(seen.pid) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(pidfd::open(seen.pid).reading(seen.pid, "pidfd")?),
         };
         ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
     }
+    let mut waiting = carried::look(&mut ends, |seen| !standards(seen, standards_of).is_empty())?;
     let program = Program { all: &ends, processes, members: &[processes, ended].concat() };
-    let streams: Vec<Vec<u32>> = found.iter().map(|seen| standards(seen, standards_of)).collect();
+    let streams: Vec<Vec<u32>> = ends.iter().map(|(_, seen)| standards(seen, standards_of)).collect();
     let descriptions = ends
         .iter()
         .zip(&streams)
-        .map(|((fd, seen), streams)| describe(fd, seen, &program, streams.first().copied(), objects))
+        .enumerate()
+        .map(|(index, ((fd, seen), streams))| {
+            let waiting = waiting.remove(&index);
+            describe(fd, seen, &program, waiting, streams.first().copied(), objects)
+        })
         .collect::<Result<Vec<_>, Refusal>>()?;
     for descriptor in tables.iter_mut().flatten() {
         let streams = &streams[descriptor.description as usize];
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
-    own_locks(processes, &mut tables, &found, &descriptions)?;
+    check_carried(&ends, &descriptions)?;
+    own_locks(processes, &mut tables, &ends, &descriptions)?;
     Ok((tables, descriptions))
+}
+
+/// What comes with messages must be there when they are sent again; and what is open nowhere else has no process that
+/// could do anything to it.
+fn check_carried(ends: &[(OwnedFd, Seen)], descriptions: &[Description]) -> Result<(), Refusal> {
+    for (description, (_, carrier)) in descriptions.iter().zip(ends) {
+        let Some(Object::Socket(socket)) = &description.object else { continue };
+        for &index in socket.waiting.iter().flat_map(|message| &message.descriptions) {
+            if descriptions[index as usize].stage() == Stage::Last {
+                let target = ends[index as usize].1.target.display();
+                return Err(carrier.refuse(&format!("{target} is on its way in it, which cannot be saved")));
+            }
+        }
+    }
+    for (description, (_, seen)) in
+        descriptions.iter().zip(ends).filter(|(_, (_, seen))| seen.carried.is_some())
+    {
+        let needs_a_process = description.signalled.is_some() || description.lease.is_some();
+        match &description.object {
+            Some(Object::Epoll(_) | Object::Deleted(_) | Object::Shared(_) | Object::Terminal(_)) => {}
+            _ if !needs_a_process => continue,
+            _ => {}
+        }
+        return Err(seen.refuse("it is open nowhere else, and cannot be saved on its way"));
+    }
+    Ok(())
 }
 
 /// Locks that processes have themselves, each through one of its descriptors; fdinfo shows each its own.
 fn own_locks(
     processes: &[Pid],
     tables: &mut [Vec<Descriptor>],
-    found: &[Seen],
+    ends: &[(OwnedFd, Seen)],
     descriptions: &[Description],
 ) -> Result<(), Refusal> {
     // Who has any is known; where it is not, all are looked at.
@@ -103,10 +136,10 @@ fn own_locks(
             descriptor.locks = lock::parse(&info.reading(pid, "fdinfo")?, lock::Owner::Process);
             let index = descriptor.description as usize;
             if descriptor.standard.is_some() && !descriptor.locks.is_empty() {
-                return Err(found[index].refuse(LOCKED_STREAM));
+                return Err(ends[index].1.refuse(LOCKED_STREAM));
             }
             if descriptions[index].stage() == Stage::Last && !descriptor.locks.is_empty() {
-                return Err(found[index].refuse(MARKED));
+                return Err(ends[index].1.refuse(MARKED));
             }
         }
     }
@@ -118,7 +151,7 @@ const MARKED: &str = "locks on it, and signals of it (F_SETOWN, F_SETSIG), canno
 
 /// What an object is looked at beside.
 struct Program<'a> {
-    all: &'a [(OwnedFd, &'a Seen)],
+    all: &'a [(OwnedFd, Seen)],
     processes: &'a [Pid],
     /// The processes, and those that have ended and were not waited for.
     members: &'a [Pid],
@@ -196,11 +229,12 @@ fn describe(
     fd: &OwnedFd,
     seen: &Seen,
     program: &Program<'_>,
+    waiting: Option<Result<Vec<Message>, String>>,
     standard: Option<u32>,
     objects: &mut Objects,
 ) -> Result<Description, Refusal> {
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
-    let object = match object(fd, seen, program, standard.is_some(), objects)? {
+    let object = match object(fd, seen, program, waiting, standard.is_some(), objects)? {
         // Nothing of a file without a name is needed where the restarter's own takes its place.
         Ok(Object::Deleted(_) | Object::Socket(_) | Object::Pid(_) | Object::Proc(_))
             if standard.is_some() =>
@@ -224,7 +258,11 @@ fn describe(
             .refuse("who is signalled by a standard stream (F_SETOWN, F_SETSIG, O_ASYNC) cannot be saved"));
     }
     let (flags, position) = (seen.flags, seen.position);
-    let found = Description { flags, position, standard, locks, signalled, object: Some(object) };
+    let lease = lock::lease(&seen.info).map_err(|reason| seen.refuse(&reason))?;
+    if lease.is_some() && standard.is_some() {
+        return Err(seen.refuse(LOCKED_STREAM));
+    }
+    let found = Description { flags, position, standard, locks, signalled, lease, object: Some(object) };
     // The process has something else in its place until after that.
     let is_marked = !found.locks.is_empty() || found.signalled.is_some();
     if (found.stage() == Stage::Last && is_marked) || (found.stage() == Stage::Ids && !found.locks.is_empty())
@@ -239,12 +277,12 @@ fn object(
     fd: &OwnedFd,
     seen: &Seen,
     &Program { all, members, .. }: &Program<'_>,
+    waiting: Option<Result<Vec<Message>, String>>,
     is_standard: bool,
     objects: &mut Objects,
 ) -> Result<Result<Object, String>, Refusal> {
     let metadata = File::from(fd.try_clone().reading(seen.pid, "fd")?).metadata().reading(seen.pid, "fd")?;
     let kind = metadata.file_type();
-    seen.common().map_err(|reason| seen.refuse(reason))?;
     // A standard stream is the restarter's own, whatever it is.
     if !is_standard && let Some(shared) = memfd::capture(seen, &metadata, objects) {
         return shared.map(Ok);
@@ -261,11 +299,12 @@ fn object(
     } else if kind.is_fifo() && !is_standard {
         pipe::capture(seen, fd, &metadata, all)
     } else if kind.is_socket() && !is_standard {
-        socket::capture(seen, fd, &metadata, all)
+        socket::capture(seen, fd, &metadata, all, waiting, members)
     } else {
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
+            Some("anon_inode:inotify") => inotify::capture(seen, fd),
             Some("anon_inode:[pidfd]") => process_fd::capture(seen, members),
             Some("anon_inode:[signalfd]") => signalfd::capture(seen),
             Some("anon_inode:[timerfd]") => timerfd::capture(seen, fd),

@@ -7,7 +7,9 @@ use super::skeleton::Skeleton;
 use super::taken;
 use super::{RebuildError, Rebuilding};
 use crate::object::epoll::EpollRecord;
-use crate::object::{Description, Object, Stage, epoll, pidfd, proc_file};
+use crate::object::inotify::{self, InotifyRecord};
+use crate::object::socket::Sender;
+use crate::object::{Description, Object, Stage, epoll, lock, pidfd, proc_file};
 use crate::record::{Image, Process};
 use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
@@ -86,6 +88,49 @@ pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) 
     Ok(())
 }
 
+/// Sends what waits in sockets, when all that is sent is there, and everybody who has sent it.
+pub fn messages(image: &Image, objects: &Objects) -> Result<(), RebuildError> {
+    let all = image.descriptions.iter().zip(&objects.descriptions);
+    let sockets: Vec<_> = all
+        .filter_map(|(d, fd)| match &d.object {
+            Some(Object::Socket(record)) if d.standard.is_none() => Some((record, fd)),
+            _ => None,
+        })
+        .collect();
+    let members = taken::ids(image);
+    let is_stranger = |sender: &Sender| !members.contains(&sender.pid);
+    let is_last =
+        |&index: &u32| image.descriptions.get(index as usize).is_some_and(|d| d.stage() == Stage::Last);
+    for message in sockets.iter().flat_map(|(record, _)| &record.waiting) {
+        if message.sender.as_ref().is_some_and(is_stranger) || message.descriptions.iter().any(is_last) {
+            let what = "a message in it is of nobody in the program, or brings what nobody has yet";
+            return Err(RebuildError::Refused(what.to_owned()));
+        }
+    }
+    objects.sockets.finish(&sockets, &objects.descriptions).rebuilding(0, "a socket")
+}
+
+/// The inotify instances of a restart, which watch nothing until it is done.
+pub struct Watchers(Vec<(InotifyRecord, OwnedFd)>);
+
+impl Watchers {
+    pub fn of(image: &Image, objects: &Objects) -> Result<Self, RebuildError> {
+        let all = image.descriptions.iter().zip(&objects.descriptions);
+        let watchers = all.filter_map(|(description, fd)| match &description.object {
+            Some(Object::Inotify(record)) if description.standard.is_none() => {
+                Some(fd.try_clone().map(|fd| (record.clone(), fd)))
+            }
+            _ => None,
+        });
+        watchers.collect::<io::Result<_>>().map(Self).rebuilding(0, "an inotify")
+    }
+
+    /// The last act before the program runs; as the image's owner.
+    pub fn begin(self) -> Result<(), RebuildError> {
+        self.0.iter().try_for_each(|(record, fd)| inotify::watch(record, fd)).rebuilding(0, "an inotify")
+    }
+}
+
 /// The others, when all processes are as they were but for running.
 pub fn at_last(
     image: &Image,
@@ -112,6 +157,20 @@ pub fn at_last(
         }
     }
     watch(image, processes)
+}
+
+/// Leases are taken by the first process that has the file, with its rights. Nobody opens the file after that.
+pub fn leases(image: &Image, processes: &mut [RebuiltProcess]) -> Result<(), RebuildError> {
+    for (index, lease) in image.descriptions.iter().enumerate().filter_map(|(i, d)| Some((i, d.lease?))) {
+        for RebuiltProcess { record, threads, .. } in &mut *processes {
+            let Some(one) = record.descriptors.iter().find(|d| d.description as usize == index) else {
+                continue;
+            };
+            lock::rebuild_lease(lease, one.number, &mut threads[0]).rebuilding(record.pid, "a lease")?;
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// By the first process that has it, with its rights.

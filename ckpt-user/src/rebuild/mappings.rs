@@ -2,20 +2,27 @@
 
 use super::objects::Objects;
 use super::skeleton::Skeleton;
-use crate::memory::policy;
 use crate::memory::vma::{self, Kind, Pages, Vma};
-use crate::record::Process;
+use crate::memory::{policy, sysv};
+use crate::record::{Process, SharedObject};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use std::io;
 use std::os::fd::AsRawFd;
 
 /// Moves the vdso home and maps everything else, with its advice and locks.
-pub fn rebuild(record: &Process, skeleton: &mut Skeleton, objects: &Objects) -> io::Result<()> {
+pub fn rebuild(
+    record: &Process,
+    skeleton: &mut Skeleton,
+    objects: &Objects,
+    shared: &[SharedObject],
+) -> io::Result<()> {
     crate::memory::vdso::rebuild(&mut skeleton.remote, &skeleton.special, &record.mappings, skeleton.spare)?;
     let mapped: Vec<&Vma> =
         record.mappings.iter().filter(|v| !matches!(v.kind(), Kind::Vdso | Kind::Vvar)).collect();
-    for pieces in mapped.chunk_by(|a, b| were_one(a, b)) {
+    sysv::attach(&record.mappings, shared, &mut skeleton.remote)?;
+    let made: Vec<&Vma> = mapped.iter().copied().filter(|v| !sysv::is_attached(shared, v)).collect();
+    for pieces in made.chunk_by(|a, b| were_one(a, b)) {
         whole(pieces, objects, &mut skeleton.remote)?;
     }
     let mut advice = Vec::new();

@@ -59,6 +59,7 @@ pub struct Rebuilt {
     pub pager: Option<Pager>,
     /// Shared memory; files among it are written back before the program runs.
     pub shared: Vec<crate::memory::shared::Restored>,
+    pub watchers: late::Watchers,
 }
 
 /// How the pages come.
@@ -80,11 +81,12 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let mut objects = objects::make(image, chain, owner)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
+    late::messages(image, &objects)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, chain, lazy)?);
+        mapped.push(process::map(record, skeleton, &objects, &image.objects, chain, lazy)?);
     }
     // From here on the kernel touches their memory: the pages are there, or somebody serves them.
     let pager = match mode {
@@ -101,7 +103,8 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
         joined.close(pid, thread).rebuilding(pid.as_raw(), "its session keyring")?;
     }
     late::at_last(image, &mut processes, &objects)?;
-    Ok(Rebuilt { processes, root, pager, shared: objects.restored })
+    let watchers = late::Watchers::of(image, &objects)?;
+    Ok(Rebuilt { processes, root, pager, shared: objects.restored, watchers })
 }
 
 /// What can be known to fail before anything is made.

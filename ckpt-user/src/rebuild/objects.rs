@@ -6,6 +6,7 @@ use super::late::Door;
 use super::{RebuildError, Rebuilding};
 use crate::image::Chain;
 use crate::memory::shared::Restored;
+use crate::memory::sysv;
 use crate::memory::vma::{Kind, MappedFile};
 use crate::object::{self, Stage};
 use crate::record::Image;
@@ -29,18 +30,22 @@ pub struct Objects {
     pub restored: Vec<Restored>,
     /// For descriptions that are made when the processes are there.
     pub door: Door,
+    /// Sockets that are not filled yet.
+    pub sockets: object::socket::Sockets,
 }
 
 /// Opens and makes everything, with the file-system ids of the image's owner.
 pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, RebuildError> {
+    let segments = sysv::make(image, owner)?;
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
     let base = above_all(image);
     raise_descriptor_limit();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
-    for index in 0..image.objects.len() as u32 {
-        let object = crate::memory::shared::rebuild(image, index, chain)?;
+    let mut deleted = object::deleted::Files::new(chain);
+    for (index, segment) in (0..).zip(segments) {
+        let object = crate::memory::shared::rebuild(image, index, chain, segment)?;
         let fd = object.descriptor().rebuilding(root, "shared memory")?;
         shared.push(lift(fd, "shared memory")?);
         let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);
@@ -48,11 +53,14 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             let fd = object.read_only().rebuilding(root, "shared memory")?;
             read_only.insert(index, lift(fd, "shared memory")?);
         }
+        if let Some((identity, file)) = object.deleted().rebuilding(root, "a deleted file")? {
+            deleted.adopt(identity, file);
+        }
         restored.push(object);
     }
     let mut context = object::Rebuilding {
         pipes: object::pipe::Pipes::default(),
-        deleted: object::deleted::Files::new(chain),
+        deleted,
         sockets: object::socket::Sockets::default(),
         shared: &shared,
     };
@@ -68,16 +76,6 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         };
         descriptions.push(lift(fd, "a descriptor")?);
     }
-    let sockets: Vec<_> = image
-        .descriptions
-        .iter()
-        .zip(&descriptions)
-        .filter_map(|(d, fd)| match &d.object {
-            Some(object::Object::Socket(record)) => Some((record, fd)),
-            _ => None,
-        })
-        .collect();
-    object::socket::finish(&sockets).rebuilding(root, "a socket")?;
     let mut streams = [None, None, None];
     let used = image.processes.iter().flat_map(|p| &p.descriptors).filter_map(|d| d.standard);
     for stream in used {
@@ -91,12 +89,18 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         let executable = process.layout.iter().filter_map(|l| l.executable.as_ref());
         for file in process.mappings.iter().filter_map(|v| v.file.as_ref()).chain(executable) {
             if !files.contains_key(file) {
-                let fd = open_mapped(file)?;
+                let fd = match image.deleted((file.device, file.inode)) {
+                    Some(record) if file.deleted => {
+                        context.deleted.rebuild(record, 0, 0).rebuilding(process.pid, "a mapped file")?
+                    }
+                    _ => open_mapped(file)?,
+                };
                 files.insert(file.clone(), lift(fd, "a mapped file")?);
             }
         }
     }
-    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door })
+    let object::Rebuilding { sockets, .. } = context;
+    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets })
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.

@@ -8,7 +8,7 @@ use crate::image::Chain;
 use crate::memory::layout;
 use crate::memory::vma::Kind;
 use crate::object::{Object, epoll, lock, owner};
-use crate::record::{Image, Process, Thread};
+use crate::record::{Image, Process, SharedObject, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
@@ -53,12 +53,13 @@ pub fn map(
     record: &Process,
     mut skeleton: Skeleton,
     objects: &Objects,
+    shared: &[SharedObject],
     chain: &Chain,
     lazy: bool,
 ) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
     let pidfd = pidfd::open(skeleton.remote.pid()).rebuilding(pid, "its pidfd")?;
-    mappings::rebuild(record, &mut skeleton, objects).rebuilding(pid, "the mappings")?;
+    mappings::rebuild(record, &mut skeleton, objects, shared).rebuilding(pid, "the mappings")?;
     let layout = record.layout.as_ref().ok_or_else(|| incomplete(pid))?;
     let executable =
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;

@@ -1,8 +1,11 @@
 //! Socket options by number, peeking, and the kernel's diagnosis of Unix sockets (linux/unix_diag.h).
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
+    UnixCredentials, recv, recvmsg, send, sendmsg, socket,
+};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// The value of an option of level SOL_SOCKET, at most 16 bytes.
 pub fn option(fd: &OwnedFd, name: i32) -> io::Result<Vec<u8>> {
@@ -40,26 +43,80 @@ pub fn waiting(fd: &OwnedFd) -> io::Result<usize> {
 }
 
 /// What [`peek`] has found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 pub struct Peeked {
     pub len: usize,
-    /// There was more of the message than the buffer took.
+    /// There was more of the message, or of what comes with it, than there was room for.
     pub cut: bool,
-    /// Descriptors come with it.
-    pub carries: bool,
+    /// Duplicates of the descriptors that come with it.
+    pub descriptors: Vec<OwnedFd>,
+    /// Process, user and group of the sender; process 0 where the message does not name one.
+    pub sender: Option<(i32, u32, u32)>,
+    /// Something else comes with it.
+    pub unknown: bool,
 }
 
-/// recvmsg(2) that takes nothing out and never waits. There is no room for descriptors, so none is made.
+/// recvmsg(2) that takes nothing out and never waits.
 pub fn peek(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Peeked> {
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    /// SCM_MAX_FD (include/net/scm.h).
+    const MOST: usize = 253;
+    let mut control = nix::cmsg_space!([RawFd; MOST], libc::ucred, [u8; 256]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let got = recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut found = Peeked { len: got.bytes, ..Peeked::default() };
+    found.cut = got.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    for message in got.cmsgs()? {
+        match message {
+            ControlMessageOwned::ScmRights(numbers) => {
+                // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
+                found.descriptors.extend(numbers.into_iter().map(|n| unsafe { OwnedFd::from_raw_fd(n) }));
+            }
+            ControlMessageOwned::ScmCredentials(from) => {
+                found.sender = Some((from.pid(), from.uid(), from.gid()));
+            }
+            _ => found.unknown = true,
+        }
+    }
+    Ok(found)
+}
+
+/// Of the next `length` bytes of a stream: how many are in the kernel's buffers before the one that the last byte is in.
+/// Takes nothing out.
+///
+/// What is peeked at comes with the descriptors of all buffers up to the first that brings any, however few bytes are asked
+/// for. But of a buffer that cannot be copied whole, nothing is: the last byte has no place to go to.
+pub fn before_last(fd: &OwnedFd, length: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; length.saturating_sub(1)];
+    let nowhere = libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 };
+    let mut parts = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }, nowhere];
     // SAFETY: all-zero is a valid msghdr: no address, no parts, no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: `message`, `part` and the buffer it points to live across the call; the kernel writes within them.
-    let got = super::check(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } as i64)?;
-    let has = |flag: i32| message.msg_flags & flag != 0;
-    Ok(Peeked { len: got as usize, cut: has(libc::MSG_TRUNC), carries: has(libc::MSG_CTRUNC) })
+    // SAFETY: `message`, `parts` and `bytes` live across the call; the second part is in the first page, which is never
+    // mapped: the kernel answers EFAULT and writes nothing there.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    match super::check(got as i64) {
+        Err(e) if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        got => got.map(|n| n as usize),
+    }
+}
+
+/// Sends a message or a part of a stream, with descriptors and in somebody's name; never waits.
+pub fn send_with(
+    fd: &OwnedFd,
+    bytes: &[u8],
+    descriptors: &[RawFd],
+    sender: Option<(i32, u32, u32)>,
+) -> io::Result<usize> {
+    let name = sender.map(|(pid, uid, gid)| UnixCredentials::from(libc::ucred { pid, uid, gid }));
+    let mut with: Vec<ControlMessage<'_>> = name.iter().map(ControlMessage::ScmCredentials).collect();
+    if !descriptors.is_empty() {
+        with.push(ControlMessage::ScmRights(descriptors));
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    Ok(sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], &with, flags, None)?)
 }
 
 /// What sock_diag(7) says of a Unix socket.

@@ -2,6 +2,7 @@
 
 use super::proc::ProcDir;
 use super::signals;
+use crate::freeze::{self, tree};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
@@ -41,9 +42,8 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
             if stat.state() != 'Z' {
                 continue;
             }
-            if dir.numbers("task").is_ok_and(|t| t.len() > 1) {
-                let what = "goes on without its first thread";
-                return Err(Refusal::unsupported(pid, what, "this cannot be rebuilt"));
+            if tree::has_lost_its_first_thread(pid) {
+                return Err(freeze::leaderless(pid));
             }
             if parent == Pid::this() {
                 continue;

@@ -3,6 +3,7 @@
 
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
+use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{Description, Object, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
@@ -53,9 +54,28 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
     Some((pid, File::open(ProcDir::process(pid).path(&link)).map(Opened)))
 }
 
-/// Opens what a stopped process has open under `number`.
-pub fn open_descriptor(pid: Pid, number: u32) -> io::Result<Opened> {
-    File::open(format!("/proc/{pid}/fd/{number}")).map(Opened)
+/// Where a file without a name is found: the first process that has it open, mapped or runs it, and a link below /proc/PID.
+pub fn link_of(image: &Image, identity: (u64, u64)) -> Option<(Pid, String)> {
+    let is_file = |file: &&MappedFile| file.deleted && (file.device, file.inode) == identity;
+    let is_open = |d: &&Descriptor| {
+        let description = image.descriptions.get(d.description as usize);
+        let object = description.and_then(|d| d.object.as_ref());
+        matches!(object, Some(Object::Deleted(file)) if file.identity() == identity)
+    };
+    image.processes.iter().find_map(|process| {
+        let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
+        let mapped = || {
+            let has = |v: &&Vma| v.file.as_ref().is_some_and(|file| is_file(&file));
+            process.mappings.iter().find(has).map(|v| format!("map_files/{:x}-{:x}", v.start, v.end))
+        };
+        let runs = || process.layout.as_ref()?.executable.as_ref().filter(is_file).map(|_| "exe".to_owned());
+        Some((Pid::from_raw(process.pid), open().or_else(mapped).or_else(runs)?))
+    })
+}
+
+/// Opens a link below /proc/PID of a stopped process.
+pub fn open_link(pid: Pid, link: &str) -> io::Result<Opened> {
+    File::open(ProcDir::process(pid).path(link)).map(Opened)
 }
 
 impl Objects {
