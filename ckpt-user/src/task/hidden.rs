@@ -285,6 +285,7 @@ impl Injector<'_> {
             dumpable: dumpable as u32,
             subreaper: word(&subreaper) != 0,
             may_be_denied: true,
+            locks_to_come: None,
             segments: segments > 0,
             futex_slots: None,
         };
