@@ -32,6 +32,7 @@ static const struct row table[] = {
     ROW("zero", zero),
     ROW("rewritten", rewritten),
     ROW("guarded", guarded),
+    ROW("shortened", shortened),
     ROW("punched", punched),
     ROW("alias", alias),
     ROW("read", read),

@@ -396,6 +396,22 @@ static void zero_verify(void)
     expect("zeros", huge_zeros, 0, 1024, 0);
 }
 
+/* the file cut off below changed pages of a private mapping: they go with it */
+static char *shortened;
+static int shortened_fd;
+static void shortened_set_up(void)
+{
+    shortened_fd = file("shortened", 8, 100, 0);
+    shortened = map(NULL, 8, PROT_READ | PROT_WRITE, MAP_PRIVATE, shortened_fd);
+    put(shortened, 0, 8, 1);
+}
+static void shortened_operate(int step)
+{
+    (void)step;
+    CHECK(ftruncate(shortened_fd, 4 * PAGE) == 0);
+}
+static void shortened_verify(void) { expect("what is left of a file", shortened, 0, 4, 1); }
+
 /* guard pages over changed pages of a private file mapping */
 static char *guarded;
 static void guarded_set_up(void)

@@ -162,8 +162,14 @@ fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         // Left over from a freeze that was given up before this thread stood.
         Err(_) if crate::sys::wait::is_traced_by_us(tid) => Ok(Some(ptrace::adopt(tid))),
+        // On its way out it is refused, as if it were not ours to trace.
+        Err(_) if has_ended(pid, tid) => Ok(None),
         Err(e) => Err(not_traceable(pid, tid, &e)),
     }
+}
+
+fn has_ended(pid: Pid, tid: Pid) -> bool {
+    ProcDir::thread(pid, tid).stat().map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
 }
 
 /// A process whose first thread has ended while others run.

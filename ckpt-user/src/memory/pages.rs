@@ -97,14 +97,16 @@ fn shared_guards(pagemap: &mut Pagemap, mappings: &[Vma]) -> io::Result<Vec<Rang
 /// In a private file mapping, what shows as swapped out may be only the mark that a protected page leaves behind
 /// when it is dropped (MADV_DONTNEED): the page is the file's again. Touching it tells.
 fn look_again(pagemap: &mut Pagemap, scan: &mut Scan, doubtful: &PageSet, protect: bool) -> io::Result<()> {
-    let mut own = Vec::new();
+    let (mut own, mut gone) = (Vec::new(), Vec::new());
     for run in doubtful.runs() {
-        run.clone().for_each(|page| pagemap.touch(page * 4096));
+        // None where the file has been cut off: there the mark stays, and the page went with the file.
+        gone.extend(run.clone().filter(|page| !pagemap.touch(page * 4096)).map(|page| page..page + 1));
         pagemap.scan(run.start * 4096, run.end * 4096, OWN, protect, |region| {
             own.push(region.start / 4096..region.end / 4096);
         })?;
     }
-    let not_own = doubtful.difference(&own.into_iter().collect());
+    let gone: PageSet = gone.into_iter().collect();
+    let not_own = doubtful.difference(&own.into_iter().collect()).union(&gone);
     scan.populated = scan.populated.difference(&not_own);
     scan.written = scan.written.difference(&not_own);
     Ok(())

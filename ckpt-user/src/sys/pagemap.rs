@@ -128,10 +128,9 @@ impl Pagemap {
         Ok(())
     }
 
-    /// Has the page at `address` brought in, if it can be, whatever the protection of its mapping.
-    pub fn touch(&self, address: u64) {
-        // One that cannot be read stays as it is.
-        let _ = Forced::open(self.pid).and_then(|memory| memory.read(address, &mut [0]));
+    /// Has the page at `address` brought in, whatever the protection of its mapping; whether there is one.
+    pub fn touch(&self, address: u64) -> bool {
+        Forced::open(self.pid).and_then(|memory| memory.read(address, &mut [0])).is_ok()
     }
 
     /// The raw 64-bit entries of `count` pages from page number `first` (bit 63 present, 62 swapped,

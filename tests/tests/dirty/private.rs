@@ -57,6 +57,11 @@ fn dontneed_private_file_is_back_to_file() {
 }
 
 #[test]
+fn file_cut_off_below_changed_pages() {
+    run("shortened");
+}
+
+#[test]
 fn file_mapped_over_pages_that_were_dropped() {
     Case { steps: 2, ..Case::of(&["over"]) }.run();
 }
