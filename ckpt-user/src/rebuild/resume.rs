@@ -44,7 +44,11 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
     }
     for (pid, stopped) in ready.into_iter().rev() {
         for thread in stopped {
-            thread.detach().rebuilding(pid, "a thread")?;
+            match thread.detach() {
+                // A thread that ran on before this one may have ended the process.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                detached => detached.rebuilding(pid, "a thread")?,
+            }
         }
     }
     Ok(tracked)
