@@ -24,6 +24,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
     ("family", "family.c", &[]),
+    ("vfork", "vfork.c", &[]),
     ("herd", "herd.c", THREADS),
     ("fds", "fds.c", &[]),
     ("unnamed", "unnamed.c", &[]),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ckpt_tests::sandbox::scaled;
 use ckpt_tests::scenario::{Survival, survive};
-use ckpt_tests::{Expected, Job, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim, victim_cmd};
 
 /// All that the kernel or we continue; a call that begins anew after each stop would not end before the program.
 const KINDS: &str =
@@ -37,4 +37,20 @@ fn epoll_wait_ends_neither_early_nor_late() {
     let mut job = Job::launch(&sandbox, &["-i", "0.1"], &program);
     job.wait(Duration::from_secs(30)).success();
     assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+/// While the parent of a vfork(2) waits, nothing can be checkpointed: each try stops the others in vain. select(2) and ppoll(2)
+/// would be longer by the time that they stood, as those of any program that stands.
+#[test]
+fn freezes_that_are_given_up_do_not_make_them_longer() {
+    const KINDS: &str = "nanosleep,clock_nanosleep,poll,epoll_wait,futex,sigtimedwait,semtimedop,pause,read";
+    let sandbox = Sandbox::new("sleeps_through_refusals");
+    let expected = Expected::of(&sandbox, &victim_cmd("sleeps").args(["2000", "1", KINDS]), None);
+    let [vfork, sleeps] = ["vfork", "sleeps"].map(|name| victim(name).display().to_string());
+    let program = Cmd::sh(&format!("{vfork} 2500 & exec {sleeps} 2000 1 {KINDS}"));
+    let mut job = Job::launch(&sandbox, &["-i", "0.1"], &program);
+    sandbox
+        .wait_for("a refusal", Duration::from_secs(30), || job.running().stderr().contains("does not stop"));
+    let ended = job.wait(Duration::from_secs(30)).success();
+    assert_same("standard output", &expected.stdout, &ended.stdout);
 }

@@ -77,33 +77,40 @@ pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
 }
 
 /// What has been stopped so far. Dropping it lets everyone run on.
-#[derive(Default)]
-struct Stopping {
+struct Stopping<'a> {
     stopped: Vec<(Pid, Pid, Stopped)>,
     /// Asked to stop, not seen to stand yet.
     asked: Vec<(Pid, Running)>,
+    waits: &'a Waits,
 }
 
-impl Drop for Stopping {
+impl Drop for Stopping<'_> {
     fn drop(&mut self) {
-        for (_, _, thread) in self.stopped.drain(..) {
-            let_go(thread);
+        for (pid, tid, thread) in self.stopped.drain(..) {
+            let_go(pid, tid, thread, self.waits);
         }
         let soon = Instant::now() + Duration::from_millis(5);
-        for (_, running) in self.asked.drain(..) {
+        for (pid, running) in self.asked.drain(..) {
+            let tid = running.tid();
             // One that does not stop yet is let go when it does: by the supervisor, or by the next freeze.
             if let Ok(Waited::Stopped(thread)) = running.wait(Some(soon)) {
-                let_go(thread);
+                let_go(pid, tid, thread, self.waits);
             }
         }
     }
 }
 
-/// Lets a thread run on that was stopped in vain, without an EINTR from it.
-fn let_go(thread: Stopped) {
+/// Lets a thread run on that was stopped in vain, without an EINTR from it, and its wait no longer than it was.
+fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     if let Ok(mut regs) = thread.regs()
         && rewind::rewind(&mut regs)
     {
+        if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait))
+            && let Ok(memory) = Forced::open(pid)
+        {
+            // Without it the whole time begins anew.
+            let _ = rewind::shorten(&mut regs, left, &memory);
+        }
         let _ = thread.set_regs(&regs);
     }
     // ESRCH: it was killed meanwhile, which is its right.
@@ -111,7 +118,7 @@ fn let_go(thread: Stopped) {
 }
 
 fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
-    let mut stopping = Stopping::default();
+    let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
     loop {
@@ -152,7 +159,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
             }
         }
     }
-    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now), waits)
+    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now))
 }
 
 /// Seizes a thread; `None` when it has ended between the listing and the seize.
@@ -220,13 +227,9 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<
     }
 }
 
-fn assemble(
-    members: &[(Pid, Pid)],
-    mut rest: Stopping,
-    since: Instant,
-    waits: &Waits,
-) -> Result<FrozenTree, Refusal> {
+fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> Result<FrozenTree, Refusal> {
     let mut tree = FrozenTree { processes: Vec::new(), since };
+    let waits = rest.waits;
     // A thread leaves `rest` only for the tree: whatever fails, one of the two lets it run on.
     while let Some(&(pid, tid, ref thread)) = rest.stopped.last() {
         let processes = &mut tree.processes;
