@@ -159,6 +159,7 @@ impl<'b> Herd<'b> {
 
 /// The numbers of calls to strike before, of `all`, in the order of time.
 fn strikes(name: &str, all: u64) -> Vec<u64> {
+    assert!(all > 100, "{name}: {all} calls are not those of a checkpoint or restart");
     let wanted = std::env::var("CKPTBPF_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_u64).min(all);
     let mut random = Random::for_test(name);
     println!("{name}: {wanted} strikes at {all} calls");
@@ -201,10 +202,11 @@ fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str]) {
     let sandbox = sandbox(name);
     let (mut herd, mut running) = Herd::launch(&sandbox, options);
     let mut at = vec![0];
-    let mut number = 0;
+    let (mut number, mut struck) = (0, 0);
     while number < at.len() {
         let ckptbpf = running.outside_pid().expect("it runs");
-        let (seen, _) = herd.traced_checkpoint(&running, at[number], itself(ckptbpf));
+        let (seen, done) = herd.traced_checkpoint(&running, at[number], itself(ckptbpf));
+        struck += u64::from(done);
         running.wait(SOON).expect_code(137);
         herd.verify_whole();
         assert!(herd.lives_or_dies(), "killed before call {}: the program is gone", at[number]);
@@ -225,6 +227,7 @@ fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str]) {
         };
         number += 1;
     }
+    assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
     herd.kill_all(running);
 }
 
@@ -245,7 +248,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
     let sandbox = sandbox("killed_program");
     let (mut herd, mut running) = Herd::launch(&sandbox, &[]);
     let mut at = vec![0];
-    let mut number = 0;
+    let (mut number, mut struck) = (0, 0);
     while number < at.len() {
         let ckptbpf = running.outside_pid().expect("it runs");
         let deed = if number % 2 == 0 { children(ckptbpf) } else { grandchildren(ckptbpf) };
@@ -263,6 +266,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
             herd.kill_all(running);
         }
         if calls.end() {
+            struck += 1;
             herd.verify();
         } else {
             herd.verify_whole();
@@ -270,6 +274,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
         running = herd.restart(&[]);
         number += 1;
     }
+    assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
     herd.kill_all(running);
 }
 
