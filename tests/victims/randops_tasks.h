@@ -149,6 +149,13 @@ static uint64_t perform_churn(const struct model *m, const struct op *op)
     return perform_unmap(m, op);
 }
 
+/* What nobody else can change: not what it shows of an object, nor what goes with the end of one that can be cut. */
+static bool lasts(const struct page *p)
+{
+    bool own = p->kind == PRIVATE && p->own && now.object[p->object].kind != MEMFD;
+    return (p->kind == ANON || own) && !(p->flags & BUSY) && !beyond(&now, p);
+}
+
 /* A child that looks at all it has inherited and writes into it, again and again, beside everything else. */
 static void sprint_once(long round)
 {
@@ -157,14 +164,13 @@ static void sprint_once(long round)
     uint64_t sum = 0;
     for (int i = round % 3; i < PAGES; i += 3) {
         const struct page *p = &now.process[me].page[i];
-        if (p->kind == NONE || p->kind == SHARED || p->flags & BUSY || beyond(&now, p))
+        if (!lasts(p))
             continue;
-        bool mine = i % 2 && is_writable(&now, &op, p, p) && (p->kind == ANON || p->own) && !(p->flags & FREED);
-        /* What it shows of an object others may change. */
-        if (!mine && (p->kind == ANON || p->own))
+        bool mine = i % 2 && is_writable(&now, &op, p, p) && !(p->flags & FREED);
+        if (!mine) {
             check_page(&now, i, &sum);
-        if (!mine)
             continue;
+        }
         if (round < 3)
             check_page(&now, i, &sum);
         else if (wrong_word(address(i) + CELL, 0x40000000u | (uint32_t)(round - 3)) >= 0)
