@@ -15,12 +15,11 @@ const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
 /// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
-/// MiB; a restart from every generation of a gigabyte; kills before single system calls; seeds of random operations.
+/// MiB; a restart from every generation of a gigabyte; kills before single system calls. Seeds come from `--seeds`.
 const FULL_SIZE: &[(&str, &str)] = &[
     ("CKPTBPF_LAZY_KILLS", "200"),
     ("CKPTBPF_LAZY_MIB", "1024"),
     ("CKPTBPF_EVERY_GENERATION", "1"),
-    ("CKPTBPF_RANDOM_SEEDS", "10000"),
     ("CKPTBPF_KILLS", "100"),
 ];
 
@@ -35,6 +34,9 @@ pub struct Args {
     /// Begin no further round after this many minutes, whatever --repeat says
     #[arg(long)]
     minutes: Option<u64>,
+    /// Seeds of random operations in the first round; a thousand take about five minutes
+    #[arg(long, default_value_t = 1000)]
+    seeds: u32,
     /// Only the tests with one of these in their name
     filters: Vec<String>,
 }
@@ -49,6 +51,8 @@ pub fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     let load = if args.busy { Some(Load::begin()?) } else { None };
     let mut total = Counts::default();
+    let seeds = args.seeds.to_string();
+    let full_size = [FULL_SIZE, &[("CKPTBPF_RANDOM_SEEDS", &seeds)]].concat();
     let mut rounds = 0;
     let is_over = |rounds: u32| {
         let is_late = args.minutes.is_some_and(|limit| begin.elapsed() >= Duration::from_secs(60 * limit));
@@ -64,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
             integration: true,
             timeout_scale: Some(if args.busy { BUSY_SCALE } else { IDLE_SCALE }),
             seed: Some(seed),
-            environment: if rounds == 1 { FULL_SIZE } else { &[] },
+            environment: if rounds == 1 { &full_size } else { &[] },
         })?;
         println!("round {rounds}, CKPTBPF_SEED={seed}: {counts}");
         for name in &counts.failures {
