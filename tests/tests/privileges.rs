@@ -108,3 +108,71 @@ fn a_closed_home_without_the_right_to_override_it() {
     sandbox.run(user.runs(&drop(&restart)).cwd(&sandbox.dir())).expect_code(85);
     assert_eq!(images.join("000002.ckpt").metadata().unwrap().uid(), UID);
 }
+
+/// Launched by sudo with one wrapper before ckptbpf, ended with a checkpoint, and restarted by sudo with each of two others:
+/// with the first the image is beyond what its owner could have, with the second it is not.
+fn beyond_the_owner_s_means(name: &str, launched: &[&str], refused: &[&str], granted: &[&str], words: &str) {
+    let sandbox = Sandbox::new(name);
+    let user = User::of(&sandbox);
+    let tool = user.copy_of(&ckptbpf());
+    let count = user.copy_of(&victim("count_static"));
+    let by_sudo = |wrapper: &[&str], rest: &[&str]| {
+        let mut words = wrapper.iter().copied().chain([tool.to_str().unwrap()]).chain(rest.iter().copied());
+        user.runs_by_sudo(&Cmd::new(words.next().unwrap()).args(words.collect::<Vec<_>>()))
+    };
+    let count = count.to_str().unwrap();
+    let launch = ["launch", "-d", "images", "--", count, "numbers", "100000", "1000"];
+    let running = sandbox.spawn(by_sudo(launched, &launch));
+    running.wait_for_output("\n5 ", SOON);
+    sandbox.run(by_sudo(&[], &["checkpoint", "--kill", "images"])).success();
+    running.wait(SOON).expect_code(85);
+    let before = std::fs::read(user.home().join("numbers")).unwrap();
+    let restart = ["restart", "-i", "0.01", "--exit-after-ckpt", "images"];
+    let said = sandbox.run(by_sudo(refused, &restart)).expect_code(125).stderr_text();
+    assert!(said.contains(words) && said.contains("uid 4242"), "{said}");
+    assert!(sandbox.ps().is_empty(), "something was started");
+    assert_eq!(
+        std::fs::read(user.home().join("numbers")).unwrap(),
+        before,
+        "a refused restart changed a file"
+    );
+    sandbox.run(by_sudo(granted, &restart)).expect_code(85);
+}
+
+#[test]
+fn an_image_of_a_user_raises_no_limit() {
+    let fewer = ["prlimit", "--nofile=512:512"];
+    beyond_the_owner_s_means("raised_limit", &[], &fewer, &[], "the hard limit \"Max open files\" at ");
+}
+
+#[test]
+fn an_image_of_a_user_gives_no_priority() {
+    let (lower, real_time) = (["nice", "-n", "-5"], ["chrt", "-f", "10"]);
+    beyond_the_owner_s_means("nice", &lower, &[], &lower, "nice value -5");
+    beyond_the_owner_s_means(
+        "real_time",
+        &real_time,
+        &["chrt", "-f", "9"],
+        &real_time,
+        "real-time priority 10",
+    );
+    let first_in_io = ["ionice", "-c", "1", "-n", "3"];
+    beyond_the_owner_s_means("first_in_io", &first_in_io, &[], &first_in_io, "real-time I/O priority");
+}
+
+#[test]
+fn an_image_of_a_user_is_killed_no_later_for_want_of_memory() {
+    beyond_the_owner_s_means(
+        "oom",
+        &[],
+        &["choom", "-n", "500", "--"],
+        &[],
+        "oom_score_adj 0 (ckptbpf's own: 500)",
+    );
+}
+
+#[test]
+fn an_image_of_a_user_gives_no_secure_bits() {
+    let kept = ["setpriv", "--securebits", "+no_setuid_fixup"];
+    beyond_the_owner_s_means("securebits", &kept, &[], &kept, "secure bits 0x4");
+}

@@ -33,6 +33,7 @@ pub mod request;
 pub mod residue;
 pub mod restart;
 pub mod retention;
+mod rights;
 mod rounds;
 pub mod run;
 pub mod runtime_dir;

@@ -10,6 +10,7 @@ use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side};
 use super::options::{FilesPolicy, RestartOptions};
 use super::record::RecordedOptions;
+use super::rights::{self, Means};
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
@@ -233,6 +234,9 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     for sender in image.descriptions.iter().flat_map(Description::senders) {
         let claimed = Claimed { uids: vec![sender.uid], gids: vec![sender.gid], capabilities: 0 };
         identity::permitted(&owner, &caller, &claimed)?;
+    }
+    if caller.root && owner.uid != 0 {
+        rights::within(image, owner.uid, &Means::own()?)?;
     }
     Ok(owner)
 }

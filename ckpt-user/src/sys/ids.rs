@@ -21,6 +21,16 @@ pub struct FsIds {
     pub groups: Vec<u32>,
 }
 
+/// `SECBIT_*` of this thread (capabilities(7)).
+///
+/// # Errors
+/// The kernel has no such thing.
+pub fn securebits() -> io::Result<u32> {
+    // SAFETY: integers only; PR_GET_SECUREBITS gives its answer as the call's result.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) };
+    super::check(i64::from(bits)).map(|bits| bits as u32)
+}
+
 impl FsIds {
     /// The effective ids of this process.
     pub fn current() -> Self {

@@ -58,7 +58,7 @@ impl Credentials {
 }
 
 /// `SECBIT_KEEP_CAPS`, which needs no right.
-const KEEP_CAPS: u32 = 1 << 4;
+pub const KEEP_CAPS: u32 = 1 << 4;
 
 /// Gives the calling skeleton thread the recorded identity; `current` is its status.
 pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> io::Result<()> {

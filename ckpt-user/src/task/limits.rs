@@ -36,6 +36,20 @@ const NAMES: [&str; 16] = [
     "Max realtime timeout",
 ];
 
+pub const LOCKED_MEMORY: u32 = 8;
+pub const NICE: u32 = 13;
+pub const REALTIME_PRIORITY: u32 = 14;
+
+/// As /proc/PID/limits calls it.
+pub fn name(resource: u32) -> &'static str {
+    NAMES.get(resource as usize).copied().unwrap_or("unknown limit")
+}
+
+/// As people read it.
+pub fn shown(value: u64) -> String {
+    if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() }
+}
+
 /// # Errors
 /// InvalidData when a line is missing or has no two limits.
 pub fn parse(text: &str) -> io::Result<Vec<Limit>> {
@@ -65,11 +79,11 @@ pub fn rebuild(wanted: &[Limit], current: &[Limit], remote: &mut Remote) -> io::
         let results =
             remote.run(&[Call::new(libc::SYS_prlimit64, &[0, u64::from(limit.resource), at, 0])])?;
         if results[0] < 0 {
-            let name = NAMES.get(limit.resource as usize).copied().unwrap_or("unknown limit");
             let error = io::Error::from_raw_os_error(-results[0] as i32);
+            let (name, [soft, hard]) = (name(limit.resource), [limit.soft, limit.hard].map(shown));
             return Err(io::Error::new(
                 error.kind(),
-                format!("cannot set \"{name}\" to {}/{}: {error}", limit.soft, limit.hard),
+                format!("cannot set {name:?} to {soft}/{hard}: {error}"),
             ));
         }
     }

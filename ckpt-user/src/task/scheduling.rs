@@ -22,6 +22,36 @@ pub struct Scheduling {
     pub timer_slack: Option<u64>,
 }
 
+/// Which class schedules a thread (sched(7)), with what ranks it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// SCHED_OTHER, SCHED_BATCH, SCHED_IDLE and SCHED_EXT: the nice value.
+    Fair(i32),
+    /// SCHED_FIFO and SCHED_RR: the priority.
+    RealTime(u32),
+    /// SCHED_DEADLINE, or one that is not known: its number.
+    Other(u32),
+}
+
+impl Scheduling {
+    /// None where the attributes are too short for one.
+    pub fn policy(&self) -> Option<Policy> {
+        // struct sched_attr: size, policy, flags (64 bits), nice, priority.
+        let word = |at: usize| Some(u32::from_le_bytes(self.attributes.get(at..at + 4)?.try_into().ok()?));
+        let (policy, nice, priority) = (word(4)?, word(16)?.cast_signed(), word(20)?);
+        Some(match policy {
+            0 | 3 | 5 | 7 => Policy::Fair(nice),
+            1 | 2 => Policy::RealTime(priority),
+            other => Policy::Other(other),
+        })
+    }
+
+    /// IOPRIO_CLASS_RT (ioprio_set(2)).
+    pub fn is_real_time_io(&self) -> bool {
+        self.io_priority >> 13 == 1
+    }
+}
+
 pub fn capture(pid: Pid, tid: Pid) -> io::Result<Scheduling> {
     let slack = ProcDir::thread(pid, tid)
         .text("timerslack_ns")

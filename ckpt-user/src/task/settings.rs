@@ -35,15 +35,15 @@ pub struct Settings {
 const ROOT_ALONE: u32 = 2;
 
 /// Those that /proc shows.
-struct Shown {
-    oom_score_adj: i32,
+pub struct Shown {
+    pub oom_score_adj: i32,
     coredump_filter: Option<u32>,
     no_huge_pages: bool,
     merge_memory: bool,
-    autogroup: i32,
+    pub autogroup: i32,
 }
 
-fn shown(pid: Pid, status: &Status) -> io::Result<Shown> {
+pub fn shown(pid: Pid, status: &Status) -> io::Result<Shown> {
     let dir = ProcDir::process(pid);
     let hex = |name: &str| dir.text(name).ok().and_then(|t| u32::from_str_radix(t.trim(), 16).ok());
     // Kernels without the thing have no such file.
