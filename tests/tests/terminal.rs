@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::{Cmd, Sandbox, assert_same, ckptbpf};
+use ckpt_tests::{Cmd, Mode, Sandbox, assert_same, ckptbpf, matrix};
 
 /// A little shell: reads keys one by one in a child that leads the foreground group, and says of each whether that child
 /// has the terminal, and the modes it finds. In the background it would be stopped; `q` is the end.
@@ -114,4 +114,7 @@ fn foreground_group_and_modes_on_another_terminal() {
     let expected = shown("bare");
     assert_eq!(String::from_utf8_lossy(&expected).matches(" True True ").count(), 6);
     assert_same("what it printed on its terminals", &expected, &shown("saved"));
+    // As the driver has done it.
+    let restarts = [Mode::Eager, Mode::Lazy, Mode::Eager, Mode::Lazy, Mode::Lazy];
+    (1..).zip(restarts).for_each(|(number, mode)| matrix::note(mode, number));
 }

@@ -7,8 +7,10 @@ mod counts;
 mod demo;
 mod fuzz;
 mod load;
+mod results;
 mod setup;
 mod soak;
+mod support;
 mod test;
 mod tidy;
 
@@ -30,6 +32,8 @@ enum Xtask {
     Soak(soak::Args),
     /// Looks for inputs that the parsers cannot bear, by libFuzzer
     Fuzz(fuzz::Args),
+    /// Writes the README's support table, as the last run of all tests has shown it
+    Support,
     /// Checks the house rules that no compiler knows
     Tidy,
 }
@@ -43,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         Xtask::Test(args) => test::run(&args),
         Xtask::Soak(args) => soak::run(&args),
         Xtask::Fuzz(args) => fuzz::run(&args),
+        Xtask::Support => support::run(),
         Xtask::Tidy => tidy::run(),
     }
 }

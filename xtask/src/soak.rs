@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         rounds += 1;
         let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         step(&format!("round {rounds} of {}, CKPTBPF_SEED={seed}", args.repeat));
-        let counts = test::run_tests(&test::Selection {
+        let (counts, _) = test::run_tests(&test::Selection {
             filters: &args.filters,
             integration: true,
             timeout_scale: Some(if args.busy { BUSY_SCALE } else { IDLE_SCALE }),

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd::{self, cargo, step};
 use crate::counts::Counts;
-use crate::{build_ebpf, setup, tidy};
+use crate::results::Results;
+use crate::{build_ebpf, setup, support, tidy};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,8 +32,15 @@ pub fn run(args: &Args) -> Result<()> {
     }
     build()?;
     step("tests");
-    let counts = run_tests(&Selection { filters: &args.filters, ..Selection::default() })?;
-    conclude(&counts)
+    let (counts, results) = run_tests(&Selection { filters: &args.filters, ..Selection::default() })?;
+    if !args.filters.is_empty() {
+        return conclude(&counts);
+    }
+    step("support table");
+    results.keep()?;
+    let table = support::check(&results);
+    conclude(&counts)?;
+    table
 }
 
 /// What must hold before anything runs.
@@ -69,12 +77,14 @@ pub struct Selection<'a> {
 }
 
 /// Runs the tests with nextest if there is one, else with cargo's own runner. All of them, after a failure too.
-pub fn run_tests(selection: &Selection) -> Result<Counts> {
-    let skips = Path::new("target/skips");
+pub fn run_tests(selection: &Selection) -> Result<(Counts, Results)> {
+    let [skips, restarts] = ["target/skips", "target/restarts"].map(Path::new);
     fs::create_dir_all("target")?;
-    fs::write(skips, "").context("the file that collects skips")?;
     let mut command = runner(selection);
-    command.env("CKPTBPF_SKIP_FILE", fs::canonicalize(skips)?);
+    for (variable, path) in [("CKPTBPF_SKIP_FILE", skips), ("CKPTBPF_RESTARTS_FILE", restarts)] {
+        fs::write(path, "").with_context(|| format!("emptying {}", path.display()))?;
+        command.env(variable, fs::canonicalize(path)?);
+    }
     command.envs(selection.environment.iter().copied());
     if let Some(scale) = selection.timeout_scale {
         command.env("CKPTBPF_TEST_TIMEOUT_SCALE", scale.to_string());
@@ -82,13 +92,19 @@ pub fn run_tests(selection: &Selection) -> Result<Counts> {
     if let Some(seed) = selection.seed {
         command.env("CKPTBPF_SEED", seed.to_string());
     }
-    let mut counts = Counts::default();
-    let succeeded = cmd::watch(&mut command, |line| counts.see(line))?;
-    counts.see_skips(&fs::read_to_string(skips)?);
+    let (mut counts, mut results) = (Counts::default(), Results::default());
+    let succeeded = cmd::watch(&mut command, |line| {
+        counts.see(line);
+        results.see(line);
+    })?;
+    let skipped = fs::read_to_string(skips)?;
+    counts.see_skips(&skipped);
+    results.see_skips(&skipped);
+    results.see_restarts(&fs::read_to_string(restarts)?);
     if !succeeded && counts.failed == 0 {
         bail!("the test runner failed before the tests did");
     }
-    Ok(counts)
+    Ok((counts, results))
 }
 
 fn runner(selection: &Selection) -> Command {

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::matrix;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 
 pub use hold::{held, let_go, python_loop};
@@ -114,6 +115,8 @@ pub struct Job<'b> {
     runs: Vec<(PathBuf, Option<u64>)>,
     /// Which of `runs` made a generation.
     made_by: HashMap<u64, usize>,
+    /// How often it was restarted.
+    restarts: usize,
 }
 
 impl<'b> Job<'b> {
@@ -138,7 +141,7 @@ impl<'b> Job<'b> {
         let cmd = tool.verb("launch", ["-d"]).arg(&dir).args(options).arg("--").program(program);
         let running = sandbox.spawn(cmd);
         let runs = vec![(running.stdout_path().to_owned(), None)];
-        Self { sandbox, tool, dir, running: Some(running), runs, made_by: HashMap::new() }
+        Self { sandbox, tool, dir, running: Some(running), runs, made_by: HashMap::new(), restarts: 0 }
     }
 
     /// The job's directory of images.
@@ -266,6 +269,8 @@ impl<'b> Job<'b> {
         let running = self.sandbox.spawn(cmd);
         self.runs.push((running.stdout_path().to_owned(), None));
         self.running = Some(running);
+        self.restarts += 1;
+        matrix::note(mode, self.restarts);
     }
 
     /// Waits for the end of the run.
