@@ -72,18 +72,25 @@ pub(crate) fn were_one(a: &Vma, b: &Vma) -> bool {
 }
 
 /// Maps neighbours that were one as one, so that the kernel sees them as such (one anon_vma), then splits them.
+///
+/// What could once be written is counted as committed (VM_ACCOUNT) when that is taken from it, as a loader does with its
+/// relocations: so it is mapped writable first, or it would become one with a neighbour that never could.
 fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<()> {
     const POPULATE_WRITE: u64 = 23;
     let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
-    let writable = pieces.iter().find(|v| v.protection & libc::PROT_WRITE as u32 != 0);
-    let protection = writable.map_or(first.protection, |_| (libc::PROT_READ | libc::PROT_WRITE) as u32);
-    let is_split = pieces.len() > 1;
-    let protection = if is_split { protection } else { first.protection };
+    let is_writable = |v: &Vma| v.protection & libc::PROT_WRITE as u32 != 0;
+    let was_writable = !first.shared && first.has("ac") && !is_writable(first);
+    let write_first = was_writable || pieces.iter().any(|v| is_writable(v));
+    let protect_later = was_writable || pieces.len() > 1;
+    let protection = match (protect_later, write_first) {
+        (true, true) => (libc::PROT_READ | libc::PROT_WRITE) as u32,
+        _ => first.protection,
+    };
     let all = Vma { end: last.end, protection, ..(*first).clone() };
     let mut calls = vec![mmap(&all, objects)?];
-    if is_split {
-        if writable.is_some() {
-            // A page that comes and goes leaves the anon_vma that the pieces are to share.
+    if protect_later {
+        if write_first && first.kind() == Kind::Anonymous {
+            // A page that comes and goes leaves the anon_vma that the pieces are to share, and that what is counted has.
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
         }
