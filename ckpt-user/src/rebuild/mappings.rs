@@ -65,7 +65,7 @@ fn names(mapped: &[&Vma], remote: &mut Remote) -> io::Result<()> {
 /// Whether two neighbours differ in their protection only: mprotect(2) may have split them, and may make them one
 /// again, which mremap(2) needs.
 pub(crate) fn were_one(a: &Vma, b: &Vma) -> bool {
-    let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd");
+    let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd") && v.huge_page == 0;
     // Write protection is the tracker's, and comes to all of them.
     let kept = |v: &Vma| v.flags.iter().filter(|f| *f != "uw").cloned().collect::<Vec<_>>();
     a.end == b.start && plain(a) && plain(b) && kept(a) == kept(b)
@@ -83,7 +83,9 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
     let write_first = was_writable || pieces.iter().any(|v| is_writable(v));
     let protect_later = was_writable || pieces.len() > 1;
     let protection = match (protect_later, write_first) {
-        (true, true) => (libc::PROT_READ | libc::PROT_WRITE) as u32,
+        (true, true) => READ_WRITE,
+        // To be filled; then [`protect_huge`].
+        _ if is_private_huge(first) => READ_WRITE,
         _ => first.protection,
     };
     let all = Vma { end: last.end, protection, ..(*first).clone() };
@@ -109,6 +111,19 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
         }
     }
     Ok(())
+}
+
+const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+fn is_private_huge(vma: &Vma) -> bool {
+    vma.huge_page != 0 && !vma.shared
+}
+
+/// Huge pages get their protection when they are filled: not every kernel writes to read-only ones for anybody.
+pub fn protect_huge(record: &Process, remote: &mut Remote) -> io::Result<()> {
+    let call = |v: &Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
+    let huge = record.mappings.iter().filter(|v| is_private_huge(v) && v.protection != READ_WRITE);
+    all_done(remote, &huge.map(call).collect::<Vec<_>>(), None)
 }
 
 /// Guard pages, before anything is locked or sealed: that would be refused afterwards.

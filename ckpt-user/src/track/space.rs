@@ -343,5 +343,5 @@ impl Space {
 
 /// Whether writes to this mapping are found by write protection; see [`super::compared`].
 pub fn may_be_watched(vma: &Vma) -> bool {
-    vma.is_private_memory() && vma.kind() == Kind::Anonymous
+    vma.is_private_memory() && vma.kind() == Kind::Anonymous && vma.huge_page == 0
 }
