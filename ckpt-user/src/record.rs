@@ -226,4 +226,7 @@ pub struct SharedObject {
     /// A file without a name: one of the image's deleted files, by device and inode.
     #[prost(bool, tag = "8")]
     pub deleted: bool,
+    /// Bytes of each of its pages, where they are huge ones of hugetlb; else 0.
+    #[prost(uint64, tag = "9")]
+    pub huge_page: u64,
 }

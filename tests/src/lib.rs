@@ -9,6 +9,7 @@
 pub mod calls;
 pub mod compare;
 pub mod matrix;
+pub mod huge_pages;
 pub mod random;
 pub mod random_ops;
 pub mod sandbox;

@@ -28,37 +28,13 @@ const STAT: &str = "state ppid pgrp session tty_nr tpgid flags minflt cminflt ma
     blocked sigignore sigcatch wchan nswap cnswap exit_signal processor rt_priority policy delayacct_blkio_ticks guest_time \
     cguest_time start_data end_data start_brk arg_start arg_end env_start env_end exit_code";
 const STATM: &str = "size resident shared text lib data dt";
-const MAPS: &str = "- permissions offset device inode name";
+const MAPS: &str = "bounds permissions offset device inode name";
 /// Files of lines `name: value`; others are one value.
 const BY_LINE: [&str; 10] =
     ["arch_status", "call", "fd", "fdinfo", "io", "ksm_stat", "sched", "smaps", "status", "timers"];
 
-/// Where each mapping begins, and where it ends. One that goes on where another of the same file ends, and that is alike but
-/// for having been written to, is a part of that: a restart makes one of the two.
-fn bounds(maps: &str) -> BTreeMap<&str, &str> {
-    let number = |hex: &str| u64::from_str_radix(hex, 16).unwrap();
-    let mut found = BTreeMap::new();
-    let mut before: Option<(&str, Vec<&str>)> = None;
-    for line in maps.lines() {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let (start, end) = words[0].split_once('-').unwrap();
-        let goes_on = before.as_ref().filter(|(_, last)| {
-            let (from, to) = last[0].split_once('-').unwrap();
-            let follows = number(last[2]) + number(to) - number(from) == number(words[2]);
-            to == start && follows && words[4] != "0" && [1, 3, 4].into_iter().all(|i| last[i] == words[i])
-        });
-        let first = goes_on.map_or(start, |(first, _)| first);
-        found.insert(first, end);
-        before = Some((first, words));
-    }
-    found
-}
-
 fn parse(text: &str) -> Told {
     let mut told = Told::new();
-    let maps = text.split("== maps\n").nth(1).and_then(|rest| rest.split("\n==").next()).unwrap();
-    let bounds = bounds(maps);
-    let is_new = |line: &&str| bounds.contains_key(line.split(['-', ' ']).next().unwrap());
     for section in text.split("== ").skip(1) {
         let (name, body) = section.split_once('\n').unwrap();
         let parts: Vec<&str> = name.split('/').collect();
@@ -87,22 +63,16 @@ fn parse(text: &str) -> Told {
             "statm" => columns(STATM, &which, body),
             "maps" | "numa_maps" => {
                 let names = if file == "maps" { MAPS } else { "start policy pages" };
-                for line in body.lines().filter(is_new) {
-                    let start = line.split(['-', ' ']).next().unwrap();
-                    columns(names, start, line);
-                    columns("end", start, bounds[start]);
+                for line in body.lines() {
+                    columns(names, line.split(['-', ' ']).next().unwrap(), line);
                 }
             }
             _ if BY_LINE.contains(&file) => {
-                let mut is_one = true;
                 for line in body.lines() {
                     let Some((field, value)) = line.split_once(':') else { continue };
                     let is_mapping = file == "smaps" && field.contains(' ');
                     if is_mapping {
                         which = line.split('-').next().unwrap_or_default().to_owned();
-                        is_one = is_new(&line);
-                    } else if !is_one || (file, field) == ("smaps", "Size") {
-                        // The size is that between the bounds.
                     } else if (file, field) == ("timers", "ID") {
                         which = format!("timer{value}");
                     } else if field == "VmFlags" {

@@ -138,8 +138,6 @@ rows! {
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
         ["descriptor ", "sockets cannot be saved yet"];
-    a_memfd_in_huge_pages: "global keep\nkeep = os.memfd_create('m', 4)", "os.close(keep)",
-        ["descriptor ", "/memfd:m", "huge pages"];
     a_segment_attached_in_part: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nmust(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))",
         "must(libc.munmap(ctypes.c_void_p(keep + 4096), ctypes.c_long(4096)))", ["System V segment", "only in part"];
     bytes_behind_a_segment: "global keep\nid = must(libc.shmget(0, 8000, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nctypes.c_char.from_address(keep + 8100).value = b'x'",
@@ -173,7 +171,8 @@ rows! {
         "must(libc.timer_delete(keep))", ["POSIX timer 0", "clock"];
     a_parent_death_signal_of_another_thread: "global keep\nkeep = in_a_thread(fork_told)", "os.kill(child[0], 9), os.wait(), end(keep)",
         ["by another thread", "parent-death signal"];
-    huge_page_memory: "global keep\nkeep = mapping(3, 0x44022)", "unmap(keep)", ["hugetlb", "mapping"];
+    a_file_of_hugetlbfs: "global keep\nos.mkdir('huge')\nmust(libc.mount(b'none', b'huge', b'hugetlbfs', 0, None))\nfd = os.open('huge/file', os.O_RDWR | os.O_CREAT)\nos.ftruncate(fd, 2 << 20)\nkeep = mapping(3, 0x4001, fd)\nos.close(fd)",
+        "unmap(keep), os.unlink('huge/file'), must(libc.umount(b'huge'))", ["mapping", "a file of hugetlbfs"];
     policies_given_through_a_mapping_that_is_gone: "global keep\nfd = os.memfd_create('m')\nos.ftruncate(fd, 2 << 20)\nother, keep = mapping(3, 1, fd), mapping(3, 1, fd)\nos.close(fd)\nmust(libc.syscall(237, ctypes.c_void_p(other), ctypes.c_long(4096), 2, ctypes.byref(ctypes.c_ulong(1)), ctypes.c_long(64), 0))\nunmap(other)",
         "unmap(keep)", ["mapping", "mbind(2)"];
     device_memory: "global keep\nfd = os.open('/dev/mem', os.O_RDONLY)\nkeep = must(libc.mmap(None, ctypes.c_long(4096), 1, 1, fd, ctypes.c_long(0xf0000)))\nos.close(fd)",

@@ -4,6 +4,7 @@
  * digest of all that was seen; whatever is not as the program left it ends it with its name. */
 #include "memkinds.h"
 #include "memkinds_flags.h"
+#include "memkinds_huge.h"
 #include "memkinds_many.h"
 #include "memkinds_memfd.h"
 #include "memkinds_paged.h"
@@ -24,6 +25,8 @@ static const struct memory_case table[] = {
     {"merged", merged_set_up, merged_round},
     {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
+    {"huge", huge_set_up, huge_round},
+    {"gib", gib_set_up, gib_round},
 };
 
 int main(int argc, char **argv)

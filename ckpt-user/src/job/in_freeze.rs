@@ -18,10 +18,11 @@ use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
-use crate::track::space::{Gone, Space};
+use crate::track::space::{self, Gone, Space};
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -214,8 +215,15 @@ fn inside(
             let begun = space.has_begun();
             space.round(&record.mappings, !begun).reading(pid, "the page map")
         })?;
-        let mut push = |page: u64, bytes: &[u8]| residue.push(space.id, page, bytes);
-        let copy = || pages::copy(pid, &process.memory, &set, &mut buffer, &mut push);
+        let id = space.id;
+        let mut push = |page: u64, bytes: &[u8]| residue.push(id, page, bytes);
+        let copy = || {
+            let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut push)?;
+            let compared = space.to_compare();
+            let mut differing = |page: u64, bytes: &[u8]| space.differing(page, bytes, &mut push).map(drop);
+            let others = pages::copy(pid, &process.memory, &compared, &mut buffer, &mut differing)?;
+            io::Result::Ok(unreadable.union(&others))
+        };
         let unreadable = timed(&mut spent.copy, copy).reading(pid, "its memory")?;
         if let Some(run) = unreadable.runs().first() {
             let what = format!("has a page at {:x} that cannot be read", run.start * 4096);
@@ -271,7 +279,7 @@ fn no_longer_paged(pid: Pid, mappings: &mut [Vma]) -> Result<(), Refusal> {
 /// flag `uw`, which says nothing that a restart needs.
 fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
     let tracked = space.uffd.is_some();
-    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && v.is_private_memory());
+    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && space::may_be_watched(v));
     let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
     if let Some(vma) = foreign {
         let what = format!("has the mapping {:x}-{:x}", vma.start, vma.end);

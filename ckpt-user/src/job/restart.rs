@@ -270,9 +270,9 @@ fn tracker(
         }
     }
     for one in restored {
-        let Watch { uffd, successor } = one.watch;
+        let Watch { uffd, successor, hashes } = one.watch;
         let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });
-        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), held);
+        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), held, hashes);
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }

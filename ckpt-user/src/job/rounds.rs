@@ -8,6 +8,7 @@ use crate::memory::runs::PageSet;
 use crate::sys::mem::Forced;
 use crate::track::backend::Backend;
 use crate::track::precopy::Next;
+use crate::track::space::Space;
 use crate::track::{direct, soft_dirty};
 use nix::unistd::Pid;
 use std::io;
@@ -48,9 +49,41 @@ impl Checkpointer {
                     Err(_) => space.again(),
                 }
             }
-            counts.push(found.iter().map(|(_, set)| set.len()).sum::<u64>());
+            let mut copied = found.iter().map(|(_, set)| set.len()).sum::<u64>();
+            // Later rounds would spare the freeze no look.
+            if counts.is_empty() {
+                for (index, _) in &found {
+                    copied += self.compare(&mut tracked.spaces[*index], writer, &mut buffer)?;
+                }
+            }
+            counts.push(copied);
         }
         Ok(counts.len() as u64)
+    }
+
+    /// Copies what has changed of the pages that are not watched; returns how many they were.
+    fn compare(
+        &mut self,
+        space: &mut Space,
+        writer: &mut GenerationWriter,
+        buffer: &mut Vec<u8>,
+    ) -> Result<u64, CheckpointError> {
+        let (mut count, mut written) = (0, Ok(()));
+        let (pid, id, set) = (space.pid, space.id, space.to_compare());
+        let copied = Forced::open(pid).and_then(|forced| {
+            pages::copy(pid, &forced, &set, buffer, &mut |page, bytes| {
+                self.reconcile.listen();
+                count += space.differing(page, bytes, &mut |page, bytes| {
+                    written = writer.put_pages(id, page, bytes);
+                    if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
+                })?;
+                Ok(())
+            })
+        });
+        written?;
+        // What could not be read by now is looked at in the freeze.
+        drop(copied);
+        Ok(count)
     }
 
     /// One look at every tracked space: which pages (of which space, by index) are to be copied.

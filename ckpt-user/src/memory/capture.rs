@@ -1,5 +1,6 @@
 //! The mappings of a stopped process, with what stands behind each.
 
+use super::hugetlb;
 use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
@@ -55,7 +56,10 @@ impl Objects {
         metadata: &Metadata,
         describe: impl FnOnce(&mut SharedObject) -> io::Result<()>,
     ) -> io::Result<u32> {
-        self.index_of((metadata.dev(), metadata.ino()), metadata.size(), describe)
+        self.index_of((metadata.dev(), metadata.ino()), metadata.size(), |object| {
+            object.huge_page = hugetlb::page_size(metadata).unwrap_or(0);
+            describe(object)
+        })
     }
 
     /// The same, by its identity in this image and its size in bytes.
@@ -130,7 +134,18 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
     let metadata = std::fs::metadata(&link).reading(pid, "map_files")?;
     let target = std::fs::read_link(&link).reading(pid, "map_files")?;
-    if raw.is_shared() && target == Path::new("/dev/zero (deleted)") {
+    if raw.flags.iter().any(|f| f == "ht") {
+        vma.huge_page = hugetlb::page_size(&metadata).ok_or_else(|| {
+            Refusal::unsupported(pid, name(), "it is of a file of hugetlbfs, which cannot be saved yet")
+        })?;
+    }
+    let is_anonymous = vma.huge_page != 0 && target == Path::new(hugetlb::ANONYMOUS);
+    if is_anonymous && !raw.is_shared() {
+        vma.set_kind(Kind::Anonymous);
+        vma.offset = 0;
+        return Ok(vma);
+    }
+    if raw.is_shared() && (is_anonymous || target == Path::new("/dev/zero (deleted)")) {
         vma.set_kind(Kind::SharedObject);
         vma.object = Some(objects.index(&metadata, |_| Ok(())).reading(pid, "map_files")?);
         return Ok(vma);
@@ -170,7 +185,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
 fn unnamed(target: &Path) -> Option<&'static str> {
     let bytes = target.as_os_str().as_bytes();
     if bytes.starts_with(b"/memfd:") {
-        Some("memory of memfd_create(2) in huge pages (MFD_HUGETLB) cannot be saved yet")
+        Some("memory of memfd_create(2) of an unknown kind cannot be saved yet")
     } else if !bytes.starts_with(b"/") {
         Some("it is of no file; it cannot be saved yet")
     } else {

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod flags;
+pub mod hugetlb;
 pub mod layout;
 pub mod pages;
 pub mod policy;

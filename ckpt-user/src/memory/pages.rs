@@ -22,6 +22,18 @@ pub struct Scan {
     pub guards: PageSet,
 }
 
+impl Scan {
+    /// Both walks as one.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            populated: self.populated.union(&other.populated),
+            written: self.written.union(&other.written),
+            guards: self.guards.union(&other.guards),
+        }
+    }
+}
+
 /// Pages of the process's own: there, and neither the file's nor the shared page of zeros. The rest is not
 /// protected either: it is not saved, and what is written later is another page, which was never protected.
 const OWN: Filter = Filter { all: FILE | PFN_ZERO, inverted: FILE | PFN_ZERO, any: PRESENT | SWAPPED };
@@ -37,7 +49,7 @@ const OWN_ANONYMOUS: Filter = Filter { all: PFN_ZERO, inverted: PFN_ZERO, any: P
 /// ENOMEM when the process has executed another program meanwhile.
 pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Result<Scan> {
     // Neighbours are walked together: one call for thousands of mappings.
-    let (mut populated, mut written, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut populated, mut written) = (Vec::new(), Vec::new());
     let mut guards = Vec::new();
     let mut i = 0;
     let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
@@ -58,22 +70,15 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
             if region.categories & WRITTEN != 0 || region.categories & WP_ALLOWED == 0 {
                 written.push(pages.clone());
             }
-            if region.categories & SWAPPED != 0 {
-                swapped.push(pages.clone());
-            }
             populated.push(pages);
         })?;
     }
     guards.extend(shared_guards(pagemap, mappings)?);
-    let mut scan = Scan {
+    Ok(Scan {
         populated: populated.into_iter().collect(),
         written: written.into_iter().collect(),
         guards: guards.into_iter().collect(),
-    };
-    let swapped: PageSet = swapped.into_iter().collect();
-    let of_file = private.iter().filter(|v| v.kind() == Kind::File).map(|v| v.pages()).collect();
-    look_again(pagemap, &mut scan, &swapped.intersection(&of_file), protect)?;
-    Ok(scan)
+    })
 }
 
 /// Guard pages of shared mappings, whose contents are looked at through the object.
@@ -92,24 +97,6 @@ fn shared_guards(pagemap: &mut Pagemap, mappings: &[Vma]) -> io::Result<Vec<Rang
         }
     }
     Ok(found)
-}
-
-/// In a private file mapping, what shows as swapped out may be only the mark that a protected page leaves behind
-/// when it is dropped (MADV_DONTNEED): the page is the file's again. Touching it tells.
-fn look_again(pagemap: &mut Pagemap, scan: &mut Scan, doubtful: &PageSet, protect: bool) -> io::Result<()> {
-    let (mut own, mut gone) = (Vec::new(), Vec::new());
-    for run in doubtful.runs() {
-        // None where the file has been cut off: there the mark stays, and the page went with the file.
-        gone.extend(run.clone().filter(|page| !pagemap.touch(page * 4096)).map(|page| page..page + 1));
-        pagemap.scan(run.start * 4096, run.end * 4096, OWN, protect, |region| {
-            own.push(region.start / 4096..region.end / 4096);
-        })?;
-    }
-    let gone: PageSet = gone.into_iter().collect();
-    let not_own = doubtful.difference(&own.into_iter().collect()).union(&gone);
-    scan.populated = scan.populated.difference(&not_own);
-    scan.written = scan.written.difference(&not_own);
-    Ok(())
 }
 
 /// Copies the pages of `set` out of a process and hands them on in batches: first page number and bytes.

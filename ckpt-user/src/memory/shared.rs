@@ -4,6 +4,7 @@
 //! of the program: what it has mapped is saved, and written back where the file differs, as the last act before the
 //! program runs.
 
+use super::hugetlb;
 use super::sysv;
 use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
@@ -30,6 +31,8 @@ pub struct Restored {
     memfd: Option<Memfd>,
     segment: Option<sysv::Made>,
     deleted: Option<DeletedRecord>,
+    /// In pages of hugetlb, which no write(2) reaches.
+    is_huge: bool,
     pub space: SpaceId,
     /// Pages of the object that belong to the program.
     pages: PageSet,
@@ -68,10 +71,13 @@ pub fn rebuild(
         _ if let Some(segment) = &segment => segment.open().rebuilding(0, "a System V segment")?,
         _ if let Some(deleted) = deleted => deleted::create(deleted).rebuilding(0, "a deleted file")?,
         (Some(backing), _) => open(backing)?,
-        (None, Some(memfd)) => memfd::create(memfd)
+        (None, Some(memfd)) => memfd::create(memfd, record.huge_page)
             .and_then(|file| file.set_len(record.size).map(|()| file))
             .rebuilding(0, "memory of memfd_create(2)")?,
-        (None, None) => shared::create(record.size).rebuilding(0, "shared memory")?.into(),
+        (None, None) => {
+            let huge = hugetlb::flags(record.huge_page, libc::MAP_HUGETLB as u32) as i32;
+            shared::create(record.size, huge).rebuilding(0, "shared memory")?.into()
+        }
     };
     let mut restored = Restored {
         file,
@@ -79,6 +85,7 @@ pub fn rebuild(
         memfd: record.memfd.clone(),
         segment,
         deleted: deleted.cloned(),
+        is_huge: record.huge_page != 0,
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
@@ -149,36 +156,38 @@ impl Restored {
             (None, None) => return Ok(()),
         };
         let only_compare = only_compare && self.backing.is_some();
+        let target = Target::of(&self.file, self.is_huge).rebuilding(0, "shared memory")?;
         let stored = self.each_stored(chain, |file, first, bytes| {
             let mut there = vec![0; bytes.len()];
             read_to_end(file, first * 4096, &mut there)?;
             let pages = bytes.chunks_exact(4096).zip(there.chunks_exact(4096));
             for (page, (wanted, found)) in (first..).zip(pages).filter(|(_, (w, f))| w != f) {
-                put(file, page, wanted, found, size, only_compare)?;
+                put(&target, page, wanted, found, size, only_compare)?;
             }
             Ok(())
         });
-        let zero = stored.and_then(|stored| self.zero(&stored, size, only_compare));
+        let zero = stored.and_then(|stored| self.zero(&stored, &target, size, only_compare));
         zero.map_err(|e| RebuildError::Refused(format!("{name}: {e}")))
     }
 
     /// Pages that hold nothing in the image hold nothing in the file.
-    fn zero(&self, stored: &PageSet, size: u64, only_compare: bool) -> io::Result<()> {
+    fn zero(&self, stored: &PageSet, target: &Target, size: u64, only_compare: bool) -> io::Result<()> {
         let mut found = [0; 4096];
         for page in self.pages.difference(stored).runs().iter().cloned().flatten() {
             read_to_end(&self.file, page * 4096, &mut found)?;
             if found.iter().any(|&b| b != 0) {
-                put(&self.file, page, &[0; 4096], &found, size, only_compare)?;
+                put(target, page, &[0; 4096], &found, size, only_compare)?;
             }
         }
         Ok(())
     }
 
     fn fill(&mut self, chain: &Chain, size: u64) -> Result<(), RebuildError> {
-        let filled = self.each_stored(chain, |file, first, bytes| {
+        let target = Target::of(&self.file, self.is_huge).rebuilding(0, "shared memory")?;
+        let filled = self.each_stored(chain, |_, first, bytes| {
             let at = first * 4096;
             let there = size.saturating_sub(at).min(bytes.len() as u64) as usize;
-            file.write_all_at(&bytes[..there], at)
+            target.write(&bytes[..there], at)
         });
         filled.map(drop).rebuilding(0, "shared memory")
     }
@@ -211,6 +220,26 @@ impl Restored {
     }
 }
 
+/// Where the bytes of an object go.
+enum Target {
+    File(File),
+    /// The object, mapped.
+    Mapped(shared::Mapped),
+}
+
+impl Target {
+    fn of(file: &File, is_huge: bool) -> io::Result<Self> {
+        if is_huge { shared::Mapped::of(file).map(Self::Mapped) } else { file.try_clone().map(Self::File) }
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_all_at(bytes, at),
+            Self::Mapped(mapped) => mapped.write(bytes, at),
+        }
+    }
+}
+
 /// A run in parts of at most [`BATCH`] pages.
 fn parts(run: Run) -> impl Iterator<Item = Run> {
     let pages = run.pages();
@@ -231,7 +260,14 @@ fn read_to_end(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
 }
 
 /// Writes one page, as far as the file goes.
-fn put(file: &File, page: u64, wanted: &[u8], found: &[u8], size: u64, only_compare: bool) -> io::Result<()> {
+fn put(
+    target: &Target,
+    page: u64,
+    wanted: &[u8],
+    found: &[u8],
+    size: u64,
+    only_compare: bool,
+) -> io::Result<()> {
     let at = page * 4096;
     let len = size.saturating_sub(at).min(4096) as usize;
     if wanted[..len] == found[..len] {
@@ -240,5 +276,5 @@ fn put(file: &File, page: u64, wanted: &[u8], found: &[u8], size: u64, only_comp
     if only_compare {
         return Err(io::Error::other("what the program has mapped of it has changed since the checkpoint"));
     }
-    file.write_all_at(&wanted[..len], at)
+    target.write(&wanted[..len], at)
 }

@@ -5,6 +5,7 @@
 //! is written as the last act, as with files ([`super::shared`]).
 
 use super::capture::Objects;
+use super::hugetlb;
 use super::vma::{Kind, Raw, Vma};
 use crate::object::memfd;
 use crate::rebuild::{RebuildError, Rebuilding};
@@ -83,6 +84,11 @@ fn parse(line: &str) -> Option<Row> {
     Some(Row { segment, size: number(3)?, attached: number(6)? })
 }
 
+/// Whether the machine has a segment of this id now.
+pub fn is_there(wanted: &Segment) -> bool {
+    rows().is_ok_and(|rows| rows.iter().any(|row| row.segment.id == wanted.id))
+}
+
 /// Whether a mapping is of a segment: no file has a name like this, but one that was deleted at the root.
 pub fn is_segment(raw: &Raw) -> bool {
     raw.is_shared() && raw.name.starts_with("/SYSV") && raw.name.ends_with(" (deleted)")
@@ -98,9 +104,11 @@ pub fn describe(pid: Pid, raw: &Raw, mut vma: Vma, objects: &mut Objects) -> Res
         let what = format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
         Refusal::unsupported(pid, what, "this System V segment cannot be found (/proc/sysvipc/shm)")
     })?;
+    vma.huge_page = hugetlb::page_size(&metadata).unwrap_or(0);
     check_tail(pid, &vma, row.size)?;
     let index = objects.index_of((DEVICE, raw.inode), row.size, |object| {
         object.segment = Some(row.segment);
+        object.huge_page = vma.huge_page;
         Ok(())
     });
     vma.object = Some(index.reading(pid, "a System V segment")?);
@@ -145,7 +153,7 @@ pub fn is_attached(objects: &[SharedObject], vma: &Vma) -> bool {
 /// Whether these pieces are all of a segment.
 fn is_whole(pieces: &[Vma], object: &SharedObject) -> bool {
     let len = pieces.last().map_or(0, |last| last.end.wrapping_sub(pieces[0].start));
-    pieces[0].offset == 0 && Some(len) == object.size.checked_next_multiple_of(4096)
+    pieces[0].offset == 0 && Some(len) == object.size.checked_next_multiple_of(object.huge_page.max(4096))
 }
 
 /// # Errors
@@ -185,6 +193,7 @@ pub fn check(processes: &[Process], objects: &[SharedObject]) -> Result<(), Refu
 pub struct Made {
     segment: Segment,
     pub size: u64,
+    huge_page: u64,
     /// Nobody else's: removed when the restart fails.
     is_new: Cell<bool>,
 }
@@ -194,14 +203,14 @@ pub struct Made {
 /// # Errors
 /// Names a segment that would be somebody else's, or whose id or key is somebody else's now.
 pub fn make(image: &Image, owner: &FsIds) -> Result<Vec<Option<Made>>, RebuildError> {
-    let wanted = image.objects.iter().map(|object| Some((object.segment?, object.size)));
+    let wanted = image.objects.iter().map(|object| Some((object.segment?, object.size, object.huge_page)));
     if image.objects.iter().all(|object| object.segment.is_none()) {
         return Ok(wanted.map(|_| None).collect());
     }
-    let ids: Vec<i32> = wanted.clone().flatten().map(|(segment, _)| segment.id).collect();
+    let ids: Vec<i32> = wanted.clone().flatten().map(|(segment, ..)| segment.id).collect();
     let rows = detached(&ids).rebuilding(0, "/proc/sysvipc/shm")?;
     let mut is_there = Vec::new();
-    for (segment, size) in wanted.clone().flatten() {
+    for (segment, size, _) in wanted.clone().flatten() {
         let settled = permitted(&segment, owner).and_then(|()| settle(&segment, size, &rows));
         let refused = |why| RebuildError::Refused(format!("System V segment {}: {why}", segment.id));
         is_there.push(settled.map_err(refused)?);
@@ -209,9 +218,9 @@ pub fn make(image: &Image, owner: &FsIds) -> Result<Vec<Option<Made>>, RebuildEr
     let mut is_there = is_there.into_iter();
     let mut made = Vec::new();
     for wanted in wanted {
-        let one = wanted.map(|(segment, size)| {
+        let one = wanted.map(|(segment, size, huge_page)| {
             let is_new = is_there.next() == Some(false);
-            let made = Made { segment, size, is_new: Cell::new(false) };
+            let made = Made { segment, size, huge_page, is_new: Cell::new(false) };
             if is_new { made.create().map(|()| made) } else { Ok(made) }
         });
         made.push(one.transpose()?);
@@ -267,7 +276,8 @@ impl Made {
         let Segment { id, key, mode, uid, gid, cuid, cgid } = self.segment;
         let what = format!("System V segment {id}");
         std::fs::write(NEXT_ID, id.to_string()).rebuilding(0, &what)?;
-        let made = shm::create(key, self.size, mode, (cuid, cgid));
+        let huge = hugetlb::flags(self.huge_page, libc::SHM_HUGETLB as u32);
+        let made = shm::create(key, self.size, mode & 0o777 | huge, (cuid, cgid));
         if made.is_err() {
             // It waits for the next segment of anybody otherwise.
             std::fs::write(NEXT_ID, "-1").rebuilding(0, &what)?;
@@ -283,7 +293,7 @@ impl Made {
 
     /// Its memory.
     pub fn open(&self) -> io::Result<File> {
-        shm::open(self.segment.id, self.size)
+        shm::open(self.segment.id, self.size.next_multiple_of(self.huge_page.max(4096)))
     }
 
     /// What tracking knows it by.

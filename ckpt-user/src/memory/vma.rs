@@ -1,5 +1,6 @@
 //! One mapping: its record, read from /proc/PID/smaps, and the mmap call that makes it again.
 
+use super::hugetlb;
 use super::policy::Seen;
 use crate::sys::inject::Call;
 use crate::task::policy::Policy;
@@ -38,6 +39,9 @@ pub struct Vma {
     /// What PR_SET_VMA_ANON_NAME called it; empty: nothing.
     #[prost(bytes = "vec", tag = "11")]
     pub name: Vec<u8>,
+    /// Bytes of each of its pages, where they are huge ones of hugetlb; else 0.
+    #[prost(uint64, tag = "12")]
+    pub huge_page: u64,
 }
 
 /// A range of pages: addresses in bytes.
@@ -219,7 +223,7 @@ pub fn mmap_call(vma: &Vma, fd: u64) -> Call {
     };
     let mut flags = libc::MAP_FIXED_NOREPLACE | kind;
     if vma.kind() == Kind::Anonymous || (vma.kind() == Kind::SharedObject && fd == u64::MAX) {
-        flags |= libc::MAP_ANONYMOUS;
+        flags |= libc::MAP_ANONYMOUS | hugetlb::flags(vma.huge_page, libc::MAP_HUGETLB as u32) as i32;
     }
     for (name, flag) in [("gd", libc::MAP_GROWSDOWN), ("nr", libc::MAP_NORESERVE)] {
         if vma.has(name) {
@@ -248,7 +252,6 @@ pub fn advice(flag: &str) -> Option<i32> {
 /// VmFlags that mean something a restart cannot rebuild yet, with the words for it.
 pub fn refused(flag: &str) -> Option<&'static str> {
     Some(match flag {
-        "ht" => "uses huge page memory (hugetlb)",
         "io" | "pf" => "maps device memory",
         "ui" | "um" => "is watched by the program's own userfaultfd",
         "ss" => "is a shadow stack",

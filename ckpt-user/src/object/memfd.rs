@@ -3,6 +3,7 @@
 
 use super::{Object, Seen, file};
 use crate::memory::capture::Objects;
+use crate::memory::hugetlb;
 use crate::refusal::{Reading, Refusal};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -60,7 +61,7 @@ pub fn is_internal(metadata: &Metadata) -> bool {
         let specimen = memfd_create(c"ckptbpf", MFdFlags::MFD_CLOEXEC).ok()?;
         File::from(specimen).metadata().ok().map(|m| m.dev())
     });
-    *device == Some(metadata.dev())
+    *device == Some(metadata.dev()) || hugetlb::page_size(metadata).is_some()
 }
 
 /// The record of the memory behind the magic link `link`.
@@ -74,8 +75,8 @@ pub fn of(link: &Path, name: &[u8], metadata: &Metadata) -> io::Result<Memfd> {
 pub fn capture(seen: &Seen, metadata: &Metadata, objects: &mut Objects) -> Option<Result<Object, Refusal>> {
     let target = seen.target.as_os_str().as_bytes();
     let Some(name) = name(&seen.target, metadata) else {
-        let huge = metadata.nlink() == 0 && target.starts_with(b"/memfd:");
-        return huge.then(|| Err(seen.refuse("memory in huge pages (MFD_HUGETLB) cannot be saved yet")));
+        let unknown = metadata.nlink() == 0 && target.starts_with(b"/memfd:");
+        return unknown.then(|| Err(seen.refuse("memory of an unknown kind cannot be saved yet")));
     };
     if seen.is_inherited() {
         return Some(Err(seen.refuse("its memory is shared with whoever has it outside of the program")));
@@ -92,12 +93,14 @@ pub fn capture(seen: &Seen, metadata: &Metadata, objects: &mut Objects) -> Optio
     )
 }
 
-/// Makes it again: empty, of no size, without seals.
-pub fn create(record: &Memfd) -> io::Result<File> {
+/// Makes it again: empty, of no size, without seals; of huge pages of `huge_page` bytes, if that is not 0.
+pub fn create(record: &Memfd, huge_page: u64) -> io::Result<File> {
     let name = std::ffi::CString::new(record.name.as_slice())?;
     let kind = if record.seals & SEAL_EXEC != 0 && record.mode & 0o111 == 0 { NOEXEC_SEAL } else { EXEC };
-    let flags =
-        |more: u32| MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(more);
+    let huge = MFdFlags::from_bits_retain(hugetlb::flags(huge_page, libc::MFD_HUGETLB));
+    let flags = |more: u32| {
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge | MFdFlags::from_bits_retain(more)
+    };
     // Before Linux 6.3 there is neither.
     let made = memfd_create(&*name, flags(kind)).or_else(|error| match error {
         nix::errno::Errno::EINVAL => memfd_create(&*name, flags(0)),

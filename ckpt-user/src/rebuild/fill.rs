@@ -1,9 +1,9 @@
 //! Pages into rebuilt address spaces, arriving clean and armed so that the next checkpoint is a delta.
 
+use super::mappings;
 use super::process::Mapped;
 use super::{RebuildError, Rebuilding};
 use crate::image::{Chain, Run, Source, SpaceId};
-use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{Kind, Pages, Vma};
 use crate::page::pending::Pending;
@@ -13,9 +13,9 @@ use crate::page::{Pager, Plan};
 use crate::record::Process;
 use crate::sys::guardian;
 use crate::sys::mem::Forced;
-use crate::sys::pagemap::Pagemap;
 use crate::sys::remote::Remote;
 use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, Uffd};
+use crate::track::compared::{self, Hashes};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -33,7 +33,7 @@ fn invalid(what: &str) -> io::Error {
 
 /// Whether pages of this mapping come through the userfaultfd.
 fn by_uffd(vma: &Vma) -> bool {
-    vma.is_private_memory() && vma.kind() == Kind::Anonymous && !is_droppable(vma)
+    vma.is_private_memory() && vma.kind() == Kind::Anonymous && !is_droppable(vma) && vma.huge_page == 0
 }
 
 /// MAP_DROPPABLE, which no userfaultfd watches.
@@ -58,6 +58,8 @@ pub struct Watch {
     pub uffd: Uffd,
     /// Lazy: for when all pages are there, it only protects.
     pub successor: Option<Uffd>,
+    /// Of the pages that are not watched.
+    pub hashes: Hashes,
 }
 
 /// Makes the userfaultfds of the skeleton, registers its mappings, and fills what no userfaultfd can fill.
@@ -74,18 +76,13 @@ pub fn prepare(
     let uffd = make_uffd(remote, pidfd, features).rebuilding(pid, "its userfaultfd")?;
     let successor = if lazy { Some(make_uffd(remote, pidfd, uffd::TRACKING)) } else { None };
     let successor = successor.transpose().rebuilding(pid, "its userfaultfd")?;
-    fill_file_mappings(record, target, chain)?;
-    let missing = if lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
-    for vma in record.mappings.iter().filter(|v| v.is_private_memory() && !is_droppable(v)) {
-        let wanted = if by_uffd(vma) { missing } else { MODE_WP };
-        uffd.register(vma.start, vma.end - vma.start, wanted).rebuilding(pid, "write protection")?;
+    let hashes = fill_others(record, target, chain)?;
+    mappings::protect_huge(record, remote).rebuilding(pid, "memory in huge pages")?;
+    let modes = if lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
+    for vma in record.mappings.iter().filter(|v| by_uffd(v)) {
+        uffd.register(vma.start, vma.end - vma.start, modes).rebuilding(pid, "write protection")?;
     }
-    let files: Vec<Vma> =
-        record.mappings.iter().filter(|v| v.is_private_memory() && !by_uffd(v)).cloned().collect();
-    Pagemap::open(target)
-        .and_then(|mut map| pages::scan(&mut map, &files, true))
-        .rebuilding(pid, "write protection")?;
-    Ok(Watch { uffd, successor })
+    Ok(Watch { uffd, successor, hashes })
 }
 
 fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::Result<Uffd> {
@@ -96,8 +93,10 @@ fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::R
     Uffd::handshake(ours, features)
 }
 
-/// Changed pages of private file mappings and of droppable memory, written through /proc/PID/mem whatever their protection.
-fn fill_file_mappings(record: &Process, target: Pid, chain: &Chain) -> Result<(), RebuildError> {
+/// Changed pages of private file mappings, of droppable memory and of huge pages, written through /proc/PID/mem whatever
+/// their protection; returns their hashes.
+fn fill_others(record: &Process, target: Pid, chain: &Chain) -> Result<Hashes, RebuildError> {
+    let mut hashes = Hashes::new();
     let map = chain.pages(SpaceId(record.space));
     let memory = Forced::open(target).rebuilding(record.pid, "its memory")?;
     let mut reader = chain.reader();
@@ -109,14 +108,18 @@ fn fill_file_mappings(record: &Process, target: Pid, chain: &Chain) -> Result<()
                 let bytes = &mut buffer[..part.count as usize * 4096];
                 match part.source {
                     Source::BackToFile => continue,
+                    // There already: a huge page of zeros is not made for it.
+                    Source::Zero if vma.huge_page != 0 && vma.kind() == Kind::Anonymous => continue,
                     Source::Zero => bytes.fill(0),
                     Source::Stored { .. } => reader.read_run(&part, bytes)?,
                 }
-                memory.write(part.first_page * 4096, bytes).rebuilding(record.pid, "a file mapping")?;
+                memory.write(part.first_page * 4096, bytes).rebuilding(record.pid, "a page of its own")?;
+                let of_each = part.pages().zip(bytes.chunks_exact(4096));
+                hashes.extend(of_each.map(|(page, bytes)| (page, compared::hash(bytes))));
             }
         }
     }
-    Ok(())
+    Ok(hashes)
 }
 
 /// A run in parts of at most [`BATCH`] pages.

@@ -65,25 +65,34 @@ fn names(mapped: &[&Vma], remote: &mut Remote) -> io::Result<()> {
 /// Whether two neighbours differ in their protection only: mprotect(2) may have split them, and may make them one
 /// again, which mremap(2) needs.
 pub(crate) fn were_one(a: &Vma, b: &Vma) -> bool {
-    let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd");
+    let plain = |v: &Vma| v.kind() == Kind::Anonymous && !v.shared && !v.has("gd") && v.huge_page == 0;
     // Write protection is the tracker's, and comes to all of them.
     let kept = |v: &Vma| v.flags.iter().filter(|f| *f != "uw").cloned().collect::<Vec<_>>();
     a.end == b.start && plain(a) && plain(b) && kept(a) == kept(b)
 }
 
 /// Maps neighbours that were one as one, so that the kernel sees them as such (one anon_vma), then splits them.
+///
+/// What could once be written is counted as committed (VM_ACCOUNT) when that is taken from it, as a loader does with its
+/// relocations: so it is mapped writable first, or it would become one with a neighbour that never could.
 fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<()> {
     const POPULATE_WRITE: u64 = 23;
     let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
-    let writable = pieces.iter().find(|v| v.protection & libc::PROT_WRITE as u32 != 0);
-    let protection = writable.map_or(first.protection, |_| (libc::PROT_READ | libc::PROT_WRITE) as u32);
-    let is_split = pieces.len() > 1;
-    let protection = if is_split { protection } else { first.protection };
+    let is_writable = |v: &Vma| v.protection & libc::PROT_WRITE as u32 != 0;
+    let was_writable = !first.shared && first.has("ac") && !is_writable(first);
+    let write_first = was_writable || pieces.iter().any(|v| is_writable(v));
+    let protect_later = was_writable || pieces.len() > 1;
+    let protection = match (protect_later, write_first) {
+        (true, true) => READ_WRITE,
+        // To be filled; then [`protect_huge`].
+        _ if is_private_huge(first) => READ_WRITE,
+        _ => first.protection,
+    };
     let all = Vma { end: last.end, protection, ..(*first).clone() };
     let mut calls = vec![mmap(&all, objects)?];
-    if is_split {
-        if writable.is_some() {
-            // A page that comes and goes leaves the anon_vma that the pieces are to share.
+    if protect_later {
+        if write_first && first.kind() == Kind::Anonymous {
+            // A page that comes and goes leaves the anon_vma that the pieces are to share, and that what is counted has.
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
         }
@@ -102,6 +111,19 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
         }
     }
     Ok(())
+}
+
+const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+fn is_private_huge(vma: &Vma) -> bool {
+    vma.huge_page != 0 && !vma.shared
+}
+
+/// Huge pages get their protection when they are filled: not every kernel writes to read-only ones for anybody.
+pub fn protect_huge(record: &Process, remote: &mut Remote) -> io::Result<()> {
+    let call = |v: &Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
+    let huge = record.mappings.iter().filter(|v| is_private_huge(v) && v.protection != READ_WRITE);
+    all_done(remote, &huge.map(call).collect::<Vec<_>>(), None)
 }
 
 /// Guard pages, before anything is locked or sealed: that would be refused afterwards.

@@ -22,6 +22,7 @@ pub mod skeleton;
 pub mod taken;
 
 use crate::image::{Chain, ImageError};
+use crate::memory::hugetlb;
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
@@ -77,6 +78,7 @@ pub enum Mode {
 /// Named; everything made so far is taken away again.
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image, owner)?;
+    hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner)?;
     let mut skeletons = skeleton::plant(image, original_time)?;

@@ -3,6 +3,7 @@
 //! [`Image::read`] bounds what decoding takes; [`Image::check`] comes before anything is made of it. Both are pure.
 
 use super::{Image, Process, SharedObject, Thread};
+use crate::memory::hugetlb;
 use crate::memory::vma::{Kind, Pages, Vma};
 use crate::object::{Description, Object, deleted, epoll, inotify, lock, owner, socket, table};
 use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
@@ -67,6 +68,9 @@ impl Image {
             Some(Object::Deleted(file)) => Some((file.space, file.size)),
             _ => None,
         });
+        for object in &self.objects {
+            ensure(hugetlb::is_size(object.huge_page), || format!("pages of {} bytes", object.huge_page))?;
+        }
         let objects = self.objects.iter().map(|o| (o.space, o.size));
         let processes = self.processes.iter().map(|p| (p.space, 0));
         for (space, size) in deleted.chain(objects).chain(processes) {
@@ -88,6 +92,10 @@ impl Image {
                     || format!("{} at offset {:x}", named(vma), vma.offset),
                 )?;
                 ensure(Kind::try_from(vma.kind).is_ok(), || format!("{} of kind {}", named(vma), vma.kind))?;
+                let whole = |address: u64| vma.huge_page == 0 || address.is_multiple_of(vma.huge_page);
+                ensure(hugetlb::is_size(vma.huge_page) && whole(vma.start) && whole(vma.end), || {
+                    format!("{} in pages of {} bytes", named(vma), vma.huge_page)
+                })?;
                 ensure(vma.object.is_none_or(|o| (o as usize) < self.objects.len()), || {
                     format!("{} of an object that is not there", named(vma))
                 })?;

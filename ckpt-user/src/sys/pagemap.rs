@@ -1,7 +1,6 @@
 //! PAGEMAP_SCAN (Linux 6.7): which pages of an address space were written, and write-protecting them again,
 //! in one walk (Documentation/admin-guide/mm/pagemap.rst).
 
-use super::mem::Forced;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
@@ -20,7 +19,7 @@ pub const GUARD: u64 = 1 << 8;
 const FLAG_WP_MATCHING: u64 = 1;
 const IOCTL: u64 = 3 << 30 | 96 << 16 | (b'f' as u64) << 8 | 16;
 
-/// Pages with the same of the categories WP_ALLOWED, WRITTEN, SWAPPED and GUARD: [start, end) in bytes.
+/// Pages with the same of the categories WP_ALLOWED, WRITTEN and GUARD: [start, end) in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Region {
@@ -60,7 +59,6 @@ struct ScanArgs {
 /// The page map of one process.
 #[derive(Debug)]
 pub struct Pagemap {
-    pid: Pid,
     file: File,
     buffer: Vec<Region>,
     /// Categories that are told of each region.
@@ -72,10 +70,9 @@ impl Pagemap {
     /// ENOENT when the process is gone, EACCES without the right to trace it.
     pub fn open(pid: Pid) -> io::Result<Self> {
         Ok(Self {
-            pid,
             file: File::open(format!("/proc/{pid}/pagemap"))?,
             buffer: vec![Region::default(); 16 << 10],
-            told: WP_ALLOWED | WRITTEN | SWAPPED | GUARD,
+            told: WP_ALLOWED | WRITTEN | GUARD,
         })
     }
 
@@ -126,11 +123,6 @@ impl Pagemap {
             at = args.walk_end;
         }
         Ok(())
-    }
-
-    /// Has the page at `address` brought in, whatever the protection of its mapping; whether there is one.
-    pub fn touch(&self, address: u64) -> bool {
-        Forced::open(self.pid).and_then(|memory| memory.read(address, &mut [0])).is_ok()
     }
 
     /// The raw 64-bit entries of `count` pages from page number `first` (bit 63 present, 62 swapped,

@@ -1,31 +1,62 @@
 //! Shared anonymous memory as a descriptor.
 
+use super::mem::Forced;
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A shared anonymous object of `size` bytes, as mmap(2) with MAP_SHARED | MAP_ANONYMOUS makes it (a memfd
-/// would carry another name in /proc/PID/maps), reached through /proc/self/map_files.
-pub fn create(size: u64) -> io::Result<OwnedFd> {
-    let len = size as usize;
-    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; nothing of ours is touched.
-    let at = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let start = at as u64;
+/// would carry another name in /proc/PID/maps), reached through /proc/self/map_files. `huge`: MAP_HUGETLB with a page size,
+/// or 0; no page is set aside for it.
+pub fn create(size: u64, huge: i32) -> io::Result<OwnedFd> {
+    let huge = if huge == 0 { 0 } else { huge | libc::MAP_NORESERVE };
+    let mapped = Mapped::new(size as usize, libc::MAP_SHARED | libc::MAP_ANONYMOUS | huge, -1)?;
+    let start = mapped.at as u64;
     let path = format!("/proc/self/map_files/{start:x}-{:x}", start + size);
-    let file = File::options().read(true).write(true).open(path);
-    // SAFETY: the mapping made above, of which no reference exists; the object lives on in `file`.
-    unsafe { libc::munmap(at, len) };
-    file.map(Into::into)
+    // The object lives on in the file.
+    File::options().read(true).write(true).open(path).map(Into::into)
+}
+
+/// An object mapped here, to be written where write(2) does not reach it. Nothing of it is ever borrowed.
+#[derive(Debug)]
+pub struct Mapped {
+    at: usize,
+    len: usize,
+    memory: Forced,
+}
+
+impl Mapped {
+    /// The whole of a file.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let len = file.metadata()?.len() as usize;
+        Self::new(len, libc::MAP_SHARED | libc::MAP_NORESERVE, file.as_raw_fd())
+    }
+
+    fn new(len: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        let memory = Forced::open(Pid::this())?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of ours is touched.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { at: at as usize, len, memory })
+    }
+
+    /// Writes through /proc/self/mem, which gives an error where a store would give SIGBUS: no huge page is left.
+    pub fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let end = at.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len as u64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.memory.write(self.at as u64 + at, bytes)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` has made, of which no reference exists.
+        unsafe { libc::munmap(self.at as *mut _, self.len) };
+    }
 }

@@ -7,12 +7,13 @@ use std::io;
 /// SHM_LOCK of sys/shm.h.
 const SHM_LOCK: i32 = 11;
 
-/// Makes a segment of `size` bytes that belongs to `creator` (user, group); its id is the kernel's choice.
+/// Makes a segment of `size` bytes that belongs to `creator` (user, group); its id is the kernel's choice. `mode`: its
+/// permission bits, and SHM_HUGETLB with a page size.
 ///
 /// # Errors
 /// EEXIST when the key, other than 0, is taken; EPERM when these ids are not ours to take.
 pub fn create(key: i32, size: u64, mode: u32, creator: (u32, u32)) -> io::Result<i32> {
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32;
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | mode as i32;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let made = as_ids(creator).and_then(|()| {
         // SAFETY: shmget(2) takes no pointer.
@@ -35,15 +36,16 @@ fn as_ids((uid, gid): (u32, u32)) -> io::Result<()> {
     set(libc::SYS_setresuid, uid)
 }
 
-/// The memory of a segment as a file, reached through /proc/self/map_files; it stays attached nowhere.
-pub fn open(id: i32, size: u64) -> io::Result<File> {
+/// The memory of a segment as a file, reached through /proc/self/map_files; it stays attached nowhere. `len`: bytes that
+/// it has attached, whole pages.
+pub fn open(id: i32, len: u64) -> io::Result<File> {
     // SAFETY: attached where the kernel likes, which replaces nothing; no reference to it is made.
     let at = unsafe { libc::shmat(id, std::ptr::null(), 0) };
     if at as isize == -1 {
         return Err(io::Error::last_os_error());
     }
     let start = at as u64;
-    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + size.next_multiple_of(4096));
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
     let file = File::options().read(true).write(true).open(path);
     // SAFETY: what was attached above, to which no reference exists.
     check(i64::from(unsafe { libc::shmdt(at) }))?;

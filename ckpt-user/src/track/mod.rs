@@ -6,6 +6,7 @@
 
 pub mod arm;
 pub mod backend;
+pub mod compared;
 pub mod direct;
 pub mod fault_log;
 pub mod objects;

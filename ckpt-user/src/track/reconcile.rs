@@ -180,6 +180,7 @@ impl Reconcile {
             if let Some(before) = known.replace(meanwhile.clone()) {
                 let late = watch.closed.pages(space.pid, Duration::MAX).intersection(&scanned);
                 let logged = watch.closed.pages(space.pid, until).union(&late).union(&meanwhile);
+                let logged = space.without_compared(&logged);
                 counts.logged += logged.len();
                 counts.gone += gone(&logged, &scanned, &before);
                 *unlogged.get_or_insert(0) += scanned.difference(&logged).len();

@@ -1,5 +1,6 @@
 //! One tracked address space.
 
+use super::compared::{Compared, Hashes};
 use super::soft_dirty;
 use crate::image::SpaceId;
 use crate::memory::pages::{self, Scan};
@@ -24,8 +25,10 @@ pub struct Space {
     pub uffd: Option<Uffd>,
     /// Soft-dirty bits tell instead: then it is scanned only while it stands still.
     pub soft_dirty: bool,
-    /// Private memory that refuses to be watched: saved whole each time.
+    /// Mappings that refuse to be watched.
     unwatched: PageSet,
+    /// Private pages that are not watched.
+    compared: Compared,
     /// What takes over from `uffd` once a lazy restart's pages are there.
     successor: Option<Uffd>,
     /// Moved by the program while lazy: their marks say clean, and the chain has them elsewhere.
@@ -79,6 +82,7 @@ impl Space {
             uffd: None,
             soft_dirty: false,
             unwatched: PageSet::new(),
+            compared: Compared::default(),
             successor: None,
             moved: PageSet::new(),
             dirty: PageSet::new(),
@@ -94,9 +98,15 @@ impl Space {
     }
 
     /// A space just restored, armed by `uffd`: its pages are those of the generation (`held`), or all new to a
-    /// directory that does not hold it (`None`).
-    pub fn restored(id: SpaceId, pid: Pid, uffd: Option<Uffd>, held: Option<Held>) -> io::Result<Self> {
-        Ok(Self { uffd, held, ..Self::new(id, pid)? })
+    /// directory that does not hold it (`None`). `hashes` are of those that are not watched.
+    pub fn restored(
+        id: SpaceId,
+        pid: Pid,
+        uffd: Option<Uffd>,
+        held: Option<Held>,
+        hashes: Hashes,
+    ) -> io::Result<Self> {
+        Ok(Self { uffd, held, compared: Compared::restored(hashes), ..Self::new(id, pid)? })
     }
 
     /// It is being restored lazily: `uffd` is the pager's too, and `successor` is for afterwards.
@@ -119,7 +129,7 @@ impl Space {
             Err(_) => self.lost = true,
         }
         self.moved = PageSet::new();
-        for vma in mappings.iter().filter(|v| v.is_private_memory()) {
+        for vma in mappings.iter().filter(|v| may_be_watched(v)) {
             if let Some(uffd) = &self.uffd {
                 // What is not registered needs no letting go.
                 let _ = uffd.unregister(vma.start, vma.end - vma.start);
@@ -128,7 +138,7 @@ impl Space {
         self.uffd = Some(successor);
         self.register(mappings);
         // All marks went with the registration.
-        if pages::scan(&mut self.pagemap, mappings, true).is_err() {
+        if self.scan(mappings).is_err() {
             self.lost = true;
         }
     }
@@ -148,6 +158,7 @@ impl Space {
     /// The next generation has no parent: nothing of this space is held.
     pub fn forget(&mut self) {
         self.held = None;
+        self.compared.forget();
     }
 
     /// The private mappings of the process, as far as tracking needs to know them, while it runs.
@@ -157,13 +168,13 @@ impl Space {
         Ok(private.map(vma::Raw::to_private).collect())
     }
 
-    /// Has every private mapping watched for writes; returns those that another userfaultfd watches. What refuses
-    /// for another reason stays unwatched and is saved whole each time.
+    /// Has private memory watched for writes; returns the mappings that another userfaultfd watches. What refuses for
+    /// another reason is compared each time.
     pub fn register<'v>(&mut self, mappings: &'v [Vma]) -> Vec<&'v Vma> {
         let Some(uffd) = &self.uffd else { return Vec::new() };
         let mut foreign = Vec::new();
         let mut unwatched = Vec::new();
-        let mut private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+        let mut private: Vec<&Vma> = mappings.iter().filter(|v| may_be_watched(v)).collect();
         if let (true, Some(held)) = (planted::is("unarmed-mapping"), &self.held) {
             private.retain(|v| held.saved.contains(v.start / 4096));
         }
@@ -185,61 +196,83 @@ impl Space {
         foreign
     }
 
-    /// Scans, re-arms, and returns what this round has to copy: what is dirty now and, in the first round of
-    /// a checkpoint (`first`), what earlier ones reported without being committed.
+    /// Scans, re-arms, and returns what this round has to copy of what is watched: what is dirty now and, in the first
+    /// round of a checkpoint (`first`), what earlier ones reported without being committed.
     pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
         let scanned = self.scan(mappings);
         let Scan { populated, written, guards } = scanned.inspect_err(|_| self.lost = true)?;
+        let watched = populated.difference(&self.compared.pages);
+        let written = written.difference(&self.compared.pages);
         let fresh = if (self.held.is_none() && first) || self.lost {
-            populated.clone()
+            watched.clone()
         } else {
             written.union(&std::mem::take(&mut self.moved))
         };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);
         self.lost = false;
-        let mut to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&populated);
+        let mut to_copy = to_copy.union(&std::mem::take(&mut self.missed)).intersection(&watched);
         if planted::is("skipped-page") && self.held.is_some() {
             let middle = to_copy.runs().get(to_copy.runs().len() / 2).map(|r| r.start..r.start + 1);
             to_copy = to_copy.difference(&middle.into_iter().collect());
         }
         self.handed = self.handed.union(&to_copy);
+        self.compared.replace(&to_copy);
         self.guards = guards;
         self.pending = Some(populated);
         self.reported = Some(written);
         Ok(to_copy)
     }
 
+    /// Looks at everything, and protects what is watched.
     fn scan(&mut self, mappings: &[Vma]) -> io::Result<Scan> {
+        self.compared.pages = PageSet::new();
         if self.soft_dirty {
             let scan = soft_dirty::scan(&self.pagemap, mappings, true)?;
             return soft_dirty::clear(self.pid).map(|()| scan);
         }
-        if self.uffd.is_none() {
-            return match pages::scan(&mut self.pagemap, mappings, false) {
-                Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
-                    soft_dirty::scan(&self.pagemap, mappings, false)
-                }
-                scanned => scanned,
-            };
-        }
-        // A scan that protects passes over what is not watched, without a word.
-        let is_unwatched = |v: &&Vma| self.unwatched.contains(v.start / 4096);
-        let (unwatched, watched): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_unwatched);
+        let is_watched = |v: &&Vma| may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
+        let (watched, others): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_watched);
         let owned = |vmas: Vec<&Vma>| vmas.into_iter().cloned().collect::<Vec<_>>();
-        let mut scan = pages::scan(&mut self.pagemap, &owned(watched), true)?;
-        if !unwatched.is_empty() {
-            let rest = pages::scan(&mut self.pagemap, &owned(unwatched), false)?;
-            scan.written = scan.written.union(&rest.populated);
-            scan.populated = scan.populated.union(&rest.populated);
-            scan.guards = scan.guards.union(&rest.guards);
-        }
+        let compared: PageSet = others.iter().filter(|v| v.is_private_memory()).map(|v| v.pages()).collect();
+        let (watched, others) = (owned(watched), owned(others));
+        let pagemap = &mut self.pagemap;
+        let scanned = pages::scan(pagemap, &watched, self.uffd.is_some())
+            // A scan that protects passes over what is not watched, without a word.
+            .and_then(|scan| Ok(scan.and(&pages::scan(pagemap, &others, false)?)));
+        let scan = match scanned {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => soft_dirty::scan(pagemap, mappings, false)?,
+            scanned => scanned?,
+        };
+        self.compared.pages = scan.populated.intersection(&compared);
         Ok(scan)
+    }
+
+    /// Pages that are not watched, of the last scan: handed out to be compared.
+    pub fn to_compare(&mut self) -> PageSet {
+        let pages = self.compared.pages.clone();
+        self.handed = self.handed.union(&pages);
+        pages
+    }
+
+    /// Hands those of consecutive pages on that are not what the chain holds; returns how many.
+    pub fn differing(
+        &mut self,
+        first_page: u64,
+        bytes: &[u8],
+        each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        self.compared.differing(first_page, bytes, each)
     }
 
     /// What the last scan reported as written, of what is watched; once.
     pub fn take_reported(&mut self) -> Option<PageSet> {
-        self.reported.take().map(|written| written.difference(&self.unwatched))
+        self.reported.take()
+    }
+
+    /// Of these pages, those of mappings that are watched, or of none any more.
+    pub fn without_compared(&self, pages: &PageSet) -> PageSet {
+        pages.difference(&self.compared.pages)
     }
 
     /// Pages of the last round that could not be read; gone by now, or not readable at all.
@@ -290,6 +323,7 @@ impl Space {
     pub fn committed(&mut self) {
         self.dirty = PageSet::new();
         if self.pending.take().is_some() {
+            self.compared.committed();
             self.held = Some(std::mem::take(&mut self.next));
         }
     }
@@ -298,10 +332,16 @@ impl Space {
     pub fn begin(&mut self) {
         self.pending = None;
         self.handed = PageSet::new();
+        self.compared.begin();
     }
 
     /// What this checkpoint's rounds have copied is not to be relied on: the next round copies it again.
     pub fn again(&mut self) {
         self.pending = None;
     }
+}
+
+/// Whether writes to this mapping are found by write protection; see [`super::compared`].
+pub fn may_be_watched(vma: &Vma) -> bool {
+    vma.is_private_memory() && vma.kind() == Kind::Anonymous && vma.huge_page == 0
 }

@@ -1,0 +1,199 @@
+//! Private pages that are not watched for writes: each one is read in every freeze, and compared by hash with what the
+//! chain holds.
+//!
+//! Pages of private file mappings are such. Write protection by a userfaultfd leaves a mark in the page table where a
+//! protected page of a file mapping is dropped, and guard pages (MADV_GUARD_INSTALL, Linux 6.15) are put only where there
+//! is nothing: the kernel drops the page, meets its own mark, and drops again, without end. What no userfaultfd watches
+//! (MAP_DROPPABLE) is compared too.
+
+use crate::memory::runs::PageSet;
+use std::collections::HashMap;
+use std::io;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// The hash of each page, by page number.
+pub type Hashes = HashMap<u64, u128>;
+
+/// The hash of a page of a process.
+pub fn hash(page: &[u8]) -> u128 {
+    xxh3_128(page)
+}
+
+/// The compared pages of one address space.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Of the chain's newest generation.
+    committed: Hashes,
+    /// Stored by the checkpoint being made.
+    pending: Hashes,
+    /// Stored by it as something else: what the chain had there before does not count any more.
+    replaced: PageSet,
+    /// There, as of the last scan.
+    pub pages: PageSet,
+}
+
+impl Compared {
+    /// Pages just restored, with these hashes.
+    pub fn restored(hashes: Hashes) -> Self {
+        Self { committed: hashes, ..Self::default() }
+    }
+
+    /// Hands those of consecutive pages to `each` that are not what is stored already; returns how many they were.
+    pub fn differing(
+        &mut self,
+        first_page: u64,
+        bytes: &[u8],
+        each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let mut count = 0;
+        for (page, bytes) in (first_page..).zip(bytes.chunks_exact(4096)) {
+            let hash = hash(bytes);
+            let committed = || self.committed.get(&page).filter(|_| !self.replaced.contains(page));
+            if self.pending.get(&page).or_else(committed) != Some(&hash) {
+                each(page, bytes)?;
+                self.pending.insert(page, hash);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// The checkpoint being made stores these pages of memory that is watched.
+    pub fn replace(&mut self, pages: &PageSet) {
+        self.pending.retain(|&page, _| !pages.contains(page));
+        self.replaced = self.replaced.union(pages);
+    }
+
+    /// A checkpoint begins: what a failed one has stored is not in the chain.
+    pub fn begin(&mut self) {
+        self.pending = Hashes::new();
+        self.replaced = PageSet::new();
+    }
+
+    /// The next generation has no parent.
+    pub fn forget(&mut self) {
+        self.committed = Hashes::new();
+    }
+
+    /// The generation is durable. A page that is not there any more is a new one should it come back.
+    pub fn committed(&mut self) {
+        let replaced = std::mem::take(&mut self.replaced);
+        self.committed.retain(|&page, _| self.pages.contains(page) && !replaced.contains(page));
+        let pending = std::mem::take(&mut self.pending);
+        self.committed.extend(pending.into_iter().filter(|(page, _)| self.pages.contains(*page)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a process can do with one of a few pages between two looks, and what a checkpoint can come to.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// The page is a compared one with this content, a watched one, or not there.
+        Compared(u64, u8),
+        Watched(u64, u8),
+        Gone(u64),
+        Look,
+        Commit,
+        Fail,
+        Full,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let page = || 0u64..4;
+        let step = prop_oneof![
+            4 => (page(), 0u8..3).prop_map(|(page, content)| Step::Compared(page, content)),
+            2 => (page(), 0u8..3).prop_map(|(page, content)| Step::Watched(page, content)),
+            1 => page().prop_map(Step::Gone),
+            3 => Just(Step::Look),
+            3 => Just(Step::Commit),
+            1 => Just(Step::Fail),
+            1 => Just(Step::Full),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    /// Memory, what the chain holds, and what the checkpoint being made would leave there.
+    #[derive(Default)]
+    struct Model {
+        compared: Compared,
+        memory: HashMap<u64, (bool, u8)>,
+        chain: HashMap<u64, u8>,
+        next: HashMap<u64, u8>,
+    }
+
+    impl Model {
+        fn look(&mut self) {
+            let watched: PageSet =
+                self.memory.iter().filter(|(_, m)| !m.0).map(|(&page, _)| page..page + 1).collect();
+            self.compared.pages =
+                self.memory.iter().filter(|(_, m)| m.0).map(|(&page, _)| page..page + 1).collect();
+            self.compared.replace(&watched);
+            for (&page, &(is_compared, content)) in &self.memory {
+                if is_compared {
+                    let next = &mut self.next;
+                    let mut store = |page, bytes: &[u8]| {
+                        next.insert(page, bytes[0]);
+                        Ok(())
+                    };
+                    self.compared.differing(page, &[content; 4096], &mut store).unwrap();
+                } else {
+                    self.next.insert(page, content);
+                }
+            }
+        }
+
+        fn step(&mut self, step: &Step) {
+            match *step {
+                Step::Compared(page, content) => drop(self.memory.insert(page, (true, content))),
+                Step::Watched(page, content) => drop(self.memory.insert(page, (false, content))),
+                Step::Gone(page) => drop(self.memory.remove(&page)),
+                Step::Look => self.look(),
+                Step::Commit => {
+                    self.look();
+                    self.next.retain(|page, _| self.memory.contains_key(page));
+                    self.chain.clone_from(&self.next);
+                    self.compared.committed();
+                    self.compared.begin();
+                    assert!(self.memory.iter().all(|(page, m)| self.chain.get(page) == Some(&m.1)));
+                }
+                Step::Fail => {
+                    self.look();
+                    self.next.clone_from(&self.chain);
+                    self.compared.begin();
+                }
+                Step::Full => {
+                    self.next = HashMap::new();
+                    self.compared.begin();
+                    self.compared.forget();
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn after_a_commit_the_chain_holds_what_memory_holds(steps in steps()) {
+            let mut model = Model::default();
+            steps.iter().for_each(|step| model.step(step));
+            model.step(&Step::Commit);
+        }
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_stored_again() {
+        let mut compared = Compared { pages: std::iter::once(0..8).collect(), ..Compared::default() };
+        let mut store = |_, _: &[u8]| Ok(());
+        let mut bytes = vec![7; 8 * 4096];
+        assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 8);
+        assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 0);
+        compared.committed();
+        bytes[4096] = 1;
+        assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 1);
+        compared.begin();
+        assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 1, "that was not committed");
+    }
+}
