@@ -109,6 +109,8 @@ pub struct TaskSettings {
     pub semaphores: u64,
     /// Key of its bitmap of I/O ports (ioperm(2)), 0 for none.
     pub ports: u64,
+    /// Key of an io_uring of its own, 0 for none: also one that is closed, until the last of its requests is over.
+    pub ring: u64,
     /// What security modules keep with its credentials, the first words.
     pub security: [u64; SECURITY],
     /// `SECBIT_*` (capabilities(7)).

@@ -169,6 +169,7 @@ unsafe fn write_settings(rows: Rows, task: *const c_void) -> Option<()> {
         settings.semaphores = adjustments(task)?;
         optional(&mut settings.ports, task, TASK_PORTS.load())?;
         optional(&mut settings.port_level, task, TASK_PORT_LEVEL.load())?;
+        settings.ring = ring(task)?;
         let cred = read::<u64>(task, TASK_CRED.load())? as *const c_void;
         copy(&mut settings.securebits, cred, CRED_SECUREBITS.load())?;
         if CRED_SECURITY.load() != ABSENT {
@@ -195,6 +196,19 @@ unsafe fn adjustments(task: *const c_void) -> Option<u64> {
         }
         let first = read::<u64>(list as *const c_void, UNDO_ENTRIES.load())?;
         Some(if first == list + u64::from(UNDO_ENTRIES.load()) { 0 } else { first })
+    }
+}
+
+/// An io_uring of the task's, 0 for none. It is on the task's list until its last request is over, closed or not.
+#[inline(always)]
+unsafe fn ring(task: *const c_void) -> Option<u64> {
+    if TASK_RINGS.load() == ABSENT || RINGS_FIRST.load() == ABSENT {
+        return Some(0);
+    }
+    // SAFETY: as in `write_ids`; the list is read with checks.
+    unsafe {
+        let list = read::<u64>(task, TASK_RINGS.load())?;
+        if list == 0 { Some(0) } else { read(list as *const c_void, RINGS_FIRST.load()) }
     }
 }
 

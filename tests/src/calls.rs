@@ -3,12 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, SYS_ptrace, user_regs_struct};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::sandbox::scaled;
 
 /// A deed, done once.
 pub type Deed = Box<dyn FnOnce() + Send>;
@@ -18,6 +23,47 @@ pub struct Calls {
     seen: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
     tracer: JoinHandle<()>,
+}
+
+/// A kind of calls, by the registers at their entry.
+pub type Kind = fn(&user_regs_struct) -> bool;
+
+/// A thread is asked to stop: ckptbpf's freeze begins.
+pub fn interrupts(regs: &user_regs_struct) -> bool {
+    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_INTERRUPT)
+}
+
+/// A process is about to be traced.
+pub fn seizes(regs: &user_regs_struct) -> bool {
+    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_SEIZE)
+}
+
+/// A process that is held before a call.
+pub struct Held {
+    reached: Receiver<()>,
+    go: Sender<()>,
+}
+
+impl Held {
+    /// Until it is there.
+    pub fn wait(&self) {
+        let patience = scaled(Duration::from_secs(30));
+        self.reached.recv_timeout(patience).expect("the process comes to that call");
+    }
+
+    /// It makes the call, and goes on.
+    pub fn let_go(self) {
+        self.go.send(()).expect("it is held");
+    }
+}
+
+/// Before which call the deed comes.
+#[derive(Clone, Copy)]
+enum At {
+    /// Of those that count, from 1.
+    Number(u64),
+    /// The first one with such registers.
+    First(Kind),
 }
 
 /// From where on calls count.
@@ -32,6 +78,27 @@ impl Calls {
     /// Counts the calls that process `pid` (as seen from here) enters; does `deed` right before number `at`, from 1.
     /// Returns once every thread is followed.
     pub fn of(pid: i32, from: From, at: u64, deed: Deed) -> Self {
+        Self::follow(pid, from, At::Number(at), deed)
+    }
+
+    /// The same, right before the first call of a kind.
+    pub fn before(pid: i32, from: From, kind: Kind, deed: Deed) -> Self {
+        Self::follow(pid, from, At::First(kind), deed)
+    }
+
+    /// Right before the first call of a kind, all threads of the process are held, each at its next call.
+    pub fn held_before(pid: i32, from: From, kind: Kind) -> (Self, Held) {
+        let (reach, reached) = std::sync::mpsc::channel();
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let deed = move || {
+            let _ = reach.send(());
+            // A test that fails meanwhile lets go, too.
+            let _ = gone.recv();
+        };
+        (Self::before(pid, from, kind, Box::new(deed)), Held { reached, go })
+    }
+
+    fn follow(pid: i32, from: From, at: At, deed: Deed) -> Self {
         let (seen, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let follower = Follower {
@@ -92,7 +159,7 @@ struct Follower {
     seen: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
     counts: bool,
-    at: u64,
+    at: At,
     deed: Option<Deed>,
 }
 
@@ -122,14 +189,16 @@ impl Follower {
 
     fn call(&mut self, tid: Pid) {
         // Until the call is made, its result is ENOSYS.
-        let is_entry =
-            ptrace::getregs(tid).is_ok_and(|regs| regs.rax as i64 == -i64::from(nix::libc::ENOSYS));
-        if !is_entry || !self.counts {
+        let Ok(regs) = ptrace::getregs(tid) else { return };
+        if regs.rax as i64 != -i64::from(nix::libc::ENOSYS) || !self.counts {
             return;
         }
-        if self.seen.fetch_add(1, Ordering::SeqCst) + 1 == self.at
-            && let Some(deed) = self.deed.take()
-        {
+        let number = self.seen.fetch_add(1, Ordering::SeqCst) + 1;
+        let is_it = match self.at {
+            At::Number(at) => at == number,
+            At::First(is_it) => is_it(&regs),
+        };
+        if is_it && let Some(deed) = self.deed.take() {
             deed();
             self.done.store(true, Ordering::SeqCst);
         }

@@ -8,13 +8,14 @@
 
 pub mod calls;
 pub mod compare;
-pub mod matrix;
 pub mod huge_pages;
+pub mod matrix;
 pub mod random;
 pub mod random_ops;
 pub mod sandbox;
 pub mod scenario;
 pub mod skip;
+pub mod slow_disk;
 pub mod sys;
 pub mod user;
 pub mod victim;
@@ -23,5 +24,6 @@ pub use compare::assert_same;
 pub use random::Random;
 pub use sandbox::{Cmd, Finished, Process, Running, Sandbox};
 pub use scenario::{Expected, Generation, Job, Mode, ckptbpf};
+pub use slow_disk::SlowDisk;
 pub use user::User;
 pub use victim::{victim, victim_cmd};

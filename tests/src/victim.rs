@@ -40,6 +40,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
     ("dirty", "dirty.c", THREADS),
+    ("inflight", "inflight.c", THREADS),
     ("memkinds", "memkinds.c", &[]),
     ("randops", "randops.c", THREADS),
 ];

@@ -21,9 +21,6 @@ struct row {
     void (*verify)(void);
 };
 
-__attribute__((noreturn)) static void serve(void);
-static void done(int step);
-
 static inline uint64_t word(uint64_t page, uint64_t version, int i)
 {
     return mix(mix(mix(17, page), version), i);

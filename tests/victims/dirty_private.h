@@ -3,6 +3,9 @@
 #define DIRTY_PRIVATE_H
 #include "dirty.h"
 
+__attribute__((noreturn)) static void serve(void);
+static void done(int step);
+
 static const char *own_path;
 
 static void read_all(char *at, int pages)

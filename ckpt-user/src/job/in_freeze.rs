@@ -33,7 +33,7 @@ use std::time::Duration;
 pub struct Tracked {
     pub spaces: Vec<Space>,
     pub objects: Objects,
-    /// A process had a descriptor of O_DIRECT open during a round of this checkpoint.
+    /// Something may have been in flight over a scan of this checkpoint, into any page.
     pub direct: bool,
     /// Number of the next new space; grows over restarts too.
     pub next_space: u32,
@@ -111,7 +111,7 @@ impl Tracked {
         let mut arriving = self.arriving()?;
         for process in &tree.processes {
             let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
-            space.moved(&arriving.remove(&process.pid).unwrap_or_default().moved);
+            space.count_as_written(&arriving.remove(&process.pid).unwrap_or_default().moved);
             let mappings = space.mappings().reading(process.pid, "its mappings")?;
             space.hand_over(&mappings);
         }
@@ -190,7 +190,7 @@ fn inside(
     let captured = capture::capture(tree, standards_of, &hidden, tracked.pager.is_some())?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
-    // A page's mark may come before its data: what direct I/O reads was pinned, and marked, earlier.
+    // A page's mark may come before its data: what was in flight was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
         tracked.spaces.iter_mut().for_each(Space::again);
     }
@@ -206,7 +206,7 @@ fn inside(
         })?;
         record.space = space.id.0;
         let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
-        space.moved(&moved);
+        space.count_as_written(&moved);
         let set = timed(&mut spent.scan, || {
             if tracked.pager.is_some() && space.uffd.is_none() {
                 no_longer_paged(pid, &mut record.mappings)?;

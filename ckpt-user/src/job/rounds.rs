@@ -2,14 +2,16 @@
 
 use super::checkpoint::{CheckpointError, Checkpointer, lock};
 use super::tracer::Tracer;
+use crate::freeze::tree;
 use crate::image::GenerationWriter;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::sys::mem::Forced;
 use crate::track::backend::Backend;
+use crate::track::direct::{self, InFlight};
 use crate::track::precopy::Next;
+use crate::track::soft_dirty;
 use crate::track::space::Space;
-use crate::track::{direct, soft_dirty};
 use nix::unistd::Pid;
 use std::io;
 
@@ -95,16 +97,21 @@ impl Checkpointer {
         }
         let mut tracked = self.tracked();
         let mut found = Vec::new();
-        let mut direct = false;
         for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
             // A process that ends or executes another program meanwhile is seen by the freeze.
             let Ok(mappings) = space.mappings() else { continue };
             space.register(&mappings);
             let Ok(set) = space.round(&mappings, first) else { continue };
-            direct |= direct::reads(space.pid);
             found.push((index, set));
         }
-        tracked.direct |= direct;
+        // All of them, also those that are not tracked yet: they may write to others.
+        for (pid, _) in tree::members(self.root) {
+            let InFlight { anywhere, into } = direct::in_flight(pid);
+            tracked.direct |= anywhere;
+            if let Some(space) = tracked.spaces.iter_mut().find(|space| space.pid == pid) {
+                space.count_as_written(&into);
+            }
+        }
         Ok(found)
     }
 }

@@ -79,6 +79,11 @@ impl Learnt {
                 "has used System V semaphores with SEM_UNDO",
                 "what its end would take back cannot be saved yet",
             ))
+        } else if it.ring != 0 {
+            Some((
+                "has an io_uring, or one that is closed with requests in flight",
+                "what they read lands in memory without a trace",
+            ))
         } else {
             None
         }

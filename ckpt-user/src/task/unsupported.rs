@@ -25,6 +25,13 @@ const SHARED: [(Kind, &str); 2] = [
 pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Result<(), Refusal> {
     let dir = ProcDir::process(pid);
     thread(pid, pid, status)?;
+    if status.field("VmPin").is_some_and(|size| !size.starts_with("0 ")) {
+        return Err(Refusal::unsupported(
+            pid,
+            "has memory pinned for a device or an io_uring",
+            "what is read into it lands there without a trace",
+        ));
+    }
     namespaces(pid, &dir)?;
     for name in FOR_CHILDREN {
         let own = dir.link(&format!("ns/{name}")).reading(pid, "ns")?;

@@ -1,16 +1,214 @@
-//! A page's mark may come before its data: a direct read pins the page, which marks it, and the data lands later.
+//! A page's mark may come before its data: what reads past the page cache pins the page, which marks it, and the data
+//! lands later, without a mark. process_vm_writev(2) does so too, as long as its source is waited for.
+//!
+//! All that was in flight over a scan is over in the freeze, where no thread is in a system call; what is in flight
+//! without a thread is refused. So what may have been in flight is copied once more there. Two looks right after each
+//! scan, either of which alone would miss something: at threads, which finds a read whose descriptor is closed meanwhile;
+//! and at descriptors, since of a thread that runs nobody can tell which call it is in.
 
+use crate::memory::runs::PageSet;
+use crate::sys::mem;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 
-/// Whether the process has a descriptor of O_DIRECT open now. Asked right after a scan: a read that was in flight
-/// over it had one.
-pub fn reads(pid: Pid) -> bool {
+/// What may have been on its way into a process's memory over the scan before.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct InFlight {
+    /// Into any page that was marked before, of any process.
+    pub anywhere: bool,
+    /// Into these pages: they are the buffers of threads that wait in a read.
+    pub into: PageSet,
+}
+
+/// Right after a scan: a read that was in flight over it and is not any more has landed before a page is copied.
+pub fn in_flight(pid: Pid) -> InFlight {
+    let mut found = InFlight { anywhere: or_ended(may_read_past_the_page_cache(pid)), ..InFlight::default() };
+    for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
+        let call = ProcDir::thread(pid, Pid::from_raw(tid)).text("syscall").map(|text| waits_in(&text));
+        let buffers = call.and_then(|call| match call {
+            Some(Call::Reads { address, length }) => Ok(vec![pages(address, length)]),
+            Some(Call::ReadsPieces { list, count }) => pieces(pid, list, count),
+            Some(Call::Pins) => Err(io::ErrorKind::Other.into()),
+            None => Ok(Vec::new()),
+        });
+        match buffers {
+            Ok(buffers) => buffers.into_iter().for_each(|buffer| found.into.insert(buffer)),
+            Err(error) => found.anywhere |= !has_ended(&error),
+        }
+    }
+    found
+}
+
+/// What cannot be looked at is taken for the worst, unless nobody is there any more.
+fn or_ended(found: io::Result<bool>) -> bool {
+    found.unwrap_or_else(|error| !has_ended(&error))
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// A system call that waits while it has pages pinned.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    /// Into one buffer.
+    Reads { address: u64, length: u64 },
+    /// Into the buffers of a list of `struct iovec`.
+    ReadsPieces { list: u64, count: u64 },
+    /// Into what cannot be told from its arguments.
+    Pins,
+}
+
+/// Of the text of /proc/PID/task/TID/syscall: number and arguments. `None` for a thread that runs, too.
+fn waits_in(text: &str) -> Option<Call> {
+    let mut words = text.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let (_, second, third) = (argument()?, argument()?, argument()?);
+    match number {
+        libc::SYS_read | libc::SYS_pread64 => Some(Call::Reads { address: second, length: third }),
+        libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => {
+            Some(Call::ReadsPieces { list: second, count: third })
+        }
+        // io_destroy(2) waits for what is in flight, and its context is not to be seen any more.
+        libc::SYS_process_vm_writev | libc::SYS_io_destroy | libc::SYS_ioctl => Some(Call::Pins),
+        _ => None,
+    }
+}
+
+fn pages(address: u64, length: u64) -> std::ops::Range<u64> {
+    let end = address.saturating_add(length).div_ceil(4096);
+    address / 4096..end.max(address / 4096)
+}
+
+fn pieces(pid: Pid, list: u64, count: u64) -> io::Result<Vec<std::ops::Range<u64>>> {
+    let mut bytes = vec![0; 16 * (count as usize).min(mem::MAX_IOVECS)];
+    mem::read(pid, list, &mut bytes)?;
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    Ok(bytes.chunks_exact(16).map(|piece| pages(word(&piece[..8]), word(&piece[8..]))).collect())
+}
+
+/// File systems whose reads copy out of a page cache, or of something of the kernel's own, unless they are asked to go
+/// past it. Of any other it is not known: fuse, 9p, cifs and more read into the program's pages. A file of an overlay is
+/// one of a file system below, which is as a rule one of these.
+const CACHED: &[&str] = &[
+    "autofs",
+    "bcachefs",
+    "binfmt_misc",
+    "bpf",
+    "btrfs",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hugetlbfs",
+    "iso9660",
+    "jfs",
+    "mqueue",
+    "nfs",
+    "nfs4",
+    "ntfs3",
+    "overlay",
+    "proc",
+    "pstore",
+    "ramfs",
+    "reiserfs",
+    "rootfs",
+    "securityfs",
+    "squashfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+    "udf",
+    "vfat",
+    "xfs",
+];
+
+/// Whether a descriptor that can be read from is of O_DIRECT, or of a file system that may go past the page cache anyway.
+fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
     let dir = ProcDir::process(pid);
-    let numbers = dir.numbers("fd").unwrap_or_default();
-    numbers.into_iter().any(|number| {
-        let info = dir.text(&format!("fdinfo/{number}")).unwrap_or_default();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
-        i32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & libc::O_DIRECT != 0)
-    })
+    let mut mounts = None;
+    for number in dir.numbers("fd")? {
+        let info = match dir.text(&format!("fdinfo/{number}")) {
+            Ok(info) => info,
+            Err(error) if has_ended(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let field = |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+        let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+        if flags & libc::O_ACCMODE == libc::O_WRONLY || flags & libc::O_PATH != 0 {
+            continue;
+        }
+        if flags & libc::O_DIRECT != 0 {
+            return Ok(true);
+        }
+        // Asking the file itself would wait for its file system.
+        let path = dir.link(&format!("fd/{number}")).unwrap_or_default();
+        if path.is_absolute() && !path.as_os_str().as_bytes().starts_with(b"/memfd:") {
+            let mounts = match &mut mounts {
+                Some(mounts) => mounts,
+                none => none.insert(kinds(&dir.text("mountinfo")?)),
+            };
+            let kind = field("mnt_id:").and_then(|id| mounts.get(id));
+            if !kind.is_some_and(|kind| CACHED.contains(&kind.as_str())) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// The file system of each mount by the mount's id, from the text of /proc/PID/mountinfo.
+fn kinds(mountinfo: &str) -> HashMap<String, String> {
+    let kind = |line: &str| {
+        let (mount, system) = line.split_once(" - ")?;
+        Some((mount.split(' ').next()?.to_owned(), system.split(' ').next()?.to_owned()))
+    };
+    mountinfo.lines().filter_map(kind).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_in_a_read_tells_where_to() {
+        let read = waits_in("17 0x3 0x7f0000001000 0x8000 0x64000 0x0 0x0 0x7ffc0 0x7f11\n");
+        assert_eq!(read, Some(Call::Reads { address: 0x7f00_0000_1000, length: 0x8000 }));
+        let pieces = waits_in("295 0x3 0x7ffd0 0x2 0x64000 0x0 0x0 0x7ffc0 0x7f11\n");
+        assert_eq!(pieces, Some(Call::ReadsPieces { list: 0x7ffd0, count: 2 }));
+        assert_eq!(waits_in("311 0x7 0x1 0x1 0x1 0x1 0x0 0x7ffc0 0x7f11\n"), Some(Call::Pins));
+        for none in ["running\n", "-1 0x7ffc0 0x7f11\n", "202 0x1 0x0 0x2 0x0 0x0 0x0 0x7ffc0 0x7f11\n", ""] {
+            assert_eq!(waits_in(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_all_pages_that_it_touches() {
+        assert_eq!(pages(0x1fff, 2), 1..3);
+        assert_eq!(pages(0x1000, 0x1000), 1..2);
+        assert_eq!(pages(0x1000, 0), 1..1);
+        assert_eq!(pages(0x1000, u64::MAX), 1..u64::MAX.div_ceil(4096));
+    }
+
+    #[test]
+    fn mounts_tell_their_file_systems() {
+        let text = "36 35 98:0 /a - /b\\040c rw,noatime master:1 - ext3 /dev/root rw\n\
+                    40 35 0:50 / /d rw - fuse.sshfs host: rw\n";
+        let kinds = kinds(text);
+        assert_eq!(kinds["40"], "fuse.sshfs");
+        assert_eq!(kinds.len(), 2);
+    }
 }

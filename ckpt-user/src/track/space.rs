@@ -31,8 +31,9 @@ pub struct Space {
     compared: Compared,
     /// What takes over from `uffd` once a lazy restart's pages are there.
     successor: Option<Uffd>,
-    /// Moved by the program while lazy: their marks say clean, and the chain has them elsewhere.
-    moved: PageSet,
+    /// Written, whatever their marks say: moved by the program while lazy, when the chain has them elsewhere; or a read
+    /// into them was in flight over a scan.
+    unmarked: PageSet,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
     /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
@@ -84,7 +85,7 @@ impl Space {
             unwatched: PageSet::new(),
             compared: Compared::default(),
             successor: None,
-            moved: PageSet::new(),
+            unmarked: PageSet::new(),
             dirty: PageSet::new(),
             lost: false,
             held: None,
@@ -115,9 +116,9 @@ impl Space {
         Self { successor, ..self }
     }
 
-    /// The next round counts these as written.
-    pub fn moved(&mut self, moved: &PageSet) {
-        self.moved = self.moved.union(moved);
+    /// The next round does.
+    pub fn count_as_written(&mut self, pages: &PageSet) {
+        self.unmarked = self.unmarked.union(pages);
     }
 
     /// In a freeze, when all pages of a lazy restart are there: from here on the successor watches. What is
@@ -125,10 +126,10 @@ impl Space {
     pub fn hand_over(&mut self, mappings: &[Vma]) {
         let Some(successor) = self.successor.take() else { return };
         match pages::scan(&mut self.pagemap, mappings, false) {
-            Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.moved),
+            Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.unmarked),
             Err(_) => self.lost = true,
         }
-        self.moved = PageSet::new();
+        self.unmarked = PageSet::new();
         for vma in mappings.iter().filter(|v| may_be_watched(v)) {
             if let Some(uffd) = &self.uffd {
                 // What is not registered needs no letting go.
@@ -206,7 +207,7 @@ impl Space {
         let fresh = if (self.held.is_none() && first) || self.lost {
             watched.clone()
         } else {
-            written.union(&std::mem::take(&mut self.moved))
+            written.union(&std::mem::take(&mut self.unmarked))
         };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);

@@ -97,6 +97,8 @@ pub(super) const FIELDS: &[Field] = &[
     global("UNDO_ENTRIES", OPTIONAL, &["sem_undo_list.list_proc.next"]),
     global("TASK_PORTS", OPTIONAL, &["task_struct.thread.io_bitmap"]),
     global("TASK_PORT_LEVEL", OPTIONAL, &["task_struct.thread.iopl_emul"]),
+    global("TASK_RINGS", OPTIONAL, &["task_struct.io_uring"]),
+    global("RINGS_FIRST", OPTIONAL, &["io_uring_task.xa.xa_head"]),
     global("CRED_SECURITY", OPTIONAL, &["cred.security"]),
     global("CRED_THREAD_KEYRING", OPTIONAL, &["cred.thread_keyring"]),
     global("CRED_PROCESS_KEYRING", OPTIONAL, &["cred.process_keyring"]),
