@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use ckpt_tests::calls::{Calls, From, interrupts};
-use ckpt_tests::scenario::verb;
 use ckpt_tests::{Finished, Job, Mode, Sandbox, SlowDisk, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
