@@ -1,8 +1,8 @@
 //! What the kernel shows of a program: text of /proc, events and rows of the eBPF programs.
 
 use crate::memory::flags::{Names, Word};
-use crate::memory::{vdso, vma};
-use crate::object::{Seen, epoll, eventfd, lock, signalfd, timerfd};
+use crate::memory::{sysv, vdso, vma};
+use crate::object::{Seen, epoll, eventfd, inotify, lock, signalfd, timerfd};
 use crate::sys::bpf;
 use crate::task::proc::{Stat, Status};
 use crate::task::{clock, control, credentials, hidden, limits, posix_timers};
@@ -117,6 +117,7 @@ pub mod proc_fdinfo {
         let _ = (seen.unknown(), seen.is_path_only());
         let _ = (eventfd::capture(info), signalfd::capture(&seen), timerfd::shown(info));
         let _ = info.lines().filter_map(epoll::parse).count();
+        let _ = info.lines().filter_map(inotify::Shown::parse).count();
         for owner in [lock::Owner::Description, lock::Owner::Process] {
             assert!(lock::parse(info, owner).len() <= info.lines().count());
         }
@@ -142,10 +143,13 @@ pub mod proc_words {
 
     pub fn run(bytes: &[u8]) {
         let _ = clock::parse(&text(bytes));
+        let _ = text(bytes).lines().filter_map(sysv::parse).count();
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {
-        [own(&["timens_offsets"]), vec![b"monotonic 86400 999999999\nboottime -3 5\n".to_vec()]].concat()
+        const SEGMENT: &[u8] = b"-17 4 1600 4096 7 7 1 1000 1000 1000 1000 1795914895 0 1795914895 4096 0\n";
+        let shifted = b"monotonic 86400 999999999\nboottime -3 5\n";
+        [own(&["timens_offsets"]), vec![shifted.to_vec(), SEGMENT.to_vec()]].concat()
     }
 }
 

@@ -55,7 +55,7 @@ const DEVICE: u64 = u64::MAX;
 
 /// A line of /proc/sysvipc/shm.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Row {
+pub(crate) struct Row {
     segment: Segment,
     size: u64,
     attached: u64,
@@ -68,7 +68,7 @@ fn rows() -> io::Result<Vec<Row>> {
 }
 
 /// key shmid perms size cpid lpid nattch uid gid cuid cgid …
-fn parse(line: &str) -> Option<Row> {
+pub(crate) fn parse(line: &str) -> Option<Row> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let number = |at: usize| words.get(at)?.parse::<u64>().ok();
     let id = |at: usize| Some(number(at)? as u32);

@@ -66,7 +66,7 @@ pub fn capture(seen: &Seen, fd: &OwnedFd) -> Result<Object, String> {
 /// One watch in fdinfo, all numbers in hexadecimal (fs/notify/fdinfo.c): `inotify wd:2 ino:9b0001 sdev:fe00000 mask:2
 /// ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:01009b00f4c97ba0`.
 #[derive(Debug, PartialEq, Eq)]
-struct Shown {
+pub(crate) struct Shown {
     number: i32,
     inode: u64,
     device: (u32, u32),
@@ -76,7 +76,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let field = |name: &str| {
             line.split(' ')
                 .find_map(|word| word.strip_prefix(name)?.strip_prefix(':'))
