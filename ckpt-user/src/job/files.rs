@@ -103,9 +103,10 @@ fn to_cut(
         }
         Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => Ok(Some((file.clone(), grown))),
         Ok(_) => Ok(None),
-        Err(Difference::Error(error)) => {
-            Err(error.context(format!("{path}: the program had it open for writing")))
-        }
+        Err(Difference::Error(error)) => Err(error.context(format!(
+            "{path}: the program had it open for writing; another checkpoint may \
+                 not need it (ckptbpf list, restart --at ID)"
+        ))),
         Err(different) if policy == FilesPolicy::Keep => {
             log::warn!("{path}: {different}");
             Ok(None)

@@ -76,7 +76,7 @@ impl Ends {
 
     /// Whether it is one that a checkpoint can have made.
     pub fn is_sound(&self) -> bool {
-        self.bytes <= MOST && self.bytes % ALIGNMENT as u64 == 0
+        self.bytes <= MOST && self.bytes.is_multiple_of(ALIGNMENT as u64)
     }
 }
 
