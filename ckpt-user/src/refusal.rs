@@ -1,13 +1,14 @@
 //! What cannot be saved or restored is an error with a name, never a silent skip.
 
+use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 
 /// Why this checkpoint cannot be made; the program goes on undisturbed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// A kind of state that a restart could not rebuild.
-    #[error("process {pid} {what}: {reason}")]
-    Unsupported { pid: Pid, what: String, reason: String },
+    #[error("process {process} {what}: {reason}")]
+    Unsupported { process: String, what: String, reason: String },
     /// The tree did not stand still before the deadline.
     #[error("{0}")]
     NotStopped(String),
@@ -24,7 +25,15 @@ pub enum Refusal {
 
 impl Refusal {
     pub fn unsupported(pid: Pid, what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Unsupported { pid, what: what.into(), reason: reason.into() }
+        Self::Unsupported { process: named(pid), what: what.into(), reason: reason.into() }
+    }
+}
+
+/// A process as a person knows it: its id and, while it is there, its name, in which it can write what it likes.
+pub fn named(pid: Pid) -> String {
+    match ProcDir::process(pid).text("comm") {
+        Ok(name) => format!("{pid} ({})", name.trim_end_matches('\n').escape_debug()),
+        Err(_) => pid.to_string(),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::scenario::{stepper, verb, walk_through};
-use ckpt_tests::{Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Expected, Job, Mode, Sandbox, assert_same, ckptbpf, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -105,4 +105,16 @@ fn an_attached_ckptbpf_that_is_ended_lets_the_program_go_on() {
     bare.kill(Signal::SIGTERM);
     bare.wait(SOON).expect_code(143);
     sandbox.run(verb("verify", ["images"])).success();
+}
+
+/// A program that would have to stop who stops it.
+#[test]
+fn who_has_started_ckptbpf_is_not_taken_in_by_it() {
+    let sandbox = Sandbox::new("above");
+    let above = |verb: &str| format!("{} {verb} -d images $$; exit $?", ckptbpf().display());
+    for verb in ["attach", "checkpoint"] {
+        let refused = sandbox.run(&*above(verb)).expect_code(125).stderr_text();
+        assert!(refused.contains("(bash) has started this ckptbpf"), "{refused}");
+        assert!(!sandbox.dir().join("images").exists(), "{verb}");
+    }
 }

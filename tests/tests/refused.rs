@@ -96,7 +96,7 @@ fn refused(name: &str, make: &str, undo: &str, reasons: &[&str]) {
         return;
     }
     let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
-    let process = format!("process {} ", job.program());
+    let process = format!("process {} (", job.program());
     for word in reasons.iter().chain([&&*process]) {
         assert!(said.contains(word), "no {word:?} in {said}");
     }

@@ -19,6 +19,24 @@ const PACKAGES: &[(&str, &str)] = &[
     ("python3-numpy", "checkpointing a numpy program"),
     ("gdb", "the test that a debugger can attach"),
     ("sudo", "the tests of launch under sudo"),
+    ("sqlite3", "checkpointing a database, with a transaction open"),
+];
+
+/// Programs that the soak checkpoints as they are packaged: some 130 MB.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("r-base-core", "a matrix and random numbers in R"),
+    ("openjdk-17-jdk-headless", "a Java program, compiled while it runs"),
+    ("gromacs", "molecular dynamics with threads"),
+    ("lammps", "molecular dynamics"),
+    ("libpython3.11-testsuite", "Python's own tests"),
+    ("openmpi-bin", "the test that MPI is refused"),
+    ("tmux", "the test that terminals inside terminals are refused"),
+    ("screen", "the same"),
+    ("gawk", "a program of awk with a pipe"),
+    ("mawk", "the same"),
+    ("perl", "a program of Perl"),
+    ("xz-utils", "a compressor with two threads"),
+    ("make", "a build of several processes"),
 ];
 
 #[derive(clap::Args, Default)]
@@ -40,6 +58,11 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn to_build() -> Result<()> {
     let wanted: Vec<_> = PACKAGES.iter().filter(|(name, _)| TO_BUILD.contains(name)).copied().collect();
     packages(&wanted, false)
+}
+
+/// What the soak runs beside that.
+pub fn programs() -> Result<()> {
+    packages(PROGRAMS, false)
 }
 
 fn packages(wanted: &[(&str, &str)], only_check: bool) -> Result<()> {

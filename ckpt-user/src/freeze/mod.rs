@@ -12,7 +12,7 @@ pub mod rewind;
 pub mod spent;
 pub mod tree;
 
-use crate::refusal::{Reading, Refusal};
+use crate::refusal::{Reading, Refusal, named};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
@@ -188,7 +188,8 @@ fn does_not_stop(pid: Pid, tid: Pid) -> Refusal {
     let dir = ProcDir::thread(pid, tid);
     let text = |name| dir.text(name).map(|t| t.trim().to_owned()).unwrap_or_default();
     Refusal::NotStopped(format!(
-        "thread {tid} of process {pid} does not stop (system call {}, waiting in {})",
+        "thread {tid} of process {} does not stop (system call {}, waiting in {})",
+        named(pid),
         text("syscall").split(' ').next().unwrap_or("?"),
         text("wchan")
     ))
@@ -199,10 +200,12 @@ fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
         ProcDir::thread(pid, tid).status().ok().and_then(|s| s.decimal("TracerPid").ok()).unwrap_or(0);
     if tracer != 0 {
         Refusal::Traced(format!(
-            "process {pid} is being traced by process {tracer} (a debugger?); checkpoints go on when it is detached"
+            "process {} is being traced by process {}; checkpoints go on when that lets go of it",
+            named(pid),
+            named(Pid::from_raw(tracer as i32))
         ))
     } else {
-        Refusal::Traced(format!("cannot trace thread {tid} of process {pid}: {error}"))
+        Refusal::Traced(format!("cannot trace thread {tid} of process {}: {error}", named(pid)))
     }
 }
 

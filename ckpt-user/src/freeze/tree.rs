@@ -86,6 +86,11 @@ pub fn has_lost_its_first_thread(pid: Pid) -> bool {
     dir.stat().is_ok_and(|s| s.state() == 'Z') && dir.numbers("task").is_ok_and(|threads| threads.len() > 1)
 }
 
+/// Whether `pid` is `other` or one of those that it comes from.
+pub fn is_above(pid: Pid, other: Pid) -> bool {
+    std::iter::successors(Some(other), |&pid| parent_of(pid)).any(|one| one == pid)
+}
+
 fn parent_of(pid: Pid) -> Option<Pid> {
     ProcDir::process(pid).stat().ok().map(|s| s.parent())
 }

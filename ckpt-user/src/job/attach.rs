@@ -19,12 +19,13 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::tracer;
 use crate::freeze::tree;
+use crate::refusal::named;
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Reconcile;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -116,6 +117,13 @@ fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
     let dir = ProcDir::process(root);
     let owner = std::fs::metadata(dir.path("status"));
     let owner = owner.with_context(|| format!("there is no process {pid} here"))?.uid();
+    if tree::is_above(root, Pid::this()) {
+        bail!(
+            "process {} has started this ckptbpf, which would have to stop itself: start it from elsewhere (another \
+             terminal, or a batch system)",
+            named(root)
+        );
+    }
     let mut argv: Vec<OsString> =
         dir.bytes("cmdline")?.split(|&b| b == 0).map(|w| OsString::from_vec(w.to_vec())).collect();
     argv.pop();

@@ -3,14 +3,18 @@
 
 use super::directory::JobDir;
 use super::options::FilesPolicy;
-use crate::object::Object;
+use crate::memory::runs::PageSet;
+use crate::memory::shared;
+use crate::memory::vma::MappedFile;
 use crate::object::file::FileRecord;
+use crate::object::{Object, ends};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::sys::pidfd;
 use anyhow::{Context, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// What has to be cut before the program runs.
 #[derive(Debug)]
@@ -45,7 +49,8 @@ impl Stream {
 /// Compares every written file with the checkpoint; changes nothing.
 ///
 /// # Errors
-/// Named: a file that is gone, is another one, is shorter than at the checkpoint, or (with `check`) has grown.
+/// Named: a file that is gone, is another one, is shorter than at the checkpoint, (with `check`) has grown, or that the
+/// program reads and was overwritten since.
 pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Result<Rollback> {
     let _as_owner = owner.assume()?;
     let mut cuts: Vec<(FileRecord, u64)> = Vec::new();
@@ -69,7 +74,7 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
         if !writable || file.directory || cuts.iter().any(|(other, _)| other == file) {
             continue;
         }
-        cuts.extend(to_cut(file, policy)?);
+        cuts.extend(to_cut(image, file, policy)?);
     }
     // Files that are mapped for writing need no descriptor.
     for file in image.objects.iter().filter_map(|o| o.file.as_ref()) {
@@ -77,29 +82,36 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
         if !known {
             let (path, size) = (file.path.clone(), file.size);
             let (device, inode) = (file.device, file.inode);
-            cuts.extend(to_cut(&FileRecord { path, device, inode, size, ..Default::default() }, policy)?);
+            let file =
+                FileRecord { path, device, inode, size, modified_ns: file.modified_ns, ..Default::default() };
+            cuts.extend(to_cut(image, &file, policy)?);
         }
     }
     Ok(Rollback { cuts, streams })
 }
 
 /// The cut that a file needs, if any, with its size now.
-fn to_cut(file: &FileRecord, policy: FilesPolicy) -> anyhow::Result<Option<(FileRecord, u64)>> {
-    match difference(file) {
+fn to_cut(
+    image: &Image,
+    file: &FileRecord,
+    policy: FilesPolicy,
+) -> anyhow::Result<Option<(FileRecord, u64)>> {
+    let path = file.path().display();
+    match difference(image, file) {
         Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
-            bail!(
-                "{}: it has grown from {} to {grown} bytes since the checkpoint",
-                file.path().display(),
-                file.size
-            )
+            bail!("{path}: it has grown from {} to {grown} bytes since the checkpoint", file.size)
         }
         Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => Ok(Some((file.clone(), grown))),
         Ok(_) => Ok(None),
-        Err(error) if policy == FilesPolicy::Keep => {
-            log::warn!("{error:#}");
+        Err(Difference::Error(error)) => Err(error.context(format!(
+            "{path}: the program had it open for writing; another checkpoint may \
+                 not need it (ckptbpf list, restart --at ID)"
+        ))),
+        Err(different) if policy == FilesPolicy::Keep => {
+            log::warn!("{path}: {different}");
             Ok(None)
         }
-        Err(error) => Err(error),
+        Err(different) => bail!("{path}: {different} (--files keep goes on with it as it is)"),
     }
 }
 
@@ -113,24 +125,45 @@ fn streams_of(image: &Image, index: usize) -> Vec<u32> {
     streams
 }
 
+/// Why a file cannot be made what it was.
+#[derive(Debug, thiserror::Error)]
+enum Difference {
+    #[error("{0}")]
+    Error(anyhow::Error),
+    #[error("it is another file than at the checkpoint")]
+    Replaced,
+    #[error("it has {now} bytes, fewer than the {then} at the checkpoint")]
+    Shorter { now: u64, then: u64 },
+    #[error(
+        "bytes that it held at the checkpoint have been overwritten since: files are cut back, not rewritten, and the \
+         program, which also reads this one, may take it for what it was and damage it"
+    )]
+    Overwritten,
+}
+
 /// The file's size now.
-fn difference(file: &FileRecord) -> anyhow::Result<u64> {
-    let path = file.path();
-    let metadata = std::fs::metadata(path).with_context(|| {
-        format!("{}: the program had it open for writing (--files keep goes on without it)", path.display())
-    })?;
-    if !file.is_same_inode(&metadata) {
-        bail!("{}: it is another file than at the checkpoint (--files keep takes it)", path.display());
+fn difference(image: &Image, file: &FileRecord) -> Result<u64, Difference> {
+    let failed = |error: std::io::Error| Difference::Error(error.into());
+    let now = std::fs::metadata(file.path()).map_err(failed)?;
+    if !file.is_same_inode(&now) {
+        return Err(Difference::Replaced);
     }
-    if metadata.len() < file.size {
-        bail!(
-            "{}: it has {} bytes, fewer than the {} at the checkpoint (--files keep goes on)",
-            path.display(),
-            metadata.len(),
-            file.size
-        );
+    if now.len() < file.size {
+        return Err(Difference::Shorter { now: now.len(), then: file.size });
     }
-    Ok(metadata.len())
+    let appended = ends::is_appended_to(&image.descriptions, file);
+    if !is_memory(image, file) && ends::is_overwritten(file, &now, appended).map_err(failed)? {
+        return Err(Difference::Overwritten);
+    }
+    Ok(now.len())
+}
+
+/// Whether all of the file is mapped, so that its bytes are in the image and come back.
+fn is_memory(image: &Image, file: &FileRecord) -> bool {
+    let is_it = |other: &MappedFile| (other.device, other.inode) == (file.device, file.inode);
+    let index = image.objects.iter().position(|o| o.file.as_ref().is_some_and(is_it));
+    let all: PageSet = std::iter::once(0..file.size.div_ceil(4096)).collect();
+    index.is_some_and(|index| all.difference(&shared::pages(image, index as u32)).runs().is_empty())
 }
 
 impl Rollback {
@@ -165,7 +198,11 @@ impl Rollback {
 }
 
 fn cut(file: &File, record: &FileRecord) -> anyhow::Result<()> {
-    file.set_len(record.size).with_context(|| format!("{}: cannot be cut back", record.path().display()))
+    let cut = file.set_len(record.size);
+    cut.with_context(|| format!("{}: cannot be cut back", record.path().display()))?;
+    // The next restart from there is to find it as this one left it. Only its owner can say so.
+    let _ = file.set_modified(UNIX_EPOCH + Duration::from_nanos(record.modified_ns.max(0) as u64));
+    Ok(())
 }
 
 #[cfg(test)]

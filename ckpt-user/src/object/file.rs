@@ -1,5 +1,6 @@
 //! Regular files, directories and device nodes: opened again by path, checked to be the same.
 
+use super::ends::Ends;
 use super::{Object, Seen, deleted, path_of, same_by_path};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -24,6 +25,9 @@ pub struct FileRecord {
     pub directory: bool,
     #[prost(int64, tag = "6")]
     pub modified_ns: i64,
+    /// Of one that the program both reads and writes.
+    #[prost(message, optional, tag = "7")]
+    pub ends: Option<Ends>,
 }
 
 /// A character device that keeps no state of the descriptor: /dev/null and its like.
@@ -48,6 +52,7 @@ impl FileRecord {
             size: metadata.size(),
             directory: metadata.is_dir(),
             modified_ns: modified(metadata),
+            ends: None,
         }
     }
 
@@ -68,8 +73,12 @@ impl FileRecord {
     fn is_still(&self, metadata: &Metadata) -> bool {
         self.is_same_inode(metadata)
             || (metadata.dev() != self.device
-                && (self.directory
-                    || (metadata.size() == self.size && modified(metadata) == self.modified_ns)))
+                && (self.directory || (metadata.size() == self.size && self.is_as_old(metadata))))
+    }
+
+    /// Nothing has been written to it since; but within a tick of the clock (4 ms) the time may stay as it is.
+    pub fn is_as_old(&self, metadata: &Metadata) -> bool {
+        modified(metadata) == self.modified_ns
     }
 }
 

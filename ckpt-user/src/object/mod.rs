@@ -7,6 +7,7 @@
 
 pub mod carried;
 pub mod deleted;
+pub mod ends;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;

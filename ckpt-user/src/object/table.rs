@@ -3,8 +3,8 @@
 use super::lock::{self, Lock};
 use super::socket::{self, Message};
 use super::{
-    Description, Object, Outside, Seen, Stage, carried, epoll, eventfd, file, inotify, memfd, owner,
-    pidfd as process_fd, pipe, proc_file, signalfd, terminal, timerfd,
+    Description, Object, Outside, Seen, Stage, carried, ends as file_ends, epoll, eventfd, file, inotify,
+    memfd, owner, pidfd as process_fd, pipe, proc_file, signalfd, terminal, timerfd,
 };
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
@@ -69,7 +69,7 @@ pub fn capture(
     let mut waiting = carried::look(&mut ends, |seen| !standards(seen, standards_of).is_empty())?;
     let program = Program { all: &ends, processes, members: &[processes, ended].concat() };
     let streams: Vec<Vec<u32>> = ends.iter().map(|(_, seen)| standards(seen, standards_of)).collect();
-    let descriptions = ends
+    let mut descriptions = ends
         .iter()
         .zip(&streams)
         .enumerate()
@@ -83,6 +83,7 @@ pub fn capture(
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
+    file_ends::capture(&mut descriptions, |index| ends[index].0.as_fd());
     check_carried(&ends, &descriptions)?;
     own_locks(processes, &mut tables, &ends, &descriptions)?;
     Ok((tables, descriptions))

@@ -5,6 +5,7 @@
 use super::{Image, Process, SharedObject, Thread};
 use crate::memory::hugetlb;
 use crate::memory::vma::{Kind, Pages, Vma};
+use crate::object::ends::Ends;
 use crate::object::{Description, Object, deleted, epoll, inotify, lock, owner, socket, table};
 use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
@@ -132,6 +133,10 @@ impl Image {
                 Some(Object::Shared(shared)) => {
                     let has = (shared.object as usize) < self.objects.len();
                     ensure(has, || "a descriptor of memory that is not there".to_owned())?;
+                }
+                Some(Object::File(file)) => {
+                    let sound = file.ends.as_ref().is_none_or(Ends::is_sound);
+                    ensure(sound, || "the ends of a file are too long".to_owned())?;
                 }
                 _ => {}
             }

@@ -227,6 +227,14 @@ impl<'b> Job<'b> {
         self.note_checkpoints();
     }
 
+    /// `ckptbpf checkpoint --kill`: the program ends with it.
+    pub fn checkpoint_and_end(&mut self) {
+        self.program();
+        self.sandbox.run(self.tool.verb("checkpoint", ["--kill"]).arg(&self.dir)).success();
+        self.running.take().expect("the job runs").wait(PATIENCE).expect_code(85);
+        self.note_checkpoints();
+    }
+
     /// kill -9 of ckptbpf alone; the program's id.
     pub fn kill_supervisor(&mut self) -> i32 {
         let program = self.program();
@@ -263,7 +271,7 @@ impl<'b> Job<'b> {
         assert!(self.running.is_none(), "the job still runs");
         let maker = self.made_by.get(&id).copied().unwrap_or_else(|| panic!("no run made checkpoint {id}"));
         self.runs.truncate(maker + 1);
-        self.runs[maker].1 = Some(self.stdout_offset(id));
+        self.runs[maker].1 = self.stdout_offset(id);
         let lazy = if mode == Mode::Lazy { &["--lazy"][..] } else { &[] };
         let cmd = self.tool.verb("restart", lazy).args(options).arg(&self.dir);
         let running = self.sandbox.spawn(cmd);
@@ -313,7 +321,7 @@ impl<'b> Job<'b> {
         }
     }
 
-    fn stdout_offset(&self, id: u64) -> u64 {
+    fn stdout_offset(&self, id: u64) -> Option<u64> {
         let inspected = self.sandbox.run(self.tool.verb("inspect", ["--json"]).arg(self.image(id))).success();
         listing::stdout_offset(&inspected.stdout)
     }
