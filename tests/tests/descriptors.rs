@@ -25,7 +25,7 @@ fn files_without_their_names() {
 }
 
 fn channels(case: &str) {
-    let program = victim_cmd("channels").args([case, "600", "4000"]);
+    let program = victim_cmd("channels").args([case, ".", "600", "4000"]);
     survive(&Survival { rounds: 4, ..Survival::of(case, program) });
 }
 

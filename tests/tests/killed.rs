@@ -185,6 +185,20 @@ fn grandchildren(pid: i32) -> Deed {
     Box::new(move || children_of(pid).into_iter().for_each(|child| children(child)()))
 }
 
+/// kill -9 of its guardian, which is nobody's child.
+fn guardian(pid: i32) -> Deed {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let is_one = move |other: &String| {
+        std::fs::read_to_string(format!("/proc/{other}/comm")).is_ok_and(|name| name == "page-guardian\n")
+            && namespace(other) == namespace(&pid.to_string())
+    };
+    Box::new(move || {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let names = all.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(is_one).filter_map(|name| name.parse().ok()).for_each(|guardian| itself(guardian)());
+    })
+}
+
 fn children_of(pid: i32) -> Vec<i32> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let listed = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
@@ -325,4 +339,9 @@ fn the_program_before_any_call_of_an_eager_restart() {
 #[test]
 fn the_program_before_any_call_of_a_lazy_restart() {
     killed_in_a_restart("killed_lazy_skeletons", &["--lazy"], children);
+}
+
+#[test]
+fn the_guardian_before_any_call_of_a_lazy_restart() {
+    killed_in_a_restart("killed_guardian", &["--lazy"], guardian);
 }

@@ -76,7 +76,7 @@ fn assert_begins(what: &str, expected: &[u8], printed: &[u8]) {
 }
 
 fn guards(sandbox: &Sandbox) -> usize {
-    sandbox.ps().iter().filter(|p| p.comm == "ckptbpf-guard" && p.state != 'Z').count()
+    sandbox.ps().iter().filter(|p| p.comm == "page-guardian" && p.state != 'Z').count()
 }
 
 /// Size of the large ones: `CKPTBPF_LAZY_MIB=1024` for the promise's own size.
@@ -144,15 +144,7 @@ fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
     let times = std::env::var("CKPTBPF_LAZY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let sandbox = Sandbox::with_limit("lazy_kill", Duration::from_secs(110 + 3 * times));
     let mut random = Random::for_test("lazy_kill");
-    // It would go on for minutes.
-    let program = lazymem([64, 100_000, 40], "1000", 3);
-    let expected = Expected::of(&sandbox, &lazymem([64, 3000, 40], "-", 3), None);
-    // Without the last line, which only a complete run has.
-    let expected = &expected.stdout[..expected.stdout.windows(4).position(|w| w == b"all ").unwrap()];
-    let mut job = Job::launch(&sandbox, &[], &program);
-    job.running().wait_for_output("\n3 ", SOON);
-    let from = job.checkpoint().id;
-    job.kill_all();
+    let (mut job, from, expected) = endless(&sandbox);
     let hold = Hold::new(&sandbox);
     let mut held = 0;
     for round in 0..times {
@@ -176,13 +168,86 @@ fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
             sandbox.wait_for("every task to be dead", Duration::from_secs(5), dead);
         }
         job.wait(SOON);
-        assert_begins(&format!("round {round}"), expected, &job.stdout());
+        assert_begins(&format!("round {round}"), &expected, &job.stdout());
     }
     println!("{held} of {times} kills came while pages were held back");
     restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
     wait_until_full(&sandbox, &job);
     job.kill_all();
-    assert_begins("the last run", expected, &job.stdout());
+    assert_begins("the last run", &expected, &job.stdout());
+}
+
+/// Four tasks of 64 MiB that go on for minutes, dead after a checkpoint; its number, and their output for half a minute.
+fn endless<'b>(sandbox: &'b Sandbox) -> (Job<'b>, u64, Vec<u8>) {
+    let expected = Expected::of(sandbox, &lazymem([64, 10_000, 40], "-", 3), None);
+    // Without the last line, which only a complete run has.
+    let end = expected.stdout.windows(4).position(|w| w == b"all ").unwrap();
+    let mut job = Job::launch(sandbox, &[], &lazymem([64, 100_000, 40], "3000", 3));
+    job.running().wait_for_output("\n3 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    (job, from, expected.stdout[..end].to_vec())
+}
+
+fn restarted(sandbox: &Sandbox, job: &mut Job, from: u64, hold: &Hold) {
+    job.restart_at(from, Mode::Lazy, &["--json", "--hold-fill", &hold.1]);
+    sandbox.wait_for("its resumption", SOON, || job.running().stderr().contains("resume_us"));
+}
+
+fn all_are_dead(sandbox: &Sandbox) -> bool {
+    sandbox.ps().iter().all(|one| one.state == 'Z')
+}
+
+#[test]
+fn a_guardian_killed_while_pages_are_missing_takes_every_task_with_it_and_it_is_said() {
+    let sandbox = Sandbox::with_limit("lazy_guardian", Duration::from_secs(170));
+    let mut random = Random::for_test("lazy_guardian");
+    let (mut job, from, expected) = endless(&sandbox);
+    let hold = Hold::new(&sandbox);
+    for round in 0..8 {
+        restarted(&sandbox, &mut job, from, &hold);
+        let_pass(random.moment(Duration::from_millis(60)));
+        let guardian = sandbox.ps().into_iter().find(|one| one.comm == "page-guardian").expect("a guardian");
+        sandbox.kill(guardian.pid, Signal::SIGKILL as i32).unwrap();
+        sandbox.wait_for("every task to be dead", SOON, || all_are_dead(&sandbox));
+        let ended = job.wait(SOON);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(ended.code() == 125 && said.contains("guardian"), "{}: {said}", ended.code());
+        assert_begins(&format!("round {round}"), &expected, &job.stdout());
+    }
+    hold.let_go();
+    restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
+    wait_until_full(&sandbox, &job);
+    job.kill_all();
+    assert_begins("the last run", &expected, &job.stdout());
+}
+
+/// As by pkill(1) or `pkill -f`: whoever has the name in its own or in its command line, in the order of ids.
+#[test]
+fn everybody_called_ckptbpf_killed_at_once_takes_every_task_with_it() {
+    let sandbox = Sandbox::with_limit("lazy_pkill", Duration::from_secs(170));
+    let mut random = Random::for_test("lazy_pkill");
+    let (mut job, from, expected) = endless(&sandbox);
+    let hold = Hold::new(&sandbox);
+    for round in 0..8 {
+        restarted(&sandbox, &mut job, from, &hold);
+        let_pass(random.moment(Duration::from_millis(60)));
+        let line =
+            |pid: i32| std::fs::read(sandbox.root().join(format!("proc/{pid}/cmdline"))).unwrap_or_default();
+        let is_meant = |bytes: &[u8]| bytes.windows(7).any(|word| word == b"ckptbpf");
+        let mut meant = sandbox.ps();
+        meant.retain(|one| {
+            one.comm != "lazymem" && (is_meant(one.comm.as_bytes()) || is_meant(&line(one.pid)))
+        });
+        meant.sort_by_key(|one| one.pid);
+        assert!(meant.len() > 1, "{meant:?}");
+        for one in meant {
+            let _ = sandbox.kill(one.pid, Signal::SIGKILL as i32);
+        }
+        sandbox.wait_for("every task to be dead", SOON, || all_are_dead(&sandbox));
+        job.wait(SOON).expect_code(137);
+        assert_begins(&format!("round {round}"), &expected, &job.stdout());
+    }
 }
 
 const ACTS: [&str; 9] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "guard", "all"];

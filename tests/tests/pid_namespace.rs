@@ -345,7 +345,7 @@ fn while_pages_are_missing_the_program_dies_with_supervisor_and_with_init() {
         });
         assert!(job.running().stderr().contains(SAID), "{}", job.running().stderr());
         job.program();
-        assert_eq!(named(&sandbox, "ckptbpf-guard").len(), 1);
+        assert_eq!(named(&sandbox, "page-guardian").len(), 1);
         let victim = match round % 2 {
             0 => named(&sandbox, "ckptbpf-init")[0],
             _ => id_of(&status(&sandbox, &job)["supervisor_pid"]),

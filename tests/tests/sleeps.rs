@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::scaled;
-use ckpt_tests::scenario::{Survival, survive};
-use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim, victim_cmd};
+use ckpt_tests::scenario::{Survival, stepper, survive, walk_through};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim, victim_cmd};
 
 /// All that the kernel or we continue; a call that begins anew after each stop would not end before the program.
 const KINDS: &str =
@@ -53,4 +53,40 @@ fn freezes_that_are_given_up_do_not_make_them_longer() {
         .wait_for("a refusal", Duration::from_secs(30), || job.running().stderr().contains("does not stop"));
     let ended = job.wait(Duration::from_secs(30)).success();
     assert_same("standard output", &expected.stdout, &ended.stdout);
+}
+
+/// The refusal names who does not stop and where; once the child is gone, a checkpoint holds everything.
+#[test]
+fn the_parent_of_a_vfork_is_refused_by_name_until_its_child_is_gone() {
+    const SOON: Duration = Duration::from_secs(30);
+    let sandbox = Sandbox::new("vfork_refused");
+    let folder = sandbox.dir().join("undisturbed");
+    std::fs::create_dir(&folder).unwrap();
+    let expected = walk_through(&sandbox, stepper(4).cwd(&folder)).success().stdout;
+    let [vfork, memory] = ["vfork", "memory"].map(|name| victim(name).display().to_string());
+    let program = Cmd::sh(&format!("{vfork} ./go-on & exec {memory} 1 4 f signal"));
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("0 ", SOON);
+    let alive = || {
+        let all = sandbox.ps();
+        all.iter()
+            .filter(|one| one.comm == "vfork" && one.state != 'Z')
+            .map(|one| one.pid)
+            .collect::<Vec<_>>()
+    };
+    sandbox.wait_for("the child of a vfork", SOON, || alive().len() == 2);
+    job.program();
+    for _ in 0..2 {
+        let said = job.try_checkpoint().expect_code(125).stderr_text();
+        let parent = alive()[0];
+        let named = format!("thread {parent} of process {parent} does not stop (system call 58, waiting in ");
+        assert!(said.contains(&named), "{named:?} is not in {said}");
+    }
+    std::fs::write(sandbox.dir().join("go-on"), "").unwrap();
+    sandbox.wait_for("its end", SOON, || alive().is_empty());
+    job.checkpoint();
+    job.kill_all();
+    job.restart(Mode::Lazy, &[]);
+    job.walk().success();
+    assert_same("standard output", &expected, &job.stdout());
 }

@@ -1,4 +1,4 @@
-/* channels CASE ROUNDS PERIOD_US: what waits in pipes and sockets, always some of it unread. */
+/* channels CASE DIR ROUNDS PERIOD_US: what waits in pipes and sockets, always some of it unread. */
 #include "victim.h"
 #include <fcntl.h>
 #include <signal.h>
@@ -296,32 +296,11 @@ static void signalfd_end(void)
     CHECK(read(signals, info, sizeof info) == sizeof *info && info->ssi_signo == SIGUSR2);
 }
 
-static const struct {
-    const char *name;
-    void (*begin)(void);
-    uint64_t (*round)(long n);
-    void (*end)(void);
-} cases[] = {
+static const struct thing things[] = {
     {"packets", packets_begin, packets_round, packets_end},
     {"pairs", pairs_begin, pairs_round, pairs_end},
     {"carried", carried_begin, carried_round, carried_end},
     {"signalfd", signalfd_begin, signalfd_round, signalfd_end},
 };
 
-int main(int argc, char **argv)
-{
-    long rounds = number(argc, argv, 2, 400), period = number(argc, argv, 3, 2000);
-    size_t i = 0, count = sizeof cases / sizeof *cases;
-    while (argc > 1 && i < count && strcmp(cases[i].name, argv[1]) != 0)
-        i++;
-    CHECK(argc > 1 && i < count);
-    cases[i].begin();
-    for (long round = 1; round <= rounds; round++) {
-        hold_at(round, rounds);
-        say(1, "%ld %016lx\n", round, cases[i].round(round));
-        sleep_us(period);
-    }
-    cases[i].end();
-    say(1, "all as it should be\n");
-    return 0;
-}
+int main(int argc, char **argv) { return rounds_of(things, sizeof things / sizeof *things, argc, argv); }

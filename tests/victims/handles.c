@@ -415,32 +415,11 @@ static void leases_end(void)
     CHECK(waitpid(child, &how, 0) == child && WEXITSTATUS(how) == 9);
 }
 
-static const struct {
-    const char *name;
-    void (*begin)(void);
-    uint64_t (*round)(long n);
-    void (*end)(void);
-} cases[] = {
+static const struct thing things[] = {
     {"pidfds", pidfds_begin, pidfds_round, pidfds_end},
     {"files", files_begin, files_round, files_end},
     {"inotify", inotify_begin, inotify_round, inotify_end},
     {"leases", leases_begin, leases_round, leases_end},
 };
 
-int main(int argc, char **argv)
-{
-    long rounds = number(argc, argv, 3, 400), period = number(argc, argv, 4, 2000);
-    size_t i = 0, count = sizeof cases / sizeof *cases;
-    while (argc > 2 && i < count && strcmp(cases[i].name, argv[1]) != 0)
-        i++;
-    CHECK(argc > 2 && i < count && chdir(argv[2]) == 0);
-    cases[i].begin();
-    for (long round = 1; round <= rounds; round++) {
-        hold_at(round, rounds);
-        say(1, "%ld %016lx\n", round, cases[i].round(round));
-        sleep_us(period);
-    }
-    cases[i].end();
-    say(1, "all as it should be\n");
-    return 0;
-}
+int main(int argc, char **argv) { return rounds_of(things, sizeof things / sizeof *things, argc, argv); }

@@ -160,31 +160,10 @@ static void paths_end(void)
     CHECK(again >= 0 && read(again, &c, 1) == 0 && read(name_of_file, &c, 1) < 0 && errno == EBADF);
 }
 
-static const struct {
-    const char *name;
-    void (*begin)(void);
-    uint64_t (*round)(long n);
-    void (*end)(void);
-} cases[] = {
+static const struct thing things[] = {
     {"locks", locks_begin, locks_round, locks_end},
     {"owners", owners_begin, owners_round, owners_end},
     {"paths", paths_begin, paths_round, paths_end},
 };
 
-int main(int argc, char **argv)
-{
-    long rounds = number(argc, argv, 3, 400), period = number(argc, argv, 4, 2000);
-    size_t i = 0, count = sizeof cases / sizeof *cases;
-    while (argc > 2 && i < count && strcmp(cases[i].name, argv[1]) != 0)
-        i++;
-    CHECK(argc > 2 && i < count && chdir(argv[2]) == 0);
-    cases[i].begin();
-    for (long round = 1; round <= rounds; round++) {
-        hold_at(round, rounds);
-        say(1, "%ld %016lx\n", round, cases[i].round(round));
-        sleep_us(period);
-    }
-    cases[i].end();
-    say(1, "all as it should be\n");
-    return 0;
-}
+int main(int argc, char **argv) { return rounds_of(things, sizeof things / sizeof *things, argc, argv); }

@@ -108,4 +108,31 @@ static inline long number(int argc, char **argv, int i, long otherwise)
 {
     return argc > i ? atol(argv[i]) : otherwise;
 }
+
+/* Something that must stay as it is: set up, looked at in each round, looked at for the last time. */
+struct thing {
+    const char *name;
+    void (*begin)(void);
+    uint64_t (*round)(long n);
+    void (*end)(void);
+};
+
+/* The main function of "PROGRAM CASE DIR ROUNDS PERIOD_US": one of `things` in DIR, and a line of what each round has seen. */
+__attribute__((unused)) static int rounds_of(const struct thing *things, size_t count, int argc, char **argv)
+{
+    long rounds = number(argc, argv, 3, 400), period = number(argc, argv, 4, 2000);
+    size_t i = 0;
+    while (argc > 2 && i < count && strcmp(things[i].name, argv[1]) != 0)
+        i++;
+    CHECK(argc > 2 && i < count && chdir(argv[2]) == 0);
+    things[i].begin();
+    for (long round = 1; round <= rounds; round++) {
+        hold_at(round, rounds);
+        say(1, "%ld %016lx\n", round, things[i].round(round));
+        sleep_us(period);
+    }
+    things[i].end();
+    say(1, "all as it should be\n");
+    return 0;
+}
 #endif

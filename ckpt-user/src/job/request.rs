@@ -19,7 +19,10 @@ pub enum Taker {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// No job there.
-    #[error("no running job writes {0}; ckptbpf status shows which do (root sees everybody's)")]
+    #[error(
+        "no running job writes {0} (one whose restart is under way answers once its program runs); ckptbpf status \
+         shows which do (root sees everybody's)"
+    )]
     NoJob(PathBuf),
     /// `-d` makes no sense.
     #[error("the job writes to {0}, and -d is for a PID that nobody supervises; leave it away")]

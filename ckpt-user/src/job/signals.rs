@@ -1,7 +1,7 @@
 //! Signals that the supervisor gets: read from a signalfd, sorted into the program's, everybody's, and ours.
 
 use crate::sys::witness::{Sent, Witness};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use std::io;
@@ -24,6 +24,8 @@ pub struct Signals {
 pub enum Meaning {
     /// A child ended or stopped.
     Child,
+    /// The program goes on, with which ckptbpf had stopped.
+    Woken,
     /// A process sent it to ckptbpf: it is for the program.
     Forward(i32),
     /// Sent to the whole group or cgroup, by the terminal or a process: the program has it.
@@ -53,6 +55,15 @@ impl Signals {
         Ok(Self { witness: Some(Witness::start(id)?), ..signals })
     }
 
+    /// Stops as the program has stopped: the shell that waits for us sees its job stopped. Returns when that goes on, or when
+    /// SIGCONT comes, which is taken like any signal.
+    pub fn stop_with(&mut self, program: Pid) {
+        match &mut self.witness {
+            Some(witness) => witness.stop_with(program),
+            None => drop(raise(Signal::SIGSTOP)),
+        }
+    }
+
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -65,6 +76,9 @@ impl Signals {
             return Some(Meaning::Child);
         }
         let sent = Sent { signal, pid: info.ssi_pid as i32, uid: info.ssi_uid };
+        if self.witness.as_ref().is_some_and(|witness| witness.is_sender(sent)) {
+            return Some(Meaning::Woken);
+        }
         let everyones = match (info.ssi_code, &mut self.witness) {
             (FROM_KERNEL, witness) => {
                 witness.iter_mut().for_each(|w| w.forget(signal));

@@ -7,7 +7,6 @@ use super::terminal;
 use crate::sys::pidfd;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, raise};
 use nix::unistd::{Pid, read, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -71,6 +70,7 @@ pub struct StandIn {
     between: OwnedFd,
     news: OwnedFd,
     handle: Option<OwnedFd>,
+    supervisor: Pid,
 }
 
 impl StandIn {
@@ -102,8 +102,7 @@ impl StandIn {
             }
             match News::hear(self.news.as_fd()) {
                 Some(News::Status(status)) if libc::WIFSTOPPED(status) => {
-                    // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
-                    let _ = raise(Signal::SIGSTOP);
+                    self.signals.stop_with(self.supervisor);
                 }
                 Some(News::Status(status)) if libc::WIFEXITED(status) => {
                     self.wait_for_the_rest();
@@ -157,7 +156,7 @@ impl Waiting {
         };
         // It may have ended already: then there is no need for one.
         let handle = pidfd::open(supervisor).ok();
-        Ok(StandIn { signals: self.0, between, news, handle })
+        Ok(StandIn { signals: self.0, between, news, handle, supervisor })
     }
 }
 

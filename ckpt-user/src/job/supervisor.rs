@@ -20,7 +20,6 @@ use super::tracer::{Tasks, Tracer, channel};
 use crate::freeze::tree;
 use crate::sys::wait::{self, Change};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -116,7 +115,7 @@ impl Supervisor {
             while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
                 self.request(request);
             }
-            if self.reap() {
+            if self.reap(signals) {
                 self.last_checkpoint();
                 return Ok(self.ended());
             }
@@ -172,7 +171,7 @@ impl Supervisor {
 
     fn signal(&mut self, meaning: Meaning) {
         match meaning {
-            Meaning::Child => {}
+            Meaning::Child | Meaning::Woken => {}
             Meaning::Forward(signal) | Meaning::Everyones(signal)
                 if Some(signal) == self.plan.checkpoint_signal =>
             {
@@ -285,7 +284,7 @@ impl Supervisor {
     }
 
     /// Takes in what children do; true when none is left.
-    fn reap(&mut self) -> bool {
+    fn reap(&mut self, signals: &mut Signals) -> bool {
         loop {
             match wait::next_change() {
                 Ok(Some((pid, Change::Ended(ended)))) if pid == self.plan.root => {
@@ -295,8 +294,7 @@ impl Supervisor {
                 // A thread that stopped for a freeze which had been given up by then.
                 Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
-                    // The shell that waits for us sees its job stopped. The SIGCONT that ends this comes by signalfd.
-                    let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+                    signals.stop_with(self.plan.root);
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),

@@ -6,7 +6,7 @@
 //!               └─ a page cannot be had ─▶ program killed, `done` readable
 //! ```
 //! It promises: no byte that is not the image's or the program's own. A page that cannot be had kills the
-//! program, and so does ckptbpf's own death while pages are pending (see [`crate::sys::guardian`]).
+//! program, and so does ckptbpf's own death while pages are pending, or its guardian's (see [`crate::sys::guardian`]).
 //!
 //! One lock holds all spaces, and whoever holds it reads events *and* fills: so no event is known to one
 //! thread while another still fills by the old map. The pager's thread takes it for one round (messages, a
@@ -53,6 +53,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub enum PagerError {
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error("the guardian of this lazy restart was killed while pages were missing")]
+    Unguarded,
     #[error("the kernel refuses to {doing} its memory")]
     Kernel { doing: &'static str, source: io::Error },
 }
@@ -116,8 +118,9 @@ struct State {
 /// Copies between two looks at messages while a checkpoint waits.
 const SETTLE_BATCHES: usize = 8;
 
-/// The wake descriptor in the epoll set; spaces have other keys.
+/// The wake descriptor and the guardian in the epoll set; spaces have other keys.
 const WAKE: u64 = u64::MAX;
+const GUARDIAN: u64 = u64::MAX - 1;
 
 impl Pager {
     /// Begins to serve. `namespace`: the time namespace that is the program's alone.
@@ -131,6 +134,7 @@ impl Pager {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(plan.guardian.ended(), EpollEvent::new(EpollFlags::EPOLLIN, GUARDIAN))?;
         let total = spaces.iter().map(|s| s.pending.len()).sum();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {

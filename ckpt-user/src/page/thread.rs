@@ -1,7 +1,7 @@
 //! The pager's thread.
 
 use super::space::{LazySpace, Progress};
-use super::{PagerError, Plan, Shared, State, WAKE};
+use super::{GUARDIAN, PagerError, Plan, Shared, State, WAKE};
 use crate::sys::guardian;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 use std::panic::AssertUnwindSafe;
@@ -38,16 +38,22 @@ impl Thread {
     /// Serves until it is told to stop. All userfaultfds belong to `shared`, which outlives this.
     pub(super) fn run(mut self) {
         let served = std::panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let error = match served {
+        let (error, from) = match served {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("{:#}", anyhow::Error::from(error)),
+            Ok(Err(error)) => {
+                let from = if matches!(error, PagerError::Unguarded) {
+                    ""
+                } else {
+                    " from another checkpoint (--at ID)"
+                };
+                (anyhow::Error::from(error), from)
+            }
             // The guardian does the rest: no descriptor is closed before it is done.
             Err(_) => std::process::abort(),
         };
         // Said first: once the program is gone the supervisor ends, and this thread with it.
         log::error!(
-            "{error}; the program is killed rather than run on without its memory: restart it from another \
-             checkpoint (--at ID)"
+            "{error:#}; the program is killed rather than run on without its memory: restart it{from}"
         );
         self.shared.failed.store(true, Ordering::SeqCst);
         let _ = self.shared.done.write(1);
@@ -84,10 +90,11 @@ impl Thread {
         let mut guard = shared.lock();
         let state = &mut *guard;
         for key in ready.iter().map(EpollEvent::data) {
-            if key == WAKE {
-                let _ = shared.wake.read();
-            } else {
-                state.serve(&shared.epoll, key)?;
+            match key {
+                WAKE => drop(shared.wake.read()),
+                // Should ckptbpf die too, nobody would end the program.
+                GUARDIAN => return Err(PagerError::Unguarded),
+                _ => state.serve(&shared.epoll, key)?,
             }
         }
         let stalled: Vec<u64> =
@@ -106,6 +113,8 @@ impl Thread {
         shared.publish(state);
         if !self.full && !state.has_pending() {
             self.full = true;
+            // Its end is no news from here on.
+            let _ = shared.epoll.delete(self.plan.guardian.ended());
             self.plan.guardian.dismiss().map_err(PagerError::kernel("end the guard of"))?;
             let _ = shared.done.write(1);
         }

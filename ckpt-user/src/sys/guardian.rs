@@ -15,35 +15,51 @@
 //! It has the shared descriptors but none of ckptbpf's memory, a session of its own, all signals blocked, and
 //! is spared by the OOM killer where that may be asked for. After the fork it makes system calls and nothing
 //! else: no allocation, no lock, no log. It is no child of ckptbpf, which waits for its children.
+//!
+//! Should it be killed itself, ckptbpf sees that at once and ends the program. Were both killed in one go, nobody would be
+//! left: so neither its name nor its command line has the word ckptbpf in it, by which people kill.
 
 use super::clone::CloneArgs;
+use crate::task::proc::ProcDir;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 use std::ffi::CStr;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 /// ckptbpf's side. The descriptors stay open whatever becomes of this value: the guardian polls them.
 #[derive(Debug)]
 pub struct Guardian {
-    /// Inode of the members' time namespace, in memory that both share; 0: nobody to kill yet.
-    namespace: &'static AtomicU64,
+    shared: &'static Shared,
     dismiss: ManuallyDrop<EventFd>,
+    process: OwnedFd,
+}
+
+/// Memory that both share.
+#[derive(Debug)]
+#[repr(C)]
+struct Shared {
+    /// Inode of the members' time namespace; 0: nobody to kill yet.
+    namespace: AtomicU64,
+    /// The guardian's pidfd, once it is there.
+    process: AtomicI32,
 }
 
 impl Guardian {
     /// Starts it, with id `pid` if one is wanted. Before this process becomes a subreaper: an orphan is what the guardian
     /// is to be.
     pub fn start(pid: Option<Pid>) -> io::Result<Self> {
-        let namespace = shared_word()?;
+        let (shared, words) = (shared()?, arguments()?);
         let dismiss = ManuallyDrop::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let keeper: ManuallyDrop<OwnedFd> = ManuallyDrop::new(super::pidfd::open(Pid::this())?);
         let (dismissed, gone) = (dismiss.as_raw_fd(), keeper.as_raw_fd());
         let tid = [pid.map_or(0, Pid::as_raw)];
         let args = CloneArgs {
-            flags: libc::CLONE_FILES as u64,
+            flags: (libc::CLONE_FILES | libc::CLONE_PIDFD) as u64,
+            pidfd: shared.process.as_ptr() as u64,
             exit_signal: libc::SIGCHLD as u64,
             set_tid: if pid.is_some() { tid.as_ptr() as u64 } else { 0 },
             set_tid_size: u64::from(pid.is_some()),
@@ -58,21 +74,30 @@ impl Guardian {
                 libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8);
                 let own = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>());
                 if own == 0 {
-                    guard(dismissed, gone, namespace);
+                    guard(dismissed, gone, &shared.namespace, words);
                 }
                 libc::_exit(i32::from(own < 0));
             }
             super::check(middle)?
         };
         match nix::sys::wait::waitpid(Pid::from_raw(middle as i32), None)? {
-            nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(Self { namespace, dismiss }),
+            nix::sys::wait::WaitStatus::Exited(_, 0) => {
+                // SAFETY: the kernel has just put it into the table that is shared, and nobody else knows of it.
+                let process = unsafe { OwnedFd::from_raw_fd(shared.process.load(Ordering::SeqCst)) };
+                Ok(Self { shared, dismiss, process })
+            }
             _ => Err(io::Error::other("it cannot be started")),
         }
     }
 
     /// From here on, should ckptbpf die, all of the namespace is killed.
     pub fn watch(&self, namespace: u64) {
-        self.namespace.store(namespace, Ordering::SeqCst);
+        self.shared.namespace.store(namespace, Ordering::SeqCst);
+    }
+
+    /// Readable once it has ended: dismissed, or killed.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
     }
 
     /// All pages are there: it exits without doing anything.
@@ -82,25 +107,36 @@ impl Guardian {
     }
 }
 
-/// A word that this process and its children share.
-fn shared_word() -> io::Result<&'static AtomicU64> {
+/// Memory that this process and its children share.
+fn shared() -> io::Result<&'static Shared> {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
     // SAFETY: a fresh mapping at an address of the kernel's choice.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, flags, -1, 0) };
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: aligned, zeroed, never unmapped, and only ever accessed as this atomic.
-    Ok(unsafe { &*at.cast::<AtomicU64>() })
+    // SAFETY: aligned, zeroed, which are values of both, never unmapped, and only ever accessed as these atomics.
+    Ok(unsafe { &*at.cast::<Shared>() })
+}
+
+/// Where this process's command line lies, which its copies have too: `arg_start` and `arg_end` of proc_pid_stat(5).
+fn arguments() -> io::Result<Range<usize>> {
+    let stat = ProcDir::process(Pid::this()).stat()?;
+    let address = |number| usize::try_from(stat.number(number)).unwrap_or(0);
+    Ok(address(48)..address(49).max(address(48)))
 }
 
 /// The guardian's life.
-fn guard(dismissed: RawFd, keeper: RawFd, namespace: &AtomicU64) -> ! {
-    // SAFETY: each call takes integers and pointers to constants or locals that outlive it; nothing allocates.
+fn guard(dismissed: RawFd, keeper: RawFd, namespace: &AtomicU64, words: Range<usize>) -> ! {
+    // SAFETY: each call takes integers and pointers to constants or locals that outlive it; nothing allocates. The command
+    // line is this process's own copy of what the kernel has put on its stack, and nobody reads it here any more.
     unsafe {
         libc::setsid();
         libc::chdir(c"/".as_ptr());
-        libc::prctl(libc::PR_SET_NAME, c"ckptbpf-guard".as_ptr(), 0, 0, 0);
+        libc::prctl(libc::PR_SET_NAME, c"page-guardian".as_ptr(), 0, 0, 0);
+        if words.start != 0 {
+            std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(words.start), 0, words.len());
+        }
         // Refused without CAP_SYS_RESOURCE: then it is one small process among others.
         let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if adjust >= 0 {

@@ -5,12 +5,18 @@
 //! there is a second process in the same group, session and cgroup, in which every signal stays pending: what it has
 //! been sent too, by the same sender, was sent to all.
 //!
-//! After the fork it makes system calls and nothing else. It holds nothing of ckptbpf's but one socket, ends with that,
+//! And it wakes ckptbpf: that stops itself when job control has stopped the program, for a shell to see, and cannot see
+//! itself that the program goes on. Who sends SIGCONT to each process in turn may well come to ckptbpf first, which then
+//! finds the program stopped, and stops again.
+//!
+//! It is forked from a process with one thread. It holds nothing of ckptbpf's but one socket, ends with that,
 //! and is no child of ckptbpf, which waits for its children.
 
 use super::clone;
+use super::wait::is_stopped;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -37,7 +43,16 @@ pub struct Sent {
 pub struct Witness {
     /// None once it did not answer: from then on nothing has been seen.
     socket: Option<OwnedFd>,
+    /// Its own SIGCONT is nobody's.
+    pid: i32,
 }
+
+/// Between looks whether a stopped process goes on.
+const LOOK: u16 = 20;
+
+/// What it is asked to do beside testifying, in the place of a signal's number.
+const WATCH: i32 = 0;
+const WATCH_NO_MORE: i32 = -1;
 
 impl Witness {
     /// Starts it, with process id `pid` if one is wanted. All signals are to be blocked already, and orphans not yet to
@@ -57,7 +72,12 @@ impl Witness {
             unsafe { libc::_exit(started.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |_| 0)) }
         };
         match waitpid(between, None)? {
-            WaitStatus::Exited(_, 0) => Ok(Self { socket: Some(ours) }),
+            WaitStatus::Exited(_, 0) => {
+                let mut pid = [0; 4];
+                // Its first word.
+                recv(ours.as_raw_fd(), &mut pid, MsgFlags::empty())?;
+                Ok(Self { socket: Some(ours), pid: i32::from_ne_bytes(pid) })
+            }
             WaitStatus::Exited(_, error) => Err(io::Error::from_raw_os_error(error)),
             _ => Err(io::Error::other("it was killed while it was made")),
         }
@@ -73,10 +93,28 @@ impl Witness {
         self.ask(Sent { signal, pid: -1, uid: 0 }, Duration::ZERO);
     }
 
+    /// Whether it is the witness that has sent this.
+    pub fn is_sender(&self, sent: Sent) -> bool {
+        sent.pid == self.pid
+    }
+
+    /// Stops this process until `program`, which job control has stopped, goes on or ends, or somebody sends SIGCONT.
+    pub fn stop_with(&mut self, program: Pid) {
+        self.tell([WATCH, program.as_raw(), Pid::this().as_raw(), 0]);
+        let _ = raise(Signal::SIGSTOP);
+        self.tell([WATCH_NO_MORE, 0, 0, 0]);
+    }
+
+    fn tell(&self, words: [i32; 4]) {
+        if let Some(socket) = &self.socket {
+            // Whoever does not listen any more does not answer either.
+            let _ = send(socket.as_raw_fd(), &bytes(words), MsgFlags::MSG_NOSIGNAL);
+        }
+    }
+
     fn ask(&mut self, sent: Sent, wait: Duration) -> bool {
         let Some(socket) = &self.socket else { return false };
-        let words = [sent.signal, sent.pid, sent.uid.cast_signed(), wait.as_millis() as i32];
-        let question: Vec<u8> = words.into_iter().flat_map(i32::to_ne_bytes).collect();
+        let question = bytes([sent.signal, sent.pid, sent.uid.cast_signed(), wait.as_millis() as i32]);
         let answer = || -> nix::Result<bool> {
             send(socket.as_raw_fd(), &question, MsgFlags::MSG_NOSIGNAL)?;
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -107,8 +145,20 @@ fn testify(socket: &OwnedFd) -> ! {
     let mask = u64::MAX;
     // SAFETY: the kernel reads eight bytes of `mask`.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
+    let _ = send(socket.as_raw_fd(), &Pid::this().as_raw().to_ne_bytes(), MsgFlags::MSG_NOSIGNAL);
     let mut question = [0; 16];
+    let mut watched = None;
     loop {
+        if let Some((program, keeper)) = watched {
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::from(LOOK)) == Ok(0) {
+                // Again and again: it may not have stopped yet.
+                if is_stopped(keeper) && !is_stopped(program) {
+                    let _ = kill(keeper, Signal::SIGCONT);
+                }
+                continue;
+            }
+        }
         match recv(socket.as_raw_fd(), &mut question, MsgFlags::empty()) {
             Ok(16) => {}
             Err(Errno::EINTR) => continue,
@@ -117,9 +167,18 @@ fn testify(socket: &OwnedFd) -> ! {
         }
         let word = |at: usize| question[at..].first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
         let sent = Sent { signal: word(0), pid: word(4), uid: word(8).cast_unsigned() };
-        let seen = take_pending(sent, Duration::from_millis(word(12).unsigned_abs().into()));
-        let _ = send(socket.as_raw_fd(), &[u8::from(seen)], MsgFlags::MSG_NOSIGNAL);
+        watched = (sent.signal == WATCH).then(|| (Pid::from_raw(word(4)), Pid::from_raw(word(8))));
+        if sent.signal > 0 {
+            let seen = take_pending(sent, Duration::from_millis(word(12).unsigned_abs().into()));
+            let _ = send(socket.as_raw_fd(), &[u8::from(seen)], MsgFlags::MSG_NOSIGNAL);
+        }
     }
+}
+
+fn bytes(words: [i32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes.chunks_exact_mut(4).zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+    bytes
 }
 
 /// Takes every pending signal of this number; whether `sent` was among them. Waits for it at most `wait`.

@@ -1,0 +1,138 @@
+//! What random operations once found, each by itself.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::calls::{Calls, From, interrupts};
+use ckpt_tests::scenario::MODES;
+use ckpt_tests::{Cmd, Job, Mode, Sandbox};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A program of Debian's Python that has blocked SIGUSR1 and says "ready" when it is set up.
+fn python(body: &str) -> Cmd {
+    const BEGIN: &str = "import os, signal, sys, threading, zlib
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def say(what): print(what, flush=True)
+def told(): signal.sigwait([signal.SIGUSR1])
+";
+    Cmd::new("/usr/bin/python3").arg("-c").arg(format!("{BEGIN}{body}"))
+}
+
+fn launch<'b>(sandbox: &'b Sandbox, program: &Cmd) -> Job<'b> {
+    let job = Job::launch(sandbox, &["--keep", "100"], program);
+    job.running().wait_for_output("ready\n", SOON);
+    job.program();
+    job
+}
+
+fn tell(job: &Job, answer: &str) {
+    job.signal(Signal::SIGUSR1);
+    job.running().wait_for_output(answer, SOON);
+}
+
+/// While a checkpoint is taken ckptbpf has copies of descriptors. One with the number that the program has for the same
+/// memory does not mean that ckptbpf was started with it.
+#[test]
+fn memory_under_every_number_that_a_copy_of_ckptbpf_s_may_have() {
+    let program = python(
+        "fd = os.memfd_create('m')
+os.write(fd, b'content')
+for n in range(3, 300): os.dup2(fd, n)
+say('ready')
+while True:
+    told()
+    right = all(os.pread(n, 9, 0) == b'content' and os.path.sameopenfile(n, 299) for n in range(3, 300))
+    say('right' if right else 'WRONG')
+",
+    );
+    let sandbox = Sandbox::new("found_numbers");
+    let mut job = launch(&sandbox, &program);
+    for mode in MODES {
+        job.checkpoint();
+        job.kill_all();
+        job.restart(*mode, &[]);
+        tell(&job, "right\n");
+    }
+    job.kill_all();
+}
+
+/// A child that was forked while pages were missing: the pager watches it too, and stops doing so when the last page is
+/// there, which may be in the middle of a freeze. That is no userfaultfd of the program's own.
+#[test]
+fn a_child_forked_while_pages_are_missing_and_full_in_a_freeze() {
+    let program = python(
+        "memory = bytearray(os.urandom(1 << 20) * 16)
+before = zlib.crc32(memory)
+children = []
+say('ready')
+while True:
+    told()
+    ours, theirs = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        while os.read(ours[0], 1):
+            os.write(theirs[1], b'r' if zlib.crc32(memory) == before else b'w')
+        os._exit(0)
+    children.append((child, ours[1], theirs[0]))
+    say('forked')
+    told()
+    answers = {(os.write(to, b'?'), os.read(by, 1))[1] for _, to, by in children}
+    say('right' if answers == {b'r'} and zlib.crc32(memory) == before else 'WRONG')
+",
+    );
+    let sandbox = Sandbox::new("found_forked");
+    let mut job = launch(&sandbox, &program);
+    job.checkpoint();
+    let hold = sandbox.dir().join("hold");
+    for _ in 0..4 {
+        std::fs::write(&hold, "").unwrap();
+        job.kill_all();
+        job.restart(Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+        job.program();
+        tell(&job, "forked\n");
+        let file = hold.clone();
+        let arrive = Box::new(move || std::fs::remove_file(file).unwrap());
+        let calls = Calls::before(job.running().outside_pid().unwrap(), From::Now, interrupts, arrive);
+        job.checkpoint();
+        assert!(calls.is_done());
+        tell(&job, "right\n");
+        job.checkpoint();
+    }
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    tell(&job, "forked\n");
+    tell(&job, "right\n");
+    job.kill_all();
+}
+
+/// Threads that begin and end all the time: one on its way out at a freeze is none of it.
+#[test]
+fn threads_on_their_way_out_at_a_freeze() {
+    let program = python(
+        "def churn():
+    while True:
+        one = threading.Thread(target=int)
+        one.start()
+        one.join()
+for _ in range(4): threading.Thread(target=churn, daemon=True).start()
+say('ready')
+while True:
+    told()
+    say('right')
+",
+    );
+    let sandbox = Sandbox::new("found_threads");
+    let mut job = launch(&sandbox, &program);
+    for mode in MODES {
+        for _ in 0..15 {
+            job.checkpoint();
+        }
+        job.kill_all();
+        job.restart(*mode, &[]);
+        tell(&job, "right\n");
+    }
+    job.kill_all();
+}

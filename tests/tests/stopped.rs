@@ -1,0 +1,159 @@
+//! SIGSTOP of everything, ckptbpf and the program, at any moment, and SIGCONT: afterwards all is as if nothing had been.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::sandbox::let_pass;
+use ckpt_tests::scenario::verb;
+use ckpt_tests::{Expected, Job, Mode, Random, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(60);
+const STEPS: u64 = 8;
+
+/// Whom a stop meets first: their ids ascend from ckptbpf to the program, or the other way round.
+#[derive(Clone, Copy, PartialEq)]
+enum Order {
+    ToTheProgram,
+    FromTheProgram,
+}
+
+fn signal_all(sandbox: &Sandbox, signal: Signal, order: Order) {
+    let mut all = sandbox.ps();
+    all.sort_by_key(|one| one.pid);
+    if order == Order::FromTheProgram {
+        all.reverse();
+    }
+    for one in all {
+        // It may have ended since.
+        let _ = sandbox.kill(one.pid, signal as i32);
+    }
+}
+
+/// Stops everybody, those too that are started meanwhile, and lets them go on after a while.
+fn stop_all(sandbox: &Sandbox, order: Order) {
+    sandbox.wait_for("everybody to stand still", SOON, || {
+        signal_all(sandbox, Signal::SIGSTOP, order);
+        sandbox.ps().iter().all(|one| matches!(one.state, 'T' | 't' | 'Z'))
+    });
+    let_pass(Duration::from_millis(50));
+    signal_all(sandbox, Signal::SIGCONT, order);
+}
+
+/// Takes the next step, which needs pages of all of the program's memory.
+fn step(sandbox: &Sandbox, job: &Job, number: u64) {
+    sandbox.kill(job.program(), Signal::SIGUSR1 as i32).expect("the program lives");
+    job.running().wait_for_output(&format!("{number} "), SOON);
+}
+
+/// A job of 64 MiB and its output, undisturbed.
+fn launch(sandbox: &Sandbox) -> (Job<'_>, Vec<u8>) {
+    let program = |gate: &str| {
+        let [mib, steps, touch, tasks] = [64, STEPS, 40, 1].map(|n| n.to_string());
+        victim_cmd("lazymem").args([mib.as_str(), &steps, gate, &touch, &tasks])
+    };
+    let expected = Expected::of(sandbox, &program("-"), None).stdout;
+    let job = Job::launch(sandbox, &["--keep", "100"], &program("signal"));
+    job.running().wait_for_output("ready", SOON);
+    job.program();
+    (job, expected)
+}
+
+#[test]
+fn everything_stopped_in_checkpoints() {
+    let sandbox = Sandbox::new("stopped_ckpt");
+    let mut random = Random::for_test("stopped_ckpt");
+    let (mut job, expected) = launch(&sandbox);
+    for number in 1..=STEPS - 2 {
+        let asked = sandbox.spawn(verb("checkpoint", [job.dir()]));
+        let_pass(random.moment(Duration::from_millis(80)));
+        stop_all(&sandbox, if number % 2 == 0 { Order::ToTheProgram } else { Order::FromTheProgram });
+        let asked = asked.wait(SOON);
+        // A stop in the middle of a freeze may outlast that's deadline: then it is said, and nothing was changed.
+        assert!(
+            asked.code() == 0 || asked.stderr_text().contains("does not stop"),
+            "{}",
+            asked.stderr_text()
+        );
+        job.checkpoint();
+        step(&sandbox, &job, number);
+    }
+    sandbox.run(verb("verify", [job.dir()])).success();
+    job.checkpoint();
+    job.kill_all();
+    job.restart(Mode::Lazy, &[]);
+    step(&sandbox, &job, STEPS - 1);
+    step(&sandbox, &job, STEPS);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected, &job.stdout());
+}
+
+fn everything_stopped_in_restarts(name: &str, mode: Mode) {
+    let sandbox = Sandbox::new(name);
+    let mut random = Random::for_test(name);
+    let (mut job, expected) = launch(&sandbox);
+    let from = job.checkpoint().id;
+    for round in 0..4 {
+        let order = if round % 2 == 0 { Order::ToTheProgram } else { Order::FromTheProgram };
+        job.kill_all();
+        job.restart_at(from, mode, &[]);
+        let_pass(random.moment(Duration::from_millis(if mode == Mode::Lazy { 150 } else { 400 })));
+        stop_all(&sandbox, order);
+        step(&sandbox, &job, 1);
+    }
+    for number in 2..=STEPS {
+        job.checkpoint();
+        step(&sandbox, &job, number);
+    }
+    job.wait(SOON).success();
+    assert_same("standard output", &expected, &job.stdout());
+}
+
+#[test]
+fn everything_stopped_in_eager_restarts() {
+    everything_stopped_in_restarts("stopped_eager", Mode::Eager);
+}
+
+#[test]
+fn everything_stopped_in_lazy_restarts() {
+    everything_stopped_in_restarts("stopped_lazy", Mode::Lazy);
+}
+
+/// SIGCONT to the program alone: ckptbpf, which has stopped with it, goes on with it, and so does its pager.
+#[test]
+fn ckptbpf_goes_on_with_the_program() {
+    let sandbox = Sandbox::new("stopped_alone");
+    let (mut job, expected) = launch(&sandbox);
+    job.checkpoint();
+    job.kill_all();
+    job.restart(Mode::Lazy, &[]);
+    let (program, ckptbpf) = (job.program(), job.running().pid);
+    let is_stopped = |pid| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
+    for number in 1..=STEPS {
+        sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
+        sandbox.wait_for("ckptbpf to stop, too", SOON, || is_stopped(ckptbpf));
+        assert!(is_stopped(program));
+        sandbox.kill(program, Signal::SIGCONT as i32).unwrap();
+        sandbox.wait_for("both to go on", SOON, || !is_stopped(program) && !is_stopped(ckptbpf));
+        if number < STEPS {
+            job.checkpoint();
+        }
+        step(&sandbox, &job, number);
+    }
+    job.wait(SOON).success();
+    assert_same("standard output", &expected, &job.stdout());
+}
+
+/// A program that is killed while it is stopped is over, and ckptbpf, which has stopped with it, says so.
+#[test]
+fn a_stopped_program_that_is_killed_is_over() {
+    let sandbox = Sandbox::new("stopped_killed");
+    let (mut job, _) = launch(&sandbox);
+    let (program, ckptbpf) = (job.program(), job.running().pid);
+    sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
+    let is_stopped = |pid| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
+    sandbox.wait_for("ckptbpf to stop, too", SOON, || is_stopped(ckptbpf));
+    sandbox.kill(program, Signal::SIGKILL as i32).unwrap();
+    job.wait(SOON).expect_code(137);
+}
