@@ -96,7 +96,8 @@ impl Checkpointer {
         let mut tracked = self.tracked();
         let mut found = Vec::new();
         let mut direct = false;
-        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
+        let is_looked_at = |s: &Space| s.uffd.is_some() || s.crowded;
+        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| is_looked_at(s)) {
             // A process that ends or executes another program meanwhile is seen by the freeze.
             let Ok(mappings) = space.mappings() else { continue };
             space.register(&mappings);

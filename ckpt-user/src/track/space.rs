@@ -3,6 +3,7 @@
 use super::compared::{Compared, Hashes};
 use super::soft_dirty;
 use crate::image::SpaceId;
+use crate::memory::map_count;
 use crate::memory::pages::{self, Scan};
 use crate::memory::runs::PageSet;
 use crate::memory::vdso;
@@ -25,6 +26,8 @@ pub struct Space {
     pub uffd: Option<Uffd>,
     /// Soft-dirty bits tell instead: then it is scanned only while it stands still.
     pub soft_dirty: bool,
+    /// It has nearly as many mappings as it may have: none is watched, for good.
+    pub crowded: bool,
     /// Mappings that refuse to be watched.
     unwatched: PageSet,
     /// Private pages that are not watched.
@@ -81,6 +84,7 @@ impl Space {
             pagemap,
             uffd: None,
             soft_dirty: false,
+            crowded: false,
             unwatched: PageSet::new(),
             compared: Compared::default(),
             successor: None,
@@ -141,6 +145,20 @@ impl Space {
         if self.scan(mappings).is_err() {
             self.lost = true;
         }
+    }
+
+    /// Ends watching if the process has nearly as many mappings as it may have: it must not have to do without the next one
+    /// for our sake. Returns how many, the first time.
+    pub fn leave_if_crowded(&mut self) -> Option<usize> {
+        // A process that is gone is seen by the freeze.
+        let count = map_count::of(self.pid).unwrap_or(0);
+        if self.crowded || self.soft_dirty || !map_count::is_near(count) {
+            return None;
+        }
+        self.crowded = true;
+        // The kernel joins what was kept apart when nobody has it any more.
+        (self.uffd, self.successor) = (None, None);
+        Some(count)
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
@@ -231,7 +249,8 @@ impl Space {
             let scan = soft_dirty::scan(&self.pagemap, mappings, true)?;
             return soft_dirty::clear(self.pid).map(|()| scan);
         }
-        let is_watched = |v: &&Vma| may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
+        let is_watched =
+            |v: &&Vma| !self.crowded && may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
         let (watched, others): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_watched);
         let owned = |vmas: Vec<&Vma>| vmas.into_iter().cloned().collect::<Vec<_>>();
         let compared: PageSet = others.iter().filter(|v| v.is_private_memory()).map(|v| v.pages()).collect();
