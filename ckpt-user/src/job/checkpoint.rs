@@ -207,7 +207,7 @@ impl Checkpointer {
             let mut tracked = self.tracked();
             tracked.begin();
             tracked.renew(&members);
-            if tracked.pager.is_none() {
+            if self.backend == Backend::PagemapScan && tracked.pager.is_none() {
                 tracked.spaces.iter_mut().for_each(leave_if_crowded);
             }
             let lasts = |s: &&Space| s.pid == self.root || self.seen.contains(&s.pid);

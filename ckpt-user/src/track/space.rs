@@ -152,7 +152,7 @@ impl Space {
     pub fn leave_if_crowded(&mut self) -> Option<usize> {
         // A process that is gone is seen by the freeze.
         let count = map_count::of(self.pid).unwrap_or(0);
-        if self.crowded || self.soft_dirty || !map_count::is_near(count) {
+        if self.crowded || !map_count::is_near(count) {
             return None;
         }
         self.crowded = true;
@@ -245,10 +245,6 @@ impl Space {
     /// Looks at everything, and protects what is watched.
     fn scan(&mut self, mappings: &[Vma]) -> io::Result<Scan> {
         self.compared.pages = PageSet::new();
-        if self.soft_dirty {
-            let scan = soft_dirty::scan(&self.pagemap, mappings, true)?;
-            return soft_dirty::clear(self.pid).map(|()| scan);
-        }
         let is_watched =
             |v: &&Vma| !self.crowded && may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
         let (watched, others): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_watched);
@@ -256,6 +252,12 @@ impl Space {
         let compared: PageSet = others.iter().filter(|v| v.is_private_memory()).map(|v| v.pages()).collect();
         let (watched, others) = (owned(watched), owned(others));
         let pagemap = &mut self.pagemap;
+        if self.soft_dirty {
+            let scan = soft_dirty::scan(pagemap, mappings, true)?;
+            soft_dirty::clear(self.pid)?;
+            self.compared.pages = scan.populated.intersection(&compared);
+            return Ok(scan);
+        }
         let scanned = pages::scan(pagemap, &watched, self.uffd.is_some())
             // A scan that protects passes over what is not watched, without a word.
             .and_then(|scan| Ok(scan.and(&pages::scan(pagemap, &others, false)?)));
