@@ -68,7 +68,7 @@ fn planted_bugs_of_memory_are_found() {
             environment: vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())],
         };
         let run = |bug: &str| {
-            let program = victim_cmd("memkinds").args([case, "200", "3000"]);
+            let program = victim_cmd("memkinds").args([case, "1000", "3000"]);
             let name = format!("planted-{case}-{bug}");
             survive(&Survival { rounds: 2, tool: tool(bug), ..Survival::of(&name, program) });
         };

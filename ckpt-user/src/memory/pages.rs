@@ -56,8 +56,10 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
     let (mut populated, mut written) = (Vec::new(), Vec::new());
     let mut guards = Vec::new();
     let mut i = 0;
-    let seen = if planted::is("lost-mappings") { 4096 } else { usize::MAX };
-    let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).take(seen).collect();
+    let mut private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+    if planted::is("lost-mappings") && private.len() > 5000 {
+        private.drain(4096..4098);
+    }
     while i < private.len() {
         let (start, kind) = (private[i].start, private[i].kind());
         let mut end = private[i].end;
