@@ -87,7 +87,7 @@ fn nearly_as_many_mappings_as_there_may_be() {
     if let Some(why) = sandbox.run(program("1")).stdout_text().strip_prefix("cannot: ") {
         return skip::skip(NAME, why);
     }
-    survive(&Survival { rounds: 2, ..Survival::of("crowded", program("200")) });
+    survive(&Survival { rounds: 2, ..Survival::of("crowded", program("1500")) });
     let mut job = Job::launch(&sandbox, &[], &program("100000"));
     job.running().wait_for_output("\n", Duration::from_secs(30));
     job.checkpoint();
