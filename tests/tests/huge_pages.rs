@@ -9,10 +9,10 @@ use ckpt_tests::scenario::{Mode, Survival, held, let_go, survive, verb};
 use ckpt_tests::{Job, Sandbox, skip, victim_cmd};
 
 /// What the victim's case `huge` needs at a time.
-const NEEDED: u64 = 14;
+const NEEDED: u64 = 16;
 const SOON: Duration = Duration::from_secs(60);
 
-/// Private and read-only, set aside and not, shared over fork, of memfd_create(2) shared and private, of System V.
+/// Private and read-only, set aside and not, shared over fork and copied by it, of memfd_create(2) shared and private, of System V.
 #[test]
 fn memory_in_huge_pages() {
     let _pool = match HugePages::take(2048, 2 * NEEDED) {
@@ -21,7 +21,7 @@ fn memory_in_huge_pages() {
     };
     survive(&Survival {
         rounds: 4,
-        ..Survival::of("huge", victim_cmd("memkinds").args(["huge", "300", "3000"]))
+        ..Survival::of("huge", victim_cmd("memkinds").args(["huge", "1500", "3000"]))
     });
 }
 
@@ -31,7 +31,7 @@ fn memory_in_huge_pages_of_a_gibibyte() {
         Ok(pool) => pool,
         Err(why) => return skip::skip("memory_in_huge_pages_of_a_gibibyte", &why),
     };
-    let program = victim_cmd("memkinds").args(["gib", "300", "3000"]);
+    let program = victim_cmd("memkinds").args(["gib", "1500", "3000"]);
     survive(&Survival { rounds: 2, ..Survival::of("gib", program) });
 }
 

@@ -157,7 +157,11 @@ fn what_a_program_sees_of_itself_is_the_same_but_for_a_list() {
         job.kill_all();
         forget(&sandbox, number);
         job.restart(mode, &[]);
-        job.program();
+        let smaps = sandbox.root().join(format!("proc/{}/smaps", job.program()));
+        sandbox.wait_for("all of its pages, and that nobody serves them any more", SOON, || {
+            std::fs::read_to_string(&smaps)
+                .is_ok_and(|text| text.contains("VmFlags") && !text.contains(" um "))
+        });
         let then = ask(&sandbox, &job, number);
         compare(&format!("after restart {mode:?}"), &first, &then, &restart);
         job.checkpoint();

@@ -78,6 +78,30 @@ fn many_mappings() {
     assert!(pages < 1000, "{pages} pages in a delta, of ten thousand mappings");
 }
 
+/// All but five of what vm.max_map_count allows, and eight that grow in each round, which takes no further one natively.
+#[test]
+fn nearly_as_many_mappings_as_there_may_be() {
+    const NAME: &str = "nearly_as_many_mappings_as_there_may_be";
+    let sandbox = Sandbox::new("crowd");
+    let program = |rounds: &str| victim_cmd("memkinds").args(["crowd", rounds, "3000"]);
+    if let Some(why) = sandbox.run(program("1")).stdout_text().strip_prefix("cannot: ") {
+        return skip::skip(NAME, why);
+    }
+    survive(&Survival { rounds: 2, ..Survival::of("crowded", program("1500")) });
+    let mut job = Job::launch(&sandbox, &[], &program("100000"));
+    job.running().wait_for_output("\n", Duration::from_secs(30));
+    job.checkpoint();
+    assert_eq!(job.running().stderr().matches("vm.max_map_count").count(), 1, "{}", job.running().stderr());
+    let delta = job.checkpoint();
+    assert!(delta.kind == "delta" && delta.pages < 200, "{delta:?}");
+    job.kill_all();
+    job.restart(Mode::Lazy, &[]);
+    job.running().wait_for_output("\n", Duration::from_secs(60));
+    let said = job.running().stderr();
+    assert!(said.contains("a restart that is asked to be lazy is none"), "{said}");
+    job.kill_all();
+}
+
 /// Two of a terabyte, of which sixteen pages are touched: neither images nor page tables grow with them.
 #[test]
 fn reservations_of_a_terabyte() {

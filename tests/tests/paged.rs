@@ -3,10 +3,11 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::process::Command;
 
-use ckpt_tests::scenario::{Survival, survive};
+use ckpt_tests::scenario::{Survival, Tool, ckptbpf, survive};
 use ckpt_tests::{skip, victim_cmd};
 
 fn survives(case: &str) {
@@ -47,6 +48,32 @@ fn pages_in_swap() {
     match Swap::on() {
         Ok(_swap) => survives("swapped"),
         Err(why) => skip::skip("pages_in_swap", &why),
+    }
+}
+
+/// Bugs of `planted.rs` that few programs would show, each with one that does.
+#[test]
+fn planted_bugs_of_memory_are_found() {
+    const NAME: &str = "planted_bugs_of_memory_are_found";
+    if std::env::var_os("CKPTBPF_PLANTED").is_none() {
+        return skip::skip(NAME, "needs ckptbpf built once more: cargo xtask soak");
+    }
+    let _swap = match Swap::on() {
+        Ok(swap) => swap,
+        Err(why) => return skip::skip(NAME, &why),
+    };
+    for (bug, case) in [("lost-swap", "swapped"), ("lost-mappings", "many"), ("stale-compared", "memfd")] {
+        let tool = |bug: &str| Tool {
+            binary: ckptbpf().with_file_name("ckptbpf-planted"),
+            environment: vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())],
+        };
+        let run = |bug: &str| {
+            let program = victim_cmd("memkinds").args([case, "1000", "3000"]);
+            let name = format!("planted-{case}-{bug}");
+            survive(&Survival { rounds: 2, tool: tool(bug), ..Survival::of(&name, program) });
+        };
+        run("none");
+        assert!(catch_unwind(|| run(bug)).is_err(), "{bug} is not found");
     }
 }
 

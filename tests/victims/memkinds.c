@@ -20,6 +20,7 @@ static const struct memory_case table[] = {
     {"everything_locked", locked_set_up, locked_round},
     {"locked_to_come", to_come_set_up, to_come_round},
     {"many", many_set_up, many_round},
+    {"crowd", crowd_set_up, crowd_round},
     {"sparse", sparse_set_up, sparse_round},
     {"swapped", swapped_set_up, swapped_round},
     {"merged", merged_set_up, merged_round},

@@ -13,19 +13,21 @@
 enum { HUGE_KB = HUGE >> 10, ANON_HUGE = MAP_ANONYMOUS | MAP_HUGETLB, RESERVED_HUGE = 64, TOUCHED = 40 };
 
 static struct model of_own = {61, {0}}, of_fixed = {62, {0}}, of_far = {63, {0}}, of_family = {64, {0}};
-static struct model of_object = {65, {0}}, of_copy = {66, {0}}, of_segment = {67, {0}}, of_dropped = {68, {0}};
-static char *own_huge, *fixed_huge, *far_huge, *family_huge, *object_huge, *copy_huge, *segment_huge, *dropped_huge;
+static struct model of_both = {70, {0}}, of_object = {65, {0}}, of_copy = {66, {0}}, of_segment = {67, {0}}, of_dropped = {68, {0}};
+static char *own_huge, *fixed_huge, *far_huge, *family_huge, *object_huge, *copy_huge, *segment_huge, *dropped_huge, *both_huge;
 static int object_fd, huge_pipe[2], huge_down[2], huge_up[2];
 
 /* The small pages that are looked at lie on both sides of the end of the first huge page. */
 static char *middle(char *at) { return at + HUGE - PAGES / 2 * PAGE; }
 
-/* The child writes and checks through the mapping that it has inherited. */
+/* The child writes and checks through the mapping that it has inherited, and a private one of which each has a copy. */
 __attribute__((noreturn)) static void huge_child(void)
 {
     struct model model;
     while (read(huge_down[0], &model, sizeof model) == sizeof model) {
         right("in the child", middle(family_huge), &model, PAGES);
+        right("a copy in the child", both_huge, &of_both, PAGES);
+        put(both_huge, &of_both, model.version[1] % PAGES, model.version[0] + 1);
         put(middle(family_huge), &model, model.version[1] % PAGES, model.version[0] + 1);
         write_all(huge_up[1], &model, sizeof model);
     }
@@ -37,6 +39,9 @@ static void huge_set_up(void)
     enum { RW = PROT_READ | PROT_WRITE };
     CHECK(pipe(huge_pipe) == 0 && pipe(huge_down) == 0 && pipe(huge_up) == 0);
     family_huge = map_it(2 * HUGE, RW, MAP_SHARED | ANON_HUGE, -1);
+    both_huge = map_it(HUGE, RW, MAP_PRIVATE | ANON_HUGE, -1);
+    for (int page = 0; page < PAGES; page++)
+        put(both_huge, &of_both, page, 1);
     if (!fork()) {
         close(huge_down[1]), close(huge_up[0]);
         huge_child();
@@ -104,6 +109,8 @@ static uint64_t huge_round(long round)
     change(far_huge + TOUCHED * HUGE, &of_far, round);
     write_all(huge_down[1], &of_family, sizeof of_family);
     CHECK(read(huge_up[0], &of_family, sizeof of_family) == sizeof of_family);
+    sum = mix(sum, right("a copy", both_huge, &of_both, PAGES));
+    change(both_huge, &of_both, round);
     sum = mix(sum, right("over fork", middle(family_huge), &of_family, PAGES));
     change(middle(family_huge), &of_family, round);
     sum = mix(sum, right("memfd", middle(object_huge), &of_object, PAGES));

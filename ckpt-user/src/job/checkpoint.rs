@@ -15,6 +15,7 @@ use super::retention;
 use super::tracer::Tracer;
 use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
+use crate::memory::map_count;
 use crate::object::Object;
 use crate::page::PagerError;
 use crate::phase::Phase;
@@ -206,7 +207,11 @@ impl Checkpointer {
             let mut tracked = self.tracked();
             tracked.begin();
             tracked.renew(&members);
-            let lasting = |s: &&Space| s.uffd.is_none() && (s.pid == self.root || self.seen.contains(&s.pid));
+            if self.backend == Backend::PagemapScan && tracked.pager.is_none() {
+                tracked.spaces.iter_mut().for_each(leave_if_crowded);
+            }
+            let lasts = |s: &&Space| s.pid == self.root || self.seen.contains(&s.pid);
+            let lasting = |s: &&Space| s.uffd.is_none() && !s.crowded && lasts(s);
             tracked.spaces.iter().filter(lasting).map(|s| s.pid).collect()
         };
         self.seen = members.into_iter().collect();
@@ -346,6 +351,16 @@ impl Checkpointer {
             killed: false,
         })
     }
+}
+
+fn leave_if_crowded(space: &mut Space) {
+    let Some(count) = space.leave_if_crowded() else { return };
+    log::warn!(
+        "process {} is no longer tracked, and all of it is looked at in each checkpoint while it stands still: it has {count} \
+         mappings, near vm.max_map_count ({}), and tracking might take one too many",
+        space.pid,
+        map_count::limit()
+    );
 }
 
 pub(super) fn lock(tracked: &Mutex<Tracked>) -> MutexGuard<'_, Tracked> {

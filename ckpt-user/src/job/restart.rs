@@ -16,6 +16,7 @@ use super::start::{self, Start};
 use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::memory::map_count;
 use crate::memory::shared::Restored;
 use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
@@ -83,7 +84,7 @@ fn run_again(
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
-    let mode = match options.lazy {
+    let mode = match options.lazy && !is_crowded(&image) {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start(namespace::guardian_id(&image)?)
                 .context("cannot start the guardian of a lazy restart")?,
@@ -143,6 +144,20 @@ fn run_again(
         ended: image.ended.map(Ended::from_wait),
         running,
     })
+}
+
+/// Whether a process has so many mappings that it is not to be watched, as a lazy restart does.
+fn is_crowded(image: &Image) -> bool {
+    let crowded = image.processes.iter().find(|p| map_count::is_near(p.mappings.len()));
+    if let Some(process) = crowded {
+        log::warn!(
+            "process {} has {} mappings, near vm.max_map_count ({}): a restart that is asked to be lazy is none",
+            process.pid,
+            process.mappings.len(),
+            map_count::limit()
+        );
+    }
+    crowded.is_some()
 }
 
 /// The program has one id for itself and another one for everybody else.
@@ -272,7 +287,7 @@ fn tracker(
     for one in restored {
         let Watch { uffd, successor, hashes } = one.watch;
         let held = same_directory.then_some(Held { saved: one.saved, zero: one.zero });
-        let space = Space::restored(SpaceId(one.space), one.pid, Some(uffd), held, hashes);
+        let space = Space::restored(SpaceId(one.space), one.pid, uffd, held, hashes);
         // A process that has ended by now needs no tracking.
         tracked.spaces.extend(space.map(|s| s.succeeded_by(successor)));
     }

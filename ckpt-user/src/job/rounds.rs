@@ -97,7 +97,8 @@ impl Checkpointer {
         }
         let mut tracked = self.tracked();
         let mut found = Vec::new();
-        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| s.uffd.is_some()) {
+        let is_looked_at = |s: &Space| s.uffd.is_some() || s.crowded;
+        for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| is_looked_at(s)) {
             // A process that ends or executes another program meanwhile is seen by the freeze.
             let Ok(mappings) = space.mappings() else { continue };
             space.register(&mappings);

@@ -4,6 +4,7 @@ pub mod capture;
 pub mod flags;
 pub mod hugetlb;
 pub mod layout;
+pub mod map_count;
 pub mod pages;
 pub mod policy;
 pub mod runs;

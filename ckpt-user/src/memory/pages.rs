@@ -2,6 +2,7 @@
 
 use super::runs::PageSet;
 use super::vma::{Kind, Vma};
+use crate::planted;
 use crate::sys::mem::{self, Forced, Remote};
 use crate::sys::pagemap::{FILE, Filter, GUARD, PFN_ZERO, PRESENT, Pagemap, SWAPPED, WP_ALLOWED, WRITTEN};
 use nix::unistd::Pid;
@@ -34,13 +35,16 @@ impl Scan {
     }
 }
 
-/// Pages of the process's own: there, and neither the file's nor the shared page of zeros. The rest is not
-/// protected either: it is not saved, and what is written later is another page, which was never protected.
-const OWN: Filter = Filter { all: FILE | PFN_ZERO, inverted: FILE | PFN_ZERO, any: PRESENT | SWAPPED };
-
-/// The same where no page can be a file's. Whether one is the kernel reads from what it keeps of each page: 64 bytes a
-/// page from all over memory, which takes ten times as long as the rest of the walk.
-const OWN_ANONYMOUS: Filter = Filter { all: PFN_ZERO, inverted: PFN_ZERO, any: PRESENT | SWAPPED };
+/// Pages of the process's own in a mapping of this kind: there, and neither the file's nor the shared page of zeros. The
+/// rest is not protected either: it is not saved, and what is written later is another page, which was never protected.
+///
+/// Where no page can be a file's, that is not asked. Whether one is the kernel reads from what it keeps of each page: 64
+/// bytes a page from all over memory, which takes ten times as long as the rest of the walk.
+fn own(kind: Kind) -> Filter {
+    let not = if kind == Kind::Anonymous { PFN_ZERO } else { FILE | PFN_ZERO };
+    let any = if planted::is("lost-swap") { PRESENT } else { PRESENT | SWAPPED };
+    Filter { all: not, inverted: not, any }
+}
 
 /// Walks the private mappings. With `protect`, what was reported is protected (clean) from then on, and mappings
 /// that are not registered are passed over.
@@ -52,7 +56,10 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
     let (mut populated, mut written) = (Vec::new(), Vec::new());
     let mut guards = Vec::new();
     let mut i = 0;
-    let private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+    let mut private: Vec<&Vma> = mappings.iter().filter(|v| v.is_private_memory()).collect();
+    if planted::is("lost-mappings") && private.len() > 5000 {
+        private.drain(4096..4098);
+    }
     while i < private.len() {
         let (start, kind) = (private[i].start, private[i].kind());
         let mut end = private[i].end;
@@ -61,8 +68,7 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
             end = private[i].end;
         }
         i += 1;
-        let own = if kind == Kind::Anonymous { OWN_ANONYMOUS } else { OWN };
-        pagemap.scan(start, end, own, protect, |region| {
+        pagemap.scan(start, end, own(kind), protect, |region| {
             let pages = region.start / 4096..region.end / 4096;
             if region.categories & GUARD != 0 {
                 return guards.push(pages);

@@ -55,7 +55,8 @@ pub fn zeros(record: &Process, chain: &Chain) -> PageSet {
 
 /// The userfaultfds of one address space.
 pub struct Watch {
-    pub uffd: Uffd,
+    /// None of a process that has nearly as many mappings as it may have, once its pages are there.
+    pub uffd: Option<Uffd>,
     /// Lazy: for when all pages are there, it only protects.
     pub successor: Option<Uffd>,
     /// Of the pages that are not watched.
@@ -82,7 +83,7 @@ pub fn prepare(
     for vma in record.mappings.iter().filter(|v| by_uffd(v)) {
         uffd.register(vma.start, vma.end - vma.start, modes).rebuilding(pid, "write protection")?;
     }
-    Ok(Watch { uffd, successor, hashes })
+    Ok(Watch { uffd: Some(uffd), successor, hashes })
 }
 
 fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::Result<Uffd> {
@@ -142,7 +143,8 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
         let guards: PageSet = process.record.guards.iter().map(Pages::numbers).collect();
         let wanted = stored(&process.record, chain).intersection(&served).difference(&guards);
         let pending = Pending::at_home(&wanted);
-        let uffd = process.watch.uffd.duplicate().rebuilding(process.record.pid, "its userfaultfd")?;
+        let uffd = watched(process).and_then(Uffd::duplicate);
+        let uffd = uffd.rebuilding(process.record.pid, "its userfaultfd")?;
         spaces.push(LazySpace::new(id, Some(process.remote.pid()), uffd, pending, source.order(id)));
     }
     let root = processes.first().map_or(Pid::from_raw(0), |p| p.remote.pid());
@@ -188,9 +190,14 @@ fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) 
         let bytes = &mut buffer[..run.count as usize * 4096];
         reader.read_run(&run, bytes)?;
         let process = &processes[index];
-        place(&process.watch.uffd, process.remote.pid(), run.first_page * 4096, bytes)
+        watched(process)
+            .and_then(|uffd| place(uffd, process.remote.pid(), run.first_page * 4096, bytes))
             .rebuilding(process.record.pid, "its memory")?;
     }
+}
+
+fn watched(process: &Mapped) -> io::Result<&Uffd> {
+    process.watch.uffd.as_ref().ok_or_else(|| invalid("its memory is not watched"))
 }
 
 /// Copies `bytes` to `start`, all of them.

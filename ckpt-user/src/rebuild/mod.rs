@@ -22,7 +22,7 @@ pub mod skeleton;
 pub mod taken;
 
 use crate::image::{Chain, ImageError};
-use crate::memory::hugetlb;
+use crate::memory::{hugetlb, map_count};
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
@@ -79,6 +79,7 @@ pub enum Mode {
 pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
     check(image, owner)?;
     hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
+    image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
@@ -92,7 +93,13 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     }
     // From here on the kernel touches their memory: the pages are there, or somebody serves them.
     let pager = match mode {
-        Mode::Eager => fill::eager(&mapped, chain).map(|()| None)?,
+        Mode::Eager => {
+            fill::eager(&mapped, chain)?;
+            for process in mapped.iter_mut().filter(|p| map_count::is_near(p.record.mappings.len())) {
+                process.watch.uffd = None;
+            }
+            None
+        }
         Mode::Lazy(plan) => Some(fill::lazy(&mapped, chain, plan)?),
     };
     let mut joined = Joined::default();

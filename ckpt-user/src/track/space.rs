@@ -3,6 +3,7 @@
 use super::compared::{Compared, Hashes};
 use super::soft_dirty;
 use crate::image::SpaceId;
+use crate::memory::map_count;
 use crate::memory::pages::{self, Scan};
 use crate::memory::runs::PageSet;
 use crate::memory::vdso;
@@ -25,6 +26,8 @@ pub struct Space {
     pub uffd: Option<Uffd>,
     /// Soft-dirty bits tell instead: then it is scanned only while it stands still.
     pub soft_dirty: bool,
+    /// It has nearly as many mappings as it may have: none is watched, for good.
+    pub crowded: bool,
     /// Mappings that refuse to be watched.
     unwatched: PageSet,
     /// Private pages that are not watched.
@@ -82,6 +85,7 @@ impl Space {
             pagemap,
             uffd: None,
             soft_dirty: false,
+            crowded: false,
             unwatched: PageSet::new(),
             compared: Compared::default(),
             successor: None,
@@ -142,6 +146,20 @@ impl Space {
         if self.scan(mappings).is_err() {
             self.lost = true;
         }
+    }
+
+    /// Ends watching if the process has nearly as many mappings as it may have: it must not have to do without the next one
+    /// for our sake. Returns how many, the first time.
+    pub fn leave_if_crowded(&mut self) -> Option<usize> {
+        // A process that is gone is seen by the freeze.
+        let count = map_count::of(self.pid).unwrap_or(0);
+        if self.crowded || !map_count::is_near(count) {
+            return None;
+        }
+        self.crowded = true;
+        // The kernel joins what was kept apart when nobody has it any more.
+        (self.uffd, self.successor) = (None, None);
+        Some(count)
     }
 
     /// Whether this is still the same address space: same process, no other program executed.
@@ -228,16 +246,19 @@ impl Space {
     /// Looks at everything, and protects what is watched.
     fn scan(&mut self, mappings: &[Vma]) -> io::Result<Scan> {
         self.compared.pages = PageSet::new();
-        if self.soft_dirty {
-            let scan = soft_dirty::scan(&self.pagemap, mappings, true)?;
-            return soft_dirty::clear(self.pid).map(|()| scan);
-        }
-        let is_watched = |v: &&Vma| may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
+        let is_watched =
+            |v: &&Vma| !self.crowded && may_be_watched(v) && !self.unwatched.contains(v.start / 4096);
         let (watched, others): (Vec<&Vma>, Vec<&Vma>) = mappings.iter().partition(is_watched);
         let owned = |vmas: Vec<&Vma>| vmas.into_iter().cloned().collect::<Vec<_>>();
         let compared: PageSet = others.iter().filter(|v| v.is_private_memory()).map(|v| v.pages()).collect();
         let (watched, others) = (owned(watched), owned(others));
         let pagemap = &mut self.pagemap;
+        if self.soft_dirty {
+            let scan = soft_dirty::scan(pagemap, mappings, true)?;
+            soft_dirty::clear(self.pid)?;
+            self.compared.pages = scan.populated.intersection(&compared);
+            return Ok(scan);
+        }
         let scanned = pages::scan(pagemap, &watched, self.uffd.is_some())
             // A scan that protects passes over what is not watched, without a word.
             .and_then(|scan| Ok(scan.and(&pages::scan(pagemap, &others, false)?)));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Expected, Job, MODES, PATIENCE, held, let_go, verb};
+use super::{Expected, Job, MODES, PATIENCE, Tool, held, let_go, verb};
 use crate::sandbox::{Cmd, Sandbox, let_pass};
 use crate::{Random, assert_same};
 
@@ -19,13 +19,14 @@ pub struct Survival<'a> {
     pub within: Duration,
     /// Of `launch`, besides the interval.
     pub options: &'a [&'a str],
+    pub tool: Tool,
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
         let (interval, within) = ("0.3", Duration::from_millis(300));
-        Self { name, program, file: None, rounds: 5, interval, within, options: &[] }
+        Self { name, program, file: None, rounds: 5, interval, within, options: &[], tool: Tool::default() }
     }
 
     /// With a file that must be as after an undisturbed run too.
@@ -45,7 +46,9 @@ pub fn survive(survival: &Survival) {
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
     let options = [&["-i", survival.interval], survival.options].concat();
-    let mut job = Job::launch(&sandbox, &options, &held(&sandbox, program.clone()));
+    let program = held(&sandbox, program.clone());
+    let dir = sandbox.dir().join("images");
+    let mut job = Job::launch_by(&sandbox, survival.tool.clone(), dir, &options, &program);
     for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
