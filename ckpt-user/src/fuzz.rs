@@ -49,6 +49,8 @@ targets! {
     kernel::proc_maps: (64 * KIB, 128);
     kernel::proc_fdinfo: (4 * KIB, 32);
     kernel::proc_words: (4 * KIB, 16);
+    kernel::proc_net: (8 * KIB, 64);
+    kernel::sock_diag: (4 * KIB, 4);
     kernel::bpf_events: (64 * KIB, 32);
     kernel::bpf_rows: (64 * KIB, 32);
     kernel::bpf_offsets: (64 * KIB, 64);

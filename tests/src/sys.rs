@@ -1,7 +1,8 @@
-//! The unsafe code of this crate: five calls for which nix and std have no safe form.
+//! The unsafe code of this crate: calls for which nix and std have no safe form.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -58,4 +59,18 @@ pub fn reap() -> Option<(i32, i32)> {
     // SAFETY: waitpid writes one int through the pointer, which refers to a live local of that type.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     (pid > 0).then_some((pid, status))
+}
+
+/// Switches the loopback interface of this network namespace on.
+pub fn loopback_up() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all-zero is a valid ifreq: no name, no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the kernel reads one ifreq, a live local of that type.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

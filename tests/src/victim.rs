@@ -30,6 +30,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("unnamed", "unnamed.c", &[]),
     ("replaced", "replaced.c", &[]),
     ("channels", "channels.c", &[]),
+    ("endpoints", "endpoints.c", &[]),
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),
     ("settings", "settings.c", THREADS),

@@ -128,16 +128,42 @@ rows! {
         "keep[0].close(), keep[1].close()", ["descriptor ", "waits in a message", "it is open nowhere else"];
     a_message_of_a_process_that_is_gone: "global keep\nkeep = socket.socketpair()\nkeep[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)\nif not os.fork():\n    keep[0].send(b'x')\n    os._exit(0)\nos.wait()",
         "keep[0].close(), keep[1].close()", ["descriptor ", "a message of process", "not of the program"];
-    a_socket_without_a_peer: "global keep\nkeep = socket.socket(socket.AF_UNIX)", "keep.close()",
-        ["descriptor ", "sockets that are not one of a pair cannot be saved yet"];
-    a_socket_with_a_name: "global keep\nkeep = socket.socket(socket.AF_UNIX)\nkeep.bind('name')", "keep.close()",
-        ["descriptor ", "sockets with an address cannot be saved yet"];
     an_empty_message: "global keep\nkeep = socket.socketpair(type=socket.SOCK_DGRAM)\nkeep[0].send(b'')",
         "keep[0].close(), keep[1].close()", ["descriptor ", "an empty message waits in it"];
     packets_beside_bytes: "global keep\nkeep = os.pipe()\nos.write(keep[1], b'ab')\nfcntl.fcntl(keep[1], fcntl.F_SETFL, os.O_DIRECT)\nos.write(keep[1], b'cd')",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
-    a_listening_socket: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))", "keep.close()",
-        ["descriptor ", "sockets cannot be saved yet"];
+    a_connection_that_waits_to_be_accepted: "global keep\nkeep = [socket.create_server(('127.0.0.1', 0))]\nkeep.append(socket.create_connection(keep[0].getsockname()))",
+        "keep.pop().close(), keep[0].accept()[0].close()", ["descriptor ", "1 connections wait to be accepted"];
+    a_connection_that_is_being_made: "global keep\nkeep = [socket.create_server(('127.0.0.1', 0))]\nkeep[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)\nkeep.append(socket.create_connection(keep[0].getsockname()))",
+        "keep[1].close(), keep[0].close()", ["descriptor ", "1 connections wait to be accepted"];
+    a_unix_connection_that_waits_to_be_accepted: "global keep\nkeep = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)\nkeep[0].bind('name'), keep[0].listen(), keep[1].connect('name')",
+        "keep[1].close(), keep[0].accept()[0].close()", ["descriptor ", "1 connections wait to be accepted"];
+    a_tcp_connection: "global keep\nserver = socket.create_server(('127.0.0.1', 0))\nkeep = [socket.create_connection(server.getsockname())]\nkeep.append(server.accept()[0])\nserver.close()",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "it is connected; TCP connections cannot be saved yet"];
+    a_tcp_connection_that_was_reset: "global keep\nserver = socket.create_server(('127.0.0.1', 0))\nkeep = socket.create_connection(server.getsockname())\nother = server.accept()[0]\nother.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1]) + bytes(7))\nother.close(), server.close()\ntry: keep.recv(1)\nexcept ConnectionResetError: pass",
+        "keep.close()", ["descriptor ", "its connection has ended"];
+    packets_that_wait: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.bind(('127.0.0.1', 0)), keep.sendto(b'', keep.getsockname())",
+        "keep.recv(1)", ["descriptor ", "packets wait in it"];
+    messages_that_wait: "global keep\nkeep = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\nkeep.bind('name'), keep.sendto(b'', 'name')",
+        "keep.recv(1)", ["descriptor ", "messages wait in it"];
+    a_udp_socket_that_is_connected: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.connect(('127.0.0.1', 9))",
+        "keep.close()", ["descriptor ", "it is connected to an address"];
+    a_member_of_a_multicast_group: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.1.2.3') + socket.inet_aton('127.0.0.1'))",
+        "keep.close()", ["descriptor ", "it has joined a multicast group"];
+    a_member_of_a_multicast_group_of_ipv6: "global keep\nkeep = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\nkeep.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, 'ff02::1:7') + (1).to_bytes(4, 'little'))",
+        "keep.close()", ["descriptor ", "it has joined a multicast group"];
+    a_socket_with_a_filter: "global keep\nkeep = socket.create_server(('127.0.0.1', 0))\ncode = ctypes.c_uint64(0xffffffff00000006)\nkeep.setsockopt(socket.SOL_SOCKET, 26, bytes((ctypes.c_uint64 * 2)(1, ctypes.addressof(code))))",
+        "keep.close()", ["descriptor ", "a filter (SO_ATTACH_FILTER)"];
+    a_socket_whose_file_is_gone: "global keep\nkeep = socket.socket(socket.AF_UNIX)\nkeep.bind('name'), os.unlink('name')", "keep.close()",
+        ["descriptor ", "its name in the file system has been removed"];
+    a_listening_socket_on_its_way: "global keep\nkeep = socket.socketpair()\nwith socket.create_server(('127.0.0.1', 0)) as s: socket.send_fds(keep[0], [b'x'], [s.fileno()])",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "waits in a message", "it is open nowhere else"];
+    a_netlink_socket: "global keep\nkeep = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", "keep.close()",
+        ["descriptor ", "sockets of family 16 (netlink) cannot be saved yet"];
+    a_socket_of_another_protocol: "global keep\nkeep = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "keep.close()",
+        ["descriptor ", "sockets of protocol 1 cannot be saved yet"];
+    a_named_connection: "global keep\nserver = socket.socket(socket.AF_UNIX)\nserver.bind('\\0name'), server.listen()\nkeep = [socket.socket(socket.AF_UNIX)]\nkeep[0].connect('\\0name')\nkeep.append(server.accept()[0])\nserver.close()",
+        "keep[0].close(), keep[1].close()", ["descriptor ", "it is connected, with an address"];
     a_segment_attached_in_part: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nmust(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))",
         "must(libc.munmap(ctypes.c_void_p(keep + 4096), ctypes.c_long(4096)))", ["System V segment", "only in part"];
     bytes_behind_a_segment: "global keep\nid = must(libc.shmget(0, 8000, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nctypes.c_char.from_address(keep + 8100).value = b'x'",

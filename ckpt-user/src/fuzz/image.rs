@@ -6,8 +6,8 @@ use crate::job::{describe, restart};
 use crate::memory::{shared, vma};
 use crate::object::epoll::{Entry, EpollRecord};
 use crate::object::{
-    Description, Object, deleted, eventfd, file, lock, memfd, owner, pidfd, pipe, proc_file, signalfd,
-    socket, table, terminal, timerfd,
+    Description, Object, deleted, endpoint, eventfd, file, lock, memfd, option, owner, pidfd, pipe,
+    proc_file, signalfd, socket, table, terminal, timerfd,
 };
 use crate::rebuild::{mappings, objects, plan, taken};
 use crate::record::{Clocks, Image, Machine, Process, SharedObject, Thread};
@@ -224,7 +224,26 @@ pub mod metadata {
         let path = || b"/tmp/../tmp/out".to_vec();
         let entry = Entry { number: 3, description: 1, events: 1, data: 5 };
         let message = socket::Message { bytes: vec![1; 3], descriptions: vec![1], sender: None };
-        let option = socket::SocketOption { name: 7, value: vec![0; 4] };
+        let option = |level, name| option::SocketOption { name, value: vec![0; 4], level };
+        let name = |name: &[u8]| [&[1, 0], name, &[0]].concat();
+        let listener = endpoint::EndpointRecord {
+            family: 1,
+            kind: 1,
+            address: name(b"run/socket"),
+            backlog: Some(5),
+            options: vec![option(1, 7)],
+            file: Some(endpoint::SocketFile { directory: b"/tmp".to_vec(), ..Default::default() }),
+            ..Default::default()
+        };
+        let server = endpoint::EndpointRecord {
+            family: 2,
+            kind: 1,
+            protocol: 6,
+            address: [&[2, 0, 0x1f, 0x90, 127, 0, 0, 1][..], &[0; 8]].concat(),
+            backlog: Some(5),
+            options: vec![option(6, 1)],
+            ..Default::default()
+        };
         vec![
             Object::File(file::FileRecord { path: path(), size: 9, ..Default::default() }),
             Object::Device(file::DeviceRecord { path: b"/dev/null".to_vec(), number: 0x103 }),
@@ -249,9 +268,11 @@ pub mod metadata {
             Object::Signal(signalfd::SignalRecord { mask: 2 }),
             Object::Socket(socket::SocketRecord {
                 waiting: vec![message],
-                options: vec![option],
+                options: vec![option(1, 7)],
                 ..Default::default()
             }),
+            Object::Endpoint(listener),
+            Object::Endpoint(server),
             Object::Shared(memfd::SharedRecord { object: 0 }),
             Object::Pid(pidfd::PidRecord::default()),
             Object::Proc(proc_file::ProcRecord { path: b"/proc/self/stat".to_vec() }),

@@ -2,8 +2,8 @@
 
 use crate::memory::flags::{Names, Word};
 use crate::memory::{sysv, vdso, vma};
-use crate::object::{Seen, epoll, eventfd, inotify, lock, signalfd, timerfd};
-use crate::sys::bpf;
+use crate::object::{Seen, epoll, eventfd, inotify, lock, ports, signalfd, timerfd};
+use crate::sys::{bpf, diag};
 use crate::task::proc::{Stat, Status};
 use crate::task::{clock, control, credentials, hidden, limits, posix_timers};
 use crate::track::fault_log::FaultLog;
@@ -150,6 +150,46 @@ pub mod proc_words {
         const SEGMENT: &[u8] = b"-17 4 1600 4096 7 7 1 1000 1000 1000 1000 1795914895 0 1795914895 4096 0\n";
         let shifted = b"monotonic 86400 999999999\nboottime -3 5\n";
         [own(&["timens_offsets"]), vec![shifted.to_vec(), SEGMENT.to_vec()]].concat()
+    }
+}
+
+/// /proc/net: ports, names of Unix sockets, groups; the second half is of IPv6.
+pub mod proc_net {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let text = text(bytes);
+        assert!(ports::parse(&text).len() <= text.lines().count());
+        assert!(ports::named(&text).all(|(_, path)| !path.starts_with('@')));
+        let (igmp, igmp6) = text.split_at(text.floor_char_boundary(text.len() / 2));
+        assert!(ports::groups(igmp, igmp6).iter().all(|(_, group)| [4, 16].contains(&group.len())));
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let files = own(&["net/tcp", "net/udp6", "net/unix", "net/igmp", "net/igmp6"]);
+        let short =
+            |text: Vec<u8>| text.split_inclusive(|b| *b == b'\n').take(40).flatten().copied().collect();
+        files.into_iter().map(short).collect()
+    }
+}
+
+/// What the kernel answers when it is asked for a Unix socket.
+pub mod sock_diag {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let _ = diag::parse(bytes);
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let mut answer = vec![0; 60];
+        answer[0] = 60;
+        answer[18] = 10;
+        // UNIX_DIAG_PEER, UNIX_DIAG_RQLEN, UNIX_DIAG_SHUTDOWN.
+        answer[32..40].copy_from_slice(&[8, 0, 2, 0, 7, 0, 0, 0]);
+        answer[40..52].copy_from_slice(&[12, 0, 4, 0, 1, 0, 0, 0, 5, 0, 0, 0]);
+        answer[52..60].copy_from_slice(&[5, 0, 6, 0, 3, 0, 0, 0]);
+        vec![answer]
     }
 }
 

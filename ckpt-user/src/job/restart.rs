@@ -97,6 +97,8 @@ fn run_again(
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
+    let mut processes = rebuilt.processes;
+    let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
     let mut shared = rebuilt.shared;
@@ -108,12 +110,12 @@ fn run_again(
         shared.iter().try_for_each(Restored::finish)?;
         rebuilt.watchers.begin()?;
     }
-    let mut processes = rebuilt.processes;
     rebuild::late::leases(&image, &mut processes)?;
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let tracked = rebuild::resume::resume(processes, &chain)?;
+    names.keep();
     if let Some(taken) = taken {
         say_where(taken, root);
     }
@@ -246,8 +248,9 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     {
         identity::permitted(&owner, &caller, &claimed(credentials))?;
     }
-    for sender in image.descriptions.iter().flat_map(Description::senders) {
-        let claimed = Claimed { uids: vec![sender.uid], gids: vec![sender.gid], capabilities: 0 };
+    let senders = image.descriptions.iter().flat_map(Description::senders).map(|s| (s.uid, s.gid));
+    for (uid, gid) in senders.chain(image.descriptions.iter().flat_map(Description::owners)) {
+        let claimed = Claimed { uids: vec![uid], gids: vec![gid], capabilities: 0 };
         identity::permitted(&owner, &caller, &claimed)?;
     }
     if caller.root && owner.uid != 0 {

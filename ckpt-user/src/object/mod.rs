@@ -7,6 +7,7 @@
 
 pub mod carried;
 pub mod deleted;
+pub mod endpoint;
 pub mod ends;
 pub mod epoll;
 pub mod eventfd;
@@ -14,9 +15,11 @@ pub mod file;
 pub mod inotify;
 pub mod lock;
 pub mod memfd;
+pub mod option;
 pub mod owner;
 pub mod pidfd;
 pub mod pipe;
+pub mod ports;
 pub mod proc_file;
 pub mod seen;
 pub mod signalfd;
@@ -53,7 +56,7 @@ pub struct Description {
     pub signalled: Option<owner::Signalled>,
     #[prost(message, optional, tag = "6")]
     pub lease: Option<lock::Lease>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 40")]
     pub object: Option<Object>,
 }
 
@@ -89,6 +92,8 @@ pub enum Object {
     Proc(proc_file::ProcRecord),
     #[prost(message, tag = "23")]
     Inotify(inotify::InotifyRecord),
+    #[prost(message, tag = "24")]
+    Endpoint(endpoint::EndpointRecord),
     #[prost(message, tag = "40")]
     Shared(memfd::SharedRecord),
 }
@@ -105,6 +110,8 @@ pub struct Rebuilding<'a> {
     pub pipes: pipe::Pipes,
     pub deleted: deleted::Files<'a>,
     pub sockets: socket::Sockets,
+    /// The image's owner is root.
+    pub is_roots: bool,
     /// By index of the image's shared objects.
     pub shared: &'a [OwnedFd],
 }
@@ -128,6 +135,15 @@ impl Description {
             _ => &[],
         };
         waiting.iter().filter_map(|message| message.sender.as_ref())
+    }
+
+    /// Users and groups that it is given to.
+    pub fn owners(&self) -> impl Iterator<Item = (u32, u32)> {
+        let endpoint = match &self.object {
+            Some(Object::Endpoint(endpoint)) => Some(endpoint),
+            _ => None,
+        };
+        endpoint.into_iter().flat_map(endpoint::EndpointRecord::owners)
     }
 
     pub fn stage(&self) -> Stage {
@@ -165,6 +181,7 @@ impl Description {
             Some(Object::Inotify(record)) => inotify::rebuild(record, flags),
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
             Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
+            Some(Object::Endpoint(record)) => endpoint::rebuild(record, flags, context.is_roots),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
                 Some(object) => memfd::reopen(object, flags, self.position),
                 None => {

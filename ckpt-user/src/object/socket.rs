@@ -6,17 +6,20 @@
 //!
 //! Not kept: SO_PEERCRED, which names ckptbpf after a restart.
 
+use super::endpoint::{self, polled};
+use super::option::{self, Kind, PASSPIDFD, SocketOption, halved};
 use super::{Object, Seen};
-use crate::sys::socket::{self, Diagnosis};
+use crate::sys::diag::{self, Diagnosis};
+use crate::sys::socket;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::Metadata;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 /// One end; records that name each other as peers belong together.
@@ -64,33 +67,6 @@ pub struct Sender {
     pub gid: u32,
 }
 
-/// An option of level SOL_SOCKET.
-#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
-pub struct SocketOption {
-    /// SO_*.
-    #[prost(int32, tag = "1")]
-    pub name: i32,
-    #[prost(bytes = "vec", tag = "2")]
-    pub value: Vec<u8>,
-}
-
-/// SO_PASSPIDFD (asm-generic/socket.h, Linux 6.5).
-const PASSPIDFD: i32 = 76;
-
-/// Options that are kept. Buffer sizes are set by their privileged names, which know no limit.
-const KEPT: [i32; 10] = [
-    libc::SO_SNDBUF,
-    libc::SO_RCVBUF,
-    libc::SO_SNDTIMEO,
-    libc::SO_RCVTIMEO,
-    libc::SO_RCVLOWAT,
-    libc::SO_PASSCRED,
-    libc::SO_PRIORITY,
-    libc::SO_PEEK_OFF,
-    libc::SO_PASSSEC,
-    PASSPIDFD,
-];
-
 /// # Errors
 /// The reason why a restart could not make it again.
 pub fn capture(
@@ -102,20 +78,26 @@ pub fn capture(
     members: &[Pid],
 ) -> Result<Object, String> {
     let said = |e: io::Error| e.to_string();
-    if socket::integer(fd, libc::SO_DOMAIN).map_err(said)? != libc::AF_UNIX {
-        return Err(seen.unknown());
+    let family = socket::integer(fd, libc::SO_DOMAIN).map_err(said)?;
+    match family {
+        libc::AF_UNIX => {}
+        libc::AF_INET | libc::AF_INET6 => return endpoint::capture_inet(fd, metadata, family),
+        _ => return Err(Seen::of_another_family(family)),
     }
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
-    let Diagnosis { peer, shut, named } = socket::diagnose(metadata.ino() as u32).map_err(said)?;
-    if named {
-        return Err("sockets with an address cannot be saved yet".to_owned());
+    let found = diag::diagnose(metadata.ino() as u32).map_err(said)?;
+    let Diagnosis { peer: Some(peer), shut, named, .. } = found else {
+        return endpoint::capture_unix(seen, fd, metadata, kind, found);
+    };
+    if named || socket::peer_address(fd).is_ok_and(|address| address.len() > size_of::<u16>()) {
+        return Err("it is connected, with an address; that cannot be saved yet".to_owned());
     }
     let has_peer =
         |(_, other): &&(OwnedFd, Seen)| other.target.to_str() == Some(&*format!("socket:[{peer}]"));
     let closed = peer == 0;
     let connected = kind == libc::SOCK_DGRAM || shut == BOTH;
     if closed && !connected {
-        return Err("sockets that are not one of a pair cannot be saved yet".to_owned());
+        return Err("nobody has accepted its connection yet, which cannot be saved".to_owned());
     }
     let other = all.iter().find(has_peer);
     if !closed && other.is_none() {
@@ -132,15 +114,7 @@ pub fn capture(
     {
         return Err(format!("a message of process {} waits in it, which is not of the program", sender.pid));
     }
-    let mut options = Vec::with_capacity(KEPT.len());
-    for name in KEPT {
-        match socket::option(fd, name) {
-            Ok(value) => options.push(SocketOption { name, value }),
-            // Not one of this kernel.
-            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
-            Err(e) => return Err(e.to_string()),
-        }
-    }
+    let options = option::capture(fd, kind_of(kind))?;
     Ok(Object::Socket(SocketRecord {
         socket: metadata.ino(),
         peer: u64::from(peer),
@@ -153,23 +127,25 @@ pub fn capture(
 
 const BOTH: u32 = 3;
 
-/// Whether poll(2) says so of it.
-fn polled(fd: &OwnedFd, what: PollFlags) -> bool {
-    let mut fds = [PollFd::new(fd.as_fd(), what)];
-    let asked = poll(&mut fds, PollTimeout::ZERO);
-    asked.is_err() || fds[0].revents().is_none_or(|r| r.intersects(what))
+fn kind_of(kind: i32) -> Kind {
+    Kind { family: libc::AF_UNIX, kind, protocol: 0 }
 }
 
 /// A message with the descriptors that come with it.
 type Found = (Message, Vec<OwnedFd>);
 
-/// Everything that waits to be read in a Unix socket, left where it is; none of another kind of socket.
+/// Everything that waits to be read in a Unix socket, left where it is; none of one that is not connected, or
+/// of another kind of socket.
 ///
 /// # Errors
 /// The reason why it cannot be saved.
 pub fn waiting(fd: &OwnedFd) -> Result<Option<Vec<Found>>, String> {
     let said = |e: io::Error| e.to_string();
     if socket::integer(fd, libc::SO_DOMAIN).map_err(said)? != libc::AF_UNIX {
+        return Ok(None);
+    }
+    // Nothing comes to one that is not connected, but messages to its name: whoever has sent these is not known.
+    if socket::peer_address(fd).is_err() {
         return Ok(None);
     }
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
@@ -274,14 +250,19 @@ impl Sockets {
 
     /// Fills the sockets and gives them their options, when both ends of each are there, all else that is sent, and the
     /// processes that have sent it.
-    pub fn finish(&self, records: &[(&SocketRecord, &OwnedFd)], descriptions: &[OwnedFd]) -> io::Result<()> {
+    pub fn finish(
+        &self,
+        records: &[(&SocketRecord, &OwnedFd)],
+        descriptions: &[OwnedFd],
+        is_roots: bool,
+    ) -> io::Result<()> {
         for (record, _) in records {
             let peer = records.iter().find(|(other, _)| record.peer != 0 && other.socket == record.peer);
             if let Some(peer) = peer.map(|(_, peer)| *peer).or_else(|| self.closed.get(&record.socket)) {
                 fill(record, peer, descriptions)?;
             }
         }
-        records.iter().try_for_each(|(record, own)| set_options(record, own))
+        records.iter().try_for_each(|(record, own)| set_options(record, own, is_roots))
     }
 }
 
@@ -308,25 +289,8 @@ fn fill(record: &SocketRecord, peer: &OwnedFd, descriptions: &[OwnedFd]) -> io::
     Ok(())
 }
 
-/// The kernel doubles what it is given as the size of a buffer.
-fn halved(value: &[u8]) -> Vec<u8> {
-    let size = value.first_chunk::<4>().map_or(0, |b| i32::from_ne_bytes(*b));
-    (size / 2).to_ne_bytes().to_vec()
-}
-
-fn set_options(record: &SocketRecord, own: &OwnedFd) -> io::Result<()> {
-    for option in &record.options {
-        match option.name {
-            libc::SO_SNDBUF => socket::set_option(own, libc::SO_SNDBUFFORCE, &halved(&option.value))?,
-            libc::SO_RCVBUF => socket::set_option(own, libc::SO_RCVBUFFORCE, &halved(&option.value))?,
-            // An image may ask for what its owner could not.
-            name if !KEPT.contains(&name) => {
-                let what = format!("socket option {name} is none that is kept");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-            }
-            name => socket::set_option(own, name, &option.value)?,
-        }
-    }
+fn set_options(record: &SocketRecord, own: &OwnedFd, is_roots: bool) -> io::Result<()> {
+    option::rebuild(own, kind_of(record.kind), &record.options, is_roots)?;
     // What is shut of one end is shut of the other's other half: the kernel sees to that.
     let how = match record.shut {
         0 => return Ok(()),
@@ -364,11 +328,11 @@ mod tests {
     fn an_option_that_is_not_kept_is_not_set_either() {
         let (own, _peer) =
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let option = |name| SocketOption { name, value: 1i32.to_ne_bytes().to_vec() };
+        let option =
+            |name| SocketOption { name, value: 1i32.to_ne_bytes().to_vec(), level: libc::SOL_SOCKET };
         let record = |name| SocketRecord { options: vec![option(name)], ..SocketRecord::default() };
-        set_options(&record(libc::SO_RCVLOWAT), &own).unwrap();
-        let refused = set_options(&record(libc::SO_MARK), &own).unwrap_err();
+        set_options(&record(libc::SO_RCVLOWAT), &own, false).unwrap();
+        let refused = set_options(&record(libc::SO_ATTACH_FILTER), &own, true).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(socket::integer(&own, libc::SO_MARK).unwrap(), 0);
     }
 }

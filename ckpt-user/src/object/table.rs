@@ -107,6 +107,7 @@ fn check_carried(ends: &[(OwnedFd, Seen)], descriptions: &[Description]) -> Resu
         let needs_a_process = description.signalled.is_some() || description.lease.is_some();
         match &description.object {
             Some(Object::Epoll(_) | Object::Deleted(_) | Object::Shared(_) | Object::Terminal(_)) => {}
+            Some(Object::Endpoint(endpoint)) if endpoint.backlog.is_some() => {}
             _ if !needs_a_process => continue,
             _ => {}
         }
@@ -237,11 +238,9 @@ fn describe(
     let outside = || Object::Outside(Outside { name: seen.target.display().to_string() });
     let object = match object(fd, seen, program, waiting, standard.is_some(), objects)? {
         // Nothing of a file without a name is needed where the restarter's own takes its place.
-        Ok(Object::Deleted(_) | Object::Socket(_) | Object::Pid(_) | Object::Proc(_))
-            if standard.is_some() =>
-        {
-            outside()
-        }
+        Ok(
+            Object::Deleted(_) | Object::Socket(_) | Object::Endpoint(_) | Object::Pid(_) | Object::Proc(_),
+        ) if standard.is_some() => outside(),
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
         Err(_) if standard.is_some() => outside(),

@@ -6,11 +6,13 @@ use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
 use super::taken;
 use super::{RebuildError, Rebuilding};
+use crate::object::endpoint::{self, EndpointRecord, Names};
 use crate::object::epoll::EpollRecord;
 use crate::object::inotify::{self, InotifyRecord};
 use crate::object::socket::Sender;
 use crate::object::{Description, Object, Stage, epoll, lock, pidfd, proc_file};
 use crate::record::{Image, Process};
+use crate::sys::ids::FsIds;
 use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
 use crate::sys::remote::Remote;
@@ -89,7 +91,7 @@ pub fn by_ids(image: &Image, skeletons: &mut [Skeleton], objects: &mut Objects) 
 }
 
 /// Sends what waits in sockets, when all that is sent is there, and everybody who has sent it.
-pub fn messages(image: &Image, objects: &Objects) -> Result<(), RebuildError> {
+pub fn messages(image: &Image, objects: &Objects, is_roots: bool) -> Result<(), RebuildError> {
     let all = image.descriptions.iter().zip(&objects.descriptions);
     let sockets: Vec<_> = all
         .filter_map(|(d, fd)| match &d.object {
@@ -107,7 +109,7 @@ pub fn messages(image: &Image, objects: &Objects) -> Result<(), RebuildError> {
             return Err(RebuildError::Refused(what.to_owned()));
         }
     }
-    objects.sockets.finish(&sockets, &objects.descriptions).rebuilding(0, "a socket")
+    objects.sockets.finish(&sockets, &objects.descriptions, is_roots).rebuilding(0, "a socket")
 }
 
 /// The inotify instances of a restart, which watch nothing until it is done.
@@ -128,6 +130,45 @@ impl Watchers {
     /// The last act before the program runs; as the image's owner.
     pub fn begin(self) -> Result<(), RebuildError> {
         self.0.iter().try_for_each(|(record, fd)| inotify::watch(record, fd)).rebuilding(0, "an inotify")
+    }
+}
+
+/// The sockets of a restart that are not connected, without their names in the file system, and listening to nobody.
+pub struct Endpoints(Vec<(usize, EndpointRecord, OwnedFd)>);
+
+impl Endpoints {
+    pub fn of(image: &Image, objects: &Objects) -> Result<Self, RebuildError> {
+        let all = image.descriptions.iter().zip(&objects.descriptions).enumerate();
+        let endpoints = all.filter_map(|(index, (description, fd))| match &description.object {
+            Some(Object::Endpoint(record)) if description.standard.is_none() => {
+                Some(fd.try_clone().map(|fd| (index, record.clone(), fd)))
+            }
+            _ => None,
+        });
+        endpoints.collect::<io::Result<_>>().map(Self).rebuilding(0, "a socket")
+    }
+
+    /// Names are given, and each that listened does again, by the process that had made it so. What is given back is kept
+    /// when nothing can fail any more.
+    pub fn begin(self, processes: &mut [RebuiltProcess], owner: &FsIds) -> Result<Names, RebuildError> {
+        let mut names = Names::of(owner);
+        for (_, record, fd) in &self.0 {
+            endpoint::finish(record, fd, &mut names).rebuilding(0, "a socket")?;
+        }
+        for (index, record, _) in &self.0 {
+            let Some(backlog) = record.backlog else { continue };
+            let number = |p: &RebuiltProcess| {
+                p.record.descriptors.iter().find(|d| d.description as usize == *index).map(|d| d.number)
+            };
+            let has = |p: &RebuiltProcess| number(p).is_some();
+            let maker = processes.iter().position(|p| p.record.pid == record.listener && has(p));
+            let Some(place) = maker.or_else(|| processes.iter().position(has)) else { continue };
+            let process = &mut processes[place];
+            let fd = number(process).map_or(u64::MAX, u64::from);
+            let called = process.threads[0].call(libc::SYS_listen, &[fd, u64::from(backlog)]);
+            called.rebuilding(process.record.pid, "a socket that listens")?;
+        }
+        Ok(names)
     }
 }
 

@@ -61,6 +61,7 @@ pub struct Rebuilt {
     /// Shared memory; files among it are written back before the program runs.
     pub shared: Vec<crate::memory::shared::Restored>,
     pub watchers: late::Watchers,
+    pub endpoints: late::Endpoints,
 }
 
 /// How the pages come.
@@ -84,7 +85,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let mut objects = objects::make(image, chain, owner)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
-    late::messages(image, &objects)?;
+    late::messages(image, &objects, owner.uid == 0)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
@@ -113,7 +114,8 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     }
     late::at_last(image, &mut processes, &objects)?;
     let watchers = late::Watchers::of(image, &objects)?;
-    Ok(Rebuilt { processes, root, pager, shared: objects.restored, watchers })
+    let endpoints = late::Endpoints::of(image, &objects)?;
+    Ok(Rebuilt { processes, root, pager, shared: objects.restored, watchers, endpoints })
 }
 
 /// What can be known to fail before anything is made.

@@ -62,6 +62,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
         pipes: object::pipe::Pipes::default(),
         deleted,
         sockets: object::socket::Sockets::default(),
+        is_roots: owner.uid == 0,
         shared: &shared,
     };
     let door = Door::open().rebuilding(root, "a way for descriptors")?;

@@ -6,7 +6,7 @@ use super::{Image, Process, SharedObject, Thread};
 use crate::memory::hugetlb;
 use crate::memory::vma::{Kind, Pages, Vma};
 use crate::object::ends::Ends;
-use crate::object::{Description, Object, deleted, epoll, inotify, lock, owner, socket, table};
+use crate::object::{Description, Object, deleted, epoll, inotify, lock, option, owner, socket, table};
 use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -130,6 +130,9 @@ impl Image {
                     let fits = carried.all(|index| known(*index));
                     ensure(fits, || "a message carries a descriptor of nothing".to_owned())?;
                 }
+                Some(Object::Endpoint(endpoint)) => {
+                    ensure(endpoint.is_sound(), || "a socket of no kind, or with no address".to_owned())?;
+                }
                 Some(Object::Shared(shared)) => {
                     let has = (shared.object as usize) < self.objects.len();
                     ensure(has, || "a descriptor of memory that is not there".to_owned())?;
@@ -228,9 +231,10 @@ const DESCRIPTION: &[Repeated] = &[
         20,
         &[
             Repeated(4, size_of::<socket::Message>(), &[]),
-            Repeated(6, size_of::<socket::SocketOption>(), &[]),
+            Repeated(6, size_of::<option::SocketOption>(), &[]),
         ],
     ),
+    once(24, &[Repeated(6, size_of::<option::SocketOption>(), &[])]),
 ];
 
 /// What the elements of `fields` in the message `bytes` take in memory, bytes; as far as it is one, for the decoder says

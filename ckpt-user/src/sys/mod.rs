@@ -4,8 +4,10 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod caps;
 pub mod clone;
 pub mod deed;
+pub mod diag;
 pub mod guardian;
 pub mod ids;
 pub mod inject;

@@ -1,26 +1,36 @@
-//! Socket options by number, peeking, and the kernel's diagnosis of Unix sockets (linux/unix_diag.h).
+//! Socket options by number, addresses as bytes, and peeking.
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-    UnixCredentials, recv, recvmsg, send, sendmsg, socket,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// The value of an option of level SOL_SOCKET, at most 16 bytes.
+/// The value of an option of level SOL_SOCKET.
 pub fn option(fd: &OwnedFd, name: i32) -> io::Result<Vec<u8>> {
-    let mut value = vec![0u8; 16];
+    option_at(fd, libc::SOL_SOCKET, name, 16)
+}
+
+/// The value of an option of any level, at most `room` bytes.
+pub fn option_at(fd: &OwnedFd, level: i32, name: i32, room: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; room];
     let mut len = value.len() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes to `value` and their number to `len`; both live across the call.
-    let got = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &raw mut len)
-    };
+    let got =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) };
     super::check(i64::from(got))?;
     value.truncate(len as usize);
     Ok(value)
 }
 
-/// The same, of an option that is an int.
+/// Whether the option takes `value` as a question (MCAST_MSFILTER).
+pub fn ask(fd: &OwnedFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads and writes at most `len` bytes of `value`; both live across the call.
+    let got =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) };
+    super::check(i64::from(got)).map(drop)
+}
+
+/// An option of level SOL_SOCKET that is an int.
 pub fn integer(fd: &OwnedFd, name: i32) -> io::Result<i32> {
     let value = option(fd, name)?;
     value.first_chunk().map(|b| i32::from_ne_bytes(*b)).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -28,10 +38,76 @@ pub fn integer(fd: &OwnedFd, name: i32) -> io::Result<i32> {
 
 /// Sets an option of level SOL_SOCKET.
 pub fn set_option(fd: &OwnedFd, name: i32, value: &[u8]) -> io::Result<()> {
+    set_option_at(fd, libc::SOL_SOCKET, name, value)
+}
+
+/// Sets an option of any level.
+pub fn set_option_at(fd: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let len = value.len() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes of `value`, which lives across the call.
-    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value.as_ptr().cast(), len) };
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     super::check(i64::from(set)).map(drop)
+}
+
+/// socket(2), close-on-exec.
+pub fn create(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket takes three integers.
+    let made = super::check(i64::from(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) }))?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
+
+/// Its own address (getsockname(2)), as bind(2) takes it.
+pub fn address(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    name(fd, libc::getsockname)
+}
+
+/// The address that it is connected to (getpeername(2)).
+pub fn peer_address(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    name(fd, libc::getpeername)
+}
+
+fn name(fd: &OwnedFd, call: NameCall) -> io::Result<Vec<u8>> {
+    let mut address = vec![0u8; size_of::<libc::sockaddr_storage>()];
+    let mut len = address.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `address` and its length to `len`; both live across the call. Of a
+    // Unix address the length may count a nul that has no room, and no byte that was written is behind the room.
+    let got = unsafe { call(fd.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    super::check(i64::from(got))?;
+    address.truncate(len as usize);
+    Ok(address)
+}
+
+/// bind(2).
+pub fn bind(fd: &OwnedFd, address: &[u8]) -> io::Result<()> {
+    let len = address.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes of `address`, which lives across the call.
+    let done = unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), len) };
+    super::check(i64::from(done)).map(drop)
+}
+
+/// connect(2).
+pub fn connect(fd: &OwnedFd, address: &[u8]) -> io::Result<()> {
+    let len = address.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes of `address`, which lives across the call.
+    let done = unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), len) };
+    super::check(i64::from(done)).map(drop)
+}
+
+/// The file that a Unix socket is bound to, as a descriptor of its name alone (O_PATH).
+///
+/// # Errors
+/// ENOENT when it is bound to none.
+pub fn bound_file(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    /// linux/un.h
+    const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
+    // SAFETY: this ioctl takes no argument and gives a number.
+    let made = super::check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE) }))?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else owns it. It is not close-on-exec; it is
+    // closed before anything is executed.
+    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
 }
 
 /// Bytes that wait to be read: of a stream all, of others those of the first message.
@@ -117,99 +193,4 @@ pub fn send_with(
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     Ok(sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], &with, flags, None)?)
-}
-
-/// What sock_diag(7) says of a Unix socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Diagnosis {
-    /// Inode number of the peer; 0 when there is none or it is closed.
-    pub peer: u32,
-    /// 1: it receives no more; 2: it sends no more.
-    pub shut: u32,
-    /// It has an address.
-    pub named: bool,
-}
-
-/// Asks for the socket with this inode number in our network namespace.
-///
-/// # Errors
-/// ENOENT when there is none, or where the kernel has no diagnosis of Unix sockets.
-pub fn diagnose(inode: u32) -> io::Result<Diagnosis> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const SHOW_NAME_AND_PEER: u32 = 1 | 4;
-    let family = AddressFamily::Netlink;
-    let netlink = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
-    // struct nlmsghdr, struct unix_diag_req: 16 and 24 bytes.
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(inode.to_ne_bytes());
-    request.extend(SHOW_NAME_AND_PEER.to_ne_bytes());
-    // The cookie that fits any.
-    request.extend([0xff; 8]);
-    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
-    let mut answer = [0; 4096];
-    let got = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    read_answer(&answer[..got])
-}
-
-fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
-    let four = bytes.get(at..).and_then(|b| b.first_chunk::<4>());
-    four.map(|b| u32::from_ne_bytes(*b)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-fn half(bytes: &[u8], at: usize) -> io::Result<u16> {
-    let two = bytes.get(at..).and_then(|b| b.first_chunk::<2>());
-    two.map(|b| u16::from_ne_bytes(*b)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-/// struct nlmsghdr, struct unix_diag_msg (16 bytes each), attributes.
-fn read_answer(answer: &[u8]) -> io::Result<Diagnosis> {
-    const NAME: u16 = 0;
-    const PEER: u16 = 2;
-    const SHUTDOWN: u16 = 6;
-    if half(answer, 4)? == libc::NLMSG_ERROR as u16 {
-        return Err(io::Error::from_raw_os_error((word(answer, 16)? as i32).wrapping_neg()));
-    }
-    let mut found = Diagnosis::default();
-    let end = (word(answer, 0)? as usize).min(answer.len());
-    let mut at = 32;
-    while at + 4 <= end {
-        let (len, kind) = (half(answer, at)? as usize, half(answer, at + 2)?);
-        match kind {
-            NAME => found.named = true,
-            PEER => found.peer = word(answer, at + 4)?,
-            SHUTDOWN => found.shut = u32::from(answer[at + 4]),
-            _ => {}
-        }
-        at += len.max(4).next_multiple_of(4);
-    }
-    Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-    use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn the_peer_of_a_pair_and_what_is_shut() {
-        let (a, b) = UnixStream::pair().unwrap();
-        a.shutdown(std::net::Shutdown::Write).unwrap();
-        let inode = |s: &UnixStream| {
-            let file = std::fs::File::from(OwnedFd::from(s.try_clone().unwrap()));
-            file.metadata().unwrap().ino() as u32
-        };
-        let found = diagnose(inode(&b)).unwrap();
-        assert_eq!(found, Diagnosis { peer: inode(&a), shut: 1, named: false });
-        drop(b);
-        let found = diagnose(inode(&a)).unwrap();
-        assert_eq!((found.peer, found.shut), (0, 3));
-        assert!(diagnose(u32::MAX - 1).is_err());
-    }
 }

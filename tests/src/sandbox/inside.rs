@@ -48,8 +48,12 @@ fn outer() -> Result<()> {
     let test = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     sys::keep_descriptors_to_ourselves().context("close_range")?;
     nix::unistd::setsid()?;
-    let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET;
     unshare(namespaces).context("new namespaces")?;
+    sys::loopback_up().context("the loopback interface")?;
     match sys::fork_single_threaded()? {
         ForkResult::Parent { child } => {
             tell(&test, &Event::Init { pid: child.as_raw() })?;

@@ -1,7 +1,7 @@
 //! The box: every test runs in one.
 //!
 //! ```text
-//! test process ──socketpair──▶ box-init, pid 1 of its own session, pid, mount and ipc namespace
+//! test process ──socketpair──▶ box-init, pid 1 of its own session, pid, mount, ipc and network namespace
 //!      │                           ├── what the test runs (each its own process group)
 //!      └─ /proc/INIT/root ─────────┴── private /proc, and tmpfs on /tmp, /run and /dev/shm
 //! ```
@@ -10,6 +10,7 @@
 //! - Whatever a test starts dies with the box; the box dies with the test, even by kill -9 (end of file on the
 //!   socket ends init, and the end of init ends the namespace), and at its time limit.
 //! - Process ids in it are its own, so that parallel tests never take each other's.
+//! - Ports and abstract socket names in it are its own; its one interface is the loopback.
 //! - Orphans are reaped at once.
 //! - Dropping it **fails the test** if a process, a mount, a file in /dev/shm or /run/ckptbpf, a cgroup or a pinned
 //!   BPF object of ours remains. BPF programs and links that are not pinned live only as long as a descriptor, so a

@@ -1,0 +1,564 @@
+//! Sockets that are not connected: new ones, bound ones and those that listen; Unix, TCP and UDP.
+//!
+//! Everything is made before the processes, names in the file system and queues last of all: a restart that fails leaves no
+//! file that was not there, and nobody is let in before the program is about to run. A process listens itself, so that
+//! SO_PEERCRED tells who it is.
+
+use super::option::{self, Kind, SocketOption};
+use super::{Object, Seen, path_of, ports};
+use crate::sys::caps::NoNetworkRights;
+use crate::sys::diag::{self, Diagnosis};
+use crate::sys::ids::FsIds;
+use crate::sys::socket;
+use crate::task::proc::ProcDir;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct EndpointRecord {
+    /// AF_*, SOCK_*, IPPROTO_*.
+    #[prost(int32, tag = "1")]
+    pub family: i32,
+    #[prost(int32, tag = "2")]
+    pub kind: i32,
+    #[prost(int32, tag = "3")]
+    pub protocol: i32,
+    /// As bind(2) takes it; empty: it is bound to nothing.
+    #[prost(bytes = "vec", tag = "4")]
+    pub address: Vec<u8>,
+    /// It listens, and so many connections may wait.
+    #[prost(uint32, optional, tag = "5")]
+    pub backlog: Option<u32>,
+    #[prost(message, repeated, tag = "6")]
+    pub options: Vec<SocketOption>,
+    /// 1: it receives no more; 2: it sends no more.
+    #[prost(uint32, tag = "7")]
+    pub shut: u32,
+    /// Whose it is, and its mode, as fstat(2) gives them.
+    #[prost(uint32, tag = "8")]
+    pub uid: u32,
+    #[prost(uint32, tag = "9")]
+    pub gid: u32,
+    #[prost(uint32, tag = "10")]
+    pub mode: u32,
+    /// Of a Unix socket whose address is a path.
+    #[prost(message, optional, tag = "11")]
+    pub file: Option<SocketFile>,
+    /// The process that has called listen(2), of a Unix socket.
+    #[prost(int32, tag = "12")]
+    pub listener: i32,
+}
+
+/// The file that a Unix socket is bound to.
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct SocketFile {
+    /// Where its path begins, if that is relative.
+    #[prost(bytes = "vec", tag = "1")]
+    pub directory: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub device: u64,
+    #[prost(uint64, tag = "3")]
+    pub inode: u64,
+    #[prost(uint32, tag = "4")]
+    pub mode: u32,
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+    #[prost(uint32, tag = "6")]
+    pub gid: u32,
+}
+
+/// In struct sockaddr_un: where the path begins.
+const PATH: usize = 2;
+/// SO_NETNS_COOKIE (asm-generic/socket.h, Linux 5.14).
+const NETNS_COOKIE: i32 = 71;
+
+impl EndpointRecord {
+    fn kind(&self) -> Kind {
+        Kind { family: self.family, kind: self.kind, protocol: self.protocol }
+    }
+
+    fn is_unix(&self) -> bool {
+        self.family == libc::AF_UNIX
+    }
+
+    fn is_abstract(&self) -> bool {
+        self.is_unix() && self.address.get(PATH) == Some(&0)
+    }
+
+    /// Of TCP and UDP.
+    fn port(&self) -> u16 {
+        self.address.get(2..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_be_bytes(*b))
+    }
+
+    /// The whole path of its file.
+    fn path(&self) -> Option<PathBuf> {
+        let file = self.file.as_ref()?;
+        Some(path_of(&file.directory).join(given(&self.address)))
+    }
+
+    /// Users and groups that are given to it and to its file.
+    pub fn owners(&self) -> impl Iterator<Item = (u32, u32)> {
+        let file = self.file.as_ref().map(|file| (file.uid, file.gid));
+        std::iter::once((self.uid, self.gid)).chain(file)
+    }
+
+    /// Whether it is one that a program can have.
+    pub fn is_sound(&self) -> bool {
+        let Self { family, kind, protocol, .. } = *self;
+        let stream = kind == libc::SOCK_STREAM || (family == libc::AF_UNIX && kind == libc::SOCK_SEQPACKET);
+        let known = match family {
+            libc::AF_UNIX => protocol == 0 && (stream || kind == libc::SOCK_DGRAM),
+            libc::AF_INET | libc::AF_INET6 => {
+                [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)]
+                    .contains(&(kind, protocol))
+            }
+            _ => false,
+        };
+        let own_family = self.address.first_chunk().map(|b| i32::from(u16::from_ne_bytes(*b)));
+        let address = self.address.is_empty() || own_family == Some(family);
+        let length = match family {
+            libc::AF_UNIX => self.address.is_empty() || (3..=PATH + 108).contains(&self.address.len()),
+            libc::AF_INET => [0, size_of::<libc::sockaddr_in>()].contains(&self.address.len()),
+            _ => [0, size_of::<libc::sockaddr_in6>()].contains(&self.address.len()),
+        };
+        let has_path = self.is_unix() && !self.address.is_empty() && !self.is_abstract();
+        let path = self.file.is_some() == has_path && self.path().is_none_or(|path| path.is_absolute());
+        let queue =
+            self.backlog.is_none_or(|most| stream && i32::try_from(most).is_ok() && !self.address.is_empty());
+        let options = self.options.iter().all(|option| self.kind().takes(option));
+        known && address && length && path && queue && options && self.shut <= 3
+    }
+}
+
+/// The path in a struct sockaddr_un, as the program has given it.
+fn given(address: &[u8]) -> &Path {
+    let name = address.get(PATH..).unwrap_or_default();
+    path_of(name.split(|byte| *byte == 0).next().unwrap_or_default())
+}
+
+/// Whether poll(2) says so of it.
+pub fn polled(fd: &OwnedFd, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), what)];
+    let asked = poll(&mut fds, PollTimeout::ZERO);
+    asked.is_err() || fds[0].revents().is_none_or(|r| r.intersects(what))
+}
+
+fn said(error: io::Error) -> String {
+    error.to_string()
+}
+
+/// A Unix socket that is not connected.
+///
+/// # Errors
+/// The reason why a restart could not make it again.
+pub fn capture_unix(
+    seen: &Seen,
+    fd: &OwnedFd,
+    metadata: &Metadata,
+    kind: i32,
+    found: Diagnosis,
+) -> Result<Object, String> {
+    let listens = found.state == diag::LISTEN;
+    if listens && found.queue.0 > 0 {
+        return Err(waits(found.queue.0));
+    }
+    let closed_half = found.shut & 1 != 0;
+    if kind == libc::SOCK_DGRAM
+        && (socket::waiting(fd).map_err(said)? > 0 || (!closed_half && polled(fd, PollFlags::POLLIN)))
+    {
+        return Err("messages wait in it, which cannot be saved yet".to_owned());
+    }
+    no_error(fd)?;
+    let mut address = socket::address(fd).map_err(said)?;
+    if address.len() <= PATH {
+        address.clear();
+    }
+    let has_path = address.get(PATH).is_some_and(|byte| *byte != 0);
+    let kind = Kind { family: libc::AF_UNIX, kind, protocol: 0 };
+    let mut record = record(fd, metadata, kind, address)?;
+    if has_path {
+        let cwd = ProcDir::process(seen.pid).link("cwd").ok();
+        record.file = Some(file(fd, given(&record.address), cwd)?);
+    }
+    record.shut = found.shut;
+    if listens {
+        record.backlog = Some(found.queue.1);
+        let by = socket::option(fd, libc::SO_PEERCRED).map_err(said)?;
+        record.listener = by.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+    }
+    Ok(Object::Endpoint(record))
+}
+
+fn waits(count: u32) -> String {
+    format!(
+        "{count} connections wait to be accepted, which cannot be saved; the next checkpoint may find none"
+    )
+}
+
+fn no_error(fd: &OwnedFd) -> Result<(), String> {
+    if polled(fd, PollFlags::POLLERR) {
+        return Err("an error waits in it, which cannot be saved".to_owned());
+    }
+    Ok(())
+}
+
+fn record(fd: &OwnedFd, metadata: &Metadata, kind: Kind, address: Vec<u8>) -> Result<EndpointRecord, String> {
+    Ok(EndpointRecord {
+        family: kind.family,
+        kind: kind.kind,
+        protocol: kind.protocol,
+        address,
+        options: option::capture(fd, kind)?,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        mode: metadata.mode() & 0o7777,
+        ..EndpointRecord::default()
+    })
+}
+
+/// The file that a socket is bound to, whose name is `given`; `cwd` is where the program is now.
+fn file(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<SocketFile, String> {
+    let opened = socket::bound_file(fd).map_err(|e| format!("its file cannot be found: {e}"))?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(said)?;
+    let metadata = File::from(opened).metadata().map_err(said)?;
+    // Of a relative name: where the program was when it was bound, as far as that can be told.
+    let begins = if given.is_absolute() { [Some(PathBuf::new()), None] } else { [before(&path, given), cwd] };
+    let leads = |directory: &PathBuf| super::same_by_path(&directory.join(given), &metadata);
+    let directory = begins.into_iter().flatten().find(leads).ok_or(
+        "its name in the file system has been removed, is another file's, or begins in a directory that is not known",
+    )?;
+    Ok(SocketFile {
+        directory: directory.as_os_str().as_bytes().to_vec(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
+}
+
+/// What is before `given` in `path`.
+fn before(path: &Path, given: &Path) -> Option<PathBuf> {
+    let given: PathBuf = given.components().filter(|part| *part != Component::CurDir).collect();
+    let rest = path.ends_with(&given).then(|| path.ancestors().nth(given.components().count()))?;
+    rest.map(Path::to_path_buf)
+}
+
+/// struct tcp_info (linux/tcp.h): the state, and of a socket that listens how many wait and may wait.
+fn tcp_info(fd: &OwnedFd) -> io::Result<(u8, u32, u32)> {
+    let info = socket::option_at(fd, libc::SOL_TCP, libc::TCP_INFO, 104)?;
+    let word = |at: usize| info.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_ne_bytes(*b));
+    let found = info.first().copied().zip(word(24)).zip(word(28));
+    found.map(|((state, now), most)| (state, now, most)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// A TCP or UDP socket that is not connected.
+///
+/// # Errors
+/// The reason why a restart could not make it again.
+pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Object, String> {
+    const CLOSE: u8 = 7;
+    let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
+    let protocol = socket::integer(fd, libc::SO_PROTOCOL).map_err(said)?;
+    let kind = Kind { family, kind, protocol };
+    let own = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map_err(said)?;
+    let cookie = |fd: &OwnedFd| socket::option_at(fd, libc::SOL_SOCKET, NETNS_COOKIE, 8).ok();
+    if cookie(fd) != cookie(&own) {
+        return Err("it is of another network namespace".to_owned());
+    }
+    let mut backlog = None;
+    let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    match (kind.kind, protocol) {
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_info(fd).map_err(said)? {
+            (CLOSE, ..) if polled(fd, hung_up) => {
+                return Err("its connection has ended, which cannot be saved yet".to_owned());
+            }
+            (CLOSE, ..) => {}
+            (diag::LISTEN, 0, most) => backlog = Some(most),
+            (diag::LISTEN, now, _) => return Err(waits(now)),
+            _ => return Err("it is connected; TCP connections cannot be saved yet".to_owned()),
+        },
+        (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
+            if socket::peer_address(fd).is_ok() {
+                return Err("it is connected to an address, which cannot be saved yet".to_owned());
+            }
+            if polled(fd, hung_up) {
+                return Err("it was shut down, which cannot be saved yet".to_owned());
+            }
+            if polled(fd, PollFlags::POLLIN) {
+                return Err(
+                    "packets wait in it, which cannot be saved; the next checkpoint may find none".to_owned()
+                );
+            }
+            no_groups(fd, family)?;
+        }
+        _ => return Err(format!("sockets of protocol {protocol} cannot be saved yet")),
+    }
+    no_error(fd)?;
+    let mut address = socket::address(fd).map_err(said)?;
+    // Neither port nor address: it is not bound.
+    let host = if family == libc::AF_INET { 4..8 } else { 8..24 };
+    if address.iter().skip(2).take(2).all(|b| *b == 0) {
+        if address.get(host).is_some_and(|host| host.iter().any(|b| *b != 0)) {
+            return Err("it has an address without a port, which cannot be saved yet".to_owned());
+        }
+        address.clear();
+    }
+    let record = EndpointRecord { backlog, ..record(fd, metadata, kind, address)? };
+    if backlog.is_some() && ports::is_being_connected_to(record.port()) {
+        return Err(waits(1));
+    }
+    Ok(Object::Endpoint(record))
+}
+
+/// No call lists the groups that a socket has joined: it is asked for each that the machine has.
+fn no_groups(fd: &OwnedFd, family: i32) -> Result<(), String> {
+    /// Level IPPROTO_IP and IPPROTO_IPV6 (linux/in.h).
+    const MCAST_MSFILTER: i32 = 48;
+    let own = if family == libc::AF_INET { 4 } else { 16 };
+    for (interface, group) in ports::groups_now() {
+        // struct group_filter: interface, struct sockaddr_storage, mode, how many sources, one of them.
+        let mut filter = vec![0; 8 + 128 + 8 + 128];
+        filter[..4].copy_from_slice(&interface.to_ne_bytes());
+        let (of, at, level) = match group.len() {
+            4 => (libc::AF_INET, 12, libc::SOL_IP),
+            _ => (libc::AF_INET6, 16, libc::SOL_IPV6),
+        };
+        filter[8..10].copy_from_slice(&(of as u16).to_ne_bytes());
+        filter[at..at + group.len()].copy_from_slice(&group);
+        if group.len() <= own && socket::ask(fd, level, MCAST_MSFILTER, &mut filter).is_ok() {
+            return Err("it has joined a multicast group, which cannot be saved yet".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Makes it, and binds it unless its name is a file; `is_roots`: the image's owner is root.
+///
+/// # Errors
+/// Named: an address that somebody else has, or that the image's owner may not have.
+pub fn rebuild(record: &EndpointRecord, flags: u32, is_roots: bool) -> io::Result<OwnedFd> {
+    let fd = create(record)?;
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags as i32 & libc::O_NONBLOCK)))?;
+    let bound = !record.is_unix() && !record.address.is_empty();
+    option::rebuild(&fd, record.kind(), &record.options, is_roots)?;
+    if bound {
+        bind(record, &fd, is_roots)?;
+    }
+    if record.is_abstract() {
+        // It is bound when nothing else can fail; whether it can be is known now.
+        bind(record, &create(record)?, is_roots)?;
+    }
+    place(record)?;
+    Ok(fd)
+}
+
+/// With the ids of who made it.
+fn create(record: &EndpointRecord) -> io::Result<OwnedFd> {
+    const ALL: u32 = 0o777;
+    let maker = FsIds { uid: record.uid, gid: record.gid, groups: Vec::new() };
+    let _as_maker = maker.assume()?;
+    let fd = socket::create(record.family, record.kind, record.protocol)?;
+    if record.mode != ALL {
+        let file = File::from(fd);
+        file.set_permissions(PermissionsExt::from_mode(record.mode))?;
+        return Ok(file.into());
+    }
+    Ok(fd)
+}
+
+fn bind(record: &EndpointRecord, fd: &OwnedFd, is_roots: bool) -> io::Result<()> {
+    let _as_anybody = if is_roots { None } else { Some(NoNetworkRights::begin()?) };
+    let name = || name(record);
+    socket::bind(fd, &record.address).map_err(|e| {
+        let what = match e.raw_os_error() {
+            Some(libc::EADDRINUSE) if !record.is_unix() => {
+                let who = ports::holder(record.protocol, record.port());
+                let lingers = who.is_none() && ports::lingers(record.port());
+                let what = if lingers {
+                    "connections that have ended linger under it for up to a minute (without SO_REUSEADDR); then try again".to_owned()
+                } else {
+                    format!("{} has it now", who.as_deref().unwrap_or("somebody"))
+                };
+                format!("{}: the program had it, and {what}", name())
+            }
+            Some(libc::EADDRINUSE) => format!("{}: the program had it, and somebody has it now", name()),
+            Some(libc::EACCES) if !record.is_unix() => format!(
+                "{}: the program had it, which only root's images may have (net.ipv4.ip_unprivileged_port_start)",
+                name()
+            ),
+            _ => format!("{}: the program had it, and it cannot be had: {e}", name()),
+        };
+        io::Error::new(e.kind(), what)
+    })?;
+    if socket::address(fd)? != record.address {
+        let what = format!("{}: a socket that is bound to it has another address", name());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(())
+}
+
+/// Its address in words.
+fn name(record: &EndpointRecord) -> String {
+    if let Some(path) = record.path() {
+        return path.display().to_string();
+    }
+    if record.is_unix() {
+        return format!("@{}", String::from_utf8_lossy(record.address.get(PATH + 1..).unwrap_or_default()));
+    }
+    let protocol = if record.protocol == libc::IPPROTO_TCP { "TCP" } else { "UDP" };
+    format!("{protocol} port {}", record.port())
+}
+
+/// What is where its file is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    /// A socket that nobody has any more.
+    Stale,
+}
+
+/// Looks where the file is to be, and changes nothing.
+///
+/// # Errors
+/// Somebody else has the place.
+fn place(record: &EndpointRecord) -> io::Result<Option<Place>> {
+    let Some(path) = record.path() else { return Ok(None) };
+    let refused = |kind: io::ErrorKind, what: &str| {
+        Err(io::Error::new(kind, format!("{}: the program had a socket there, and {what}", path.display())))
+    };
+    let metadata = match std::fs::symlink_metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => {
+            return Ok(Some(Place::Free));
+        }
+        Err(e) => return refused(e.kind(), &e.to_string()),
+    };
+    if metadata.mode() & libc::S_IFMT != libc::S_IFSOCK {
+        return refused(io::ErrorKind::AlreadyExists, "what is there now is none");
+    }
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    // A datagram socket can be refused, or be of another kind than what is there; it disturbs nobody.
+    let probe = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+    match connect(&probe, &path) {
+        Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(Some(Place::Stale)),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            refused(e.kind(), "may not be asked who has it")
+        }
+        _ => {
+            let who = ports::holder_of_file(&path, device, inode);
+            let what = format!("{} has it now", who.as_deref().unwrap_or("somebody"));
+            refused(io::ErrorKind::AddrInUse, &what)
+        }
+    }
+}
+
+/// However long the path is: by a link of /proc to it.
+fn connect(fd: &OwnedFd, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    let address = [&(libc::AF_UNIX as u16).to_ne_bytes()[..], link.as_bytes(), &[0]].concat();
+    socket::connect(fd, &address)
+}
+
+/// Files that were not there before, by path, device and inode: without [`Names::keep`] they are removed again.
+pub struct Names {
+    made: Vec<(PathBuf, u64, u64)>,
+    owner: FsIds,
+}
+
+impl Names {
+    pub fn of(owner: &FsIds) -> Self {
+        Self { made: Vec::new(), owner: owner.clone() }
+    }
+
+    pub fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        let _as_owner = self.owner.assume();
+        for (path, device, inode) in &self.made {
+            // Somebody else's is left alone; who had ours removed has done our work.
+            if std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (*device, *inode)) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Gives a Unix socket its name, and its halves their end. A file of the program that was killed makes place; where there
+/// was one, there is one again whatever fails after this.
+pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::Result<()> {
+    let is_roots = names.owner.uid == 0;
+    if let (Some(path), Some(file)) = (record.path(), &record.file) {
+        let as_owner = names.owner.assume()?;
+        let place = place(record)?;
+        if matches!(place, Some(Place::Stale)) {
+            std::fs::remove_file(&path)?;
+        }
+        bind_from(path_of(&file.directory), record, fd, is_roots)?;
+        // The very file, whatever has its path by now.
+        let opened = socket::bound_file(fd)?;
+        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        let made = File::from(opened.try_clone()?).metadata()?;
+        if place == Some(Place::Free) {
+            names.made.push((path, made.dev(), made.ino()));
+        }
+        drop(as_owner);
+        if (made.uid(), made.gid()) != (file.uid, file.gid) {
+            std::os::unix::fs::chown(&link, Some(file.uid), Some(file.gid))?;
+        }
+        if made.mode() & 0o7777 != file.mode {
+            std::fs::set_permissions(&link, PermissionsExt::from_mode(file.mode))?;
+        }
+    } else if record.is_abstract() {
+        bind(record, fd, is_roots)?;
+    }
+    let how = match record.shut {
+        0 => return Ok(()),
+        1 => Shutdown::Read,
+        2 => Shutdown::Write,
+        _ => Shutdown::Both,
+    };
+    Ok(shutdown(fd.as_raw_fd(), how)?)
+}
+
+/// Binds to a relative path from `directory`, in a thread of its own: directories are a process's otherwise.
+fn bind_from(directory: &Path, record: &EndpointRecord, fd: &OwnedFd, is_roots: bool) -> io::Result<()> {
+    if directory.as_os_str().is_empty() {
+        return bind(record, fd, is_roots);
+    }
+    let there = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        std::env::set_current_dir(directory)?;
+        bind(record, fd, is_roots)
+    };
+    let done = std::thread::scope(|scope| scope.spawn(there).join());
+    done.unwrap_or_else(|_| Err(io::Error::other("binding a socket failed")))
+}
+
+impl Seen {
+    /// A socket that is neither Unix, TCP nor UDP.
+    pub fn of_another_family(family: i32) -> String {
+        let name = match family {
+            libc::AF_NETLINK => " (netlink)",
+            libc::AF_PACKET => " (packet)",
+            libc::AF_VSOCK => " (vsock)",
+            libc::AF_ALG => " (alg)",
+            _ => "",
+        };
+        format!("sockets of family {family}{name} cannot be saved yet")
+    }
+}

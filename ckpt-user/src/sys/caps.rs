@@ -1,0 +1,71 @@
+//! Effective capabilities of one thread, laid down for a while.
+
+use std::io;
+use std::marker::PhantomData;
+
+/// CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW: what root may do to sockets and others may not.
+const OF_THE_NETWORK: u32 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13;
+
+/// struct __user_cap_data_struct (linux/capability.h), version 3: low and high halves of 64 bits.
+type Sets = [[u32; 3]; 2];
+
+/// struct __user_cap_header_struct, of the calling thread.
+const HEADER: [u32; 2] = [0x2008_0522, 0];
+
+/// While it lives, what this thread does to sockets is what any user may do. Bound to its thread.
+#[derive(Debug)]
+pub struct NoNetworkRights {
+    before: Sets,
+    thread: PhantomData<*const ()>,
+}
+
+impl NoNetworkRights {
+    pub fn begin() -> io::Result<Self> {
+        let before = get()?;
+        let mut without = before;
+        without[0][0] &= !OF_THE_NETWORK;
+        set(&without)?;
+        Ok(Self { before, thread: PhantomData })
+    }
+}
+
+impl Drop for NoNetworkRights {
+    fn drop(&mut self) {
+        // What is permitted was not touched, so that this is allowed.
+        let now = get().map(|mut now| {
+            now[0][0] |= self.before[0][0] & OF_THE_NETWORK;
+            now
+        });
+        let _ = now.and_then(|now| set(&now));
+    }
+}
+
+fn get() -> io::Result<Sets> {
+    let (mut header, mut sets) = (HEADER, Sets::default());
+    // SAFETY: the kernel reads and writes the header, 8 bytes, and writes two data structures of 12 bytes each; both live
+    // across the call.
+    super::check(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) })?;
+    Ok(sets)
+}
+
+fn set(sets: &Sets) -> io::Result<()> {
+    let mut header = HEADER;
+    // SAFETY: the kernel reads (and may write) the header, 8 bytes, and reads two data structures of 12 bytes each; both
+    // live across the call. Only the calling thread's capabilities change.
+    super::check(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_are_back_afterwards() {
+        let before = get().unwrap();
+        {
+            let _without = NoNetworkRights::begin().unwrap();
+            assert_eq!(get().unwrap()[0][0] & OF_THE_NETWORK, 0);
+        }
+        assert_eq!(get().unwrap(), before);
+    }
+}

@@ -1,0 +1,214 @@
+//! Sockets that are not connected come back: bound, listening, with their options; and nobody else's address is taken.
+
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{MODES, Survival, survive, verb};
+use ckpt_tests::user::UID;
+use ckpt_tests::{Cmd, Job, Sandbox, User, ckptbpf, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Unix, TCP and UDP, in rounds of which each lets somebody in.
+#[test]
+fn sockets_that_are_bound_and_listen() {
+    survive(&Survival {
+        rounds: 4,
+        ..Survival::of("endpoints", victim_cmd("endpoints").args(["600", "4000"]))
+    });
+}
+
+/// A server in Python: `make` makes the socket `s`, which answers each visitor with a line until one says `end`.
+fn server(make: &str) -> Cmd {
+    let script = format!(
+        "import os, socket\n{make}\nprint('serves', s.getsockname(), flush=True)\nwhile True:\n    \
+         c = s.accept()[0]\n    said = c.recv(99)\n    c.sendall(b'heard ' + said)\n    c.close()\n    \
+         if said == b'end': break\nprint('ends', flush=True)\n"
+    );
+    Cmd::new("/usr/bin/python3").args(["-c", &script])
+}
+
+/// Somebody from outside, to whom the server answers.
+fn visit(sandbox: &Sandbox, connect: &str, word: &str) {
+    let script = format!(
+        "import socket\n{connect}\nc.sendall(b'{word}')\nprint(b''.join(iter(lambda: c.recv(99), b'')).decode())\n"
+    );
+    let heard = sandbox.run(Cmd::new("/usr/bin/python3").args(["-c", &script])).success().stdout_text();
+    assert_eq!(heard.trim(), format!("heard {word}"));
+}
+
+const PORT: &str = "s = socket.create_server(('127.0.0.1', 7070))";
+const TO_PORT: &str = "c = socket.create_connection(('127.0.0.1', 7070))";
+const PATH: &str = "s = socket.socket(socket.AF_UNIX)\ns.bind('name')\ns.listen()";
+const TO_PATH: &str = "c = socket.socket(socket.AF_UNIX)\nc.connect('name')";
+
+/// A server that has been checkpointed and killed.
+fn killed<'a>(sandbox: &'a Sandbox, make: &str) -> Job<'a> {
+    let mut job = Job::launch(sandbox, &[], &server(make));
+    job.running().wait_for_output("serves", SOON);
+    job.checkpoint();
+    job.kill_all();
+    job
+}
+
+/// Each restart from the first checkpoint, then from one that was taken since.
+fn serves_again(name: &str, make: &str, connect: &str) {
+    let sandbox = Sandbox::new(name);
+    let mut job = Job::launch(&sandbox, &[], &server(make));
+    job.running().wait_for_output("serves", SOON);
+    for mode in MODES {
+        visit(&sandbox, connect, "before");
+        job.checkpoint();
+        job.kill_all();
+        job.restart(*mode, &[]);
+        job.program();
+        visit(&sandbox, connect, "after");
+    }
+    visit(&sandbox, connect, "end");
+    job.wait(SOON).success();
+    assert!(String::from_utf8_lossy(&job.stdout()).ends_with("ends\n"));
+}
+
+/// Connections of the one that was killed linger under its port.
+#[test]
+fn visitors_come_to_a_port_after_a_restart() {
+    serves_again("port", PORT, TO_PORT);
+}
+
+#[test]
+fn visitors_come_to_a_path_after_a_restart() {
+    serves_again("path", PATH, TO_PATH);
+}
+
+fn refused(sandbox: &Sandbox, job: &Job<'_>, words: &[&str]) {
+    let said = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+}
+
+#[test]
+fn a_port_that_somebody_has_is_refused_at_restart_by_name() {
+    let sandbox = Sandbox::new("taken_port");
+    let mut job = killed(&sandbox, PORT);
+    let other = sandbox.spawn(server(PORT));
+    other.wait_for_output("serves", SOON);
+    refused(&sandbox, &job, &["TCP port 7070", "(python3) has it now"]);
+    visit(&sandbox, TO_PORT, "still there");
+    other.kill_group(Signal::SIGKILL);
+    other.wait(SOON);
+    job.restart(ckpt_tests::Mode::Eager, &[]);
+    job.program();
+    visit(&sandbox, TO_PORT, "end");
+    job.wait(SOON).success();
+}
+
+#[test]
+fn a_port_under_which_connections_linger_is_refused_by_name() {
+    let sandbox = Sandbox::new("lingers");
+    let make = "s = socket.socket()\ns.bind(('127.0.0.1', 7070))\ns.listen()";
+    let mut job = Job::launch(&sandbox, &[], &server(make));
+    job.running().wait_for_output("serves", SOON);
+    visit(&sandbox, TO_PORT, "before");
+    job.checkpoint();
+    job.kill_all();
+    refused(&sandbox, &job, &["TCP port 7070", "connections that have ended linger under it"]);
+}
+
+#[test]
+fn an_abstract_name_that_somebody_has_is_refused_at_restart_by_name() {
+    let sandbox = Sandbox::new("taken_name");
+    let make = "s = socket.socket(socket.AF_UNIX)\ns.bind('\\0the name')\ns.listen()";
+    let job = killed(&sandbox, make);
+    let other = sandbox.spawn(server(make));
+    other.wait_for_output("serves", SOON);
+    refused(&sandbox, &job, &["@the name", "somebody has it now"]);
+    other.kill_group(Signal::SIGKILL);
+    other.wait(SOON);
+}
+
+/// What is not the program's own stale socket is left where it is.
+#[test]
+fn a_path_that_somebody_has_is_refused_at_restart_by_name() {
+    let sandbox = Sandbox::new("taken_path");
+    let mut job = killed(&sandbox, PATH);
+    let path = sandbox.dir().join("name");
+    std::fs::remove_file(&path).unwrap();
+    let other = sandbox.spawn(server(PATH));
+    other.wait_for_output("serves", SOON);
+    refused(&sandbox, &job, &["/name: the program had a socket there", "(python3) has it now"]);
+    visit(&sandbox, TO_PATH, "still there");
+    other.kill_group(Signal::SIGKILL);
+    other.wait(SOON);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "precious").unwrap();
+    refused(&sandbox, &job, &["/name: the program had a socket there", "what is there now is none"]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    std::fs::remove_file(&path).unwrap();
+    // A place that is free, and one that a dead socket of somebody else has.
+    let bind = "import socket\nsocket.socket(socket.AF_UNIX).bind('name')";
+    for left in ["pass", bind] {
+        sandbox.run(Cmd::new("/usr/bin/python3").args(["-c", left])).success();
+        job.restart(ckpt_tests::Mode::Eager, &[]);
+        job.program();
+        visit(&sandbox, TO_PATH, "word");
+        job.kill_all();
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+/// A restart that fails after sockets were named takes the names away again, and leaves the file that was there.
+#[test]
+fn a_restart_that_fails_leaves_no_name_behind() {
+    let sandbox = Sandbox::new("no_name");
+    std::fs::create_dir(sandbox.dir().join("later")).unwrap();
+    let make = format!("{PATH}\nt = socket.socket(socket.AF_UNIX)\nt.bind('later/' + 97 * 'x')\nt.listen()");
+    let job = killed(&sandbox, &make);
+    let name = sandbox.dir().join("name");
+    let hold = sandbox.dir().join("later");
+    // The directory takes no file: whoever looks first finds nothing wrong.
+    let stale = std::fs::read_dir(&hold).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(stale).unwrap();
+    sandbox.run(Cmd::new("mount").args(["-t", "tmpfs", "-o", "ro", "tmpfs"]).arg(&hold)).success();
+    refused(&sandbox, &job, &["later/x", "cannot be had"]);
+    assert!(name.symlink_metadata().is_ok(), "the stale socket has gone");
+    std::fs::remove_file(&name).unwrap();
+    refused(&sandbox, &job, &["later/x", "cannot be had"]);
+    assert!(name.symlink_metadata().is_err(), "a name is left behind");
+    sandbox.run(Cmd::new("umount").arg(&hold)).success();
+}
+
+/// Root may have given a user's program the port; that image's owner has no right to it.
+#[test]
+fn a_port_that_only_root_may_have_is_not_had_by_a_user_s_image() {
+    let sandbox = Sandbox::new("low_port");
+    let user = User::of(&sandbox);
+    let tool = Cmd::new(user.copy_of(&ckptbpf()));
+    let first = |port: u32| {
+        let line = format!("echo {port} > /proc/sys/net/ipv4/ip_unprivileged_port_start");
+        sandbox.run(line.as_str()).success();
+    };
+    let make = "s = socket.create_server(('127.0.0.1', 80))";
+    let launch = tool.clone().args(["launch", "-d", "images", "--"]).program(&server(make));
+    first(80);
+    let running = sandbox.spawn(user.runs_by_sudo(&launch));
+    running.wait_for_output("serves", SOON);
+    sandbox.run(user.runs_by_sudo(&tool.clone().args(["checkpoint", "--kill", "images"]))).success();
+    running.wait(SOON).expect_code(85);
+    first(1024);
+    let restart = user.runs_by_sudo(&tool.clone().args(["restart", "images"]));
+    let said = sandbox.run(restart.clone()).expect_code(125).stderr_text();
+    assert!(said.contains("TCP port 80") && said.contains("only root's images may have"), "{said}");
+    first(80);
+    let running = sandbox.spawn(restart);
+    let to_port = "c = socket.create_connection(('127.0.0.1', 80))";
+    let status = tool.clone().args(["status", "images"]);
+    sandbox.wait_for("the restart", SOON, || sandbox.run(user.runs_by_sudo(&status)).code() == 0);
+    let owner = sandbox.run("stat -c %u home/images/000001.ckpt").success().stdout_text();
+    assert_eq!(owner.trim(), UID.to_string());
+    visit(&sandbox, to_port, "end");
+    running.wait(SOON).success();
+}
