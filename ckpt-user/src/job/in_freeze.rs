@@ -219,9 +219,7 @@ fn inside(
         let mut push = |page: u64, bytes: &[u8]| residue.push(id, page, bytes);
         let copy = || {
             let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut push)?;
-            let compared = space.to_compare();
-            let mut differing = |page: u64, bytes: &[u8]| space.differing(page, bytes, &mut push).map(drop);
-            let others = pages::copy(pid, &process.memory, &compared, &mut buffer, &mut differing)?;
+            let others = space.all_differing(&process.memory, &mut push)?;
             io::Result::Ok(unreadable.union(&others))
         };
         let unreadable = timed(&mut spent.copy, copy).reading(pid, "its memory")?;

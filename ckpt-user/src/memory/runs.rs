@@ -49,6 +49,26 @@ impl PageSet {
         *self = self.difference(&cut);
     }
 
+    /// The same as sets of at most `pages` pages each, in order.
+    pub fn parts(&self, pages: u64) -> Vec<Self> {
+        let mut parts = Vec::new();
+        let (mut part, mut room) = (Self::new(), pages);
+        for run in &self.0 {
+            let mut at = run.start;
+            while at < run.end {
+                let end = run.end.min(at + room);
+                part.0.push(at..end);
+                (room, at) = (room - (end - at), end);
+                if room == 0 {
+                    parts.push(std::mem::take(&mut part));
+                    room = pages;
+                }
+            }
+        }
+        parts.extend(Some(part).filter(|part| !part.is_empty()));
+        parts
+    }
+
     pub fn union(&self, other: &Self) -> Self {
         let mut all: Vec<&Range<u64>> = self.0.iter().chain(&other.0).collect();
         all.sort_unstable_by_key(|r| r.start);
@@ -142,6 +162,13 @@ mod tests {
                 prop_assert!(set.runs().windows(2).all(|w| w[0].end < w[1].start));
             }
             prop_assert!((0..130).all(|p| sa.contains(p) == na.contains(&p)));
+            for size in [1, 3, 50] {
+                let parts = sa.parts(size);
+                let (last, others) = parts.split_last().map_or((0, &parts[..]), |(l, o)| (l.len(), o));
+                prop_assert!(last <= size && others.iter().all(|part| part.len() == size));
+                let together = parts.iter().flat_map(|part| part.runs().to_vec()).collect::<PageSet>();
+                prop_assert_eq!(&together, &sa);
+            }
         }
     }
 }

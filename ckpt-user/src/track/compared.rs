@@ -6,10 +6,14 @@
 //! is nothing: the kernel drops the page, meets its own mark, and drops again, without end. What no userfaultfd watches
 //! (MAP_DROPPABLE) is compared too.
 
+use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::planted;
+use crate::sys::mem::Forced;
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZero;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The hash of each page, by page number.
@@ -18,6 +22,18 @@ pub type Hashes = HashMap<u64, u128>;
 /// The hash of a page of a process.
 pub fn hash(page: &[u8]) -> u128 {
     xxh3_128(page)
+}
+
+/// Pages looked at in one go: what differs of them is held in memory (64 MiB at most).
+const WAVE: u64 = 16 << 10;
+/// A thread has at least so many (its start takes as long as some fifty).
+const FEW: u64 = 1024;
+const THREADS: usize = 8;
+
+/// What one thread has found.
+struct Looked {
+    differing: Vec<(u64, u128, Vec<u8>)>,
+    missing: PageSet,
 }
 
 /// The compared pages of one address space.
@@ -49,15 +65,66 @@ impl Compared {
         let mut count = 0;
         for (page, bytes) in (first_page..).zip(bytes.chunks_exact(4096)) {
             let hash = hash(bytes);
-            let committed = || self.committed.get(&page).filter(|_| !self.replaced.contains(page));
-            let is_stale = planted::is("stale-compared") && self.committed.contains_key(&page);
-            if self.pending.get(&page).or_else(committed) != Some(&hash) && !is_stale {
+            if !self.is_stored(page, hash) {
                 each(page, bytes)?;
                 self.pending.insert(page, hash);
                 count += 1;
             }
         }
         Ok(count)
+    }
+
+    fn is_stored(&self, page: u64, hash: u128) -> bool {
+        let committed = || self.committed.get(&page).filter(|_| !self.replaced.contains(page));
+        let is_stale = planted::is("stale-compared") && self.committed.contains_key(&page);
+        self.pending.get(&page).or_else(committed) == Some(&hash) || is_stale
+    }
+
+    /// In a freeze: hands those of all pages to `each` that are not what is stored already, found by several threads where
+    /// they are many; returns the ones that cannot be read.
+    pub fn all_differing(
+        &mut self,
+        pid: Pid,
+        memory: &Forced,
+        each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<PageSet> {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS) as u64;
+        let mut unreadable = PageSet::new();
+        for wave in self.pages.parts(WAVE) {
+            let parts = wave.parts(wave.len().div_ceil(processors).max(FEW));
+            let look = |part| self.look(pid, memory, part);
+            let found: Vec<io::Result<Looked>> = match &parts[..] {
+                [part] => vec![look(part)],
+                parts => std::thread::scope(|scope| {
+                    let threads: Vec<_> = parts.iter().map(|part| scope.spawn(move || look(part))).collect();
+                    let failed = |_| Err(io::Error::other("a thread that compares pages has failed"));
+                    threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
+                }),
+            };
+            for looked in found {
+                let Looked { differing, missing } = looked?;
+                for (page, hash, bytes) in differing {
+                    each(page, &bytes)?;
+                    self.pending.insert(page, hash);
+                }
+                unreadable = unreadable.union(&missing);
+            }
+        }
+        Ok(unreadable)
+    }
+
+    fn look(&self, pid: Pid, memory: &Forced, part: &PageSet) -> io::Result<Looked> {
+        let mut differing = Vec::new();
+        let missing = pages::copy(pid, memory, part, &mut Vec::new(), &mut |first, bytes| {
+            for (page, bytes) in (first..).zip(bytes.chunks_exact(4096)) {
+                let hash = hash(bytes);
+                if !self.is_stored(page, hash) {
+                    differing.push((page, hash, bytes.to_vec()));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Looked { differing, missing })
     }
 
     /// The checkpoint being made stores these pages of memory that is watched.
@@ -197,5 +264,29 @@ mod tests {
         assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 1);
         compared.begin();
         assert_eq!(compared.differing(0, &bytes, &mut store).unwrap(), 1, "that was not committed");
+    }
+
+    #[test]
+    fn of_many_pages_several_threads_find_those_that_differ_each_once() {
+        let here = crate::sys::probe::Pages::new(5000).unwrap();
+        let (first, count) = (here.address() / 4096, here.bytes() / 4096);
+        let mut compared =
+            Compared { pages: std::iter::once(first..first + count).collect(), ..Compared::default() };
+        let memory = Forced::open(Pid::this()).unwrap();
+        let mut look = || {
+            let mut found = Vec::new();
+            let mut each = |page: u64, bytes: &[u8]| {
+                assert_eq!(bytes.len(), 4096);
+                found.push(page - first);
+                Ok(())
+            };
+            assert!(compared.all_differing(Pid::this(), &memory, &mut each).unwrap().is_empty());
+            compared.committed();
+            found
+        };
+        assert_eq!(look(), (0..count).collect::<Vec<_>>());
+        [3, 1024, 4999].into_iter().for_each(|page| memory.write((first + page) * 4096, &[9]).unwrap());
+        assert_eq!(look(), [3, 1024, 4999]);
+        assert!(look().is_empty());
     }
 }

@@ -9,6 +9,7 @@ use crate::memory::runs::PageSet;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Kind, Vma};
 use crate::planted;
+use crate::sys::mem::Forced;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{MODE_WP, Uffd};
 use crate::task::proc::ProcDir;
@@ -275,6 +276,16 @@ impl Space {
         let pages = self.compared.pages.clone();
         self.handed = self.handed.union(&pages);
         pages
+    }
+
+    /// In the freeze: all of them at once. Returns the ones that cannot be read.
+    pub fn all_differing(
+        &mut self,
+        memory: &Forced,
+        each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<PageSet> {
+        self.handed = self.handed.union(&self.compared.pages);
+        self.compared.all_differing(self.pid, memory, each)
     }
 
     /// Hands those of consecutive pages on that are not what the chain holds; returns how many.
