@@ -87,6 +87,55 @@ fn files_are_rolled_back_kept_or_compared() {
     assert!(refused.contains("had it open for writing"), "{refused}");
 }
 
+/// Opens the file `f` of 6 MB by `mode`, and goes on writing at `at`, or at its end, a line each time.
+const WRITER: &str = r"
+import os, sys, time
+flags, at = int(sys.argv[1]), int(sys.argv[2])
+os.close(os.open('f', os.O_WRONLY | os.O_CREAT))
+os.truncate('f', 6000000)
+f = os.open('f', flags)
+os.lseek(f, 0, os.SEEK_END)
+for i in range(10 ** 8):
+    os.pwrite(f, b'%9d' % i, at) if at >= 0 else os.write(f, b'%9d' % i)
+    print(i, flush=True)
+    time.sleep(0.005)
+";
+
+/// What a program only writes, or only adds to, is no reason to refuse it.
+#[test]
+fn a_file_that_was_overwritten_is_refused_where_the_program_reads_it() {
+    const MIDDLE: i64 = 3_000_000;
+    let cases = [
+        (libc::O_RDWR, MIDDLE, false),
+        (libc::O_RDWR, 0, false),
+        (libc::O_RDWR, -1, true),
+        (libc::O_RDWR | libc::O_APPEND, -1, true),
+        (libc::O_WRONLY, MIDDLE, true),
+    ];
+    for (flags, at, goes_on) in cases {
+        let sandbox = Sandbox::new("overwritten");
+        let program = Cmd::new("/usr/bin/python3").args(["-c", WRITER, &flags.to_string(), &at.to_string()]);
+        let mut job = Job::launch(&sandbox, &[], &program);
+        job.running().wait_for_output("\n9\n", SOON);
+        job.checkpoint();
+        let lines = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
+        let then = lines();
+        sandbox.wait_for("it to write more", SOON, || lines() > then + 3);
+        job.kill_all();
+        // Twice: the first one leaves the file so that the second can do the same.
+        for _ in 0..2 {
+            if goes_on {
+                job.restart(Mode::Lazy, &[]);
+                sandbox.wait_for("it to go on", SOON, || job.running().stdout().len() > 30);
+                job.kill_all();
+            } else {
+                let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+                assert!(refused.contains("/f: bytes that it held"), "{flags:o} at {at}: {refused}");
+            }
+        }
+    }
+}
+
 #[test]
 fn json_tells_of_the_resume_once_the_program_runs() {
     let sandbox = Sandbox::new("restart_json");

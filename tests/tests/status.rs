@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ckpt_tests::scenario::{held, let_go, verb};
-use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+use ckpt_tests::{Cmd, Job, Sandbox, ckptbpf, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -71,6 +71,20 @@ fn checkpoint_kill_ends_the_program_with_85() {
     sandbox.run(verb("checkpoint", ["--kill"]).arg(job.dir())).success();
     job.wait(SOON).expect_code(85);
     assert_eq!(job.newest(), 1);
+}
+
+/// The directory is free when `checkpoint --kill` returns: a script may go on with it at once.
+#[test]
+fn checkpoint_kill_and_restart_follow_each_other() {
+    let sandbox = Sandbox::new("kill_restart");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "1000000", "1000"]));
+    job.running().wait_for_output("\n5 ", SOON);
+    let line = "for i in 1 2 3 4 5 6 7 8; do
+        $0 checkpoint --kill images && $0 prune --keep 2 images && $0 restart --detach images > /dev/null || exit
+    done; $0 checkpoint --kill images";
+    let kept = sandbox.run(Cmd::sh(line).arg(ckptbpf()));
+    assert_eq!(kept.code(), 0, "{}", kept.stderr_text());
+    job.wait(SOON).expect_code(85);
 }
 
 #[test]

@@ -15,12 +15,14 @@ const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
 /// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
-/// MiB; a restart from every generation of a gigabyte; kills before single system calls. Seeds come from `--seeds`.
+/// MiB; a restart from every generation of a gigabyte; kills before single system calls; programs as they are packaged.
+/// Seeds come from `--seeds`.
 const FULL_SIZE: &[(&str, &str)] = &[
     ("CKPTBPF_LAZY_KILLS", "200"),
     ("CKPTBPF_LAZY_MIB", "1024"),
     ("CKPTBPF_EVERY_GENERATION", "1"),
     ("CKPTBPF_KILLS", "100"),
+    ("CKPTBPF_PROGRAMS", "1"),
 ];
 
 #[derive(clap::Args)]
@@ -44,6 +46,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     step("setup");
     setup::run(&setup::Args::default())?;
+    setup::programs()?;
     test::build()?;
     if args.filters.is_empty() {
         planted_bugs()?;

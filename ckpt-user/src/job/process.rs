@@ -1,8 +1,13 @@
 //! Which process is meant, for good: a pid alone may be another program by now.
 
+use crate::sys::pidfd;
 use crate::task::outside;
 use crate::task::proc::Stat;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use std::io;
+use std::os::fd::AsFd;
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -30,6 +35,15 @@ impl ProcessId {
         stat(self.pid)
             .is_ok_and(|stat| stat.start_time() == self.start_time && !matches!(stat.state(), 'Z' | 'X'))
     }
+
+    /// Returns when it has ended, all its threads and descriptors included, or after `patience`.
+    pub fn wait_for_end(self, patience: PollTimeout) {
+        let Ok(process) = pidfd::open(Pid::from_raw(self.pid)) else { return };
+        if stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time) {
+            let mut ends = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            while poll(&mut ends, patience) == Err(Errno::EINTR) {}
+        }
+    }
 }
 
 /// The parent of a process, for walking up a tree; ids as in [`ProcessId`].
@@ -53,8 +67,13 @@ mod tests {
         assert!(id.runs());
         assert_eq!(parent(id.pid), Some(nix::unistd::getpid().as_raw()));
         assert!(!ProcessId { start_time: id.start_time + 1, ..id }.runs());
+        id.wait_for_end(PollTimeout::ZERO);
+        assert!(id.runs());
         child.kill().unwrap();
+        id.wait_for_end(PollTimeout::NONE);
+        assert!(!id.runs(), "a zombie");
         child.wait().unwrap();
         assert!(!id.runs());
+        id.wait_for_end(PollTimeout::NONE);
     }
 }

@@ -54,10 +54,17 @@ pub fn taker(
     }
 }
 
-/// Asks a supervisor for a checkpoint; returns when it is durable.
+/// Asks a supervisor for a checkpoint; returns when it is durable. Where the program was ended with it, the supervisor has
+/// ended, too: who asked may restart it at once.
 pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
+    const ITS_END: u16 = 10_000;
     match live.ask(Request::Checkpoint { kill })? {
-        Reply::Checkpoint(done) => Ok(done),
+        Reply::Checkpoint(done) => {
+            if done.killed {
+                live.entry.supervisor.wait_for_end(ITS_END.into());
+            }
+            Ok(done)
+        }
         _ => Err(ControlError::Refused("the supervisor answered something else".into()).into()),
     }
 }
