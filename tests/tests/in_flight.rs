@@ -130,6 +130,22 @@ fn process_vm_writev_over_a_scan() {
     over_a_scan("flight_writev", "writev");
 }
 
+#[test]
+fn a_direct_read_over_a_scan_while_pages_are_missing() {
+    with_disk("flight_lazy", |sandbox, disk| {
+        let mut reader = Reader::launch(sandbox, disk, "direct", &[]);
+        let hold = sandbox.dir().join("hold");
+        std::fs::write(&hold, "").unwrap();
+        reader.job.kill_all();
+        reader.job.restart(Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+        assert_eq!(reader.job.program(), reader.program);
+        reader.read();
+        reader.checkpoint_over_a_landing().success();
+        std::fs::remove_file(hold).unwrap();
+        reader.assert_restarts();
+    });
+}
+
 /// The program does not stop: the refusal names the thread, its system call and what it waits in; nothing is lost.
 fn over_a_freeze(name: &str, how: &str) {
     const PREAD64: &str = "(system call 17, waiting in ";
@@ -169,9 +185,9 @@ fn a_direct_read_over_a_freeze() {
 }
 
 /// Asynchronous reads are refused by name for as long as what was made for them is there; then the data is in the delta.
-fn refused_until_it_is_over(name: &str, how: &str, what: &[&str]) {
+fn refused_until_it_is_over(name: &str, how: &str, options: &[&str], what: &[&str]) {
     with_disk(name, |sandbox, disk| {
-        let reader = Reader::launch(sandbox, disk, how, &[]);
+        let reader = Reader::launch(sandbox, disk, how, options);
         disk.hold();
         reader.sandbox.kill(reader.program, Signal::SIGUSR1 as i32).unwrap();
         let said = || String::from_utf8_lossy(&reader.job.running().stdout()).into_owned();
@@ -209,7 +225,7 @@ fn refused_until_it_is_over(name: &str, how: &str, what: &[&str]) {
 
 #[test]
 fn an_asynchronous_read_is_refused_until_its_context_is_destroyed() {
-    refused_until_it_is_over("flight_aio", "aio", &["[aio]"]);
+    refused_until_it_is_over("flight_aio", "aio", &[], &["[aio]"]);
 }
 
 /// io_destroy(2) itself waits for the data.
@@ -230,21 +246,27 @@ fn a_context_that_is_destroyed_waits_for_what_is_in_flight() {
 
 #[test]
 fn a_read_of_an_io_uring_is_refused_until_that_is_closed() {
-    refused_until_it_is_over("flight_ring", "ring", &["io_uring"]);
+    refused_until_it_is_over("flight_ring", "ring", &[], &["io_uring"]);
 }
 
 #[test]
 fn a_read_into_a_registered_buffer_is_refused_until_the_io_uring_is_closed() {
-    refused_until_it_is_over("flight_fixed", "fixed", &["io_uring"]);
+    refused_until_it_is_over("flight_fixed", "fixed", &[], &["io_uring"]);
 }
 
 /// Closed with a read in flight: nothing of it is to be seen in the program, and yet the data lands.
 #[test]
 fn a_read_of_an_io_uring_that_is_closed_is_refused_until_it_is_over() {
-    refused_until_it_is_over("flight_ring_closed", "ring-closed", &["io_uring"]);
+    refused_until_it_is_over("flight_ring_closed", "ring-closed", &[], &["io_uring"]);
 }
 
 #[test]
 fn a_read_into_a_registered_buffer_of_an_io_uring_that_is_closed() {
-    refused_until_it_is_over("flight_fixed_closed", "fixed-closed", &["io_uring"]);
+    refused_until_it_is_over("flight_fixed_closed", "fixed-closed", &[], &["io_uring"]);
+}
+
+/// Where only /proc tells, memory that is pinned does.
+#[test]
+fn a_read_into_a_registered_buffer_of_an_io_uring_that_is_closed_without_bpf() {
+    refused_until_it_is_over("flight_fixed_bare", "fixed-closed", &["--no-bpf"], &["io_uring"]);
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{Holder, MODES, held, let_go, listener, stepper, verb, walk_until};
+use ckpt_tests::scenario::{Holder, MODES, held, let_go, listener, stepper, supervised, verb, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -392,4 +392,42 @@ fn a_user_s_capabilities_are_not_enough_and_the_holder_is_named() {
     assert!(refused.contains("restart as root") && refused.contains("not permitted"), "{refused}");
     assert_eq!(std::fs::metadata(sandbox.dir().join("f")).unwrap().len(), written);
     holder.end();
+}
+
+/// Ids near the program's are what comes next, as after a reboot: ckptbpf's own processes and threads do not take them.
+#[test]
+fn what_ckptbpf_starts_for_itself_takes_none_of_the_program_s_ids() {
+    let sandbox = Sandbox::with_limit("own_ids", Duration::from_secs(170));
+    let program = victim_cmd("threads16").args(["600", "3000"]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
+    job.running().wait_for_output("\n3 ", SOON);
+    let pid = job.program();
+    job.checkpoint();
+    let (dir, mut printed) = (job.dir().to_owned(), Vec::new());
+    job.kill_all();
+    for before in 2..14 {
+        let mode: &[&str] = if before % 2 == 0 { &["--lazy"] } else { &[] };
+        let line = "echo $(($0 - $1)) > /proc/sys/kernel/ns_last_pid; shift; exec \"$@\"";
+        let cmd = Cmd::sh(line).args([pid, before].map(|n| n.to_string()));
+        let running = sandbox.spawn(cmd.program(&verb("restart", mode).args(["--at", "1"]).arg(&dir)));
+        sandbox.wait_for("the program", SOON, || {
+            assert!(!running.has_ended(), "{before} before: {}", running.stderr());
+            supervised(&sandbox, &dir).is_some()
+        });
+        let said = running.stderr();
+        if before == 13 {
+            let_go(&sandbox);
+            printed = running.wait(SOON).success().stdout;
+        } else {
+            for one in sandbox.ps() {
+                let _ = sandbox.kill(one.pid, Signal::SIGKILL as i32);
+            }
+            running.wait(SOON);
+            sandbox.wait_for("everybody's end", SOON, || sandbox.ps().is_empty());
+        }
+        // The shell that becomes ckptbpf, or one that looks whether the program runs, may itself have had one of them.
+        assert!(!said.contains("has just been taken"), "{before} before: {said}");
+    }
+    assert!(!printed.is_empty() && expected.stdout.ends_with(&printed));
 }

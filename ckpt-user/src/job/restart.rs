@@ -81,6 +81,7 @@ fn run_again(
             Side::Inside => run_again(options, begun, Some(&taken), running),
         };
     }
+    taken::stay_clear(&image);
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;

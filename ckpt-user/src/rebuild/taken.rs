@@ -42,6 +42,31 @@ pub fn first(image: &Image) -> Option<Taken> {
     }
 }
 
+/// So many ids are to be free of the image's where ckptbpf's own processes and threads get theirs.
+const ROOM: i32 = 1000;
+
+/// Has the kernel give ids that the image does not use to what ckptbpf starts for itself: its witness and guardian, and the
+/// threads that fill and page. After a reboot, ids near those of the program are just what comes next.
+pub fn stay_clear(image: &Image) {
+    const LAST: &str = "/proc/sys/kernel/ns_last_pid";
+    let last = std::fs::read_to_string(LAST).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(last) = last {
+        let clear = clear_of(last, &ids(image));
+        // Where it may not be written to, an id that is taken for this is an error that says so.
+        if clear != last
+            && let Err(error) = std::fs::write(LAST, clear.to_string())
+        {
+            log::debug!("{LAST}: {error}");
+        }
+    }
+}
+
+/// The least id from `last` on with [`ROOM`] behind it.
+fn clear_of(last: i32, ids: &BTreeSet<i32>) -> i32 {
+    let beyond = ids.range(last.saturating_add(1)..);
+    beyond.fold(last, |clear, &id| if id <= clear.saturating_add(ROOM) { id } else { clear })
+}
+
 /// Who has id `id`.
 pub fn holder(id: i32) -> Option<Taken> {
     look(&BTreeSet::from([id])).remove(&id)
@@ -91,6 +116,17 @@ mod tests {
         image.processes[0].process_group = 5;
         image.processes[0].session = 4;
         assert_eq!(ids(&image), BTreeSet::from([4, 5, 7, 9]));
+    }
+
+    #[test]
+    fn ids_of_our_own_come_where_the_image_has_none() {
+        let ids = BTreeSet::from([5, 306, 307, 1200, 9000]);
+        assert_eq!(clear_of(300, &ids), 1200);
+        assert_eq!(clear_of(4, &ids), 1200);
+        assert_eq!(clear_of(1200, &ids), 1200);
+        assert_eq!(clear_of(7999, &ids), 7999);
+        assert_eq!(clear_of(8000, &ids), 9000);
+        assert_eq!(clear_of(i32::MAX, &ids), i32::MAX);
     }
 
     #[test]
