@@ -39,6 +39,12 @@ fn pairs_of_sockets() {
     channels("pairs");
 }
 
+/// Made by connect(2) and accept(2): of a listener that is gone, of one that is there, between processes.
+#[test]
+fn connections_between_unix_sockets_with_names() {
+    channels("named");
+}
+
 #[test]
 fn descriptors_and_names_of_senders_on_their_way() {
     channels("carried");

@@ -162,7 +162,7 @@ rows! {
         ["descriptor ", "sockets of family 16 (netlink) cannot be saved yet"];
     a_socket_of_another_protocol: "global keep\nkeep = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "keep.close()",
         ["descriptor ", "sockets of protocol 1 cannot be saved yet"];
-    a_named_connection: "global keep\nserver = socket.socket(socket.AF_UNIX)\nserver.bind('\\0name'), server.listen()\nkeep = [socket.socket(socket.AF_UNIX)]\nkeep[0].connect('\\0name')\nkeep.append(server.accept()[0])\nserver.close()",
+    a_named_datagram_socket_that_is_connected: "global keep\nkeep = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]\nkeep[0].bind('\\0name'), keep[1].connect('\\0name')",
         "keep[0].close(), keep[1].close()", ["descriptor ", "it is connected, with an address"];
     a_segment_attached_in_part: "global keep\nid = must(libc.shmget(0, 8192, 0o1600))\nkeep = must(libc.shmat(id, None, 0))\nmust(libc.shmctl(id, 0, None))\nmust(libc.munmap(ctypes.c_void_p(keep), ctypes.c_long(4096)))",
         "must(libc.munmap(ctypes.c_void_p(keep + 4096), ctypes.c_long(4096)))", ["System V segment", "only in part"];

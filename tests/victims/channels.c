@@ -2,11 +2,13 @@
 #include "victim.h"
 #include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 enum { BEHIND = 5, LARGEST = 4096 };
@@ -264,6 +266,136 @@ static void carried_end(void)
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
+static int accepted, client, packet_ends[2], ended, kept;
+static uint64_t abstract_names;
+static const char *const kept_name = "kept";
+
+static socklen_t unix_name(struct sockaddr_un *name, const char *path)
+{
+    *name = (struct sockaddr_un){.sun_family = AF_UNIX};
+    strcpy(name->sun_path, path);
+    if (*path == '@')
+        *name->sun_path = 0;
+    return offsetof(struct sockaddr_un, sun_path) + strlen(path) + (*path != '@');
+}
+
+static int named_listener(int kind, const char *path)
+{
+    struct sockaddr_un name;
+    socklen_t length = unix_name(&name, path);
+    int fd = socket(AF_UNIX, kind, 0);
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, 3) == 0);
+    return fd;
+}
+
+/* Connects; by a name of its own where there is one. */
+static int named_client(int kind, const char *own, const char *path)
+{
+    struct sockaddr_un name;
+    socklen_t length = unix_name(&name, own ? own : "");
+    int fd = socket(AF_UNIX, kind, 0);
+    CHECK(fd >= 0 && (!own || bind(fd, (struct sockaddr *)&name, length) == 0));
+    length = unix_name(&name, path);
+    CHECK(connect(fd, (struct sockaddr *)&name, length) == 0);
+    return fd;
+}
+
+/* Of both ends: abstract ones, which differ from run to run. */
+static uint64_t packet_names(void)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        struct sockaddr_un name = {0};
+        socklen_t length = sizeof name;
+        CHECK((i < 2 ? getpeername : getsockname)(packet_ends[i % 2], (struct sockaddr *)&name, &length) == 0);
+        for (size_t b = 0; b < sizeof name.sun_path; b++)
+            sum = mix(sum, name.sun_path[b]);
+    }
+    return sum;
+}
+
+static void named_begin(void)
+{
+    /* One that listens no more, and whose name is gone. */
+    int listener = named_listener(SOCK_STREAM, "./gone");
+    client = named_client(SOCK_STREAM, NULL, "./gone");
+    CHECK((accepted = accept(listener, NULL, NULL)) >= 0 && unlink("gone") == 0);
+    close(listener);
+    /* Both ends have names; of processes of this name there may be several. */
+    char here[40], there[80];
+    snprintf(here, sizeof here, "@channels-%d", getpid()), snprintf(there, sizeof there, "%s-client", here);
+    listener = named_listener(SOCK_SEQPACKET, here);
+    packet_ends[0] = named_client(SOCK_SEQPACKET, there, here);
+    CHECK((packet_ends[1] = accept(listener, NULL, NULL)) >= 0);
+    close(listener);
+    abstract_names = packet_names();
+    kept = named_listener(SOCK_STREAM, kept_name);
+    /* The last words of one that is closed. */
+    int last = named_client(SOCK_STREAM, NULL, kept_name);
+    CHECK((ended = accept(kept, NULL, NULL)) >= 0);
+    write_all(last, "last words", 10);
+    close(last);
+    CHECK((child = fork()) >= 0);
+    if (!child) {
+        ssize_t n;
+        int fd = named_client(SOCK_STREAM, NULL, kept_name);
+        close(kept), close(ended), close(client), close(accepted), close(packet_ends[0]), close(packet_ends[1]);
+        while ((n = read(fd, got, sizeof got)) > 0) {
+            for (ssize_t i = 0; i < n; i++)
+                got[i] = ~got[i];
+            write_all(fd, got, n);
+        }
+        _exit(7);
+    }
+    CHECK((child_end[0] = accept(kept, NULL, NULL)) >= 0);
+}
+
+/* Both its names. */
+static uint64_t names_of(uint64_t sum, int fd)
+{
+    for (int i = 0; i < 2; i++) {
+        struct sockaddr_un name = {0};
+        socklen_t length = sizeof name;
+        CHECK((i ? getpeername : getsockname)(fd, (struct sockaddr *)&name, &length) == 0);
+        sum = mix(sum, length);
+        for (int b = 0; *name.sun_path && b < (int)sizeof name.sun_path; b++)
+            sum = mix(sum, name.sun_path[b]);
+    }
+    return sum;
+}
+
+static uint64_t named_round(long n)
+{
+    CHECK(packet_names() == abstract_names);
+    uint64_t sum = exchange(packet_ends[0], packet_ends[1], n, 4000);
+    size_t length = message(n, 3000);
+    write_all(accepted, bytes, length);
+    if (n > BEHIND) {
+        length = message(n - BEHIND, 3000);
+        CHECK(recv(client, got, length, MSG_WAITALL) == (ssize_t)length && memcmp(got, bytes, length) == 0);
+    }
+    unsigned char back;
+    write_all(child_end[0], &(unsigned char){n}, 1);
+    CHECK(read(child_end[0], &back, 1) == 1 && back == (unsigned char)~n);
+    sum = names_of(names_of(sum, accepted), client);
+    sum = names_of(names_of(sum, child_end[0]), ended);
+    return sum;
+}
+
+static void named_end(void)
+{
+    int status;
+    CHECK(read(ended, got, 99) == 10 && memcmp(got, "last words", 10) == 0 && read(ended, got, 9) == 0);
+    CHECK(send(ended, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    close(child_end[0]);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    /* The listener is still the one to come to. */
+    int fd = named_client(SOCK_STREAM, NULL, kept_name), server = accept(kept, NULL, NULL);
+    CHECK(server >= 0);
+    write_all(fd, "again", 5);
+    CHECK(read(server, got, 9) == 5);
+}
+
 static int signals, watcher;
 
 static void signalfd_begin(void)
@@ -299,6 +431,7 @@ static void signalfd_end(void)
 static const struct thing things[] = {
     {"packets", packets_begin, packets_round, packets_end},
     {"pairs", pairs_begin, pairs_round, pairs_end},
+    {"named", named_begin, named_round, named_end},
     {"carried", carried_begin, carried_round, carried_end},
     {"signalfd", signalfd_begin, signalfd_round, signalfd_end},
 };

@@ -269,6 +269,8 @@ pub mod metadata {
             Object::Socket(socket::SocketRecord {
                 waiting: vec![message],
                 options: vec![option(1, 7)],
+                kind: 1,
+                name: name(b"run/socket"),
                 ..Default::default()
             }),
             Object::Endpoint(listener),

@@ -15,6 +15,7 @@ pub mod file;
 pub mod inotify;
 pub mod lock;
 pub mod memfd;
+pub mod named;
 pub mod option;
 pub mod owner;
 pub mod pidfd;

@@ -360,21 +360,24 @@ mod tests {
     /// What getsockopt(2) answers that is nothing a program sets: what the socket is, its peer, errors, counts, and what
     /// another option says as well.
     const NOTHING_TO_SET: &[(i32, &[i32])] = &[
-        // SO_TYPE, SO_ERROR, peers, SO_SNDLOWAT, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN, SO_BPF_EXTENSIONS, SO_MEMINFO, NAPI,
-        // SO_COOKIE, SO_PEERGROUPS, SO_BINDTOIFINDEX, timeouts and timestamps again, SO_NETNS_COOKIE, SO_PEERPIDFD, DEVMEM.
+        // SO_TYPE, SO_ERROR, SO_BSDCOMPAT, peers, SO_SNDLOWAT, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN, SO_BPF_EXTENSIONS,
+        // SO_MEMINFO, NAPI, SO_COOKIE, SO_PEERGROUPS, SO_BINDTOIFINDEX, timeouts and timestamps again, SO_NETNS_COOKIE,
+        // SO_PEERPIDFD, DEVMEM.
         (
             libc::SOL_SOCKET,
-            &[3, 4, 17, 19, 28, 30, 31, 38, 39, 48, 55, 56, 57, 59, 62, 65, 66, 67, 71, 77, 78, 79, 80],
+            &[3, 4, 14, 17, 19, 28, 30, 31, 38, 39, 48, 55, 56, 57, 59, 62, 65, 66, 67, 71, 77, 78, 79, 80],
         ),
-        // IP_PKTOPTIONS, IP_MTU, memberships and filters of groups (asked for one by one), IP_PROTOCOL; iptables.
-        (libc::SOL_IP, &[9, 14, 41, 48, 52, 64, 65, 66, 67, 80, 81, 82, 83, 96, 97]),
+        // IP_PKTOPTIONS, IP_MTU, memberships and filters of groups (asked for one by one), IP_PROTOCOL; of raw sockets
+        // IP_HDRINCL, IP_ROUTER_ALERT, IP_NODEFRAG; iptables.
+        (libc::SOL_IP, &[3, 5, 9, 14, 22, 41, 48, 52, 64, 65, 66, 67, 80, 81, 82, 83, 96, 97]),
         // IPV6_ADDRFORM, IPV6_2292PKTOPTIONS, IPV6_MTU, flow labels, filters of groups, IPV6_PKTINFO and IPV6_HOPLIMIT and
-        // IPV6_PATHMTU, which are messages; ip6tables.
-        (libc::SOL_IPV6, &[1, 6, 24, 32, 48, 50, 52, 61, 64, 65, 66, 67, 68, 69, 80]),
+        // IPV6_PATHMTU, which are messages; of raw sockets IPV6_ROUTER_ALERT; ip6tables.
+        (libc::SOL_IPV6, &[1, 6, 22, 24, 32, 48, 50, 52, 61, 64, 65, 68, 69, 80]),
         // TCP_INFO, TCP_MD5SIG, TCP_TIMESTAMP, TCP_CC_INFO, TCP_SAVED_SYN, TCP_FASTOPEN_KEY, TCP_ZEROCOPY_RECEIVE, TCP_AO_*,
         // TCP_IS_MPTCP, and queues under repair.
         (libc::SOL_TCP, &[11, 14, 20, 21, 22, 24, 26, 28, 29, 33, 35, 38, 39, 40, 41, 42, 43]),
-        (libc::SOL_UDP, &[]),
+        // Of UDP-Lite.
+        (libc::SOL_UDP, &[10, 11]),
     ];
 
     #[test]

@@ -140,10 +140,12 @@ mod tests {
     #[test]
     fn who_has_a_port_or_a_file_is_named() {
         let own = std::process::id().to_string();
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp = UdpSocket::bind("[::1]:0").unwrap();
-        let (tcp, udp) = (tcp.local_addr().unwrap().port(), (udp.local_addr().unwrap().port(), udp));
-        assert!(holder(libc::IPPROTO_UDP, udp.0).unwrap().contains(&own));
+        assert!(holder(libc::IPPROTO_UDP, udp.local_addr().unwrap().port()).unwrap().contains(&own));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = listener.local_addr().unwrap().port();
+        assert!(holder(libc::IPPROTO_TCP, tcp).unwrap().contains(&own));
+        drop(listener);
         assert_eq!(holder(libc::IPPROTO_TCP, tcp), None, "it was closed");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("with a space");

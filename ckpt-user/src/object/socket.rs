@@ -1,4 +1,5 @@
-//! Pairs of Unix sockets (socketpair(2)) whose two ends the program has, with what waits in them.
+//! Connected Unix sockets whose two ends the program has, with what waits in them: pairs (socketpair(2)), and those made by
+//! connect(2) and accept(2).
 //!
 //! The kernel's socket diagnosis (sock_diag(7)) says which socket is whose peer. What waits is peeked at with SO_PEEK_OFF,
 //! message by message, with the descriptors that come with it and the name of its sender, and sent again by the other end
@@ -8,7 +9,7 @@
 
 use super::endpoint::{self, polled};
 use super::option::{self, Kind, PASSPIDFD, SocketOption, halved};
-use super::{Object, Seen};
+use super::{Object, Seen, named};
 use crate::sys::diag::{self, Diagnosis};
 use crate::sys::socket;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -42,6 +43,20 @@ pub struct SocketRecord {
     /// Values as getsockopt(2) gives them.
     #[prost(message, repeated, tag = "6")]
     pub options: Vec<SocketOption>,
+    /// struct sockaddr_un of this end and of the other one, where they have names.
+    #[prost(bytes = "vec", tag = "7")]
+    pub name: Vec<u8>,
+    #[prost(bytes = "vec", tag = "8")]
+    pub peer_name: Vec<u8>,
+}
+
+impl SocketRecord {
+    /// Whether its names are such as a program's socket can have.
+    pub fn is_sound(&self) -> bool {
+        let named = !self.name.is_empty() || !self.peer_name.is_empty();
+        let fits = !named || [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&self.kind);
+        fits && named::is_sound(&self.name) && named::is_sound(&self.peer_name)
+    }
 }
 
 /// A message, or a part of a stream.
@@ -86,10 +101,13 @@ pub fn capture(
     }
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
     let found = diag::diagnose(metadata.ino() as u32).map_err(said)?;
-    let Diagnosis { peer: Some(peer), shut, named, .. } = found else {
+    let Diagnosis { peer: Some(peer), shut, .. } = found else {
         return endpoint::capture_unix(seen, fd, metadata, kind, found);
     };
-    if named || socket::peer_address(fd).is_ok_and(|address| address.len() > size_of::<u16>()) {
+    let name = named::name_of(socket::address(fd)).map_err(said)?;
+    let peer_name = named::name_of(socket::peer_address(fd)).map_err(said)?;
+    // Anybody may send to its name.
+    if kind == libc::SOCK_DGRAM && !(name.is_empty() && peer_name.is_empty()) {
         return Err("it is connected, with an address; that cannot be saved yet".to_owned());
     }
     let has_peer =
@@ -122,6 +140,8 @@ pub fn capture(
         waiting,
         shut,
         options,
+        name,
+        peer_name,
     }))
 }
 
@@ -236,9 +256,12 @@ impl Sockets {
         let own = match self.pairs.entry(record.socket) {
             Entry::Occupied(made) => made.remove(),
             Entry::Vacant(_) => {
-                let kind = SockType::try_from(record.kind)?;
-                let flag = SockFlag::SOCK_CLOEXEC;
-                let (own, peer) = socketpair(AddressFamily::Unix, kind, None, flag)?;
+                let (own, peer) = if record.name.is_empty() && record.peer_name.is_empty() {
+                    let kind = SockType::try_from(record.kind)?;
+                    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?
+                } else {
+                    named::pair(record.kind, &record.name, &record.peer_name)?
+                };
                 let ends = if record.peer == 0 { &mut self.closed } else { &mut self.pairs };
                 ends.insert(if record.peer == 0 { record.socket } else { record.peer }, peer);
                 own

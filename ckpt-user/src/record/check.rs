@@ -129,6 +129,7 @@ impl Image {
                     let mut carried = socket.waiting.iter().flat_map(|message| &message.descriptions);
                     let fits = carried.all(|index| known(*index));
                     ensure(fits, || "a message carries a descriptor of nothing".to_owned())?;
+                    ensure(socket.is_sound(), || "a connection has a name that none can have".to_owned())?;
                 }
                 Some(Object::Endpoint(endpoint)) => {
                     ensure(endpoint.is_sound(), || "a socket of no kind, or with no address".to_owned())?;

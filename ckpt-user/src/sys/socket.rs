@@ -96,6 +96,22 @@ pub fn connect(fd: &OwnedFd, address: &[u8]) -> io::Result<()> {
     super::check(i64::from(done)).map(drop)
 }
 
+/// listen(2).
+pub fn listen(fd: &OwnedFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: listen takes two integers.
+    super::check(i64::from(unsafe { libc::listen(fd.as_raw_fd(), backlog) })).map(drop)
+}
+
+/// accept4(2), close-on-exec; who it is is not asked.
+pub fn accept(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let nobody = std::ptr::null_mut();
+    // SAFETY: with null pointers the kernel writes no address.
+    let made = unsafe { libc::accept4(fd.as_raw_fd(), nobody, std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
+    let made = super::check(i64::from(made))?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
 /// The file that a Unix socket is bound to, as a descriptor of its name alone (O_PATH).
 ///
 /// # Errors
