@@ -157,3 +157,35 @@ fn a_stopped_program_that_is_killed_is_over() {
     sandbox.kill(program, Signal::SIGKILL as i32).unwrap();
     job.wait(SOON).expect_code(137);
 }
+
+/// While pages are missing it does not stop with the program's first process: others wait for them.
+#[test]
+fn ckptbpf_serves_pages_while_the_first_process_is_stopped() {
+    let sandbox = Sandbox::new("stopped_serves");
+    let program = victim_cmd("lazymem").args(["64", "100000", "signal", "4", "2"]);
+    let mut job = Job::launch(&sandbox, &[], &program);
+    job.running().wait_for_output("ready", SOON);
+    job.checkpoint();
+    job.kill_all();
+    let hold = sandbox.dir().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    job.restart(Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+    let (program, ckptbpf) = (job.program(), job.running().pid);
+    let is_stopped = |pid| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
+    sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
+    sandbox.wait_for("the stop", SOON, || is_stopped(program));
+    let missing = || {
+        let status = sandbox.run(verb("status", ["--json"]).arg(job.dir())).success();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["pages_missing"].as_u64().unwrap()
+    };
+    let before = missing();
+    sandbox.wait_for("pages for the others", SOON, || missing() < before);
+    std::fs::remove_file(hold).unwrap();
+    sandbox.wait_for("ckptbpf to stop, once all are there", SOON, || is_stopped(ckptbpf));
+    sandbox.kill(program, Signal::SIGCONT as i32).unwrap();
+    sandbox.wait_for("both to go on", SOON, || !is_stopped(program) && !is_stopped(ckptbpf));
+    job.checkpoint();
+    job.kill_all();
+    assert!(!String::from_utf8_lossy(&job.stdout()).contains("WRONG"));
+}

@@ -66,6 +66,8 @@ struct Supervisor {
     last_error: Option<String>,
     killed_by_us: bool,
     let_go: Option<i32>,
+    /// The program has stopped, and we have not: others of it may wait for pages that we serve.
+    stops_later: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -95,6 +97,7 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         last_error: None,
         killed_by_us: false,
         let_go: None,
+        stops_later: false,
     };
     let ended = supervisor.run(signals)?;
     supervisor.say_end(ended);
@@ -115,11 +118,12 @@ impl Supervisor {
             while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
                 self.request(request);
             }
-            if self.reap(signals) {
+            if self.reap() {
                 self.last_checkpoint();
                 return Ok(self.ended());
             }
             self.lazy();
+            self.stop_with_the_program(signals);
             self.start_if_due();
         }
     }
@@ -225,6 +229,15 @@ impl Supervisor {
         }
     }
 
+    /// Once nobody waits for pages. Should it have gone on unseen, that ends the stop at once.
+    fn stop_with_the_program(&mut self, signals: &mut Signals) {
+        let missing = self.plan.lazy.as_ref().map_or(0, Lazy::missing);
+        if self.stops_later && missing == 0 {
+            self.stops_later = false;
+            signals.stop_with(self.plan.root);
+        }
+    }
+
     fn start_if_due(&mut self) {
         let now = self.began.elapsed();
         let due = self.schedule.due().is_some_and(|due| due <= now);
@@ -284,7 +297,7 @@ impl Supervisor {
     }
 
     /// Takes in what children do; true when none is left.
-    fn reap(&mut self, signals: &mut Signals) -> bool {
+    fn reap(&mut self) -> bool {
         loop {
             match wait::next_change() {
                 Ok(Some((pid, Change::Ended(ended)))) if pid == self.plan.root => {
@@ -294,8 +307,9 @@ impl Supervisor {
                 // A thread that stopped for a freeze which had been given up by then.
                 Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
-                    signals.stop_with(self.plan.root);
+                    self.stops_later = true;
                 }
+                Ok(Some((pid, Change::Continued))) if pid == self.plan.root => self.stops_later = false,
                 Ok(Some(_)) => {}
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
