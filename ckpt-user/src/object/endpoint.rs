@@ -150,10 +150,6 @@ pub fn polled(fd: &OwnedFd, what: PollFlags) -> bool {
     asked.is_err() || fds[0].revents().is_none_or(|r| r.intersects(what))
 }
 
-fn said(error: io::Error) -> String {
-    error.to_string()
-}
-
 /// A Unix socket that is not connected.
 ///
 /// # Errors
@@ -171,12 +167,13 @@ pub fn capture_unix(
     }
     let closed_half = found.shut & 1 != 0;
     if kind == libc::SOCK_DGRAM
-        && (socket::waiting(fd).map_err(said)? > 0 || (!closed_half && polled(fd, PollFlags::POLLIN)))
+        && (socket::waiting(fd).map_err(|e| e.to_string())? > 0
+            || (!closed_half && polled(fd, PollFlags::POLLIN)))
     {
         return Err("messages wait in it, which cannot be saved yet".to_owned());
     }
     no_error(fd)?;
-    let mut address = socket::address(fd).map_err(said)?;
+    let mut address = socket::address(fd).map_err(|e| e.to_string())?;
     if address.len() <= PATH {
         address.clear();
     }
@@ -190,7 +187,7 @@ pub fn capture_unix(
     record.shut = found.shut;
     if listens {
         record.backlog = Some(found.queue.1);
-        let by = socket::option(fd, libc::SO_PEERCRED).map_err(said)?;
+        let by = socket::option(fd, libc::SO_PEERCRED).map_err(|e| e.to_string())?;
         record.listener = by.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
     }
     Ok(Object::Endpoint(record))
@@ -226,8 +223,9 @@ fn record(fd: &OwnedFd, metadata: &Metadata, kind: Kind, address: Vec<u8>) -> Re
 /// The file that a socket is bound to, whose name is `given`; `cwd` is where the program is now.
 fn file(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<SocketFile, String> {
     let opened = socket::bound_file(fd).map_err(|e| format!("its file cannot be found: {e}"))?;
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(said)?;
-    let metadata = File::from(opened).metadata().map_err(said)?;
+    let path =
+        std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(|e| e.to_string())?;
+    let metadata = File::from(opened).metadata().map_err(|e| e.to_string())?;
     // Of a relative name: where the program was when it was bound, as far as that can be told.
     let begins = if given.is_absolute() { [Some(PathBuf::new()), None] } else { [before(&path, given), cwd] };
     let leads = |directory: &PathBuf| super::same_by_path(&directory.join(given), &metadata);
@@ -265,10 +263,10 @@ fn tcp_info(fd: &OwnedFd) -> io::Result<(u8, u32, u32)> {
 /// The reason why a restart could not make it again.
 pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Object, String> {
     const CLOSE: u8 = 7;
-    let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
-    let protocol = socket::integer(fd, libc::SO_PROTOCOL).map_err(said)?;
+    let kind = socket::integer(fd, libc::SO_TYPE).map_err(|e| e.to_string())?;
+    let protocol = socket::integer(fd, libc::SO_PROTOCOL).map_err(|e| e.to_string())?;
     let kind = Kind { family, kind, protocol };
-    let own = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map_err(said)?;
+    let own = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map_err(|e| e.to_string())?;
     let cookie = |fd: &OwnedFd| socket::option_at(fd, libc::SOL_SOCKET, NETNS_COOKIE, 8).ok();
     if cookie(fd) != cookie(&own) {
         return Err("it is of another network namespace".to_owned());
@@ -276,7 +274,7 @@ pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Ob
     let mut backlog = None;
     let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
     match (kind.kind, protocol) {
-        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_info(fd).map_err(said)? {
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_info(fd).map_err(|e| e.to_string())? {
             (CLOSE, ..) if polled(fd, hung_up) => {
                 return Err("its connection has ended, which cannot be saved yet".to_owned());
             }
@@ -302,7 +300,7 @@ pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Ob
         _ => return Err(format!("sockets of protocol {protocol} cannot be saved yet")),
     }
     no_error(fd)?;
-    let mut address = socket::address(fd).map_err(said)?;
+    let mut address = socket::address(fd).map_err(|e| e.to_string())?;
     // Neither port nor address: it is not bound.
     let host = if family == libc::AF_INET { 4..8 } else { 8..24 };
     if address.iter().skip(2).take(2).all(|b| *b == 0) {
