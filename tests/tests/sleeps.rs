@@ -79,7 +79,8 @@ fn the_parent_of_a_vfork_is_refused_by_name_until_its_child_is_gone() {
     for _ in 0..2 {
         let said = job.try_checkpoint().expect_code(125).stderr_text();
         let parent = alive()[0];
-        let named = format!("thread {parent} of process {parent} does not stop (system call 58, waiting in ");
+        let named =
+            format!("thread {parent} of process {parent} (vfork) does not stop (system call 58, waiting in ");
         assert!(said.contains(&named), "{named:?} is not in {said}");
     }
     std::fs::write(sandbox.dir().join("go-on"), "").unwrap();

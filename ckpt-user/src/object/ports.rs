@@ -146,7 +146,9 @@ mod tests {
         let tcp = listener.local_addr().unwrap().port();
         assert!(holder(libc::IPPROTO_TCP, tcp).unwrap().contains(&own));
         drop(listener);
-        assert_eq!(holder(libc::IPPROTO_TCP, tcp), None, "it was closed");
+        // Somebody else may have it by now.
+        let holder = holder(libc::IPPROTO_TCP, tcp).unwrap_or_default();
+        assert!(!holder.contains(&format!("process {own} ")), "it was closed: {holder}");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("with a space");
         assert_eq!(named("Num\n0: 2 0 1 1 1 77 a b\n0: 2 0 1 1 1  78\n").collect::<Vec<_>>(), [(77, "a b")]);
