@@ -434,3 +434,32 @@ impl Seen {
         format!("sockets of family {family}{name} cannot be saved yet")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_holds_no_socket_that_no_program_can_have() {
+        let address = [&(libc::AF_UNIX as u16).to_ne_bytes()[..], b"/run/a\0"].concat();
+        let (family, kind, backlog) = (libc::AF_UNIX, libc::SOCK_STREAM, Some(5));
+        let file = Some(SocketFile::default());
+        let sound = EndpointRecord { family, kind, address, backlog, file, ..EndpointRecord::default() };
+        assert!(sound.is_sound());
+        let changes: [fn(&mut EndpointRecord); 8] = [
+            |r| r.family = libc::AF_PACKET,
+            |r| r.protocol = 1,
+            |r| r.kind = libc::SOCK_DGRAM,
+            |r| r.address[0] = libc::AF_INET as u8,
+            |r| r.address.truncate(1),
+            |r| r.file = None,
+            |r| r.address[PATH] = b'a',
+            |r| r.options.push(SocketOption { name: libc::SO_ATTACH_FILTER, ..SocketOption::default() }),
+        ];
+        for change in changes {
+            let mut record = sound.clone();
+            change(&mut record);
+            assert!(!record.is_sound(), "{record:?}");
+        }
+    }
+}
