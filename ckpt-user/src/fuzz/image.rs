@@ -7,7 +7,7 @@ use crate::memory::{shared, vma};
 use crate::object::epoll::{Entry, EpollRecord};
 use crate::object::{
     Description, Object, deleted, endpoint, eventfd, file, lock, memfd, option, owner, pidfd, pipe,
-    proc_file, signalfd, socket, table, terminal, timerfd,
+    proc_file, signalfd, socket, socket_file, table, terminal, timerfd,
 };
 use crate::rebuild::{mappings, objects, plan, taken};
 use crate::record::{Clocks, Image, Machine, Process, SharedObject, Thread};
@@ -232,7 +232,7 @@ pub mod metadata {
             address: name(b"run/socket"),
             backlog: Some(5),
             options: vec![option(1, 7)],
-            file: Some(endpoint::SocketFile { directory: b"/tmp".to_vec(), ..Default::default() }),
+            file: Some(socket_file::SocketFile { directory: b"/tmp".to_vec(), ..Default::default() }),
             ..Default::default()
         };
         let server = endpoint::EndpointRecord {

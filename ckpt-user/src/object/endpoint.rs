@@ -5,6 +5,7 @@
 //! SO_PEERCRED tells who it is.
 
 use super::option::{self, Kind, SocketOption};
+use super::socket_file::{self, Names, Place, SocketFile};
 use super::{Object, Seen, path_of, ports};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::diag::{self, Diagnosis};
@@ -17,9 +18,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
 pub struct EndpointRecord {
@@ -54,24 +54,6 @@ pub struct EndpointRecord {
     /// The process that has called listen(2), of a Unix socket.
     #[prost(int32, tag = "12")]
     pub listener: i32,
-}
-
-/// The file that a Unix socket is bound to.
-#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
-pub struct SocketFile {
-    /// Where its path begins, if that is relative.
-    #[prost(bytes = "vec", tag = "1")]
-    pub directory: Vec<u8>,
-    #[prost(uint64, tag = "2")]
-    pub device: u64,
-    #[prost(uint64, tag = "3")]
-    pub inode: u64,
-    #[prost(uint32, tag = "4")]
-    pub mode: u32,
-    #[prost(uint32, tag = "5")]
-    pub uid: u32,
-    #[prost(uint32, tag = "6")]
-    pub gid: u32,
 }
 
 /// In struct sockaddr_un: where the path begins.
@@ -182,7 +164,7 @@ pub fn capture_unix(
     let mut record = record(fd, metadata, kind, address)?;
     if has_path {
         let cwd = ProcDir::process(seen.pid).link("cwd").ok();
-        record.file = Some(file(fd, given(&record.address), cwd)?);
+        record.file = Some(socket_file::capture(fd, given(&record.address), cwd)?);
     }
     record.shut = found.shut;
     if listens {
@@ -218,35 +200,6 @@ fn record(fd: &OwnedFd, metadata: &Metadata, kind: Kind, address: Vec<u8>) -> Re
         mode: metadata.mode() & 0o7777,
         ..EndpointRecord::default()
     })
-}
-
-/// The file that a socket is bound to, whose name is `given`; `cwd` is where the program is now.
-fn file(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<SocketFile, String> {
-    let opened = socket::bound_file(fd).map_err(|e| format!("its file cannot be found: {e}"))?;
-    let path =
-        std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(|e| e.to_string())?;
-    let metadata = File::from(opened).metadata().map_err(|e| e.to_string())?;
-    // Of a relative name: where the program was when it was bound, as far as that can be told.
-    let begins = if given.is_absolute() { [Some(PathBuf::new()), None] } else { [before(&path, given), cwd] };
-    let leads = |directory: &PathBuf| super::same_by_path(&directory.join(given), &metadata);
-    let directory = begins.into_iter().flatten().find(leads).ok_or(
-        "its name in the file system has been removed, is another file's, or begins in a directory that is not known",
-    )?;
-    Ok(SocketFile {
-        directory: directory.as_os_str().as_bytes().to_vec(),
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        mode: metadata.mode() & 0o7777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-    })
-}
-
-/// What is before `given` in `path`.
-fn before(path: &Path, given: &Path) -> Option<PathBuf> {
-    let given: PathBuf = given.components().filter(|part| *part != Component::CurDir).collect();
-    let rest = path.ends_with(&given).then(|| path.ancestors().nth(given.components().count()))?;
-    rest.map(Path::to_path_buf)
 }
 
 /// struct tcp_info (linux/tcp.h): the state, and of a socket that listens how many wait and may wait.
@@ -354,7 +307,9 @@ pub fn rebuild(record: &EndpointRecord, flags: u32, is_roots: bool) -> io::Resul
         // It is bound when nothing else can fail; whether it can be is known now.
         bind(record, &create(record)?, is_roots)?;
     }
-    place(record)?;
+    if let Some(path) = record.path() {
+        socket_file::look(&path)?;
+    }
     Ok(fd)
 }
 
@@ -415,95 +370,14 @@ fn name(record: &EndpointRecord) -> String {
     format!("{protocol} port {}", record.port())
 }
 
-/// What is where its file is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Free,
-    /// A socket that nobody has any more.
-    Stale,
-}
-
-/// Looks where the file is to be, and changes nothing.
-///
-/// # Errors
-/// Somebody else has the place.
-fn place(record: &EndpointRecord) -> io::Result<Option<Place>> {
-    let Some(path) = record.path() else { return Ok(None) };
-    let refused = |kind: io::ErrorKind, what: &str| {
-        Err(io::Error::new(kind, format!("{}: the program had a socket there, and {what}", path.display())))
-    };
-    let metadata = match std::fs::symlink_metadata(&path) {
-        Ok(metadata) => metadata,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => {
-            return Ok(Some(Place::Free));
-        }
-        Err(e) => return refused(e.kind(), &e.to_string()),
-    };
-    if metadata.mode() & libc::S_IFMT != libc::S_IFSOCK {
-        return refused(io::ErrorKind::AlreadyExists, "what is there now is none");
-    }
-    let (device, inode) = (metadata.dev(), metadata.ino());
-    // A datagram socket can be refused, or be of another kind than what is there; it disturbs nobody.
-    let probe = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
-    match connect(&probe, &path) {
-        Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(Some(Place::Stale)),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            refused(e.kind(), "may not be asked who has it")
-        }
-        _ => {
-            let who = ports::holder_of_file(&path, device, inode);
-            let what = format!("{} has it now", who.as_deref().unwrap_or("somebody"));
-            refused(io::ErrorKind::AddrInUse, &what)
-        }
-    }
-}
-
-/// However long the path is: by a link of /proc to it.
-fn connect(fd: &OwnedFd, path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = std::fs::OpenOptions::new();
-    let opened = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
-    let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
-    let address = [&(libc::AF_UNIX as u16).to_ne_bytes()[..], link.as_bytes(), &[0]].concat();
-    socket::connect(fd, &address)
-}
-
-/// Files that were not there before, by path, device and inode: without [`Names::keep`] they are removed again.
-pub struct Names {
-    made: Vec<(PathBuf, u64, u64)>,
-    owner: FsIds,
-}
-
-impl Names {
-    pub fn of(owner: &FsIds) -> Self {
-        Self { made: Vec::new(), owner: owner.clone() }
-    }
-
-    pub fn keep(mut self) {
-        self.made.clear();
-    }
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        let _as_owner = self.owner.assume();
-        for (path, device, inode) in &self.made {
-            // Somebody else's is left alone; who had ours removed has done our work.
-            if std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (*device, *inode)) {
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
-}
-
 /// Gives a Unix socket its name, and its halves their end. A file of the program that was killed makes place; where there
 /// was one, there is one again whatever fails after this.
 pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::Result<()> {
     let is_roots = names.owner.uid == 0;
     if let (Some(path), Some(file)) = (record.path(), &record.file) {
         let as_owner = names.owner.assume()?;
-        let place = place(record)?;
-        if matches!(place, Some(Place::Stale)) {
+        let place = socket_file::look(&path)?;
+        if place == Place::Stale {
             std::fs::remove_file(&path)?;
         }
         bind_from(path_of(&file.directory), record, fd, is_roots)?;
@@ -511,8 +385,8 @@ pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::R
         let opened = socket::bound_file(fd)?;
         let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
         let made = File::from(opened.try_clone()?).metadata()?;
-        if place == Some(Place::Free) {
-            names.made.push((path, made.dev(), made.ino()));
+        if place == Place::Free {
+            names.note(path, &made);
         }
         drop(as_owner);
         if (made.uid(), made.gid()) != (file.uid, file.gid) {
@@ -558,5 +432,34 @@ impl Seen {
             _ => "",
         };
         format!("sockets of family {family}{name} cannot be saved yet")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_holds_no_socket_that_no_program_can_have() {
+        let address = [&(libc::AF_UNIX as u16).to_ne_bytes()[..], b"/run/a\0"].concat();
+        let (family, kind, backlog) = (libc::AF_UNIX, libc::SOCK_STREAM, Some(5));
+        let file = Some(SocketFile::default());
+        let sound = EndpointRecord { family, kind, address, backlog, file, ..EndpointRecord::default() };
+        assert!(sound.is_sound());
+        let changes: [fn(&mut EndpointRecord); 8] = [
+            |r| r.family = libc::AF_PACKET,
+            |r| r.protocol = 1,
+            |r| r.kind = libc::SOCK_DGRAM,
+            |r| r.address[0] = libc::AF_INET as u8,
+            |r| r.address.truncate(1),
+            |r| r.file = None,
+            |r| r.address[PATH] = b'a',
+            |r| r.options.push(SocketOption { name: libc::SO_ATTACH_FILTER, ..SocketOption::default() }),
+        ];
+        for change in changes {
+            let mut record = sound.clone();
+            change(&mut record);
+            assert!(!record.is_sound(), "{record:?}");
+        }
     }
 }

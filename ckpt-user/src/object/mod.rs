@@ -25,6 +25,7 @@ pub mod proc_file;
 pub mod seen;
 pub mod signalfd;
 pub mod socket;
+pub mod socket_file;
 pub mod table;
 pub mod terminal;
 pub mod timerfd;
