@@ -72,8 +72,9 @@ pub fn capture(
         let mut record = capture_process(process, mappings, hidden, found, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
-            vdso_print =
-                vdso::fingerprint(process.pid, &(range.start..range.end)).reading(process.pid, "vdso")?;
+            let shown = vdso::look(process.pid, &(range.start..range.end)).reading(process.pid, "vdso")?;
+            no_call_under_way(process, &shown.behind)?;
+            vdso_print = shown.fingerprint;
         }
         processes.push(record);
     }
@@ -293,6 +294,19 @@ fn time_timers(
     }
     *injected += injector.count;
     Ok(())
+}
+
+/// No thread is on its way back from a system call of a ckptbpf that was killed meanwhile: after a restart there would be
+/// no code for the rest of the way.
+fn no_call_under_way(process: &FrozenProcess, behind: &std::ops::Range<u64>) -> Result<(), Refusal> {
+    match process.threads.iter().find(|thread| behind.contains(&thread.regs.rip)) {
+        Some(thread) => Err(Refusal::NotStopped(format!(
+            "thread {} of process {} is on its way back from what a ckptbpf that was killed had it do; in a moment it is not",
+            thread.tid,
+            crate::refusal::named(process.pid)
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Where code can be injected into a process.

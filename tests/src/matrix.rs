@@ -13,18 +13,17 @@ pub const COLLECTOR: &str = "CKPTBPF_RESTARTS_FILE";
 
 /// Notes the `number`th restart of a job by the test that runs on this thread.
 pub fn note(mode: Mode, number: usize) {
-    let Ok(path) = std::env::var(COLLECTOR) else { return };
-    let thread = std::thread::current();
-    let (Some(test), Some(binary)) = (thread.name(), binary()) else { return };
+    let (Ok(path), Some(test)) = (std::env::var(COLLECTOR), this_test()) else { return };
     let mode = if mode == Mode::Lazy { "lazy" } else { "eager" };
     let mut file =
         OpenOptions::new().create(true).append(true).open(path).expect("the collector of restarts opens");
-    file.write_all(format!("{binary} {test}\t{mode}\t{number}\n").as_bytes()).expect("it takes a line");
+    file.write_all(format!("{test}\t{mode}\t{number}\n").as_bytes()).expect("it takes a line");
 }
 
-/// Of the tests, without the hash that cargo gives it.
-fn binary() -> Option<String> {
+/// `BINARY PATH::NAME` of the test that runs on this thread; the binary without the hash that cargo gives it.
+pub fn this_test() -> Option<String> {
     let path = std::env::current_exe().ok()?;
-    let name = path.file_name()?.to_str()?;
-    Some(name.rsplit_once('-').map_or(name, |(name, _)| name).to_owned())
+    let binary = path.file_name()?.to_str()?;
+    let binary = binary.rsplit_once('-').map_or(binary, |(name, _)| name);
+    Some(format!("{binary} {}", std::thread::current().name()?))
 }

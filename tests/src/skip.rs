@@ -8,8 +8,12 @@ pub const COLLECTOR: &str = "CKPTBPF_SKIP_FILE";
 
 /// Records that the test `name` did not run because of `reason`; the test then returns.
 pub fn skip(name: &str, reason: &str) {
-    let line = format!("SKIPPED {name}: {reason}\n");
+    let mut line = format!("SKIPPED {name}: {reason}\n");
     eprint!("{line}");
+    // As the test is called, whatever it calls itself.
+    if let Some(test) = crate::matrix::this_test() {
+        line += &format!("SKIPPED-TEST {test}: {reason}\n");
+    }
     if let Ok(path) = std::env::var(COLLECTOR) {
         let mut file =
             OpenOptions::new().create(true).append(true).open(path).expect("the skip collector opens");

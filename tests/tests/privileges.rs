@@ -1,5 +1,8 @@
 //! Who owns what: under sudo program and images are the user's, and a crafted image gives nobody root.
 
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::os::unix::fs::{MetadataExt, chown};
 use std::time::Duration;
 

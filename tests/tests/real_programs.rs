@@ -267,8 +267,8 @@ fn terminals_inside_terminals_are_refused() {
     is_refused(
         "tmux",
         "exec tmux -D -S socket",
-        "pgrep -x 'tmux: server' || test -S socket",
-        &["(tmux: server)", "socket"],
+        "pgrep -x sleep || { tmux -S socket new-session -d 'exec sleep 1000'; false; }",
+        &["(tmux: server)"],
     );
     is_refused("screen", "SCREENDIR=$PWD/s exec screen -D -m sleep 1000", "pgrep -x sleep", &["(screen)"]);
 }
@@ -289,13 +289,8 @@ fn mpi_is_refused() {
         "mpirun",
         "exec mpirun --oversubscribe -n 2 sleep 1000",
         "test $(pgrep -x sleep | wc -l) -eq 2",
-        &["(mpirun)", "socket"],
+        &["(mpirun)"],
     );
     // As Debian has it, it takes sockets of MPI even where it runs alone.
-    is_refused(
-        "lammps",
-        "cp $programs/melt.in . && exec lmp -in melt.in > out",
-        "test -s atoms",
-        &["(lmp)", "socket"],
-    );
+    is_refused("lammps", "cp $programs/melt.in . && exec lmp -in melt.in > out", "test -s atoms", &["(lmp)"]);
 }

@@ -15,7 +15,7 @@ const LAST: &str = "target/results.json";
 pub struct Results {
     passed: BTreeSet<String>,
     failed: BTreeSet<String>,
-    /// Reasons, by what the test calls itself.
+    /// Reasons.
     skipped: BTreeMap<String, String>,
     restarts: BTreeMap<String, Restarts>,
     /// Whose results come, of cargo's own runner.
@@ -78,10 +78,15 @@ impl Results {
         }
     }
 
-    /// Takes the lines `SKIPPED name: reason` of the skip collector.
+    /// Takes the lines `SKIPPED-TEST BINARY PATH::NAME: reason` of the skip collector: to the runner they have passed.
     pub fn see_skips(&mut self, collected: &str) {
-        let lines = collected.lines().filter_map(|line| line.strip_prefix("SKIPPED ")?.split_once(": "));
-        self.skipped.extend(lines.map(|(name, reason)| (name.to_owned(), reason.to_owned())));
+        for line in collected.lines() {
+            if let Some((name, reason)) = line.strip_prefix("SKIPPED-TEST ").and_then(|l| l.split_once(": "))
+            {
+                self.passed.remove(name);
+                self.skipped.insert(name.to_owned(), reason.to_owned());
+            }
+        }
     }
 
     /// Takes the lines `NAME⇥MODE⇥NUMBER` of the collector of restarts.
@@ -106,12 +111,10 @@ impl Results {
         if self.failed.iter().any(|test| is_meant(&test)) {
             return Outcome::Failed;
         }
-        if let Some(reason) = self.skipped.get(name) {
-            return Outcome::Skipped(reason.clone());
-        }
         let passed: Vec<&String> = self.passed.iter().filter(is_meant).collect();
         if passed.is_empty() {
-            return Outcome::Missing;
+            let skipped = self.skipped.iter().find(|(test, _)| is_meant(test));
+            return skipped.map_or(Outcome::Missing, |(_, reason)| Outcome::Skipped(reason.clone()));
         }
         let mut restarts = Restarts::default();
         passed.iter().filter_map(|test| self.restarts.get(*test)).for_each(|of| restarts.add(*of));
@@ -187,7 +190,7 @@ mod tests {
             "dirty private::a_row\teager\t1\ndirty private::a_row\tlazy\t2\nsandbox b\tlazy\t1\n",
         );
         assert_eq!(results.of("a_row"), Outcome::Passed(Restarts { eager: 1, lazy: 1, most: 2 }));
-        results.see_skips("SKIPPED a_row: no such kernel\n");
+        results.see_skips("SKIPPED row: no such kernel\nSKIPPED-TEST dirty private::a_row: no such kernel\n");
         assert_eq!(results.of("a_row"), Outcome::Skipped("no such kernel".into()));
     }
 }

@@ -38,6 +38,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("perl", "a program of Perl"),
     ("xz-utils", "a compressor with two threads"),
     ("make", "a build of several processes"),
+    ("procps", "pgrep, by which tests find programs"),
 ];
 
 #[derive(clap::Args, Default)]

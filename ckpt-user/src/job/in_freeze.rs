@@ -212,8 +212,7 @@ fn inside(
                 no_longer_paged(pid, &mut record.mappings)?;
             }
             watched_by_us(space, &mut record.mappings)?;
-            let begun = space.has_begun();
-            space.round(&record.mappings, !begun).reading(pid, "the page map")
+            space.round(&record.mappings).reading(pid, "the page map")
         })?;
         let id = space.id;
         let mut push = |page: u64, bytes: &[u8]| residue.push(id, page, bytes);

@@ -61,6 +61,11 @@ impl Lazy {
         self.pager.as_ref().map_or(0, |pager| pager.missing())
     }
 
+    /// Whether nothing is left of it.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
     /// Whether a page could not be had: the program was killed for that.
     pub fn has_failed(&self) -> bool {
         self.pager.as_ref().is_some_and(|pager| pager.has_failed())

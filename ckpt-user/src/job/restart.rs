@@ -67,9 +67,9 @@ fn run_again(
     };
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let newest = chain.newest();
-    let image = Image::read(newest.metadata())?;
+    let mut image = Image::read(newest.metadata())?;
     image.check()?;
-    let owner = permitted(&image, newest.owner_uid())?;
+    let owner = permitted(&mut image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
     if taken.is_none()
         && let Some(taken) = taken::first(&image)
@@ -241,7 +241,7 @@ fn source(given: &Path, at: Option<u64>) -> anyhow::Result<(PathBuf, Option<Gene
 }
 
 /// Whose image it is; refuses what would make anyone more than they are.
-fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
+fn permitted(image: &mut Image, owner_uid: u32) -> anyhow::Result<FsIds> {
     let owner =
         fs_ids_of(owner_uid).unwrap_or_else(|| FsIds { uid: owner_uid, gid: owner_uid, groups: Vec::new() });
     let caller = Caller::current()?;
@@ -255,7 +255,9 @@ fn permitted(image: &Image, owner_uid: u32) -> anyhow::Result<FsIds> {
         identity::permitted(&owner, &caller, &claimed)?;
     }
     if caller.root && owner.uid != 0 {
-        rights::within(image, owner.uid, &Means::own()?)?;
+        let means = Means::own()?;
+        rights::fit(image, &means);
+        rights::within(image, owner.uid, &means)?;
     }
     Ok(owner)
 }

@@ -6,6 +6,7 @@
 //! fcntl(2)); where ckptbpf has no rights beyond the caller's, the kernel goes by them itself.
 
 use crate::object::Object;
+use crate::object::option::{self, SocketOption};
 use crate::record::{Image, Process, Thread};
 use crate::task::limits::{self, Limit};
 use crate::task::proc::ProcDir;
@@ -25,6 +26,10 @@ pub struct Means {
     pub securebits: u32,
     /// `fs.pipe-max-size`, bytes.
     pub pipe: u32,
+    /// Most that anybody's socket buffer has, bytes, as SO_RCVBUF tells it.
+    pub buffer: u32,
+    /// `vm.mmap_min_addr`.
+    pub lowest_address: u64,
 }
 
 impl Means {
@@ -35,14 +40,24 @@ impl Means {
     pub fn own() -> io::Result<Self> {
         let dir = ProcDir::process(getpid());
         let shown = settings::shown(getpid(), &dir.status()?)?;
-        let pipe = std::fs::read_to_string("/proc/sys/fs/pipe-max-size");
+        // Each a few numbers; the last one is the most.
+        let most = |name: &str, otherwise: u64| {
+            let text = std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
+            text.split_ascii_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
+        };
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        // The kernel doubles what is asked for, and lets TCP have more by itself.
+        let asked = ["net/core/rmem_max", "net/core/wmem_max"].map(|name| 2 * most(name, 212_992));
+        let given = ["net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"].map(|name| most(name, 0));
         Ok(Self {
             limits: limits::parse(&dir.text("limits")?)?,
             scheduling: scheduling::capture(getpid(), getpid())?,
             oom_score_adj: shown.oom_score_adj,
             autogroup: shown.autogroup,
             securebits: crate::sys::ids::securebits()?,
-            pipe: pipe.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1 << 20),
+            pipe: narrow(most("fs/pipe-max-size", 1 << 20)),
+            buffer: narrow(asked.into_iter().chain(given).max().unwrap_or(0)),
+            lowest_address: most("vm/mmap_min_addr", 65536),
         })
     }
 
@@ -78,16 +93,59 @@ pub fn within(image: &Image, owner: u32, means: &Means) -> Result<(), Beyond> {
             of_thread(thread, means).map_err(beyond(format!("thread {}", thread.tid)))?;
         }
     }
-    let pipes = image.descriptions.iter().filter_map(|description| match &description.object {
-        Some(Object::Pipe(pipe)) => Some(pipe.capacity),
-        _ => None,
-    });
-    match pipes.max().filter(|largest| *largest > means.pipe) {
-        Some(largest) => Err(beyond("the program".to_owned())(format!(
-            "a pipe of {largest} bytes (fs.pipe-max-size: {})",
-            means.pipe
-        ))),
-        None => Ok(()),
+    let segments = image.objects.iter().filter(|object| object.segment.is_some_and(|s| s.is_locked()));
+    let locked = segments.fold(0u64, |sum, object| sum.saturating_add(object.size));
+    let objects = image.descriptions.iter().filter_map(|description| description.object.as_ref());
+    within_lock_limit(locked, means)
+        .and_then(|()| objects.into_iter().try_for_each(|object| of_object(object, means)))
+        .map_err(beyond("the program".to_owned()))
+}
+
+/// Limits that follow from the size of the machine, and that nobody has chosen: no program needs more of them than there is.
+///
+/// Lowers those of the image to ckptbpf's own.
+pub fn fit(image: &mut Image, means: &Means) {
+    for limit in image.processes.iter_mut().flat_map(|process| &mut process.limits) {
+        if limits::OF_THE_MACHINE.contains(&limit.resource) {
+            limit.hard = limit.hard.min(means.hard(limit.resource));
+            limit.soft = limit.soft.min(limit.hard);
+        }
+    }
+}
+
+fn within_lock_limit(locked: u64, means: &Means) -> Result<(), String> {
+    let own = means.hard(limits::LOCKED_MEMORY);
+    ensure(locked <= own, || {
+        format!("{locked} bytes of locked memory (ckptbpf's own hard limit: {})", limits::shown(own))
+    })
+}
+
+fn of_object(object: &Object, means: &Means) -> Result<(), String> {
+    let buffers = |options: &[SocketOption]| {
+        let sizes = options.iter().filter(|o| option::is_size(o)).filter_map(|o| o.value.first_chunk::<4>());
+        let largest = sizes.map(|size| u32::from_ne_bytes(*size)).max().unwrap_or(0);
+        ensure(largest <= means.buffer, || {
+            format!(
+                "a socket buffer of {largest} bytes (at most, by net.core and net.ipv4: {})",
+                means.buffer
+            )
+        })
+    };
+    match object {
+        Object::Pipe(pipe) => ensure(pipe.capacity <= means.pipe, || {
+            format!("a pipe of {} bytes (fs.pipe-max-size: {})", pipe.capacity, means.pipe)
+        }),
+        Object::Socket(socket) => buffers(&socket.options),
+        Object::Endpoint(endpoint) => buffers(&endpoint.options),
+        Object::Timer(timer) => {
+            let wakes = [libc::CLOCK_REALTIME_ALARM, libc::CLOCK_BOOTTIME_ALARM].contains(&timer.clock);
+            ensure(!wakes, || "a timer that wakes the machine (timerfd_create(2))".to_owned())
+        }
+        Object::Epoll(epoll) => {
+            let wakes = epoll.entries.iter().any(|entry| entry.events & libc::EPOLLWAKEUP as u32 != 0);
+            ensure(!wakes, || "an epoll that keeps the machine awake (EPOLLWAKEUP)".to_owned())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -101,9 +159,10 @@ fn of_process(process: &Process, means: &Means) -> Result<(), String> {
     }
     let locked = process.mappings.iter().filter(|vma| vma.has("lo"));
     let locked = locked.fold(0u64, |sum, vma| sum.saturating_add(vma.end.saturating_sub(vma.start)));
-    let own = means.hard(limits::LOCKED_MEMORY);
-    ensure(locked <= own, || {
-        format!("{locked} bytes of locked memory (ckptbpf's own hard limit: {})", limits::shown(own))
+    within_lock_limit(locked, means)?;
+    let lowest = process.mappings.iter().map(|vma| vma.start).min().unwrap_or(u64::MAX);
+    ensure(lowest >= means.lowest_address, || {
+        format!("memory at {lowest:#x} (vm.mmap_min_addr: {:#x})", means.lowest_address)
     })?;
     let Some(settings) = &process.settings else { return Ok(()) };
     ensure(settings.oom_score_adj >= means.oom_score_adj, || {

@@ -20,6 +20,8 @@ fn means() -> Means {
         autogroup: 0,
         securebits: 0,
         pipe: 65536,
+        buffer: 4096,
+        lowest_address: 65536,
     }
 }
 
@@ -138,10 +140,71 @@ fn locked_memory_up_to_the_limit() {
         let mappings = ends.iter().map(|&(start, end)| vma(start, end)).collect();
         image(|process, _| process.mappings = mappings)
     };
-    let means = with_limit(means(), limits::LOCKED_MEMORY, 8192);
+    let means = Means { lowest_address: 0, ..with_limit(means(), limits::LOCKED_MEMORY, 8192) };
     assert_eq!(within(&locked(&[(0, 4096), (8192, 12288)]), 4242, &means), Ok(()));
     assert!(refused(&locked(&[(0, 4096), (8192, 16384)]), &means).contains("12288 bytes of locked memory"));
     refused(&locked(&[(0, u64::MAX), (0, u64::MAX), (9, 3)]), &means);
+    let segment = |mode, size| {
+        let segment = Some(crate::memory::sysv::Segment { mode, ..Default::default() });
+        let objects = vec![crate::record::SharedObject { segment, size, ..Default::default() }];
+        Image { objects, ..Image::default() }
+    };
+    assert_eq!(within(&segment(0o2600, 8192), 4242, &means), Ok(()));
+    assert_eq!(within(&segment(0o600, 1 << 40), 4242, &means), Ok(()));
+    assert!(refused(&segment(0o2600, 8193), &means).contains("8193 bytes of locked memory"));
+}
+
+#[test]
+fn memory_not_below_the_lowest_address() {
+    let at = |start| {
+        let vma = crate::memory::vma::Vma { start, end: 1 << 20, ..Default::default() };
+        image(|process, _| process.mappings = vec![vma])
+    };
+    assert_eq!(within(&at(65536), 4242, &means()), Ok(()));
+    assert!(refused(&at(0), &means()).contains("memory at 0x0 (vm.mmap_min_addr: 0x10000)"));
+}
+
+#[test]
+fn buffers_of_sockets_up_to_what_anybody_gets() {
+    let buffer = |name, size: u32| {
+        let option = SocketOption { level: libc::SOL_SOCKET, name, value: size.to_ne_bytes().to_vec() };
+        let socket = crate::object::socket::SocketRecord { options: vec![option], ..Default::default() };
+        let object = Some(Object::Socket(socket));
+        Image { descriptions: vec![Description { object, ..Description::default() }], ..Image::default() }
+    };
+    for name in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+        assert_eq!(within(&buffer(name, 4096), 4242, &means()), Ok(()));
+        assert!(
+            refused(&buffer(name, 0x7fff_fffe), &means()).contains("a socket buffer of 2147483646 bytes")
+        );
+    }
+    assert_eq!(within(&buffer(libc::SO_MARK, u32::MAX), 4242, &means()), Ok(()));
+}
+
+#[test]
+fn what_wakes_the_machine_is_root_s() {
+    let with = |object| {
+        let description = Description { object: Some(object), ..Description::default() };
+        Image { descriptions: vec![description], ..Image::default() }
+    };
+    let timer =
+        |clock| with(Object::Timer(crate::object::timerfd::TimerRecord { clock, ..Default::default() }));
+    assert_eq!(within(&timer(libc::CLOCK_BOOTTIME), 4242, &means()), Ok(()));
+    assert!(refused(&timer(libc::CLOCK_BOOTTIME_ALARM), &means()).contains("wakes the machine"));
+    let epoll = |events: i32| {
+        let entry = crate::object::epoll::Entry { events: events as u32, ..Default::default() };
+        with(Object::Epoll(crate::object::epoll::EpollRecord { entries: vec![entry] }))
+    };
+    assert_eq!(within(&epoll(libc::EPOLLIN | libc::EPOLLET), 4242, &means()), Ok(()));
+    assert!(refused(&epoll(libc::EPOLLIN | libc::EPOLLWAKEUP), &means()).contains("EPOLLWAKEUP"));
+}
+
+#[test]
+fn limits_of_another_machine_s_size_are_lowered() {
+    let mut claims = image(|process, _| process.limits = vec![limit(6, 9000), limit(7, 9000), limit(11, 10)]);
+    let means = with_limit(with_limit(means(), 6, 100), 11, 100);
+    fit(&mut claims, &means);
+    assert_eq!(claims.processes[0].limits, [limit(6, 100), limit(7, 9000), limit(11, 10)]);
 }
 
 #[test]

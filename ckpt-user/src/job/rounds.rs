@@ -31,7 +31,7 @@ impl Checkpointer {
         let (mut counts, mut buffer) = (Vec::new(), Vec::new());
         while self.reconcile.next(&counts) == Next::Round {
             self.reconcile.scan_begins();
-            let found = self.round(tracer, counts.is_empty())?;
+            let found = self.round(tracer)?;
             let mut tracked = lock(&shared);
             self.reconcile.scanned(&mut tracked.spaces);
             for (index, set) in &found {
@@ -47,7 +47,7 @@ impl Checkpointer {
                 written?;
                 match copied {
                     Ok(unreadable) => space.missed(unreadable),
-                    // On its way out, or another program by now: the freeze copies all that is dirty again.
+                    // On its way out, or another program by now: who looks next copies all that is dirty again.
                     Err(_) => space.again(),
                 }
             }
@@ -89,10 +89,10 @@ impl Checkpointer {
     }
 
     /// One look at every tracked space: which pages (of which space, by index) are to be copied.
-    fn round(&self, tracer: &Tracer, first: bool) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
+    fn round(&self, tracer: &Tracer) -> Result<Vec<(usize, PageSet)>, CheckpointError> {
         if self.backend == Backend::SoftDirty {
             let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
-            let round = move || soft_dirty::round(root, &mut lock(&tracked).spaces, first, &kernel);
+            let round = move || soft_dirty::round(root, &mut lock(&tracked).spaces, &kernel);
             return Ok(tracer.run(round).ok_or(CheckpointError::NoTracer)??);
         }
         let mut tracked = self.tracked();
@@ -102,7 +102,7 @@ impl Checkpointer {
             // A process that ends or executes another program meanwhile is seen by the freeze.
             let Ok(mappings) = space.mappings() else { continue };
             space.register(&mappings);
-            let Ok(set) = space.round(&mappings, first) else { continue };
+            let Ok(set) = space.round(&mappings) else { continue };
             found.push((index, set));
         }
         // All of them, also those that are not tracked yet: they may write to others.

@@ -229,10 +229,10 @@ impl Supervisor {
         }
     }
 
-    /// Once nobody waits for pages. Should it have gone on unseen, that ends the stop at once.
+    /// Once nobody waits for pages, or for what unmaps or forks to be noticed. Should it have gone on unseen, that ends the stop at once.
     fn stop_with_the_program(&mut self, signals: &mut Signals) {
-        let missing = self.plan.lazy.as_ref().map_or(0, Lazy::missing);
-        if self.stops_later && missing == 0 {
+        let is_over = self.plan.lazy.as_ref().is_none_or(Lazy::is_over);
+        if self.stops_later && is_over && self.idle.is_some() {
             self.stops_later = false;
             signals.stop_with(self.plan.root);
         }

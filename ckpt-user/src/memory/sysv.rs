@@ -53,6 +53,13 @@ const SHM_LOCKED: u32 = 0o2000;
 /// No device: segments and other memory without a name share one, and may have the same inode numbers there.
 const DEVICE: u64 = u64::MAX;
 
+impl Segment {
+    /// SHM_LOCK of shmctl(2).
+    pub fn is_locked(&self) -> bool {
+        self.mode & SHM_LOCKED != 0
+    }
+}
+
 /// A line of /proc/sysvipc/shm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {

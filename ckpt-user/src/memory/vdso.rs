@@ -26,12 +26,33 @@ pub fn find(maps: &[Raw]) -> Option<Range<u64>> {
     maps.iter().find(|m| m.name == "[vdso]").map(|m| m.start..m.end)
 }
 
-/// XXH3 of the vdso's code up to where its zeros begin; equal fingerprints mean that one can stand for the other.
-pub fn fingerprint(pid: Pid, range: &Range<u64>) -> io::Result<u64> {
+/// A vdso as a process has it.
+pub struct Shown {
+    /// XXH3 of its ELF image; equal ones mean that one can stand for the other.
+    pub fingerprint: u64,
+    /// What lies behind the image: nothing, but for code of a ckptbpf that was killed while it had a system call made
+    /// ([`crate::sys::inject`]).
+    pub behind: Range<u64>,
+}
+
+/// # Errors
+/// It cannot be read.
+pub fn look(pid: Pid, range: &Range<u64>) -> io::Result<Shown> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     crate::sys::mem::read(pid, range.start, &mut bytes)?;
-    let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |i| i + 1);
-    Ok(xxhash_rust::xxh3::xxh3_64(&bytes[..used]))
+    let image = image(&bytes);
+    let behind = range.start + image.len() as u64..range.end;
+    Ok(Shown { fingerprint: xxhash_rust::xxh3::xxh3_64(image), behind })
+}
+
+/// The ELF image: its section headers are the last of it (elf(5)). All of it where that is not so.
+fn image(bytes: &[u8]) -> &[u8] {
+    let word = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let half = |at: usize| Some(u64::from(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?)));
+    // e_shoff, e_shentsize, e_shnum.
+    let end = || word(40)?.checked_add(half(58)? * half(60)?);
+    let end = end().and_then(|end| usize::try_from(end).ok()).filter(|&end| end > 64 && end <= bytes.len());
+    &bytes[..end.unwrap_or(bytes.len())]
 }
 
 /// Moves the skeleton's vdso and data pages to the places in `wanted`, by way of a free range at `spare`.
@@ -70,4 +91,30 @@ pub fn rebuild(remote: &mut Remote, present: &[Raw], wanted: &[Vma], spare: u64)
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_behind_the_image_changes_no_fingerprint() {
+        let maps = super::super::vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap()).unwrap();
+        let range = find(&maps).unwrap();
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        crate::sys::mem::read(Pid::this(), range.start, &mut bytes).unwrap();
+        let length = image(&bytes).len();
+        let used = bytes.iter().rposition(|&b| b != 0).unwrap() + 1;
+        assert!((used..used + 64).contains(&length), "{length} bytes, {used} of them used");
+        let left = length.next_multiple_of(16) + 16;
+        bytes[left..left + 128].fill(0xcc);
+        assert_eq!(image(&bytes).len(), length);
+    }
+
+    #[test]
+    fn what_is_no_elf_image_is_all_of_it() {
+        for bytes in [vec![0; 8192], vec![0xff; 8192], vec![1; 50], Vec::new()] {
+            assert_eq!(image(&bytes).len(), bytes.len());
+        }
+    }
 }

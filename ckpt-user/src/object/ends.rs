@@ -32,7 +32,7 @@ pub struct Ends {
 
 /// Of each end at most, and at least. A write-ahead log of sqlite, which has 1000 pages, is covered.
 const MOST: u64 = 2 << 20;
-const LEAST: u64 = 64 << 10;
+const LEAST: u64 = 4 << 10;
 /// Of all files: they are read while the program stands still, at some 3 GB/s.
 const TOGETHER: u64 = 16 << 20;
 /// Read at a time.

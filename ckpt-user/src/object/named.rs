@@ -1,7 +1,7 @@
 //! Connected Unix sockets that have names, as connect(2) and accept(2) make them: a name of the file system is needed while
 //! they are made, not after. So they are made where no file is anybody's, and nobody else sees the name.
 
-use crate::sys::socket;
+use crate::sys::{diag, socket};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::io;
@@ -78,13 +78,28 @@ fn bound(kind: i32, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The one that was accepted by `server`, and the one that has connected to it.
+/// The one that was accepted by `server`, and the one that has connected to it. Everybody can connect to an abstract name:
+/// who else does is sent away.
 fn connected(kind: i32, server: &[u8], client: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
+    /// Strangers that wait, and that are sent away.
+    const WAITING: i32 = 128;
+    const SENT_AWAY: usize = 10_000;
     let listener = bound(kind, server)?;
     let client = bound(kind, client)?;
-    socket::listen(&listener, 1)?;
+    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|found| found.st_ino as u32);
+    socket::listen(&listener, WAITING)?;
+    // Where they leave no room, an error and no wait without end. struct timeval.
+    let [soon, never] = [5i64, 0].map(|seconds| [seconds.to_ne_bytes(), [0; 8]].concat());
+    socket::set_option(&client, libc::SO_SNDTIMEO, &soon)?;
     socket::connect(&client, server)?;
-    Ok((socket::accept(&listener)?, client))
+    socket::set_option(&client, libc::SO_SNDTIMEO, &never)?;
+    for _ in 0..SENT_AWAY {
+        let accepted = socket::accept(&listener)?;
+        if diag::diagnose(inode(&accepted)?)?.peer == Some(inode(&client)?) {
+            return Ok((accepted, client));
+        }
+    }
+    Err(io::Error::other("others connect to it all the time"))
 }
 
 #[cfg(test)]
@@ -94,6 +109,32 @@ mod tests {
     fn name(text: &str) -> Vec<u8> {
         let end: &[u8] = if text.starts_with('\0') || text.is_empty() { &[] } else { &[0] };
         if text.is_empty() { Vec::new() } else { [&[1, 0], text.as_bytes(), end].concat() }
+    }
+
+    #[test]
+    fn a_stranger_is_never_taken_for_the_other_end() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let server = name("\0ckptbpf's test of strangers");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut let_in = Vec::new();
+                while !is_over() {
+                    let stranger = socket::create(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+                    let_in.extend(socket::connect(&stranger, &server).is_ok().then_some(stranger));
+                    let_in.truncate(8);
+                }
+            });
+            for _ in 0..200 {
+                let (own, peer) = pair(libc::SOCK_STREAM, &server, &[]).unwrap();
+                nix::unistd::write(&peer, b"word").unwrap();
+                assert_eq!(nix::unistd::read(&own, &mut [0; 9]).unwrap(), 4);
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -311,7 +311,7 @@ pub fn rebuild(fd: &OwnedFd, kind: Kind, options: &[SocketOption], is_roots: boo
 }
 
 /// Of an odd size, which the kernel has chosen, half is set.
-fn is_size(option: &SocketOption) -> bool {
+pub fn is_size(option: &SocketOption) -> bool {
     option.level == libc::SOL_SOCKET && [libc::SO_SNDBUF, libc::SO_RCVBUF].contains(&option.name)
 }
 

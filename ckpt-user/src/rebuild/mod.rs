@@ -136,8 +136,8 @@ fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
     }
     let own = crate::memory::vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
     let vdso = own.ok().and_then(|maps| crate::memory::vdso::find(&maps));
-    let print = vdso.and_then(|range| crate::memory::vdso::fingerprint(Pid::this(), &range).ok());
-    if print != Some(machine.vdso) {
+    let print = vdso.and_then(|range| crate::memory::vdso::look(Pid::this(), &range).ok());
+    if print.is_none_or(|shown| shown.fingerprint != machine.vdso) {
         return refused(format!(
             "this kernel's vdso is not that of kernel {} on {}; restart it on a node with the same kernel",
             machine.kernel, machine.host

@@ -71,11 +71,15 @@ impl Witness {
             // SAFETY: ends a process that shares nothing, without what its parent has to run at its own exit.
             unsafe { libc::_exit(started.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |_| 0)) }
         };
+        // Should it be killed before it says anything, that is the end of the file.
+        drop(its);
         match waitpid(between, None)? {
             WaitStatus::Exited(_, 0) => {
                 let mut pid = [0; 4];
                 // Its first word.
-                recv(ours.as_raw_fd(), &mut pid, MsgFlags::empty())?;
+                if recv(ours.as_raw_fd(), &mut pid, MsgFlags::empty())? != pid.len() {
+                    return Err(io::Error::other("it was killed while it was made"));
+                }
                 Ok(Self { socket: Some(ours), pid: i32::from_ne_bytes(pid) })
             }
             WaitStatus::Exited(_, error) => Err(io::Error::from_raw_os_error(error)),

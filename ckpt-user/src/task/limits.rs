@@ -40,6 +40,9 @@ pub const LOCKED_MEMORY: u32 = 8;
 pub const NICE: u32 = 13;
 pub const REALTIME_PRIORITY: u32 = 14;
 
+/// Processes and pending signals: the kernel begins with what fits the machine's memory (kernel/fork.c).
+pub const OF_THE_MACHINE: [u32; 2] = [6, 11];
+
 /// As /proc/PID/limits calls it.
 pub fn name(resource: u32) -> &'static str {
     NAMES.get(resource as usize).copied().unwrap_or("unknown limit")

@@ -79,19 +79,14 @@ pub fn clear(pid: Pid) -> io::Result<()> {
 ///
 /// # Errors
 /// When it does not stand still; nothing was changed.
-pub fn round(
-    root: Pid,
-    spaces: &mut [Space],
-    first: bool,
-    kernel: &Kernel,
-) -> Result<Vec<(usize, PageSet)>, Refusal> {
+pub fn round(root: Pid, spaces: &mut [Space], kernel: &Kernel) -> Result<Vec<(usize, PageSet)>, Refusal> {
     let tree = freeze::freeze(root, kernel)?;
     let mut found = Vec::new();
     for (index, space) in spaces.iter_mut().enumerate() {
         let is_stopped = tree.processes.iter().any(|p| p.pid == space.pid);
         if space.soft_dirty && is_stopped && space.is_current() {
             let mappings = space.mappings().reading(space.pid, "maps")?;
-            found.push((index, space.round(&mappings, first).reading(space.pid, "the page map")?));
+            found.push((index, space.round(&mappings).reading(space.pid, "the page map")?));
         }
     }
     tree.thaw();

@@ -217,8 +217,9 @@ impl Space {
     }
 
     /// Scans, re-arms, and returns what this round has to copy of what is watched: what is dirty now and, in the first
-    /// round of a checkpoint (`first`), what earlier ones reported without being committed.
-    pub fn round(&mut self, mappings: &[Vma], first: bool) -> io::Result<PageSet> {
+    /// round of a checkpoint, or after one that is not to be relied on, what was reported without being committed.
+    pub fn round(&mut self, mappings: &[Vma]) -> io::Result<PageSet> {
+        let first = !self.has_begun();
         let scanned = self.scan(mappings);
         let Scan { populated, written, guards } = scanned.inspect_err(|_| self.lost = true)?;
         let watched = populated.difference(&self.compared.pages);
