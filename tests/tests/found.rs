@@ -143,3 +143,29 @@ while True:
     }
     job.kill_all();
 }
+
+/// A ckptbpf that is killed while it has the program make a system call leaves code in the room behind the vdso's image
+/// (`sys/inject.rs`). The program and its checkpoints are as good as ever.
+#[test]
+fn code_that_a_killed_ckptbpf_has_left_behind_the_vdso() {
+    let program =
+        python("say('ready')\nnumber = 0\nwhile True:\n told()\n number += 1\n say(f'at {number}')\n");
+    let sandbox = Sandbox::new("found_vdso");
+    let mut job = launch(&sandbox, &program);
+    for (number, mode) in (0..).step_by(2).zip(MODES) {
+        let pid = sandbox.outside_pid(job.program()).expect("it runs");
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let vdso = maps.lines().find(|line| line.ends_with("[vdso]")).expect("it has one");
+        let end = u64::from_str_radix(vdso.split(['-', ' ']).nth(1).unwrap(), 16).unwrap();
+        let memory = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&memory, &[0xcc; 128], end - 1024).unwrap();
+        tell(&job, &format!("at {}\n", number + 1));
+        job.checkpoint();
+        job.kill_all();
+        job.restart(*mode, &[]);
+        job.program();
+        tell(&job, &format!("at {}\n", number + 2));
+    }
+    job.checkpoint();
+    job.kill_all();
+}
