@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::os::fd::AsRawFd;
@@ -125,14 +126,16 @@ impl Drop for SlowDisk {
 
 /// Does `deed` on a thread of its own in another mount namespace.
 fn inside(namespace: &Path, deed: impl FnOnce() -> nix::Result<()> + Send + 'static) -> nix::Result<()> {
-    let namespace = File::open(namespace).expect("the box's mount namespace");
+    // Nobody is there any more where the box has ended.
+    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    let namespace = File::open(namespace).map_err(errno)?;
     let there = move || {
         // What is shared with other threads forbids the change.
         unshare(CloneFlags::CLONE_FS)?;
         setns(namespace, CloneFlags::CLONE_NEWNS)?;
         deed()
     };
-    std::thread::spawn(there).join().expect("a thread in the box's mount namespace")
+    std::thread::spawn(there).join().unwrap_or(Err(Errno::UnknownErrno))
 }
 
 /// A number at a place in a request.

@@ -18,7 +18,7 @@ use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
 use crate::track::objects::{self, Objects};
-use crate::track::space::{self, Gone, Space};
+use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -275,8 +275,7 @@ fn no_longer_paged(pid: Pid, mappings: &mut [Vma]) -> Result<(), Refusal> {
 /// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the
 /// flag `uw`, which says nothing that a restart needs.
 fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
-    let tracked = space.uffd.is_some();
-    let not_ours = |v: &&Vma| v.has("uw") && !(tracked && space::may_be_watched(v));
+    let not_ours = |v: &&Vma| v.has("uw") && !space.is_ours(v);
     let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
     if let Some(vma) = foreign {
         let what = format!("has the mapping {:x}-{:x}", vma.start, vma.end);

@@ -100,11 +100,15 @@ fn run_again(
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     let mut processes = rebuilt.processes;
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
+    let mut shared = rebuilt.shared;
+    shared.iter_mut().try_for_each(|object| object.verify(&chain))?;
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
-    let mut shared = rebuilt.shared;
-    for object in &mut shared {
-        object.write_back(&chain, options.files == FilesPolicy::Check)?;
+    let only_compare = options.files == FilesPolicy::Check;
+    // Files first: where they are only compared, nothing has been changed yet should one differ.
+    let (files, others): (Vec<_>, Vec<_>) = shared.iter_mut().partition(|object| object.is_file());
+    for object in files.into_iter().chain(others) {
+        object.write_back(&chain, only_compare)?;
     }
     {
         let _as_owner = owner.assume()?;

@@ -147,6 +147,19 @@ impl Restored {
         }
     }
 
+    /// Whether it is a mapped file.
+    pub fn is_file(&self) -> bool {
+        self.backing.is_some()
+    }
+
+    /// Reads all that [`Self::write_back`] will write: damage is to be met before anything is changed.
+    pub fn verify(&mut self, chain: &Chain) -> Result<(), RebuildError> {
+        if self.backing.is_none() && self.segment.is_none() {
+            return Ok(());
+        }
+        self.each_stored(chain, |_, _, _| Ok(())).map(drop).rebuilding(0, "shared memory")
+    }
+
     /// Makes a mapped file, or a segment, what the program's memory was; with `only_compare` a difference in a file is
     /// an error.
     pub fn write_back(&mut self, chain: &Chain, only_compare: bool) -> Result<(), RebuildError> {

@@ -216,6 +216,17 @@ impl Space {
         foreign
     }
 
+    /// Whether a watched mapping is watched by our userfaultfd. One that is not to be is let go: it has come, beside the
+    /// program, to where another one had been when the mappings were read.
+    pub fn is_ours(&self, vma: &Vma) -> bool {
+        let length = vma.end - vma.start;
+        // EBUSY where it is somebody else's.
+        let let_go = |uffd: &Uffd| {
+            uffd.register(vma.start, length, MODE_WP).is_ok() && uffd.unregister(vma.start, length).is_ok()
+        };
+        self.uffd.as_ref().is_some_and(|uffd| may_be_watched(vma) || let_go(uffd))
+    }
+
     /// Scans, re-arms, and returns what this round has to copy of what is watched: what is dirty now and, in the first
     /// round of a checkpoint, or after one that is not to be relied on, what was reported without being committed.
     pub fn round(&mut self, mappings: &[Vma]) -> io::Result<PageSet> {
