@@ -30,8 +30,10 @@ use crate::track::space::Space;
 use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -378,18 +380,21 @@ fn sync_files(image: &Image) {
     let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     for (index, description) in image.descriptions.iter().enumerate().filter(|(_, d)| writes(d.flags)) {
         let Some(Object::File(file)) = &description.object else { continue };
-        let opened = match description.lease {
-            None => std::fs::File::open(file.path()),
+        // Its path may lead elsewhere by now, and opening it may be forbidden, or wait.
+        let is_it = |opened: &File| opened.metadata().is_ok_and(|found| file.is_same_inode(&found));
+        let opened = match same_description(image, index).ok().filter(is_it) {
+            Some(opened) => Ok(opened),
             // Opening it would break the lease.
-            Some(_) => same_description(image, index),
+            None if description.lease.is_some() => continue,
+            None => OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file.path()),
         };
-        // Gone or forbidden by now: a restart finds out by itself.
+        // Gone by now: a restart finds out by itself.
         let _ = opened.and_then(|f| f.sync_data());
     }
 }
 
 /// A duplicate of what a process had as description `index`; it may have something else there by now.
-fn same_description(image: &Image, index: usize) -> std::io::Result<std::fs::File> {
+fn same_description(image: &Image, index: usize) -> io::Result<File> {
     let number =
         |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).map(|d| d.number);
     let holder = image.processes.iter().find_map(|p| Some((Pid::from_raw(p.pid), number(p)?)));

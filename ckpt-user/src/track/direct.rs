@@ -27,7 +27,8 @@ pub struct InFlight {
 pub fn in_flight(pid: Pid) -> InFlight {
     let mut found = InFlight { anywhere: or_ended(may_read_past_the_page_cache(pid)), ..InFlight::default() };
     for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
-        let call = ProcDir::thread(pid, Pid::from_raw(tid)).text("syscall").map(|text| waits_in(&text));
+        let thread = ProcDir::thread(pid, Pid::from_raw(tid));
+        let call = thread.text("syscall").map(|text| waits_in(&text).filter(|call| !copies(call, &thread)));
         let buffers = call.and_then(|call| match call {
             Some(Call::Reads { address, length }) => Ok(vec![pages(address, length)]),
             Some(Call::ReadsPieces { list, count }) => pieces(pid, list, count),
@@ -77,6 +78,13 @@ fn waits_in(text: &str) -> Option<Call> {
         libc::SYS_process_vm_writev | libc::SYS_io_destroy | libc::SYS_ioctl => Some(Call::Pins),
         _ => None,
     }
+}
+
+/// Whether the read waits in a pipe, which pins nothing: what comes is copied, and marks the page then. The look at the call
+/// came first: had that been another read, it is over by now.
+fn copies(call: &Call, thread: &ProcDir) -> bool {
+    let waits_in = || thread.text("wchan").unwrap_or_default();
+    *call != Call::Pins && ["pipe_read", "anon_pipe_read", "fifo_pipe_read"].contains(&waits_in().as_str())
 }
 
 fn pages(address: u64, length: u64) -> std::ops::Range<u64> {
