@@ -30,6 +30,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("unnamed", "unnamed.c", &[]),
     ("replaced", "replaced.c", &[]),
     ("channels", "channels.c", &[]),
+    ("connections", "connections.c", &[]),
     ("endpoints", "endpoints.c", &[]),
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),

@@ -138,16 +138,16 @@ rows! {
         "keep[1].close(), keep[0].close()", ["descriptor ", "1 connections wait to be accepted"];
     a_unix_connection_that_waits_to_be_accepted: "global keep\nkeep = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)\nkeep[0].bind('name'), keep[0].listen(), keep[1].connect('name')",
         "keep[1].close(), keep[0].accept()[0].close()", ["descriptor ", "1 connections wait to be accepted"];
-    a_tcp_connection: "global keep\nserver = socket.create_server(('127.0.0.1', 0))\nkeep = [socket.create_connection(server.getsockname())]\nkeep.append(server.accept()[0])\nserver.close()",
-        "keep[0].close(), keep[1].close()", ["descriptor ", "it is connected; TCP connections cannot be saved yet"];
+    a_tcp_connection_to_itself: "global keep\nkeep = socket.socket()\nkeep.bind(('127.0.0.1', 0)), keep.connect(keep.getsockname())",
+        "keep.close()", ["descriptor ", "it is connected to itself"];
+    a_tcp_connection_with_urgent_data: "global keep\nserver = socket.create_server(('127.0.0.1', 0))\nkeep = [socket.create_connection(server.getsockname())]\nkeep.append(server.accept()[0])\nserver.close()\nkeep[0].send(b'!', socket.MSG_OOB)",
+        "keep[1].recv(1, socket.MSG_OOB)", ["descriptor ", "data out of band"];
     a_tcp_connection_that_was_reset: "global keep\nserver = socket.create_server(('127.0.0.1', 0))\nkeep = socket.create_connection(server.getsockname())\nother = server.accept()[0]\nother.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1]) + bytes(7))\nother.close(), server.close()\ntry: keep.recv(1)\nexcept ConnectionResetError: pass",
         "keep.close()", ["descriptor ", "its connection has ended"];
     packets_that_wait: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.bind(('127.0.0.1', 0)), keep.sendto(b'', keep.getsockname())",
         "keep.recv(1)", ["descriptor ", "packets wait in it"];
     messages_that_wait: "global keep\nkeep = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\nkeep.bind('name'), keep.sendto(b'', 'name')",
         "keep.recv(1)", ["descriptor ", "messages wait in it"];
-    a_udp_socket_that_is_connected: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.connect(('127.0.0.1', 9))",
-        "keep.close()", ["descriptor ", "it is connected to an address"];
     a_member_of_a_multicast_group: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM)\nkeep.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.1.2.3') + socket.inet_aton('127.0.0.1'))",
         "keep.close()", ["descriptor ", "it has joined a multicast group"];
     a_member_of_a_multicast_group_of_ipv6: "global keep\nkeep = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\nkeep.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, 'ff02::1:7') + (1).to_bytes(4, 'little'))",

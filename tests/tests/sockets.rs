@@ -21,6 +21,15 @@ fn sockets_that_are_bound_and_listen() {
     });
 }
 
+/// Of TCP, both ends inside: with nothing in them, with more on its way than one end takes, half closed, left by the other.
+#[test]
+fn tcp_connections_inside_the_program() {
+    survive(&Survival {
+        rounds: 4,
+        ..Survival::of("connections", victim_cmd("connections").args(["600", "4000"]))
+    });
+}
+
 /// A server in Python: `make` makes the socket `s`, which answers each visitor with a line until one says `end`.
 fn server(make: &str) -> Cmd {
     let script = format!(
@@ -70,6 +79,69 @@ fn serves_again(name: &str, make: &str, connect: &str) {
     visit(&sandbox, connect, "end");
     job.wait(SOON).success();
     assert!(String::from_utf8_lossy(&job.stdout()).ends_with("ends\n"));
+}
+
+/// A server with a connection to somebody outside: each checkpoint says so, and the server goes on.
+#[test]
+fn a_tcp_connection_to_the_outside_is_refused_by_name() {
+    let sandbox = Sandbox::new("outside");
+    let mut job = Job::launch(&sandbox, &[], &server(PORT));
+    job.running().wait_for_output("serves", SOON);
+    let stays = format!("import socket\n{TO_PORT}\nprint('connected', flush=True)\nc.recv(1)");
+    let other = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", &stays]));
+    other.wait_for_output("connected", SOON);
+    // Until it has let the other one in, that one waits to be accepted.
+    sandbox.wait_for("a refusal that names the other end", SOON, || {
+        let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
+        ["it is connected to 127.0.0.1:", "(python3) has, outside the program"]
+            .iter()
+            .all(|word| said.contains(word))
+    });
+    other.kill_group(Signal::SIGKILL);
+    other.wait(SOON);
+    // The server reads its end.
+    sandbox.wait_for("a checkpoint", SOON, || sandbox.run(verb("checkpoint", [job.dir()])).code() == 0);
+    job.kill_all();
+    job.restart(ckpt_tests::Mode::Lazy, &[]);
+    job.program();
+    visit(&sandbox, TO_PORT, "end");
+    job.wait(SOON).success();
+}
+
+/// Two ends, and more on its way than one of them takes.
+const TALK: &str = "import socket, time\ns = socket.create_server(('127.0.0.1', 7071))\n\
+    c = socket.create_connection(('127.0.0.1', 7071))\na = s.accept()[0]\ns.close()\nc.setblocking(False)\nsent = 0\n\
+    try:\n    while True: sent += c.send(b'x' * 10000)\nexcept BlockingIOError: pass\nprint('full', flush=True)\n\
+    import signal\nsignal.sigwait([signal.SIGUSR1])\nc.setblocking(True)\nc.shutdown(socket.SHUT_WR)\n\
+    got = sum(map(len, iter(lambda: a.recv(1 << 20), b'')))\nprint('all' if got == sent else (got, sent), flush=True)\n";
+
+fn talker(sandbox: &Sandbox) -> Job<'_> {
+    let script = format!("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n{TALK}");
+    let job = Job::launch(sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", &script]));
+    job.running().wait_for_output("full", SOON);
+    job
+}
+
+#[test]
+fn a_port_of_a_connection_at_which_somebody_listens_is_refused_by_name() {
+    let sandbox = Sandbox::new("taken_end");
+    let mut job = talker(&sandbox);
+    job.checkpoint();
+    job.kill_all();
+    let other = sandbox.spawn(server("s = socket.create_server(('127.0.0.1', 7071))"));
+    other.wait_for_output("serves", SOON);
+    refused(
+        &sandbox,
+        &job,
+        &["the program had a connection", "127.0.0.1:7071", "(python3) listens at port 7071 now"],
+    );
+    other.kill_group(Signal::SIGKILL);
+    other.wait(SOON);
+    job.restart(ckpt_tests::Mode::Eager, &[]);
+    let pid = job.program();
+    sandbox.kill(pid, Signal::SIGUSR1 as i32).unwrap();
+    job.wait(SOON).success();
+    assert!(String::from_utf8_lossy(&job.stdout()).ends_with("all\n"));
 }
 
 /// Connections of the one that was killed linger under its port.

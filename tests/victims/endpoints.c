@@ -12,7 +12,7 @@
 
 enum { UNIX_STREAM, UNIX_PACKETS, UNIX_BELOW, TCP4, TCP6, TWIN_A, TWIN_B, LISTENERS };
 
-static int listeners[LISTENERS], fresh[4], datagrams[2], udp, bound_only, watcher;
+static int listeners[LISTENERS], fresh[4], datagrams[2], udp, bound_only, connected, watcher;
 static struct sockaddr_storage names[LISTENERS];
 static socklen_t lengths[LISTENERS];
 static struct sockaddr_in udp_name;
@@ -136,6 +136,8 @@ static void begin(void)
     socklen_t length = sizeof udp_name;
     CHECK((udp = socket(AF_INET, SOCK_DGRAM, 0)) >= 0 && bind(udp, (struct sockaddr *)&any, sizeof any) == 0);
     CHECK(getsockname(udp, (struct sockaddr *)&udp_name, &length) == 0);
+    CHECK((connected = socket(AF_INET, SOCK_DGRAM, 0)) >= 0);
+    CHECK(connect(connected, (struct sockaddr *)&udp_name, length) == 0);
 }
 
 /* What it is bound to, and its queue. */
@@ -216,6 +218,7 @@ static uint64_t round_of(long n)
     CHECK(read(datagrams[0], &got, sizeof got) == sizeof got && got == n);
     CHECK(sendto(udp, &n, sizeof n, 0, (struct sockaddr *)&udp_name, sizeof udp_name) == sizeof n);
     CHECK(read(udp, &got, sizeof got) == sizeof got && got == n);
+    CHECK(send(connected, &n, sizeof n, 0) == sizeof n && read(udp, &got, sizeof got) == sizeof got && got == n);
     return option(sum, bound_only, SOL_SOCKET, SO_ACCEPTCONN);
 }
 

@@ -137,6 +137,7 @@ fn of_object(object: &Object, means: &Means) -> Result<(), String> {
         }),
         Object::Socket(socket) => buffers(&socket.options),
         Object::Endpoint(endpoint) => buffers(&endpoint.options),
+        Object::Connection(connection) => buffers(&connection.options),
         Object::Timer(timer) => {
             let wakes = [libc::CLOCK_REALTIME_ALARM, libc::CLOCK_BOOTTIME_ALARM].contains(&timer.clock);
             ensure(!wakes, || "a timer that wakes the machine (timerfd_create(2))".to_owned())

@@ -4,8 +4,10 @@
 //! file that was not there, and nobody is let in before the program is about to run. A process listens itself, so that
 //! SO_PEERCRED tells who it is.
 
+use super::connection::Connections;
 use super::option::{self, Kind, SocketOption};
 use super::socket_file::{self, Names, Place, SocketFile};
+use super::tcp_info::{CLOSE, TcpInfo};
 use super::{Object, Seen, path_of, ports};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::diag::{self, Diagnosis};
@@ -54,6 +56,9 @@ pub struct EndpointRecord {
     /// The process that has called listen(2), of a Unix socket.
     #[prost(int32, tag = "12")]
     pub listener: i32,
+    /// The address that a UDP socket is connected to, as connect(2) takes it; empty: to none.
+    #[prost(bytes = "vec", tag = "13")]
+    pub peer: Vec<u8>,
 }
 
 /// In struct sockaddr_un: where the path begins.
@@ -63,10 +68,10 @@ const NETNS_COOKIE: i32 = 71;
 
 impl EndpointRecord {
     fn kind(&self) -> Kind {
-        Kind { family: self.family, kind: self.kind, protocol: self.protocol }
+        Kind { family: self.family, kind: self.kind, protocol: self.protocol, connected: false }
     }
 
-    fn is_unix(&self) -> bool {
+    pub fn is_unix(&self) -> bool {
         self.family == libc::AF_UNIX
     }
 
@@ -115,7 +120,12 @@ impl EndpointRecord {
         let queue =
             self.backlog.is_none_or(|most| stream && i32::try_from(most).is_ok() && !self.address.is_empty());
         let options = self.options.iter().all(|option| self.kind().takes(option));
-        known && address && length && path && queue && options && self.shut <= 3
+        let peer = self.peer.is_empty()
+            || (protocol == libc::IPPROTO_UDP && self.peer.len() == self.address.len() && {
+                let family = self.peer.first_chunk().map(|b| i32::from(u16::from_ne_bytes(*b)));
+                family == own_family
+            });
+        known && address && length && path && queue && options && peer && self.shut <= 3
     }
 }
 
@@ -160,7 +170,7 @@ pub fn capture_unix(
         address.clear();
     }
     let has_path = address.get(PATH).is_some_and(|byte| *byte != 0);
-    let kind = Kind { family: libc::AF_UNIX, kind, protocol: 0 };
+    let kind = Kind { family: libc::AF_UNIX, kind, protocol: 0, connected: false };
     let mut record = record(fd, metadata, kind, address)?;
     if has_path {
         let cwd = ProcDir::process(seen.pid).link("cwd").ok();
@@ -202,44 +212,46 @@ fn record(fd: &OwnedFd, metadata: &Metadata, kind: Kind, address: Vec<u8>) -> Re
     })
 }
 
-/// struct tcp_info (linux/tcp.h): the state, and of a socket that listens how many wait and may wait.
-fn tcp_info(fd: &OwnedFd) -> io::Result<(u8, u32, u32)> {
-    let info = socket::option_at(fd, libc::SOL_TCP, libc::TCP_INFO, 104)?;
-    let word = |at: usize| info.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_ne_bytes(*b));
-    let found = info.first().copied().zip(word(24)).zip(word(28));
-    found.map(|((state, now), most)| (state, now, most)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// Whether it is of the network namespace that ckptbpf is in.
+pub fn is_of_our_network(fd: &OwnedFd) -> bool {
+    let cookie = |fd: &OwnedFd| socket::option_at(fd, libc::SOL_SOCKET, NETNS_COOKIE, 8).ok();
+    socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).is_ok_and(|own| cookie(fd) == cookie(&own))
 }
 
-/// A TCP or UDP socket that is not connected.
+/// A TCP or UDP socket; one of `connections`, or one that is not connected.
 ///
 /// # Errors
 /// The reason why a restart could not make it again.
-pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Object, String> {
-    const CLOSE: u8 = 7;
+pub fn capture_inet(
+    fd: &OwnedFd,
+    metadata: &Metadata,
+    family: i32,
+    connections: &Connections,
+) -> Result<Object, String> {
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(|e| e.to_string())?;
     let protocol = socket::integer(fd, libc::SO_PROTOCOL).map_err(|e| e.to_string())?;
-    let kind = Kind { family, kind, protocol };
-    let own = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map_err(|e| e.to_string())?;
-    let cookie = |fd: &OwnedFd| socket::option_at(fd, libc::SOL_SOCKET, NETNS_COOKIE, 8).ok();
-    if cookie(fd) != cookie(&own) {
+    let kind = Kind { family, kind, protocol, connected: false };
+    if !is_of_our_network(fd) {
         return Err("it is of another network namespace".to_owned());
     }
-    let mut backlog = None;
+    let (mut backlog, mut peer) = (None, Vec::new());
     let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
     match (kind.kind, protocol) {
-        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_info(fd).map_err(|e| e.to_string())? {
-            (CLOSE, ..) if polled(fd, hung_up) => {
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match TcpInfo::of(fd).map_err(|e| e.to_string())? {
+            info if info.is_connected() => {
+                no_error(fd)?;
+                return connections.capture(fd, metadata);
+            }
+            TcpInfo { state: CLOSE, .. } if polled(fd, hung_up) => {
                 return Err("its connection has ended, which cannot be saved yet".to_owned());
             }
-            (CLOSE, ..) => {}
-            (diag::LISTEN, 0, most) => backlog = Some(most),
-            (diag::LISTEN, now, _) => return Err(waits(now)),
-            _ => return Err("it is connected; TCP connections cannot be saved yet".to_owned()),
+            TcpInfo { state: CLOSE, .. } => {}
+            TcpInfo { state: diag::LISTEN, queue: (0, most), .. } => backlog = Some(most),
+            TcpInfo { state: diag::LISTEN, queue: (now, _), .. } => return Err(waits(now)),
+            _ => return Err("it is being connected; the next checkpoint may find it so".to_owned()),
         },
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-            if socket::peer_address(fd).is_ok() {
-                return Err("it is connected to an address, which cannot be saved yet".to_owned());
-            }
+            peer = socket::peer_address(fd).unwrap_or_default();
             if polled(fd, hung_up) {
                 return Err("it was shut down, which cannot be saved yet".to_owned());
             }
@@ -262,7 +274,7 @@ pub fn capture_inet(fd: &OwnedFd, metadata: &Metadata, family: i32) -> Result<Ob
         }
         address.clear();
     }
-    let record = EndpointRecord { backlog, ..record(fd, metadata, kind, address)? };
+    let record = EndpointRecord { backlog, peer, ..record(fd, metadata, kind, address)? };
     if backlog.is_some() && ports::is_being_connected_to(record.port()) {
         return Err(waits(1));
     }
@@ -296,16 +308,22 @@ fn no_groups(fd: &OwnedFd, family: i32) -> Result<(), String> {
 /// # Errors
 /// Named: an address that somebody else has, or that the image's owner may not have.
 pub fn rebuild(record: &EndpointRecord, flags: u32, is_roots: bool) -> io::Result<OwnedFd> {
-    let fd = create(record)?;
+    let fd = new(record)?;
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags as i32 & libc::O_NONBLOCK)))?;
     let bound = !record.is_unix() && !record.address.is_empty();
     option::rebuild(&fd, record.kind(), &record.options, is_roots)?;
     if bound {
         bind(record, &fd, is_roots)?;
     }
+    if !record.peer.is_empty() {
+        let named = |e: io::Error| {
+            io::Error::new(e.kind(), format!("{}: the program had it connected: {e}", name(record)))
+        };
+        socket::connect(&fd, &record.peer).map_err(named)?;
+    }
     if record.is_abstract() {
         // It is bound when nothing else can fail; whether it can be is known now.
-        bind(record, &create(record)?, is_roots)?;
+        bind(record, &new(record)?, is_roots)?;
     }
     if let Some(path) = record.path() {
         socket_file::look(&path)?;
@@ -313,15 +331,19 @@ pub fn rebuild(record: &EndpointRecord, flags: u32, is_roots: bool) -> io::Resul
     Ok(fd)
 }
 
-/// With the ids of who made it.
-fn create(record: &EndpointRecord) -> io::Result<OwnedFd> {
+fn new(record: &EndpointRecord) -> io::Result<OwnedFd> {
+    create(record.kind(), (record.uid, record.gid), record.mode)
+}
+
+/// A socket with the ids of who made it.
+pub fn create(kind: Kind, (uid, gid): (u32, u32), mode: u32) -> io::Result<OwnedFd> {
     const ALL: u32 = 0o777;
-    let maker = FsIds { uid: record.uid, gid: record.gid, groups: Vec::new() };
+    let maker = FsIds { uid, gid, groups: Vec::new() };
     let _as_maker = maker.assume()?;
-    let fd = socket::create(record.family, record.kind, record.protocol)?;
-    if record.mode != ALL {
+    let fd = socket::create(kind.family, kind.kind, kind.protocol)?;
+    if mode != ALL {
         let file = File::from(fd);
-        file.set_permissions(PermissionsExt::from_mode(record.mode))?;
+        file.set_permissions(PermissionsExt::from_mode(mode))?;
         return Ok(file.into());
     }
     Ok(fd)
@@ -405,6 +427,11 @@ pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::R
         _ => Shutdown::Both,
     };
     Ok(shutdown(fd.as_raw_fd(), how)?)
+}
+
+/// As it was, after it had to share its port for a while.
+pub fn settle(record: &EndpointRecord, fd: &OwnedFd, is_roots: bool) -> io::Result<()> {
+    option::rebuild(fd, record.kind(), &record.options, is_roots)
 }
 
 /// Binds to a relative path from `directory`, in a thread of its own: directories are a process's otherwise.

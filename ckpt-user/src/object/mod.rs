@@ -6,6 +6,7 @@
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
 pub mod carried;
+pub mod connection;
 pub mod deleted;
 pub mod endpoint;
 pub mod ends;
@@ -27,6 +28,7 @@ pub mod signalfd;
 pub mod socket;
 pub mod socket_file;
 pub mod table;
+pub mod tcp_info;
 pub mod terminal;
 pub mod timerfd;
 
@@ -58,7 +60,7 @@ pub struct Description {
     pub signalled: Option<owner::Signalled>,
     #[prost(message, optional, tag = "6")]
     pub lease: Option<lock::Lease>,
-    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 40")]
+    #[prost(oneof = "Object", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 40")]
     pub object: Option<Object>,
 }
 
@@ -96,6 +98,8 @@ pub enum Object {
     Inotify(inotify::InotifyRecord),
     #[prost(message, tag = "24")]
     Endpoint(endpoint::EndpointRecord),
+    #[prost(message, tag = "25")]
+    Connection(connection::ConnectionRecord),
     #[prost(message, tag = "40")]
     Shared(memfd::SharedRecord),
 }
@@ -140,12 +144,12 @@ impl Description {
     }
 
     /// Users and groups that it is given to.
-    pub fn owners(&self) -> impl Iterator<Item = (u32, u32)> {
-        let endpoint = match &self.object {
-            Some(Object::Endpoint(endpoint)) => Some(endpoint),
-            _ => None,
-        };
-        endpoint.into_iter().flat_map(endpoint::EndpointRecord::owners)
+    pub fn owners(&self) -> Vec<(u32, u32)> {
+        match &self.object {
+            Some(Object::Endpoint(endpoint)) => endpoint.owners().collect(),
+            Some(Object::Connection(connection)) => vec![(connection.uid, connection.gid)],
+            _ => Vec::new(),
+        }
     }
 
     pub fn stage(&self) -> Stage {
@@ -184,6 +188,7 @@ impl Description {
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
             Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
             Some(Object::Endpoint(record)) => endpoint::rebuild(record, flags, context.is_roots),
+            Some(Object::Connection(record)) => connection::rebuild(record, flags),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
                 Some(object) => memfd::reopen(object, flags, self.position),
                 None => {

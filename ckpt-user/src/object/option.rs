@@ -1,10 +1,11 @@
 //! What setsockopt(2) sets of a socket: every option that can be read back and set again.
 //!
-//! A restart sets those that differ from what a new socket has, and compares all. An image of a user's sets what that user
+//! Stored is what differs from a new socket. A restart sets that, and compares all. An image of a user's sets what that user
 //! could set: the kernel is asked without root's rights to the network.
 
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::socket;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -29,6 +30,8 @@ pub struct Kind {
     pub kind: i32,
     /// IPPROTO_*, 0 of Unix sockets.
     pub protocol: i32,
+    /// A TCP socket that has another end.
+    pub connected: bool,
 }
 
 /// No option takes more.
@@ -215,6 +218,19 @@ const UDP: &[i32] = &[
     libc::UDP_GRO,
 ];
 
+/// Of a TCP connection, what the kernel itself sets, as it is accepted or as it goes: of what a program has set nothing can be
+/// read. Those of multicast, and of families, mean nothing to it.
+const LIVELY: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, libc::SO_INCOMING_CPU),
+    (libc::SOL_IP, libc::IP_MULTICAST_TTL),
+    (libc::SOL_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::SOL_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::SOL_IPV6, libc::IPV6_V6ONLY),
+    (libc::SOL_TCP, libc::TCP_MAXSEG),
+    (libc::SOL_TCP, libc::TCP_WINDOW_CLAMP),
+    (libc::SOL_TCP, libc::TCP_QUICKACK),
+];
+
 /// Options that are read, and refused by name where they are set: a restart could not set them.
 const REFUSED: &[(i32, i32, &str)] = &[
     (libc::SOL_SOCKET, so::GET_FILTER, "a filter (SO_ATTACH_FILTER)"),
@@ -230,9 +246,14 @@ const REFUSED: &[(i32, i32, &str)] = &[
 ];
 
 impl Kind {
+    /// Of a TCP connection.
+    pub fn connected(family: i32) -> Self {
+        Self { family, kind: libc::SOCK_STREAM, protocol: libc::IPPROTO_TCP, connected: true }
+    }
+
     /// Levels and names, in the order in which they are set.
     fn known(self) -> impl Iterator<Item = (i32, i32)> {
-        let Self { family, protocol, .. } = self;
+        let Self { family, protocol, connected, .. } = self;
         let is_inet = family == libc::AF_INET || family == libc::AF_INET6;
         let some = move |applies: bool, level: i32, names: &'static [i32]| {
             let names = if applies { names } else { &[] };
@@ -244,6 +265,7 @@ impl Kind {
             .chain(some(protocol == libc::IPPROTO_TCP, libc::SOL_TCP, TCP))
             .chain(some(protocol == libc::IPPROTO_UDP, libc::SOL_UDP, UDP))
             .chain(some(true, libc::SOL_SOCKET, AFTER_ALL))
+            .filter(move |known| !(connected && LIVELY.contains(known)))
     }
 
     /// Whether an image may hold it.
@@ -257,9 +279,19 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP))
 }
 
+/// What a new socket of the kind has, on this machine.
+fn of_a_new_one(kind: Kind) -> io::Result<HashMap<(i32, i32), Vec<u8>>> {
+    let new = socket::create(kind.family, kind.kind, kind.protocol)?;
+    let value = |(level, name)| Some(((level, name), socket::option_at(&new, level, name, LONGEST).ok()?));
+    Ok(kind.known().filter_map(value).collect())
+}
+
+/// What differs from a new socket.
+///
 /// # Errors
 /// The option that a restart could not set, or that cannot be read.
 pub fn capture(fd: &OwnedFd, kind: Kind) -> Result<Vec<SocketOption>, String> {
+    let new = of_a_new_one(kind).map_err(|e| e.to_string())?;
     for &(level, name, what) in REFUSED {
         match socket::option_at(fd, level, name, LONGEST) {
             Ok(value) if value.iter().all(|byte| *byte == 0) => {}
@@ -270,9 +302,8 @@ pub fn capture(fd: &OwnedFd, kind: Kind) -> Result<Vec<SocketOption>, String> {
     let mut options = Vec::new();
     for (level, name) in kind.known() {
         match socket::option_at(fd, level, name, LONGEST) {
-            Ok(value) => {
-                options.push(SocketOption { name, value, level });
-            }
+            Ok(value) if new.get(&(level, name)) == Some(&value) => {}
+            Ok(value) => options.push(SocketOption { name, value, level }),
             Err(e) if is_absent(&e) => {}
             Err(e) => return Err(format!("its option {name} of level {level} cannot be read: {e}")),
         }
@@ -280,30 +311,35 @@ pub fn capture(fd: &OwnedFd, kind: Kind) -> Result<Vec<SocketOption>, String> {
     Ok(options)
 }
 
-/// Sets what differs; `is_roots`: the image's owner is root, who may set anything.
+/// Sets what differs: all that is not among `options` is as a new socket has it. `is_roots`: the image's owner is root, who
+/// may set anything.
 ///
 /// # Errors
 /// Named: an option that this kernel, or the image's owner, cannot set.
 pub fn rebuild(fd: &OwnedFd, kind: Kind, options: &[SocketOption], is_roots: bool) -> io::Result<()> {
-    for option in options {
-        // An image may ask for what its owner could not.
-        if !kind.takes(option) {
-            let what =
-                format!("socket option {} of level {} is none that is kept", option.name, option.level);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        let named = |e: io::Error| {
-            let what =
-                format!("option {} of level {} of a socket cannot be set: {e}", option.name, option.level);
-            io::Error::new(e.kind(), what)
+    // An image may ask for what its owner could not.
+    if let Some(option) = options.iter().find(|option| !kind.takes(option)) {
+        let what = format!("socket option {} of level {} is none that is kept", option.name, option.level);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    let new = of_a_new_one(kind)?;
+    for (level, name) in kind.known() {
+        let stored = options.iter().find(|option| (option.level, option.name) == (level, name));
+        // One may set another: what was not set is set back.
+        let Some(value) = stored.map(|option| &option.value).or_else(|| new.get(&(level, name))) else {
+            continue;
         };
-        let now = || socket::option_at(fd, option.level, option.name, LONGEST);
+        let option = SocketOption { name, value: value.clone(), level };
+        let named = |e: io::Error| {
+            io::Error::new(e.kind(), format!("option {name} of level {level} of a socket cannot be set: {e}"))
+        };
+        let now = || socket::option_at(fd, level, name, LONGEST);
         if now().map_err(named)? == option.value {
             continue;
         }
-        set(fd, option, is_roots).map_err(named)?;
+        set(fd, &option, is_roots).map_err(named)?;
         let got = now().map_err(named)?;
-        if got != option.value && !is_size(option) {
+        if got != option.value && !is_size(&option) {
             return Err(named(io::Error::other(format!("it is {got:?} and not {:?}", option.value))));
         }
     }
@@ -345,12 +381,27 @@ mod tests {
     use super::*;
 
     const KINDS: [Kind; 6] = [
-        Kind { family: libc::AF_UNIX, kind: libc::SOCK_STREAM, protocol: 0 },
-        Kind { family: libc::AF_UNIX, kind: libc::SOCK_DGRAM, protocol: 0 },
-        Kind { family: libc::AF_INET, kind: libc::SOCK_STREAM, protocol: libc::IPPROTO_TCP },
-        Kind { family: libc::AF_INET6, kind: libc::SOCK_STREAM, protocol: libc::IPPROTO_TCP },
-        Kind { family: libc::AF_INET, kind: libc::SOCK_DGRAM, protocol: libc::IPPROTO_UDP },
-        Kind { family: libc::AF_INET6, kind: libc::SOCK_DGRAM, protocol: libc::IPPROTO_UDP },
+        Kind { family: libc::AF_UNIX, kind: libc::SOCK_STREAM, protocol: 0, connected: false },
+        Kind { family: libc::AF_UNIX, kind: libc::SOCK_DGRAM, protocol: 0, connected: false },
+        Kind {
+            family: libc::AF_INET,
+            kind: libc::SOCK_STREAM,
+            protocol: libc::IPPROTO_TCP,
+            connected: false,
+        },
+        Kind {
+            family: libc::AF_INET6,
+            kind: libc::SOCK_STREAM,
+            protocol: libc::IPPROTO_TCP,
+            connected: false,
+        },
+        Kind { family: libc::AF_INET, kind: libc::SOCK_DGRAM, protocol: libc::IPPROTO_UDP, connected: false },
+        Kind {
+            family: libc::AF_INET6,
+            kind: libc::SOCK_DGRAM,
+            protocol: libc::IPPROTO_UDP,
+            connected: false,
+        },
     ];
 
     fn new(kind: Kind) -> OwnedFd {

@@ -1,13 +1,16 @@
 //! What /proc/net shows of other sockets: connections that are being made, who has a port, which groups a machine is in.
 
 use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// One line of /proc/net/tcp, tcp6, udp or udp6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
-    pub port: u16,
+    /// Addresses in the form of both families, without an interface.
+    pub local: SocketAddrV6,
+    pub remote: SocketAddrV6,
     /// TCP_*.
     pub state: u8,
     /// 0 where no process has it.
@@ -20,11 +23,28 @@ pub fn parse(text: &str) -> Vec<Line> {
 }
 
 fn line(text: &str) -> Option<Line> {
-    let mut words = text.split_ascii_whitespace();
-    let (_, port) = words.nth(1)?.rsplit_once(':')?;
-    let state = u8::from_str_radix(words.nth(1)?, 16).ok()?;
+    let mut words = text.split_ascii_whitespace().skip(1);
+    let (local, remote) = (address(words.next()?)?, address(words.next()?)?);
+    let state = u8::from_str_radix(words.next()?, 16).ok()?;
     let inode = words.nth(5)?.parse().ok()?;
-    Some(Line { port: u16::from_str_radix(port, 16).ok()?, state, inode })
+    Some(Line { local, remote, state, inode })
+}
+
+/// `0100007F:07E8`, or four such words before the colon: each as the machine reads it.
+fn address(text: &str) -> Option<SocketAddrV6> {
+    let (host, port) = text.rsplit_once(':')?;
+    let word = |at: usize| u32::from_str_radix(host.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let host = match host.len() {
+        8 => Ipv4Addr::from(word(0)?).to_ipv6_mapped(),
+        32 => Ipv6Addr::from(<[u8; 16]>::try_from([word(0)?, word(8)?, word(16)?, word(24)?].concat()).ok()?),
+        _ => return None,
+    };
+    Some(SocketAddrV6::new(host, u16::from_str_radix(port, 16).ok()?, 0, 0))
+}
+
+/// The TCP sockets of this network namespace.
+pub fn connections() -> Vec<Line> {
+    lines(&["tcp", "tcp6"])
 }
 
 fn lines(files: &[&str]) -> Vec<Line> {
@@ -35,26 +55,26 @@ fn lines(files: &[&str]) -> Vec<Line> {
 /// Whether somebody is about to connect to the TCP port: no program has heard of it yet.
 pub fn is_being_connected_to(port: u16) -> bool {
     const SYN_RECV: u8 = 3;
-    lines(&["tcp", "tcp6"]).iter().any(|line| line.port == port && line.state == SYN_RECV)
+    connections().iter().any(|line| line.local.port() == port && line.state == SYN_RECV)
 }
 
 /// Whether a connection that has ended (TIME_WAIT) still has the TCP port.
 pub fn lingers(port: u16) -> bool {
     const TIME_WAIT: u8 = 6;
-    lines(&["tcp", "tcp6"]).iter().any(|line| line.port == port && line.state == TIME_WAIT)
+    connections().iter().any(|line| line.local.port() == port && line.state == TIME_WAIT)
 }
 
 /// Who has the port, as far as that can be known; nothing where it is nobody's.
 pub fn holder(protocol: i32, port: u16) -> Option<String> {
     let files = if protocol == libc::IPPROTO_UDP { ["udp", "udp6"] } else { ["tcp", "tcp6"] };
     let mut all = lines(&files);
-    all.retain(|line| line.port == port);
-    process_with(&all.iter().map(|line| line.inode).collect())
+    all.retain(|line| line.local.port() == port);
+    processes_with(&all.iter().map(|line| line.inode).collect()).next().map(|(_, words)| words)
 }
 
-/// A process that has one of these sockets, in words.
-fn process_with(sockets: &HashSet<u64>) -> Option<String> {
-    processes_with(sockets).next().map(|(_, words)| words)
+/// A process that has the socket, in words.
+pub fn process_with(socket: u64) -> Option<String> {
+    processes_with(&HashSet::from([socket])).next().map(|(_, words)| words)
 }
 
 /// Processes that have one of these sockets: their directory in /proc, and who they are in words.
@@ -160,7 +180,11 @@ mod tests {
     #[test]
     fn lines_of_the_kernel_are_read() {
         let text = "  sl  local_address rem_address   st\n   0: 0100007F:07E8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 564 1 0\n";
-        assert_eq!(parse(text), [Line { port: 0x7e8, state: 10, inode: 564 }]);
+        let local = SocketAddrV6::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped(), 0x7e8, 0, 0);
+        let remote = SocketAddrV6::new(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 0, 0, 0);
+        assert_eq!(parse(text), [Line { local, remote, state: 10, inode: 564 }]);
+        let loopback = address("00000000000000000000000001000000:0050").unwrap();
+        assert_eq!((*loopback.ip(), loopback.port()), (Ipv6Addr::LOCALHOST, 80));
         let igmp = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n4\teth0      :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n";
         let igmp6 = "1    lo              ff020000000000000000000000000001     1 0000000C 0\n";
         let found = groups(igmp, igmp6);

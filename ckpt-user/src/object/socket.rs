@@ -7,6 +7,7 @@
 //!
 //! Not kept: SO_PEERCRED, which names ckptbpf after a restart.
 
+use super::connection::Connections;
 use super::endpoint::{self, polled};
 use super::option::{self, Kind, PASSPIDFD, SocketOption, halved};
 use super::{Object, Seen, named};
@@ -90,13 +91,16 @@ pub fn capture(
     metadata: &Metadata,
     all: &[(OwnedFd, Seen)],
     waiting: Option<Result<Vec<Message>, String>>,
+    connections: &Connections,
     members: &[Pid],
 ) -> Result<Object, String> {
     let said = |e: io::Error| e.to_string();
     let family = socket::integer(fd, libc::SO_DOMAIN).map_err(said)?;
     match family {
         libc::AF_UNIX => {}
-        libc::AF_INET | libc::AF_INET6 => return endpoint::capture_inet(fd, metadata, family),
+        libc::AF_INET | libc::AF_INET6 => {
+            return endpoint::capture_inet(fd, metadata, family, connections);
+        }
         _ => return Err(Seen::of_another_family(family)),
     }
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
@@ -148,7 +152,7 @@ pub fn capture(
 const BOTH: u32 = 3;
 
 fn kind_of(kind: i32) -> Kind {
-    Kind { family: libc::AF_UNIX, kind, protocol: 0 }
+    Kind { family: libc::AF_UNIX, kind, protocol: 0, connected: false }
 }
 
 /// A message with the descriptors that come with it.

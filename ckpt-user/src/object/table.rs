@@ -1,5 +1,6 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
+use super::connection::Connections;
 use super::lock::{self, Lock};
 use super::socket::{self, Message};
 use super::{
@@ -67,7 +68,9 @@ pub fn capture(
         ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
     }
     let mut waiting = carried::look(&mut ends, |seen| !standards(seen, standards_of).is_empty())?;
-    let program = Program { all: &ends, processes, members: &[processes, ended].concat() };
+    let connections = connections(&ends, standards_of)?;
+    let members = [processes, ended].concat();
+    let program = Program { all: &ends, processes, members: &members, connections: &connections };
     let streams: Vec<Vec<u32>> = ends.iter().map(|(_, seen)| standards(seen, standards_of)).collect();
     let mut descriptions = ends
         .iter()
@@ -87,6 +90,13 @@ pub fn capture(
     check_carried(&ends, &descriptions)?;
     own_locks(processes, &mut tables, &ends, &descriptions)?;
     Ok((tables, descriptions))
+}
+
+fn connections(ends: &[(OwnedFd, Seen)], standards_of: Pid) -> Result<Connections, Refusal> {
+    let inode = |seen: &Seen| seen.target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    let sockets = ends.iter().filter_map(|(fd, seen)| Some((inode(seen)?, fd, seen)));
+    let own = sockets.filter(|(.., seen)| standards(seen, standards_of).is_empty());
+    Connections::look(own.map(|(inode, fd, _)| (inode, fd))).reading(standards_of, "connections")
 }
 
 /// What comes with messages must be there when they are sent again; and what is open nowhere else has no process that
@@ -157,6 +167,7 @@ struct Program<'a> {
     processes: &'a [Pid],
     /// The processes, and those that have ended and were not waited for.
     members: &'a [Pid],
+    connections: &'a Connections,
 }
 
 /// The kernel has said which descriptors share a description: each of these is looked at once.
@@ -239,7 +250,12 @@ fn describe(
     let object = match object(fd, seen, program, waiting, standard.is_some(), objects)? {
         // Nothing of a file without a name is needed where the restarter's own takes its place.
         Ok(
-            Object::Deleted(_) | Object::Socket(_) | Object::Endpoint(_) | Object::Pid(_) | Object::Proc(_),
+            Object::Deleted(_)
+            | Object::Socket(_)
+            | Object::Endpoint(_)
+            | Object::Connection(_)
+            | Object::Pid(_)
+            | Object::Proc(_),
         ) if standard.is_some() => outside(),
         Ok(object) => object,
         // Whatever it is, the restarter's own takes its place.
@@ -276,7 +292,7 @@ fn describe(
 fn object(
     fd: &OwnedFd,
     seen: &Seen,
-    &Program { all, members, .. }: &Program<'_>,
+    &Program { all, members, connections, .. }: &Program<'_>,
     waiting: Option<Result<Vec<Message>, String>>,
     is_standard: bool,
     objects: &mut Objects,
@@ -299,7 +315,7 @@ fn object(
     } else if kind.is_fifo() && !is_standard {
         pipe::capture(seen, fd, &metadata, all)
     } else if kind.is_socket() && !is_standard {
-        socket::capture(seen, fd, &metadata, all, waiting, members)
+        socket::capture(seen, fd, &metadata, all, waiting, connections, members)
     } else {
         match seen.target.to_str() {
             Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),

@@ -6,6 +6,7 @@ use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
 use super::taken;
 use super::{RebuildError, Rebuilding};
+use crate::object::connection::{self, ConnectionRecord, Joining};
 use crate::object::endpoint::{self, EndpointRecord};
 use crate::object::epoll::EpollRecord;
 use crate::object::inotify::{self, InotifyRecord};
@@ -113,6 +114,22 @@ pub fn messages(image: &Image, objects: &Objects, is_roots: bool) -> Result<(), 
     objects.sockets.finish(&sockets, &objects.descriptions, is_roots).rebuilding(0, "a socket")
 }
 
+/// TCP connections, when all that is bound is so.
+pub fn connections(image: &Image, objects: &Objects, is_roots: bool) -> Result<(), RebuildError> {
+    Joining::of(connected(image, objects).collect(), is_roots).join().rebuilding(0, "a connection")
+}
+
+fn connected<'a>(
+    image: &'a Image,
+    objects: &'a Objects,
+) -> impl Iterator<Item = (&'a ConnectionRecord, &'a OwnedFd)> {
+    let all = image.descriptions.iter().zip(&objects.descriptions);
+    all.filter_map(|(description, fd)| match &description.object {
+        Some(Object::Connection(record)) if description.standard.is_none() => Some((record, fd)),
+        _ => None,
+    })
+}
+
 /// The inotify instances of a restart, which watch nothing until it is done.
 pub struct Watchers(Vec<(InotifyRecord, OwnedFd)>);
 
@@ -134,29 +151,41 @@ impl Watchers {
     }
 }
 
-/// The sockets of a restart that are not connected, without their names in the file system, and listening to nobody.
-pub struct Endpoints(Vec<(usize, EndpointRecord, OwnedFd)>);
+/// The sockets of a restart that are not connected, without their names in the file system, and listening to nobody; and the
+/// connections, which share their ports.
+pub struct Endpoints {
+    sockets: Vec<(usize, EndpointRecord, OwnedFd)>,
+    connections: Vec<(ConnectionRecord, OwnedFd)>,
+}
 
 impl Endpoints {
     pub fn of(image: &Image, objects: &Objects) -> Result<Self, RebuildError> {
         let all = image.descriptions.iter().zip(&objects.descriptions).enumerate();
-        let endpoints = all.filter_map(|(index, (description, fd))| match &description.object {
+        let sockets = all.filter_map(|(index, (description, fd))| match &description.object {
             Some(Object::Endpoint(record)) if description.standard.is_none() => {
                 Some(fd.try_clone().map(|fd| (index, record.clone(), fd)))
             }
             _ => None,
         });
-        endpoints.collect::<io::Result<_>>().map(Self).rebuilding(0, "a socket")
+        let connections =
+            connected(image, objects).map(|(record, fd)| fd.try_clone().map(|fd| (record.clone(), fd)));
+        let sockets = sockets.collect::<io::Result<_>>();
+        let connections = connections.collect::<io::Result<_>>();
+        Ok(Self {
+            sockets: sockets.rebuilding(0, "a socket")?,
+            connections: connections.rebuilding(0, "a connection")?,
+        })
     }
 
     /// Names are given, and each that listened does again, by the process that had made it so. What is given back is kept
     /// when nothing can fail any more.
     pub fn begin(self, processes: &mut [RebuiltProcess], owner: &FsIds) -> Result<Names, RebuildError> {
         let mut names = Names::of(owner);
-        for (_, record, fd) in &self.0 {
+        let is_roots = owner.uid == 0;
+        for (_, record, fd) in &self.sockets {
             endpoint::finish(record, fd, &mut names).rebuilding(0, "a socket")?;
         }
-        for (index, record, _) in &self.0 {
+        for (index, record, fd) in &self.sockets {
             let Some(backlog) = record.backlog else { continue };
             let number = |p: &RebuiltProcess| {
                 p.record.descriptors.iter().find(|d| d.description as usize == *index).map(|d| d.number)
@@ -164,11 +193,22 @@ impl Endpoints {
             let has = |p: &RebuiltProcess| number(p).is_some();
             let maker = processes.iter().position(|p| p.record.pid == record.listener && has(p));
             let Some(place) = maker.or_else(|| processes.iter().position(has)) else { continue };
+            let shares = !record.is_unix() && !self.connections.is_empty();
+            if shares {
+                connection::share(fd).rebuilding(0, "a socket that listens")?;
+            }
             let process = &mut processes[place];
-            let fd = number(process).map_or(u64::MAX, u64::from);
-            let called = process.threads[0].call(libc::SYS_listen, &[fd, u64::from(backlog)]);
+            let number = number(process).map_or(u64::MAX, u64::from);
+            let called = process.threads[0].call(libc::SYS_listen, &[number, u64::from(backlog)]);
             called.rebuilding(process.record.pid, "a socket that listens")?;
+            if shares {
+                endpoint::settle(record, fd, is_roots).rebuilding(0, "a socket that listens")?;
+            }
         }
+        let mut connections = self.connections.iter();
+        connections
+            .try_for_each(|(record, fd)| connection::settle(record, fd, is_roots))
+            .rebuilding(0, "a connection")?;
         Ok(names)
     }
 }

@@ -86,6 +86,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let mut skeletons = skeleton::plant(image, original_time)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
     late::messages(image, &objects, owner.uid == 0)?;
+    late::connections(image, &objects, owner.uid == 0)?;
     let root = skeletons.first().map_or(Pid::from_raw(0), |s| s.remote.pid());
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));

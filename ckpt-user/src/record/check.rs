@@ -5,12 +5,13 @@
 use super::{Image, Process, SharedObject, Thread};
 use crate::memory::hugetlb;
 use crate::memory::vma::{Kind, Pages, Vma};
+use crate::object::connection::ConnectionRecord;
 use crate::object::ends::Ends;
 use crate::object::{Description, Object, deleted, epoll, inotify, lock, option, owner, socket, table};
 use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Metadata that nothing is made of.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +119,8 @@ impl Image {
         let groups = self.processes.iter().map(|p| p.process_group);
         let threads = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid);
         let own: BTreeSet<i32> = groups.chain(threads).collect();
+        let connections: BTreeMap<u64, &ConnectionRecord> =
+            self.descriptions.iter().filter_map(connection).map(|own| (own.socket, own)).collect();
         for description in &self.descriptions {
             ensure(is_stream(description.standard), || "there are three standard streams".to_owned())?;
             match &description.object {
@@ -130,6 +133,13 @@ impl Image {
                     let fits = carried.all(|index| known(*index));
                     ensure(fits, || "a message carries a descriptor of nothing".to_owned())?;
                     ensure(socket.is_sound(), || "a connection has a name that none can have".to_owned())?;
+                }
+                Some(Object::Connection(own)) => {
+                    ensure(own.is_sound(), || "a TCP connection that none can be".to_owned())?;
+                    let met = connections.get(&own.peer).is_some_and(|other| own.is_met_by(other));
+                    ensure(own.peer == 0 || met, || "a TCP connection to nowhere".to_owned())?;
+                    let alone = connections.get(&own.socket).is_some_and(|same| std::ptr::eq(*same, own));
+                    ensure(alone, || "a TCP connection that is there twice".to_owned())?;
                 }
                 Some(Object::Endpoint(endpoint)) => {
                     ensure(endpoint.is_sound(), || "a socket of no kind, or with no address".to_owned())?;
@@ -151,6 +161,13 @@ impl Image {
             })?;
         }
         Ok(())
+    }
+}
+
+fn connection(description: &Description) -> Option<&ConnectionRecord> {
+    match &description.object {
+        Some(Object::Connection(record)) => Some(record),
+        _ => None,
     }
 }
 

@@ -28,6 +28,7 @@ pub mod signalfd;
 pub mod socket;
 pub mod spawn;
 pub mod specimens;
+pub mod tcp_queues;
 pub mod tee;
 pub mod timerfd;
 pub mod uffd;

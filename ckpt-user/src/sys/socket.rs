@@ -134,6 +134,14 @@ pub fn waiting(fd: &OwnedFd) -> io::Result<usize> {
     Ok(bytes as usize)
 }
 
+/// Bytes of a TCP stream that the other end has not acknowledged; its end counts as one.
+pub fn unacknowledged(fd: &OwnedFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (linux/sockios.h): the kernel writes one int to `bytes`, which lives across the call.
+    super::check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }))?;
+    Ok(bytes as usize)
+}
+
 /// What [`peek`] has found.
 #[derive(Debug, Default)]
 pub struct Peeked {
