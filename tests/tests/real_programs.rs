@@ -291,6 +291,4 @@ fn mpi_is_refused() {
         "test $(pgrep -x sleep | wc -l) -eq 2",
         &["(mpirun)"],
     );
-    // As Debian has it, it takes sockets of MPI even where it runs alone.
-    is_refused("lammps", "cp $programs/melt.in . && exec lmp -in melt.in > out", "test -s atoms", &["(lmp)"]);
 }

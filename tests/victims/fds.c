@@ -4,6 +4,7 @@
  * be looked at without changing it (contents of pipes, counters, sharing) is read at the end, and printed. */
 #include "victim.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -13,7 +14,7 @@
 #include <sys/wait.h>
 
 enum { PLAIN = 100, DUPLICATE, APPEND, CLOEXEC, READONLY, FOLDER, NUL, ZERO, PIPE_OUT, PIPE_IN, FIFO, EVENT, SEMAPHORE,
-       EPOLL, TIMER, ABSOLUTE, FORKED, TO_CHILD, FROM_CHILD, NONBLOCK_OUT, NONBLOCK_IN, LAST };
+       EPOLL, TIMER, ABSOLUTE, FORKED, TO_CHILD, FROM_CHILD, NONBLOCK_OUT, NONBLOCK_IN, UNHEARD, LAST };
 
 static volatile sig_atomic_t wanted;
 static char report[32768];
@@ -67,6 +68,9 @@ static pid_t set_up(const char *dir)
     CHECK(mkfifo("fifo", 0600) == 0);
     move(open("fifo", O_RDWR), FIFO, 0);
     write_all(FIFO, bytes, 333);
+    unlink("unheard");
+    CHECK(mkfifo("unheard", 0600) == 0);
+    move(open("unheard", O_RDONLY | O_NONBLOCK), UNHEARD, 0);
     move(eventfd(5, EFD_NONBLOCK), EVENT, 0);
     move(eventfd(3, EFD_SEMAPHORE), SEMAPHORE, 0);
     move(timerfd_create(CLOCK_MONOTONIC, 0), TIMER, 0);
@@ -124,7 +128,7 @@ static uint64_t look(void)
         /* Of pipes only: a count of ticks or of other things would vary. */
         if (S_ISFIFO(stat.st_mode))
             ioctl(fd, FIONREAD, &waiting);
-        const char *name = fd == APPEND ? "append" : fd == FOLDER ? "." : fd == FIFO ? "fifo" : "plain";
+        const char *name = fd == APPEND ? "append" : fd == FOLDER ? "." : fd == FIFO ? "fifo" : fd == UNHEARD ? "unheard" : "plain";
         int same = lstat(name, &path) == 0 && path.st_ino == stat.st_ino && path.st_dev == stat.st_dev;
         n += snprintf(report + n, sizeof report - n, "%d: mode %o, file %d, waiting %d, pipe size %d, cloexec %d\n", fd,
                       stat.st_mode & S_IFMT, same, waiting, fcntl(fd, F_GETPIPE_SZ), fcntl(fd, F_GETFD));
@@ -163,6 +167,9 @@ int main(int argc, char **argv)
         say(APPEND, "%ld\n", round);
         /* The timer goes on ticking. */
         CHECK(read(TIMER, &ticks, 8) == 8 && ticks >= 1);
+        /* Nobody has written to it yet, and nobody has gone either. */
+        struct pollfd unheard = {UNHEARD, POLLIN, 0};
+        CHECK(poll(&unheard, 1, 0) == 0);
         sleep_us(period);
     }
     CHECK(lseek(DUPLICATE, 5, SEEK_CUR) == 1239 && lseek(PLAIN, 0, SEEK_CUR) == 1239);
@@ -181,6 +188,8 @@ int main(int argc, char **argv)
     struct itimerspec left;
     CHECK(timerfd_gettime(ABSOLUTE, &left) == 0 && left.it_value.tv_sec + time(NULL) >= 4102444790);
     CHECK(read(NONBLOCK_OUT, &step, 1) == 1 && read(NONBLOCK_OUT, &step, 1) < 0 && errno == EAGAIN);
+    int writer = open("unheard", O_WRONLY | O_NONBLOCK);
+    CHECK(writer >= 0 && write(writer, "y", 1) == 1 && read(UNHEARD, &step, 1) == 1 && step == 'y');
     close(TO_CHILD);
     int status;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 9);

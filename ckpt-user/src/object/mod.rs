@@ -14,6 +14,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod inotify;
+pub mod joining;
 pub mod lock;
 pub mod memfd;
 pub mod named;
@@ -188,7 +189,7 @@ impl Description {
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),
             Some(Object::Socket(record)) => context.sockets.rebuild(record, flags),
             Some(Object::Endpoint(record)) => endpoint::rebuild(record, flags, context.is_roots),
-            Some(Object::Connection(record)) => connection::rebuild(record, flags),
+            Some(Object::Connection(record)) => joining::rebuild(record, flags),
             Some(Object::Shared(record)) => match context.shared.get(record.object as usize) {
                 Some(object) => memfd::reopen(object, flags, self.position),
                 None => {

@@ -451,8 +451,8 @@ mod tests {
     fn what_a_new_socket_has_is_set_nowhere_and_what_was_set_is() {
         for kind in KINDS {
             let fd = new(kind);
-            let fresh = capture(&fd, kind).unwrap();
-            rebuild(&new(kind), kind, &fresh, false).unwrap();
+            assert_eq!(capture(&fd, kind).unwrap(), [], "{kind:?}");
+            rebuild(&new(kind), kind, &[], false).unwrap();
             let set = |level, name, value: i32| {
                 let _ = socket::set_option_at(&fd, level, name, &value.to_ne_bytes());
             };
@@ -468,7 +468,7 @@ mod tests {
             socket::set_option(&fd, libc::SO_LINGER, &[0; 8]).unwrap();
             set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 12345);
             let wanted = capture(&fd, kind).unwrap();
-            assert!(wanted.iter().zip(&fresh).filter(|(a, b)| a != b).count() > 5, "{kind:?}");
+            assert!(wanted.len() > 5, "{kind:?}: {wanted:?}");
             let again = new(kind);
             rebuild(&again, kind, &wanted, true).unwrap();
             assert_eq!(capture(&again, kind).unwrap(), wanted, "{kind:?}");

@@ -4,8 +4,10 @@
 
 use super::{Object, Seen, path_of, same_by_path};
 use crate::sys::tee;
+use crate::task::proc::ProcDir;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{File, Metadata, OpenOptions};
@@ -33,6 +35,9 @@ pub struct PipeRecord {
     /// Where `content` was written in packet mode (O_DIRECT): the length of each packet, bytes.
     #[prost(uint32, repeated, tag = "5")]
     pub packets: Vec<u32>,
+    /// Of a FIFO: nobody has opened it for writing since those who read have opened it.
+    #[prost(bool, tag = "6")]
+    pub unheard: bool,
 }
 
 fn access(flags: u32) -> u32 {
@@ -63,8 +68,13 @@ pub fn capture(
     let reader = same().find(|(_, other)| reads(other.flags)).map(|(fd, _)| fd);
     let has_writer = same().any(|(_, other)| writes(other.flags));
     // With one end only, the other must be closed everywhere, else somebody outside holds it.
+    let mut unheard = false;
     if (reader.is_none() || !has_writer) && !hung_up(fd) {
-        return Err("its other end is held by a process outside the program".to_owned());
+        // Of a FIFO, it may never have been there.
+        unheard = !anonymous && reader.is_some() && !has_writer && writer_of(metadata).is_none();
+        if !unheard {
+            return Err("its other end is held by a process outside the program".to_owned());
+        }
     }
     let capacity = fcntl(fd, FcntlArg::F_GETPIPE_SZ).map_err(|e| e.to_string())?;
     let (content, packets) = match reader {
@@ -76,7 +86,8 @@ pub fn capture(
         None => Default::default(),
     };
     let path = if anonymous { Vec::new() } else { seen.target.as_os_str().as_bytes().to_vec() };
-    Ok(Object::Pipe(PipeRecord { pipe: metadata.ino(), capacity: capacity as u32, content, path, packets }))
+    let capacity = capacity as u32;
+    Ok(Object::Pipe(PipeRecord { pipe: metadata.ino(), capacity, content, path, packets, unheard }))
 }
 
 /// What waits to be read, and the lengths of packets where it is packets; `packets`: what is written now is.
@@ -95,6 +106,22 @@ fn peek(end: &OwnedFd, capacity: usize, packets: bool) -> Result<(Vec<u8>, Vec<u
     }
 }
 
+/// Who has the FIFO open to write to it, as far as that can be known.
+fn writer_of(metadata: &Metadata) -> Option<Pid> {
+    let is_it = |other: Metadata| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino());
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = processes.filter_map(|p| p.file_name().to_str()?.parse().ok().map(Pid::from_raw));
+    pids.find(|&pid| {
+        let dir = ProcDir::process(pid);
+        let numbers = dir.numbers("fd").unwrap_or_default();
+        let here = |number: &i32| std::fs::metadata(dir.path(format!("fd/{number}"))).is_ok_and(is_it);
+        numbers.iter().filter(|number| here(number)).any(|&number| {
+            let seen = Seen::look(pid, number);
+            seen.is_ok_and(|(seen, _)| !seen.is_path_only() && writes(seen.flags))
+        })
+    })
+}
+
 /// Whether nobody at all holds the other end.
 fn hung_up(fd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
@@ -110,6 +137,9 @@ pub struct Pipes(HashMap<u64, (OwnedFd, OwnedFd)>);
 impl Pipes {
     /// A description of its own with `flags`; the first call for a pipe makes and fills it.
     pub fn rebuild(&mut self, record: &PipeRecord, flags: u32) -> io::Result<OwnedFd> {
+        if record.unheard {
+            return open_unheard(path_of(&record.path), flags);
+        }
         let (read, write) = match self.0.entry(record.pipe) {
             Entry::Occupied(made) => made.into_mut(),
             Entry::Vacant(new) => new.insert(fill(record)?),
@@ -162,6 +192,21 @@ fn fill(record: &PipeRecord) -> io::Result<(OwnedFd, OwnedFd)> {
     }
     fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((read, write))
+}
+
+/// A reader that has had no writer is told of none that has gone: none is to be there while it is opened.
+fn open_unheard(path: &Path, flags: u32) -> io::Result<OwnedFd> {
+    let named = |why: &str| io::Error::other(format!("{}: {why}", path.display()));
+    let end = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut end = end.map_err(|e| named(&e.to_string()))?;
+    if !end.metadata()?.file_type().is_fifo() {
+        return Err(named("it is no longer a FIFO"));
+    }
+    if !matches!(end.read(&mut [0]), Ok(0)) {
+        return Err(named("another process uses this FIFO"));
+    }
+    fcntl(&end, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags as i32 & !libc::O_ACCMODE)))?;
+    Ok(end.into())
 }
 
 fn open_fifo(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {

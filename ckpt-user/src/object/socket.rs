@@ -357,7 +357,8 @@ mod tests {
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let option =
             |name| SocketOption { name, value: 1i32.to_ne_bytes().to_vec(), level: libc::SOL_SOCKET };
-        let record = |name| SocketRecord { options: vec![option(name)], ..SocketRecord::default() };
+        let kind = libc::SOCK_STREAM;
+        let record = |name| SocketRecord { kind, options: vec![option(name)], ..SocketRecord::default() };
         set_options(&record(libc::SO_RCVLOWAT), &own, false).unwrap();
         let refused = set_options(&record(libc::SO_ATTACH_FILTER), &own, true).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);

@@ -6,10 +6,11 @@ use super::process::RebuiltProcess;
 use super::skeleton::Skeleton;
 use super::taken;
 use super::{RebuildError, Rebuilding};
-use crate::object::connection::{self, ConnectionRecord, Joining};
+use crate::object::connection::ConnectionRecord;
 use crate::object::endpoint::{self, EndpointRecord};
 use crate::object::epoll::EpollRecord;
 use crate::object::inotify::{self, InotifyRecord};
+use crate::object::joining::{self, Joining};
 use crate::object::socket::Sender;
 use crate::object::socket_file::Names;
 use crate::object::{Description, Object, Stage, epoll, lock, pidfd, proc_file};
@@ -195,7 +196,7 @@ impl Endpoints {
             let Some(place) = maker.or_else(|| processes.iter().position(has)) else { continue };
             let shares = !record.is_unix() && !self.connections.is_empty();
             if shares {
-                connection::share(fd).rebuilding(0, "a socket that listens")?;
+                joining::share(fd).rebuilding(0, "a socket that listens")?;
             }
             let process = &mut processes[place];
             let number = number(process).map_or(u64::MAX, u64::from);
@@ -207,7 +208,7 @@ impl Endpoints {
         }
         let mut connections = self.connections.iter();
         connections
-            .try_for_each(|(record, fd)| connection::settle(record, fd, is_roots))
+            .try_for_each(|(record, fd)| joining::settle(record, fd, is_roots))
             .rebuilding(0, "a connection")?;
         Ok(names)
     }
