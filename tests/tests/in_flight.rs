@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use ckpt_tests::calls::{Calls, From, interrupts};
-use ckpt_tests::{Finished, Job, Mode, Sandbox, SlowDisk, skip, victim_cmd};
+use ckpt_tests::{Cmd, Finished, Job, Mode, Sandbox, SlowDisk, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -269,4 +269,88 @@ fn a_read_into_a_registered_buffer_of_an_io_uring_that_is_closed() {
 #[test]
 fn a_read_into_a_registered_buffer_of_an_io_uring_that_is_closed_without_bpf() {
     refused_until_it_is_over("flight_fixed_bare", "fixed-closed", &["--no-bpf"], &["io_uring"]);
+}
+
+/// Its first thread has ended, its other one is killed as soon as the disk answers: of the program, or of a child.
+const ENDS: &str = "
+import os, signal, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGCHLD])
+def say(what): print(what, flush=True)
+def told(): signal.sigwait([signal.SIGUSR1])
+def reads():
+    threading.Thread(target=os.read, args=(os.open(sys.argv[2] + '/direct', os.O_RDONLY), 4096), daemon=True).start()
+say('ready')
+told()
+if sys.argv[1] == 'itself':
+    reads()
+    told()
+    os._exit(7)
+pipe = os.pipe()
+child = os.fork()
+if child == 0:
+    reads()
+    os.read(pipe[0], 1)
+    os._exit(7)
+told()
+os.write(pipe[1], b'!')
+while True:
+    told()
+    ended = signal.sigtimedwait([signal.SIGCHLD], 60)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    say(f'{ended.si_pid == child} {ended.si_status} {status}')
+    told()
+    say('on')
+";
+
+/// [`ENDS`], launched, and ended but for what the disk holds.
+fn half_ended<'b>(sandbox: &'b Sandbox, disk: &'b SlowDisk, which: &str) -> Reader<'b> {
+    let program = Cmd::new("/usr/bin/python3").args(["-c", ENDS, which]).arg(disk.folder());
+    let job = Job::launch(sandbox, &[], &program);
+    job.running().wait_for_output("ready\n", SOON);
+    let program = job.program();
+    let reader = Reader { sandbox, disk, job, program };
+    let tell = || sandbox.kill(program, Signal::SIGUSR1 as i32).expect("the program lives");
+    disk.hold();
+    tell();
+    disk.wait_for_a_read(sandbox);
+    tell();
+    sandbox.wait_for("the first thread to end", SOON, || {
+        sandbox.ps().iter().any(|p| p.comm == "python3" && p.state == 'Z')
+    });
+    let said = reader.job.try_checkpoint().expect_code(125).stderr_text();
+    assert!(said.contains("does not stop") && !said.contains("first thread"), "{said}");
+    assert!(reader.job.checkpoints().is_empty(), "something was written");
+    reader
+}
+
+/// A process that ends is met when its first thread has ended and another has not. That is not one that goes on without
+/// its first thread: the freeze waits until it is gone, and its parent has been told.
+#[test]
+fn a_process_on_its_way_out_at_a_freeze() {
+    with_disk("flight_ends", |sandbox, disk| {
+        let mut reader = half_ended(sandbox, disk, "child");
+        reader.checkpoint_over_a_landing().success();
+        for mode in [Mode::Eager, Mode::Lazy] {
+            reader.job.kill_all();
+            reader.job.restart(mode, &[]);
+            assert_eq!(reader.job.program(), reader.program);
+            reader.tell("True 7 7\n");
+        }
+        reader.job.checkpoint();
+        reader.job.kill_all();
+        reader.job.restart(Mode::Eager, &[]);
+        assert_eq!(reader.job.program(), reader.program);
+        reader.tell("on\n");
+        reader.job.kill_all();
+    });
+}
+
+/// The program's first process likewise: once it has ended, so has the job.
+#[test]
+fn a_program_on_its_way_out_at_a_freeze() {
+    with_disk("flight_ends_itself", |sandbox, disk| {
+        let mut reader = half_ended(sandbox, disk, "itself");
+        disk.let_go();
+        reader.job.wait(SOON).expect_code(7);
+    });
 }

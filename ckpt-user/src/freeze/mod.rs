@@ -84,6 +84,32 @@ struct Stopping<'a> {
     waits: &'a Waits,
 }
 
+impl Stopping<'_> {
+    /// A process whose first thread has ended, and not yet the others. These are asked for again.
+    ///
+    /// Who ends as a whole has SIGKILL in each thread before the first of them is gone, and such a thread neither stops
+    /// nor stands any longer. So one that does stand goes on for good.
+    ///
+    /// # Errors
+    /// Named: a process that goes on without its first thread.
+    fn on_its_way_out(&mut self, members: &[(Pid, Pid)]) -> Result<Option<Pid>, Refusal> {
+        let first: HashSet<Pid> = self.stopped.iter().filter(|s| s.0 == s.1).map(|s| s.0).collect();
+        let mut half_ended = members
+            .iter()
+            .map(|m| m.0)
+            .filter(|&pid| !first.contains(&pid) && tree::has_lost_its_first_thread(pid));
+        let Some(pid) = half_ended.next() else { return Ok(None) };
+        let others: Vec<_> = self.stopped.extract_if(.., |s| s.0 == pid).collect();
+        let stands = others.iter().any(|(.., thread)| thread.regs().is_ok());
+        if stands {
+            self.stopped.extend(others);
+            return Err(leaderless(pid));
+        }
+        self.asked.extend(others.into_iter().map(|(_, tid, _)| (pid, ptrace::adopt(tid))));
+        Ok(Some(pid))
+    }
+}
+
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {
         for (pid, tid, thread) in self.stopped.drain(..) {
@@ -105,8 +131,9 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     if let Ok(mut regs) = thread.regs()
         && rewind::rewind(&mut regs)
     {
+        // Its own: where the first thread has ended, the process's directory leads to no memory.
         if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait))
-            && let Ok(memory) = Forced::open(pid)
+            && let Ok(memory) = Forced::open(tid)
         {
             // Without it the whole time begins anew.
             let _ = rewind::shorten(&mut regs, left, &memory);
@@ -122,13 +149,9 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
     loop {
-        let members = tree::members(root);
+        let members = tree::members_and_half_ended(root);
         if members.is_empty() {
-            return Err(if tree::has_lost_its_first_thread(root) {
-                leaderless(root)
-            } else {
-                Refusal::Ended
-            });
+            return Err(Refusal::Ended);
         }
         for &(pid, _) in &members {
             for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
@@ -138,10 +161,14 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
                 }
             }
         }
-        if stopping.asked.is_empty() {
-            break;
-        }
         let since = *since.get_or_insert_with(Instant::now);
+        if stopping.asked.is_empty() {
+            let Some(pid) = stopping.on_its_way_out(&members)? else { break };
+            if Instant::now() >= since + deadline {
+                return Err(does_not_end(pid));
+            }
+            std::thread::sleep(Duration::from_micros(40));
+        }
         for (_, running) in &stopping.asked {
             // A thread that has ended meanwhile is noticed by the wait.
             let _ = running.interrupt();
@@ -180,8 +207,13 @@ fn has_ended(pid: Pid, tid: Pid) -> bool {
 }
 
 /// A process whose first thread has ended while others run.
-pub fn leaderless(pid: Pid) -> Refusal {
+fn leaderless(pid: Pid) -> Refusal {
     Refusal::unsupported(pid, "goes on without its first thread", "this cannot be rebuilt")
+}
+
+/// A process that has ended, but for some of its threads.
+pub fn does_not_end(pid: Pid) -> Refusal {
+    Refusal::NotStopped(format!("process {} is on its way out", named(pid)))
 }
 
 fn does_not_stop(pid: Pid, tid: Pid) -> Refusal {

@@ -46,6 +46,13 @@ fn is_stranger(pid: Pid) -> bool {
 ///
 /// When `root` itself has ended, what it left behind are children of this process.
 pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
+    let mut found = members_and_half_ended(root);
+    found.retain(|&(pid, _)| is_alive(pid));
+    found
+}
+
+/// [`members`], and those whose first thread has ended while others are left: for good, or on their way out.
+pub fn members_and_half_ended(root: Pid) -> Vec<(Pid, Pid)> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = Pid::this();
     let mut queue = Vec::new();
@@ -55,14 +62,14 @@ pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
     queue.extend(
         children_of(own)
             .into_iter()
-            .filter(|&c| c != root && is_adopted(c) && !is_stranger(c))
+            .filter(|&c| c != root && (is_adopted(c) || has_lost_its_first_thread(c)) && !is_stranger(c))
             .map(|c| (c, own)),
     );
     let mut at = 0;
     while at < queue.len() {
         let (pid, parent) = queue[at];
         at += 1;
-        if found.iter().any(|f| f.0 == pid) || !is_alive(pid) {
+        if found.iter().any(|f| f.0 == pid) || !(is_alive(pid) || has_lost_its_first_thread(pid)) {
             continue;
         }
         found.push((pid, parent));
@@ -80,7 +87,7 @@ pub fn children_of(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether it shows as ended, and others of its threads run.
+/// Whether it shows as ended, and others of its threads are left. Its parent is not told before they are gone.
 pub fn has_lost_its_first_thread(pid: Pid) -> bool {
     let dir = ProcDir::process(pid);
     dir.stat().is_ok_and(|s| s.state() == 'Z') && dir.numbers("task").is_ok_and(|threads| threads.len() > 1)

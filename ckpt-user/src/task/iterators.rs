@@ -97,7 +97,7 @@ impl Kernel {
 
     /// How long threads of the tree below `root` still wait.
     pub fn waits(&self, root: Pid) -> Waits {
-        let pids: Vec<Pid> = tree::members(root).into_iter().map(|m| m.0).collect();
+        let pids: Vec<Pid> = tree::members_and_half_ended(root).into_iter().map(|m| m.0).collect();
         self.ask(|iterators| iterators.waits(&pids))
     }
 

@@ -32,7 +32,7 @@ pub struct Zombie {
 /// The ended children of stopped processes. Those of the supervisor are none of the program's.
 ///
 /// # Errors
-/// Named: a process whose first thread has ended while others run, a death with a core dump.
+/// Named: a process that is killed in these very moments, a death with a core dump.
 pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zombie>, Refusal> {
     let mut found = Vec::new();
     for parent in of.iter().copied().chain([Pid::this()]) {
@@ -43,7 +43,7 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
                 continue;
             }
             if tree::has_lost_its_first_thread(pid) {
-                return Err(freeze::leaderless(pid));
+                return Err(freeze::does_not_end(pid));
             }
             if parent == Pid::this() {
                 continue;
