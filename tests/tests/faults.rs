@@ -50,12 +50,20 @@ fn memory_is_as_it_was_with_a_log_that_loses() {
     busy("faults_lost", &["--ring-bytes", "4096"]);
 }
 
-/// The freezes of checkpoints of a program that writes all the time; the first is a full one.
+/// A fault that is under way when a scan comes by can be on either side of it: up to one a scan and thread.
+const UNDER_WAY: u64 = 8;
+
+/// Freezes of a program that writes all the time, at least three; the first is of a full checkpoint. On a busy machine the
+/// program may not get to run between the last round and the freeze: it goes on until one freeze has found pages.
 fn freezes(name: &str, options: &[&str]) -> Vec<Value> {
     let sandbox = Sandbox::new(name);
     let mut job = Job::launch(&sandbox, options, &memory(64, 100_000, "-", 90));
     let steps = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
-    for _ in 0..3 {
+    let has_found = |freeze: &Value| freeze["pages"].as_u64() > Some(UNDER_WAY);
+    for taken in 0..30 {
+        if taken >= 3 && events(&sandbox, &job, "freeze").iter().any(has_found) {
+            break;
+        }
         // A whole step before each: its first round is a large one.
         let before = steps();
         sandbox.wait_for("two more steps", SOON, || steps() >= before + 2);
@@ -66,15 +74,14 @@ fn freezes(name: &str, options: &[&str]) -> Vec<Value> {
     found
 }
 
-/// A fault that is under way when a scan comes by can be on either side of it: up to one a scan and thread.
-const UNDER_WAY: u64 = 8;
-
 #[test]
 fn a_log_that_is_right_knows_what_scans_find() {
-    for freeze in freezes("faults_known", &[]) {
+    let freezes = freezes("faults_known", &[]);
+    assert!(freezes.iter().any(|freeze| freeze["faults_logged"].as_u64() > Some(0)), "{freezes:?}");
+    for freeze in freezes {
         let count = |name: &str| freeze[name].as_u64().unwrap();
         assert_eq!(count("faults_lost"), 0, "{freeze}");
-        assert!(count("faults_logged") > 0, "{freeze}");
+        assert!(count("faults_logged") > 0 || count("pages") <= UNDER_WAY, "{freeze}");
         assert!(count("faults_unlogged") <= UNDER_WAY && count("faults_gone") <= UNDER_WAY, "{freeze}");
     }
 }

@@ -403,7 +403,9 @@ fn a_damaged_block_ends_the_program_and_names_its_generation() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(ended.code() == 125, "{}: {said}", ended.code());
     assert!(said.contains("000001.ckpt") && said.contains("damaged page block"), "{said}");
-    assert!(said.contains("killed") && said.contains("--at"), "{said}");
+    // Or met before it has run: while it is rebuilt the kernel touches its memory, and not all of it comes later.
+    let what_became = ["the program is killed", "the program has not run"];
+    assert!(what_became.iter().any(|one| said.contains(one)) && said.contains("--at"), "{said}");
     assert!(!String::from_utf8_lossy(&std::fs::read(printed_to).unwrap()).contains("WRONG"));
     assert_begins("what it printed", &expected.stdout, &job.stdout());
     // The guardian looks once more after the last task is gone.

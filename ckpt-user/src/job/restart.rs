@@ -15,14 +15,14 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
 use crate::freeze::tree;
-use crate::image::{Chain, GenerationId, Opened, SpaceId};
+use crate::image::{Chain, GenerationId, ImageError, Opened, SpaceId};
 use crate::memory::map_count;
 use crate::memory::shared::Restored;
 use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
-use crate::rebuild::{self, Mode};
+use crate::rebuild::{self, Mode, RebuildError};
 use crate::record::Image;
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
@@ -31,7 +31,7 @@ use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::task::outside;
 use crate::track::space::{Held, Space};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,12 +96,12 @@ fn run_again(
     };
     tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
-    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner)?;
+    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     let mut processes = rebuilt.processes;
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
     let mut shared = rebuilt.shared;
-    shared.iter_mut().try_for_each(|object| object.verify(&chain))?;
+    shared.iter_mut().try_for_each(|object| object.verify(&chain)).map_err(advised)?;
     // The last act before the threads run: a restart that fails changes no file.
     plan.carry_out(target.lease.dir(), &owner)?;
     let only_compare = options.files == FilesPolicy::Check;
@@ -151,6 +151,16 @@ fn run_again(
         ended: image.ended.map(Ended::from_wait),
         running,
     })
+}
+
+/// Damage that is met before the program runs: its memory is read then, too, as far as it cannot come later.
+fn advised(error: RebuildError) -> anyhow::Error {
+    let is_damage = matches!(error, RebuildError::Image(ImageError::Refused { .. }));
+    let error = anyhow::Error::from(error);
+    match is_damage {
+        true => anyhow!("{error:#}; the program has not run: restart it from another checkpoint (--at ID)"),
+        false => error,
+    }
 }
 
 /// Whether a process has so many mappings that it is not to be watched, as a lazy restart does.

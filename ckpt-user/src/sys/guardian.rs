@@ -17,7 +17,7 @@
 //! else: no allocation, no lock, no log. It is no child of ckptbpf, which waits for its children.
 //!
 //! Should it be killed itself, ckptbpf sees that at once and ends the program. Were both killed in one go, nobody would be
-//! left: so neither its name nor its command line has the word ckptbpf in it, by which people kill.
+//! left: so neither its name nor its command line has the word ckptbpf in it, by which people kill, from its first moment.
 
 use super::clone::CloneArgs;
 use crate::task::proc::ProcDir;
@@ -72,9 +72,10 @@ impl Guardian {
             if middle == 0 {
                 let mask = u64::MAX;
                 libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8);
+                stand_apart(words);
                 let own = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>());
                 if own == 0 {
-                    guard(dismissed, gone, &shared.namespace, words);
+                    guard(dismissed, gone, &shared.namespace);
                 }
                 libc::_exit(i32::from(own < 0));
             }
@@ -126,10 +127,12 @@ fn arguments() -> io::Result<Range<usize>> {
     Ok(address(48)..address(49).max(address(48)))
 }
 
-/// The guardian's life.
-fn guard(dismissed: RawFd, keeper: RawFd, namespace: &AtomicU64, words: Range<usize>) -> ! {
-    // SAFETY: each call takes integers and pointers to constants or locals that outlive it; nothing allocates. The command
-    // line is this process's own copy of what the kernel has put on its stack, and nobody reads it here any more.
+/// Whatever is done to ckptbpf by its name, command line, group or session is not done to the guardian. By the process in
+/// the middle, for the guardian inherits it: on a busy machine a program may run, and ckptbpf be killed, before the
+/// guardian has made its first system call.
+fn stand_apart(words: Range<usize>) {
+    // SAFETY: each call takes integers and pointers to constants; nothing allocates. The command line is this process's
+    // own copy of what the kernel has put on its stack, and nobody reads it here any more.
     unsafe {
         libc::setsid();
         libc::chdir(c"/".as_ptr());
@@ -137,6 +140,15 @@ fn guard(dismissed: RawFd, keeper: RawFd, namespace: &AtomicU64, words: Range<us
         if words.start != 0 {
             std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(words.start), 0, words.len());
         }
+    }
+}
+
+/// The guardian's life.
+fn guard(dismissed: RawFd, keeper: RawFd, namespace: &AtomicU64) -> ! {
+    // SAFETY: each call takes integers and pointers to constants or locals that outlive it; nothing allocates.
+    unsafe {
+        // The session that it has inherited is one whose leader has ended.
+        libc::setsid();
         // Refused without CAP_SYS_RESOURCE: then it is one small process among others.
         let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if adjust >= 0 {
@@ -173,7 +185,9 @@ pub fn end_all(namespace: u64) {
     let mut alive = true;
     while alive {
         alive = false;
-        each_number(c"/proc", |pid| alive |= kill_member(pid, namespace));
+        let has_looked = each_number(c"/proc", |pid| alive |= kill_member(pid, namespace));
+        // Whoever could not look has not seen that nobody is left.
+        alive |= !has_looked;
         if alive {
             let pause = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
             // SAFETY: reads one local structure.
@@ -182,12 +196,12 @@ pub fn end_all(namespace: u64) {
     }
 }
 
-/// Kills `pid` if it is a member; whether it was.
+/// Kills `pid` if it is a member; whether it was, or may have been.
 fn kill_member(pid: u32, namespace: u64) -> bool {
     // SAFETY: integers only; the descriptor is closed below. It pins the process that is looked at.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if pidfd < 0 {
-        return false;
+        return !is_gone();
     }
     let mut member = inode(&Path::new(b"/proc/", pid, b"/ns/time")) == Some(namespace);
     if !member {
@@ -242,8 +256,13 @@ fn inode(path: &Path) -> Option<u64> {
     }
 }
 
-/// Calls `each` for every entry of the folder whose name is a number.
-fn each_number(folder: &CStr, mut each: impl FnMut(u32)) {
+/// Whether the call that has just failed did so because the process has ended.
+fn is_gone() -> bool {
+    matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+/// Calls `each` for every entry of the folder whose name is a number; whether all could be looked at.
+fn each_number(folder: &CStr, mut each: impl FnMut(u32)) -> bool {
     // struct linux_dirent64: inode 8, offset 8, length 2, type 1, name.
     const LENGTH: usize = 16;
     const NAME: usize = 19;
@@ -251,12 +270,12 @@ fn each_number(folder: &CStr, mut each: impl FnMut(u32)) {
     // SAFETY: a nul-terminated path; the descriptor is closed below.
     let fd = unsafe { libc::open(folder.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) };
     if fd < 0 {
-        return;
+        return false;
     }
-    loop {
+    let is_whole = loop {
         // SAFETY: the kernel writes at most the buffer's length into it.
         let got = unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len()) };
-        let Ok(got @ 1..) = usize::try_from(got) else { break };
+        let Ok(got @ 1..) = usize::try_from(got) else { break got == 0 };
         let mut rest = &buffer[..got.min(buffer.len())];
         while rest.len() > NAME {
             let length = usize::from(u16::from_le_bytes([rest[LENGTH], rest[LENGTH + 1]]));
@@ -266,9 +285,10 @@ fn each_number(folder: &CStr, mut each: impl FnMut(u32)) {
             }
             rest = next;
         }
-    }
+    };
     // SAFETY: opened above, used by nobody else.
     unsafe { libc::close(fd) };
+    is_whole
 }
 
 /// The number that a nul-terminated name is.
