@@ -13,6 +13,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod inotify;
+pub mod known_ends;
 pub mod lock;
 pub mod memfd;
 pub mod named;
