@@ -3,9 +3,7 @@
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, policy, sysv, vdso};
-use crate::object::known_ends::Known;
-use crate::object::table;
-use crate::object::terminal::Modes;
+use crate::object::{known_ends::Known, lock, table, terminal::Modes};
 use crate::planted;
 use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Machine, Process, Thread};
@@ -83,6 +81,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    lock::check(&processes, &descriptions, &objects.found)?;
     sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     keyring::check(&processes)?;
