@@ -3,8 +3,7 @@
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::{self, policy, sysv, vdso};
-use crate::object::table;
-use crate::object::terminal::Modes;
+use crate::object::{known_ends::Known, lock, table, terminal::Modes};
 use crate::planted;
 use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Machine, Process, Thread};
@@ -35,6 +34,8 @@ pub struct Captured {
     pub injected: u64,
     /// How many processes smaps was read of.
     pub smaps: u64,
+    /// How many bytes of files were read: their ends.
+    pub ends: u64,
     /// Of the freeze: descriptors, mappings and tasks.
     pub spent: Spent,
 }
@@ -48,6 +49,7 @@ pub fn capture(
     standards_of: Pid,
     hidden: &Hidden,
     lazy: bool,
+    known_ends: &mut Known,
 ) -> Result<Captured, Refusal> {
     let mut objects = memory::capture::Objects { lazy, ..Default::default() };
     let begun = Instant::now();
@@ -57,8 +59,8 @@ pub fn capture(
     sharing::check(&pids)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
     let ended: Vec<Pid> = zombies.iter().map(|z| Pid::from_raw(z.pid)).collect();
-    let table = || table::capture(&pids, &ended, standards_of, &hidden.descriptors, &mut objects);
-    let (tables, descriptions) = timed(&mut spent.descriptors, table)?;
+    let table = || table::capture(&pids, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
+    let table::Captured { tables, descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
     let mut filters = filters::Found::default();
@@ -79,6 +81,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    lock::check(&processes, &descriptions, &objects.found)?;
     sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     keyring::check(&processes)?;
@@ -100,7 +103,7 @@ pub fn capture(
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
     }
     spent.tasks = begun.elapsed() - spent.descriptors - spent.mappings;
-    Ok(Captured { image, injected, smaps, spent })
+    Ok(Captured { image, injected, smaps, ends, spent })
 }
 
 fn capture_process(

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use ckptbpf::capture::capture;
 use ckptbpf::freeze::freeze;
 use ckptbpf::memory::vma;
+use ckptbpf::object::known_ends::Known;
 use ckptbpf::record::Image;
 use ckptbpf::task::iterators::{Hidden, Kernel};
 use nix::unistd::Pid;
@@ -191,8 +192,11 @@ fn a_flag_met_for_the_first_time_is_learnt_from_smaps_once() {
     let mut tree = freeze(pid, &kernel).unwrap();
     let (first, second) = (kernel.read(&[pid]), kernel.read(&[pid]));
     let shown = smaps(pid);
-    let by_iterators = capture(&mut tree, pid, &second, false).err().map(|e| e.to_string());
-    let by_smaps = capture(&mut tree, pid, &Hidden::default(), false).err().map(|e| e.to_string());
+    let by_iterators =
+        capture(&mut tree, pid, &second, false, &mut Known::default()).err().map(|e| e.to_string());
+    let by_smaps = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default())
+        .err()
+        .map(|e| e.to_string());
     tree.thaw();
     end(child);
     assert_eq!((first.unnamed, second.unnamed), (1, 0));
@@ -237,8 +241,8 @@ fn descriptors_shared_and_alike_are_told_apart_both_ways() {
     let mut tree = freeze(pid, &kernel).unwrap();
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     let hidden = kernel.read(&pids);
-    let by_iterators = capture(&mut tree, pid, &hidden, false);
-    let by_looking = capture(&mut tree, pid, &Hidden::default(), false);
+    let by_iterators = capture(&mut tree, pid, &hidden, false, &mut Known::default());
+    let by_looking = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default());
     tree.kill();
     end(child);
     let (by_iterators, by_looking) = (by_iterators.unwrap().image, by_looking.unwrap().image);
@@ -262,8 +266,8 @@ fn iterators_and_injected_calls_find_the_same() {
     kernel.load(None);
     let mut tree = freeze(pid, &kernel).unwrap();
     let hidden = kernel.read(&[pid]);
-    let by_iterators = capture(&mut tree, pid, &hidden, false).unwrap();
-    let by_injection = capture(&mut tree, pid, &Hidden::default(), false).unwrap();
+    let by_iterators = capture(&mut tree, pid, &hidden, false, &mut Known::default()).unwrap();
+    let by_injection = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default()).unwrap();
     tree.thaw();
     end(child);
     assert_eq!(by_iterators.injected, 0);

@@ -27,6 +27,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("vfork", "vfork.c", &[]),
     ("herd", "herd.c", THREADS),
     ("fds", "fds.c", &[]),
+    ("many", "many.c", &[]),
     ("unnamed", "unnamed.c", &[]),
     ("replaced", "replaced.c", &[]),
     ("channels", "channels.c", &[]),

@@ -3,10 +3,12 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Survival, ckptbpf, held, let_go, python_loop, survive, verb};
-use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+use ckpt_tests::scenario::{Expected, Survival, Tool, ckptbpf, held, let_go, python_loop, survive, verb};
+use ckpt_tests::skip::skip;
+use ckpt_tests::{Cmd, Job, Mode, Sandbox, assert_same, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -123,6 +125,49 @@ fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
     assert!(said.contains("somebody else has a lock that the program had"), "{said}");
     other.kill_group(nix::sys::signal::Signal::SIGKILL);
     other.wait(SOON);
+}
+
+/// The hard limit of open files.
+fn most_files() -> u64 {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    line.split_ascii_whitespace().nth(4).unwrap().parse().unwrap_or(u64::MAX)
+}
+
+/// 1000 files and 1000 pipes: 3000 of a program that has raised its limit, and a ckptbpf that is started with 256. It gives the
+/// program the limits that it was given, and no other after a restart.
+#[test]
+fn a_program_with_more_descriptors_than_ckptbpf_was_given() {
+    const NAME: &str = "many_descriptors";
+    if most_files() < 6200 {
+        return skip(NAME, "the hard limit of open files is below 6200");
+    }
+    let sandbox = Sandbox::new(NAME);
+    let binary = sandbox.dir().join("with-few");
+    std::fs::write(&binary, format!("#!/bin/sh\nulimit -Sn 256\nexec {} \"$@\"\n", ckptbpf().display()))
+        .unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Cmd::sh("ulimit -Sn; exec \"$@\"")
+        .arg("sh")
+        .program(&victim_cmd("many").args([".", "1000", "1000", "100", "2000"]));
+    let expected =
+        Expected::of(&sandbox, &Cmd::sh("ulimit -Sn 256; exec \"$@\"").arg("sh").program(&program), None);
+    assert!(expected.stdout.starts_with(b"256\n"));
+    let tool = Tool { binary, environment: Vec::new() };
+    let dir = sandbox.dir().join("images");
+    let mut job = Job::launch_by(&sandbox, tool, dir, &[], &held(&sandbox, program));
+    job.running().wait_for_output("\n2 ", SOON);
+    for mode in [Mode::Eager, Mode::Lazy] {
+        job.checkpoint();
+        let program = job.kill_supervisor();
+        job.attach(program, &[]);
+        job.checkpoint();
+        job.kill_all();
+        job.restart(mode, &[]);
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
 /// A nested epoll, one that watches a number which has been given to another file since, and one whose number was

@@ -174,6 +174,10 @@ rows! {
         ["descriptor ", "the directory has been removed"];
     a_lease_that_somebody_waits_for: "global keep\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])\nkeep = open('leased', 'w')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)\ntry: os.open('leased', os.O_RDONLY | os.O_NONBLOCK)\nexcept BlockingIOError: pass", "keep.close()",
         ["descriptor ", "somebody waits for its lease"];
+    a_write_lease_on_a_mapped_file: "global keep\nkeep = [open('f', 'w+b', 0)]\nkeep[0].write(bytes(4096))\nkeep.append(mmap.mmap(keep[0].fileno(), 4096))\nfcntl.fcntl(keep[0], fcntl.F_SETLEASE, fcntl.F_WRLCK)",
+        "fcntl.fcntl(keep[0], fcntl.F_SETLEASE, fcntl.F_UNLCK)", ["has a write lease on", "/f, and it is mapped, too"];
+    a_write_lease_on_a_file_without_a_name: "global keep\nkeep = open('f', 'w+b', 0)\nos.unlink('f')\nfcntl.fcntl(keep, fcntl.F_SETLEASE, fcntl.F_WRLCK)",
+        "keep.close()", ["has a write lease on a file without a name"];
     an_owner_outside_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, 1)",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
     events_that_were_not_read: "global keep\nkeep = must(libc.inotify_init())\nmust(libc.inotify_add_watch(keep, b'.', 0x100))\nopen('new', 'w').close()", "os.close(keep)",

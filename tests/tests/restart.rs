@@ -136,6 +136,87 @@ fn a_file_that_was_overwritten_is_refused_where_the_program_reads_it() {
     }
 }
 
+/// Adds to `log` and, where it has a lease, to `leased`; watches `w` where there is one.
+const HOLDER: &str = "
+import ctypes, fcntl, os, select
+libc = ctypes.CDLL(None)
+log = open('log', 'ab', 0)
+leased = open('leased', 'a+b', 0)
+fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+watch = os.path.isdir('w') and libc.inotify_add_watch(libc.inotify_init(), b'w', 0xfff)
+for i in range(10 ** 8):
+    log.write(b'%9d' % i)
+    leased.write(b'%9d' % i)
+    print(i, fcntl.fcntl(leased, fcntl.F_GETLEASE) == fcntl.F_WRLCK, flush=True)
+    select.select([], [], [], 0.005)
+";
+
+/// A job of [`HOLDER`] that has a checkpoint, has written more, and was killed.
+fn killed_holder(sandbox: &Sandbox) -> Job<'_> {
+    let program = Cmd::new("/usr/bin/python3").args(["-c", HOLDER]);
+    let mut job = Job::launch(sandbox, &[], &program);
+    job.running().wait_for_output("\n9 True\n", SOON);
+    job.checkpoint();
+    let lines = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
+    let then = lines();
+    sandbox.wait_for("it to write more", SOON, || lines() > then + 3);
+    job.kill_all();
+    job
+}
+
+/// No restart goes on, says `why`, or changes a file.
+fn refused_with_files_as_they_are(sandbox: &Sandbox, job: &Job<'_>, why: &str) {
+    let read = || ["log", "leased"].map(|file| std::fs::read(sandbox.dir().join(file)).unwrap());
+    let before = read();
+    for mode in [&[][..], &["--lazy"]] {
+        let said = sandbox.run(verb("restart", mode).arg(job.dir())).expect_code(125).stderr_text();
+        assert!(said.contains(why), "{said}");
+        assert!(read() == before, "a restart that failed has changed a file");
+    }
+}
+
+/// It goes on in each mode, where it was, with its lease, and so once more from a checkpoint of its own.
+fn holder_goes_on(sandbox: &Sandbox, job: &mut Job<'_>) {
+    for mode in [Mode::Eager, Mode::Lazy, Mode::Eager] {
+        job.restart(mode, &[]);
+        let goes_on = || job.running().stdout().ends_with(b" True\n");
+        sandbox.wait_for("it to go on", SOON, goes_on);
+        job.checkpoint();
+        job.kill_all();
+        let said = String::from_utf8(job.stdout()).unwrap();
+        assert!(said.lines().enumerate().all(|(i, line)| line == format!("{i} True")), "{said}");
+    }
+}
+
+#[test]
+fn a_lease_that_cannot_be_had_is_told_before_a_file_is_changed() {
+    let sandbox = Sandbox::new("lease_taken");
+    let mut job = killed_holder(&sandbox);
+    let other = sandbox.spawn(Cmd::sh("exec 7<> leased; echo have; sleep 1000"));
+    other.wait_for_output("have\n", SOON);
+    refused_with_files_as_they_are(&sandbox, &job, "/leased of process");
+    other.kill_group(nix::sys::signal::Signal::SIGKILL);
+    other.wait(SOON);
+    holder_goes_on(&sandbox, &mut job);
+}
+
+#[test]
+fn what_an_inotify_watches_is_looked_for_before_a_file_is_changed() {
+    let sandbox = Sandbox::new("watched_gone");
+    let watched = sandbox.dir().join("w");
+    std::fs::create_dir(&watched).unwrap();
+    let mut job = killed_holder(&sandbox);
+    // So that another one does not get its inode.
+    let away = sandbox.dir().join("away");
+    std::fs::rename(&watched, &away).unwrap();
+    refused_with_files_as_they_are(&sandbox, &job, "/w: the program watches it");
+    std::fs::create_dir(&watched).unwrap();
+    refused_with_files_as_they_are(&sandbox, &job, "/w: the program watches it");
+    std::fs::remove_dir(&watched).unwrap();
+    std::fs::rename(&away, &watched).unwrap();
+    holder_goes_on(&sandbox, &mut job);
+}
+
 #[test]
 fn json_tells_of_the_resume_once_the_program_runs() {
     let sandbox = Sandbox::new("restart_json");

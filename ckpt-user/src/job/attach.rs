@@ -22,6 +22,7 @@ use crate::freeze::tree;
 use crate::refusal::named;
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
+use crate::task::limits;
 use crate::task::proc::ProcDir;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Reconcile;
@@ -74,6 +75,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
 pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
     let found = find(options.pid, &job)?;
+    limits::raise_own_open_files();
     let lease = found.claimed.lease;
     let program = ProcessId::of(options.pid).context("the program is gone")?;
     lease.started(program, None)?;

@@ -121,6 +121,7 @@ impl Checkpointer {
     ) -> Result<CheckpointDone, CheckpointError> {
         self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
+        let ends_bytes = self.read_ends();
         let pager = self.tracked().pager.clone();
         pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
@@ -141,7 +142,12 @@ impl Checkpointer {
         let header = Header { id, parent, job, features, created_unix_ns: unix_ns() };
         let mut writer = GenerationWriter::create(&path, header, self.codec, WORKERS)?;
         let rounds = self.rounds(tracer, &mut writer)?;
-        self.event(&Event::phase(Phase::Track, begun.elapsed()).count("id", id.0).count("rounds", rounds));
+        self.event(
+            &Event::phase(Phase::Track, begun.elapsed())
+                .count("id", id.0)
+                .count("rounds", rounds)
+                .count("ends_bytes", ends_bytes),
+        );
         let mut frozen = self.freeze(tracer, after, &mut writer)?;
         let tracked = self.tracked.clone();
         self.reconcile.thawed(&mut lock(&tracked).spaces);
@@ -200,6 +206,16 @@ impl Checkpointer {
         if let Some(Err(error)) = self.events.as_mut().map(|log| log.write(event)) {
             log::warn!("{error}");
         }
+    }
+
+    /// The ends of files that have not changed since the last freeze; how many bytes that were. Who serves them may not answer: so
+    /// without the lock.
+    fn read_ends(&self) -> u64 {
+        let members: Vec<Pid> = tree::members(self.root).into_iter().map(|m| m.0).collect();
+        let mut known = std::mem::take(&mut self.tracked().ends);
+        let bytes = known.read_beside(&members);
+        self.tracked().ends = known;
+        bytes
     }
 
     /// Drops address spaces that are gone, finds new ones, and has those tracked that have outlived a checkpoint.
@@ -312,7 +328,8 @@ impl Checkpointer {
             .count("id", id)
             .count("pages", frozen.pages)
             .count("injected", frozen.injected)
-            .count("smaps", frozen.smaps);
+            .count("smaps", frozen.smaps)
+            .count("ends_bytes", frozen.ends);
         for (part, took) in frozen.spent.named() {
             frozen_event = frozen_event.count(part, took.as_micros() as u64);
         }

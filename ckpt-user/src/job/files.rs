@@ -12,6 +12,7 @@ use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::sys::pidfd;
 use anyhow::{Context, bail};
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::time::{Duration, UNIX_EPOCH};
@@ -166,14 +167,22 @@ fn is_memory(image: &Image, file: &FileRecord) -> bool {
     index.is_some_and(|index| all.difference(&shared::pages(image, index as u32)).runs().is_empty())
 }
 
+/// By device and inode.
+type Identity = (u64, u64);
+
+/// What is to be cut is kept, and nothing has been cut.
+#[derive(Debug)]
+pub struct Kept<'p> {
+    /// Without a file: it is cut through the descriptor by which its lease was taken, which opening it would break.
+    cuts: Vec<(Option<File>, &'p FileRecord)>,
+    streams: &'p [Stream],
+}
+
 impl Rollback {
-    /// Keeps what is cut in `DIR/cut/`, then cuts.
-    pub fn carry_out(&self, dir: &JobDir, owner: &FsIds) -> anyhow::Result<()> {
-        if self.cuts.is_empty() {
-            return self.position_streams();
-        }
+    /// Keeps what is cut in `DIR/cut/`. The files on which there are to be leases are closed again.
+    pub fn keep(&self, dir: &JobDir, owner: &FsIds, leased: &HashSet<Identity>) -> anyhow::Result<Kept<'_>> {
         let _as_owner = owner.assume()?;
-        let mut opened = Vec::new();
+        let mut cuts = Vec::new();
         for (record, _) in &self.cuts {
             let path = record.path();
             let file = OpenOptions::new().read(true).write(true).open(path);
@@ -184,15 +193,22 @@ impl Rollback {
             std::io::copy(&mut file, &mut copy)
                 .with_context(|| format!("{}: cannot keep what is cut", path.display()))?;
             copy.sync_data()?;
-            opened.push((file, record));
+            let is_leased = leased.contains(&(record.device, record.inode));
+            cuts.push(((!is_leased).then_some(file), record));
         }
-        for (file, record) in opened {
-            cut(&file, record)?;
-        }
-        self.position_streams()
+        Ok(Kept { cuts, streams: &self.streams })
     }
+}
 
-    fn position_streams(&self) -> anyhow::Result<()> {
+impl Kept<'_> {
+    /// Cuts; `leased` are those that are open already.
+    pub fn cut(&self, leased: &HashMap<Identity, File>, owner: &FsIds) -> anyhow::Result<()> {
+        let _as_owner = owner.assume()?;
+        for (file, record) in &self.cuts {
+            let file = file.as_ref().or_else(|| leased.get(&(record.device, record.inode)));
+            let file = file.with_context(|| format!("{}: cannot be cut back", record.path().display()))?;
+            cut(file, record)?;
+        }
         self.streams.iter().try_for_each(Stream::position).context("cannot position a standard stream")
     }
 }
@@ -224,22 +240,25 @@ mod tests {
         let elsewhere = base.path().join("elsewhere");
         std::fs::create_dir(&elsewhere).unwrap();
         let record = grown(&base.path().join("a"));
-        let plan = || Rollback { cuts: vec![(record.clone(), 12)], streams: Vec::new() };
+        let carry_out = || {
+            let plan = Rollback { cuts: vec![(record.clone(), 12)], streams: Vec::new() };
+            plan.keep(&dir, &ids, &HashSet::new()).and_then(|kept| kept.cut(&HashMap::new(), &ids))
+        };
         let cut = dir.path().join("cut");
         // The directory is a link, then the file is one.
         symlink(&elsewhere, &cut).unwrap();
-        plan().carry_out(&dir, &ids).unwrap_err();
+        carry_out().unwrap_err();
         std::fs::remove_file(&cut).unwrap();
         std::fs::create_dir(&cut).unwrap();
         let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
         let precious = elsewhere.join("precious");
         std::fs::write(&precious, "whole").unwrap();
         symlink(&precious, cut.join(&name)).unwrap();
-        plan().carry_out(&dir, &ids).unwrap_err();
+        carry_out().unwrap_err();
         assert_eq!(std::fs::read(&precious).unwrap(), b"whole");
         assert_eq!(std::fs::read(record.path()).unwrap(), b"kept and cut", "nothing is cut that is not kept");
         std::fs::remove_file(cut.join(&name)).unwrap();
-        plan().carry_out(&dir, &ids).unwrap();
+        carry_out().unwrap();
         assert_eq!(std::fs::read(cut.join(&name)).unwrap(), b" and cut");
         assert_eq!(std::fs::metadata(cut.join(&name)).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
@@ -254,7 +273,8 @@ mod tests {
         for path in ["../../a", "/a\0b", "", "/proc/self/fd/999999", "job/../a"] {
             let path = path.as_bytes().to_vec();
             let record = FileRecord { path, device: u64::MAX, inode: u64::MAX, ..FileRecord::default() };
-            Rollback { cuts: vec![(record, 1)], streams: Vec::new() }.carry_out(&dir, &ids).unwrap_err();
+            let plan = Rollback { cuts: vec![(record, 1)], streams: Vec::new() };
+            plan.keep(&dir, &ids, &HashSet::new()).unwrap_err();
         }
         assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

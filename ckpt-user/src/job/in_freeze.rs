@@ -10,7 +10,7 @@ use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::{self, Vma};
-use crate::object::{Object, deleted::DeletedRecord};
+use crate::object::{Object, deleted::DeletedRecord, known_ends::Known};
 use crate::page::{Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
@@ -33,6 +33,8 @@ use std::time::Duration;
 pub struct Tracked {
     pub spaces: Vec<Space>,
     pub objects: Objects,
+    /// Of files that are read and written.
+    pub ends: Known,
     /// Something may have been in flight over a scan of this checkpoint, into any page.
     pub direct: bool,
     /// Number of the next new space; grows over restarts too.
@@ -55,6 +57,8 @@ pub struct Frozen {
     pub spent: Spent,
     pub injected: u64,
     pub smaps: u64,
+    /// Bytes of files that were read.
+    pub ends: u64,
     /// Memory of its own that the tree holds.
     pub bytes_memory: u64,
     /// Still stopped, when checkpoint and end are to be one.
@@ -159,6 +163,8 @@ fn frozen(
     let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
         Ok(frozen) => frozen,
         Err(error) => {
+            // Writes may be under way: that may be what is refused.
+            tracked.ends = Known::default();
             tree.thaw();
             return Err(error);
         }
@@ -187,7 +193,8 @@ fn inside(
     let mut reading = Duration::ZERO;
     let hidden = timed(&mut reading, || kernel.read(&members));
     let standards_of = tracked.standards_of.unwrap_or_else(Pid::this);
-    let captured = capture::capture(tree, standards_of, &hidden, tracked.pager.is_some())?;
+    let lazy = tracked.pager.is_some();
+    let captured = capture::capture(tree, standards_of, &hidden, lazy, &mut tracked.ends)?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
     // A page's mark may come before its data: what was in flight was pinned, and marked, earlier.
@@ -251,6 +258,7 @@ fn inside(
         spent,
         injected: captured.injected,
         smaps: captured.smaps,
+        ends: captured.ends,
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })

@@ -102,8 +102,11 @@ fn run_again(
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
     let mut shared = rebuilt.shared;
     shared.iter_mut().try_for_each(|object| object.verify(&chain)).map_err(advised)?;
-    // The last act before the threads run: a restart that fails changes no file.
-    plan.carry_out(target.lease.dir(), &owner)?;
+    // What can fail comes first: a restart that fails changes no file.
+    let kept = plan.keep(target.lease.dir(), &owner, &rebuild::late::leased(&image))?;
+    let leased = rebuild::late::leases(&image, &mut processes)?;
+    kept.cut(&leased, &owner)?;
+    drop(leased);
     let only_compare = options.files == FilesPolicy::Check;
     // Files first: where they are only compared, nothing has been changed yet should one differ.
     let (files, others): (Vec<_>, Vec<_>) = shared.iter_mut().partition(|object| object.is_file());
@@ -115,7 +118,6 @@ fn run_again(
         shared.iter().try_for_each(Restored::finish)?;
         rebuilt.watchers.begin()?;
     }
-    rebuild::late::leases(&image, &mut processes)?;
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }

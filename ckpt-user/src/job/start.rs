@@ -23,6 +23,7 @@ use crate::freeze::tree;
 use crate::image::GenerationId;
 use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
+use crate::task::limits;
 use crate::task::proc::ProcDir;
 use crate::track::backend::{self, Backend};
 use crate::track::reconcile::Reconcile;
@@ -71,6 +72,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
     tree::note_root(root);
+    limits::raise_own_open_files();
     let known = make_known(&lease, &identity, program);
     let (control, _registration) = match known {
         Ok((control, registration)) => (Some(control), Some(registration)),

@@ -4,9 +4,13 @@
 //! after the last descriptor was closed in it, which would give them up.
 
 use super::table::Descriptor;
+use super::{Description, Object};
+use crate::record::{Process, SharedObject};
+use crate::refusal::Refusal;
 use crate::sys::inject::Call;
 use crate::sys::lock;
 use crate::sys::remote::Remote;
+use nix::unistd::Pid;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -48,6 +52,37 @@ pub fn lease(info: &str) -> Result<Option<Lease>, String> {
         (Some("ACTIVE"), Some("READ")) => Ok(Some(Lease { write: false })),
         _ => Err("somebody waits for its lease (F_SETLEASE) to be given up; this cannot be saved".to_owned()),
     }
+}
+
+/// A write lease suffers no other open file: the memory of a file that is mapped or has no name is read through one, which would
+/// wait for the lease to be given up by a program that stands still; and a restart maps it through one.
+///
+/// # Errors
+/// Names the process.
+pub fn check(
+    processes: &[Process],
+    descriptions: &[Description],
+    objects: &[SharedObject],
+) -> Result<(), Refusal> {
+    let leased = |d: &Description| d.lease.is_some_and(|lease| lease.write);
+    for (index, description) in descriptions.iter().enumerate().filter(|(_, d)| leased(d)) {
+        let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
+        let Some(holder) = processes.iter().find(has) else { continue };
+        let pid = Pid::from_raw(holder.pid);
+        let Some(Object::File(file)) = &description.object else {
+            let reason = "its content cannot be read without breaking that";
+            return Err(Refusal::unsupported(pid, "has a write lease on a file without a name", reason));
+        };
+        let identity = (file.device, file.inode);
+        let mut mapped = processes.iter().flat_map(|p| &p.mappings).filter_map(|v| v.file.as_ref());
+        if mapped.any(|f| (f.device, f.inode) == identity)
+            || objects.iter().any(|o| (o.device, o.inode) == identity)
+        {
+            let what = format!("has a write lease on {}, and it is mapped, too", file.path().display());
+            return Err(Refusal::unsupported(pid, what, "a restart could not take the lease again"));
+        }
+    }
+    Ok(())
 }
 
 /// Has the process take the lease through its descriptor.

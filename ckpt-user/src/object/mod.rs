@@ -15,6 +15,7 @@ pub mod eventfd;
 pub mod file;
 pub mod inotify;
 pub mod joining;
+pub mod known_ends;
 pub mod lock;
 pub mod memfd;
 pub mod named;

@@ -64,9 +64,11 @@ pub fn capture(
     if !anonymous && !same_by_path(&seen.target, metadata) {
         return Err("the FIFO has been removed or renamed since it was opened".to_owned());
     }
-    let same = || all.iter().filter(|(_, other)| other.target == seen.target);
-    let reader = same().find(|(_, other)| reads(other.flags)).map(|(fd, _)| fd);
-    let has_writer = same().any(|(_, other)| writes(other.flags));
+    // Compared as bytes, and once: a program may have thousands of pipes, and stands still.
+    let name = seen.target.as_os_str();
+    let same: Vec<_> = all.iter().filter(|(_, other)| other.target.as_os_str() == name).collect();
+    let reader = same.iter().find(|(_, other)| reads(other.flags)).map(|(fd, _)| fd);
+    let has_writer = same.iter().any(|(_, other)| writes(other.flags));
     // With one end only, the other must be closed everywhere, else somebody outside holds it.
     let mut unheard = false;
     if (reader.is_none() || !has_writer) && !hung_up(fd) {
@@ -80,7 +82,7 @@ pub fn capture(
     let (content, packets) = match reader {
         Some(end) => {
             let packets =
-                same().any(|(_, other)| writes(other.flags) && other.flags & libc::O_DIRECT as u32 != 0);
+                same.iter().any(|(_, other)| writes(other.flags) && other.flags & libc::O_DIRECT as u32 != 0);
             peek(end, capacity as usize, packets)?
         }
         None => Default::default(),

@@ -1,6 +1,7 @@
 //! Descriptor tables: which numbers of which process refer to which description.
 
 use super::connection::Connections;
+use super::known_ends::Known;
 use super::lock::{self, Lock};
 use super::socket::{self, Message};
 use super::{
@@ -42,6 +43,14 @@ pub struct Descriptor {
 /// The tables with the descriptions that they refer to, in the order in which they are met.
 type Tables = (Vec<Vec<Descriptor>>, Vec<Seen>);
 
+/// What all processes have open.
+pub struct Captured {
+    pub tables: Vec<Vec<Descriptor>>,
+    pub descriptions: Vec<Description>,
+    /// How many bytes of files were read.
+    pub read: u64,
+}
+
 /// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors.
 ///
 /// Descriptors 0, 1 and 2 of `standards_of` are the standard streams; `ended` are processes of the tree that have ended.
@@ -54,7 +63,8 @@ pub fn capture(
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
     objects: &mut Objects,
-) -> Result<(Vec<Vec<Descriptor>>, Vec<Description>), Refusal> {
+    known_ends: &mut Known,
+) -> Result<Captured, Refusal> {
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
         processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
     let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
@@ -86,10 +96,10 @@ pub fn capture(
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
-    file_ends::capture(&mut descriptions, |index| ends[index].0.as_fd());
+    let read = file_ends::capture(&mut descriptions, &ends, known_ends);
     check_carried(&ends, &descriptions)?;
     own_locks(processes, &mut tables, &ends, &descriptions)?;
-    Ok((tables, descriptions))
+    Ok(Captured { tables, descriptions, read })
 }
 
 fn connections(ends: &[(OwnedFd, Seen)], standards_of: Pid) -> Result<Connections, Refusal> {

@@ -20,7 +20,8 @@ use crate::sys::inject::Call;
 use crate::sys::pidfd::{duplicate_to, get_fd};
 use crate::sys::remote::Remote;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -242,18 +243,47 @@ pub fn at_last(
     watch(image, processes)
 }
 
-/// Leases are taken by the first process that has the file, with its rights. Nobody opens the file after that.
-pub fn leases(image: &Image, processes: &mut [RebuiltProcess]) -> Result<(), RebuildError> {
-    for (index, lease) in image.descriptions.iter().enumerate().filter_map(|(i, d)| Some((i, d.lease?))) {
-        for RebuiltProcess { record, threads, .. } in &mut *processes {
+/// The files on which the program has leases, by device and inode.
+pub fn leased(image: &Image) -> HashSet<(u64, u64)> {
+    image.descriptions.iter().filter(|d| d.lease.is_some()).filter_map(identity).collect()
+}
+
+fn identity(description: &Description) -> Option<(u64, u64)> {
+    match &description.object {
+        Some(Object::File(file)) => Some((file.device, file.inode)),
+        _ => None,
+    }
+}
+
+/// Leases are taken by the first process that has the file, with its rights. Nobody opens the file after that: it is cut back
+/// through what is returned, duplicates of the descriptors by which they were taken.
+///
+/// # Errors
+/// Names the file of a lease that cannot be had, as somebody else has it open.
+pub fn leases(
+    image: &Image,
+    processes: &mut [RebuiltProcess],
+) -> Result<HashMap<(u64, u64), File>, RebuildError> {
+    let mut taken = HashMap::new();
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let Some(lease) = description.lease else { continue };
+        let what = match &description.object {
+            Some(Object::File(file)) => format!("the lease on {}", file.path().display()),
+            _ => "a lease".to_owned(),
+        };
+        for RebuiltProcess { record, threads, pidfd, .. } in &mut *processes {
             let Some(one) = record.descriptors.iter().find(|d| d.description as usize == index) else {
                 continue;
             };
-            lock::rebuild_lease(lease, one.number, &mut threads[0]).rebuilding(record.pid, "a lease")?;
+            lock::rebuild_lease(lease, one.number, &mut threads[0]).rebuilding(record.pid, &what)?;
+            if let Some(identity) = identity(description) {
+                let fd = get_fd(pidfd.as_fd(), one.number as i32).rebuilding(record.pid, &what)?;
+                taken.insert(identity, fd.into());
+            }
             break;
         }
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// By the first process that has it, with its rights.

@@ -11,6 +11,7 @@ use crate::memory::vma::{Kind, MappedFile};
 use crate::object::{self, Stage};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::task::limits;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -40,7 +41,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
     let base = above_all(image);
-    raise_descriptor_limit();
+    limits::raise_own_open_files();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
     let mut deleted = object::deleted::Files::new(chain);
@@ -113,15 +114,6 @@ pub(crate) fn above_all(image: &Image) -> i32 {
     let used = image.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.number);
     let highest = used.chain(watched.map(|entry| entry.number)).max().unwrap_or(0);
     i32::try_from(highest).unwrap_or(i32::MAX - 1) + 1
-}
-
-/// The program's descriptors may lie above our own soft limit.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // A failure shows as EMFILE or EINVAL where a descriptor is made.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 /// A duplicate at `base` or above, close-on-exec; the original is closed by its owner.

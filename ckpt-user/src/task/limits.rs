@@ -3,6 +3,7 @@
 
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 
 /// Soft and hard limit of one resource; u64::MAX is unlimited.
@@ -68,6 +69,16 @@ pub fn parse(text: &str) -> io::Result<Vec<Limit>> {
         })
         .collect::<Option<Vec<Limit>>>()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "cannot understand /proc/PID/limits"))
+}
+
+/// A checkpoint has a copy of every description of the program's, and a restart makes them all beside the numbers that the
+/// program uses: ckptbpf's own soft limit, which is made for select(2), is raised to the hard one. Never before the program is
+/// started: it has the limits of whoever started ckptbpf.
+pub fn raise_own_open_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // A failure shows as EMFILE or EINVAL where a descriptor is made.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Sets the limits of the calling skeleton; only those that differ from `current`.
