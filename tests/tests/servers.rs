@@ -123,7 +123,7 @@ fn redis() {
     let other = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", connected]));
     other.wait_for_output("PONG", SOON);
     let refused = job.try_checkpoint().expect_code(125).stderr_text();
-    assert!(refused.contains("it is connected; TCP connections cannot be saved yet"), "{refused}");
+    assert!(refused.contains("(python3) has, outside the program"), "{refused}");
     other.kill_group(nix::sys::signal::Signal::SIGKILL);
     other.wait(SOON);
     checkpoint(&sandbox, &job);
