@@ -15,6 +15,7 @@ static const struct row table[] = {
     ROW("child", child),
     ROW("parent", parent),
     ROW("mremap", mremap),
+    ROW("joined", joined),
     ROW("dropped", dropped),
     ROW("file", file),
     ROW("over", over),

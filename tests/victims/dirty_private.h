@@ -132,6 +132,29 @@ static void mremap_verify(void)
     expect("grown", moved, 42, 64, 0);
 }
 
+/* mremap: what is moved becomes one mapping with its new neighbour, which the kernel then takes from its userfaultfd */
+static char *joined, *joining;
+static void joined_set_up(void)
+{
+    joined = map(NULL, 64, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    map(joined, 32, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    joining = map(joined + 48 * PAGE, 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    put(joined, 0, 32, 1);
+}
+static void joined_operate(int step)
+{
+    char *to = joined + 32 * PAGE;
+    CHECK(mremap(joining, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+    put(joined, 10, 12, 1 + step);
+}
+static void joined_verify(void)
+{
+    expect("beside what was moved", joined, 0, 10, 1);
+    expect("written beside what was moved", joined, 10, 12, 2);
+    expect("beside what was moved", joined, 12, 32, 1);
+    expect("moved", joined, 32, 40, 0);
+}
+
 /* MADV_DONTNEED of private anonymous memory: zeros from now on */
 static char *dropped;
 static void dropped_set_up(void) { put(dropped = area(64), 0, 64, 1); }

@@ -283,6 +283,7 @@ fn no_longer_paged(pid: Pid, mappings: &mut [Vma]) -> Result<(), Refusal> {
 /// Refuses memory that a userfaultfd of the program's own watches; registers the rest with ours. Both show as the
 /// flag `uw`, which says nothing that a restart needs.
 fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal> {
+    space.take_up(mappings).reading(space.pid, "the page map")?;
     let not_ours = |v: &&Vma| v.has("uw") && !space.is_ours(v);
     let foreign = mappings.iter().find(not_ours).or_else(|| space.register(mappings).first().copied());
     if let Some(vma) = foreign {

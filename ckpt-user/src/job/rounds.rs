@@ -101,7 +101,8 @@ impl Checkpointer {
         for (index, space) in tracked.spaces.iter_mut().enumerate().filter(|(_, s)| is_looked_at(s)) {
             // A process that ends or executes another program meanwhile is seen by the freeze.
             let Ok(mappings) = space.mappings() else { continue };
-            space.register(&mappings);
+            // Else the freeze sees to it.
+            let _ = space.take_up(&mappings);
             let Ok(set) = space.round(&mappings) else { continue };
             found.push((index, set));
         }

@@ -125,6 +125,18 @@ impl Pagemap {
         Ok(())
     }
 
+    /// Calls `each` for the parts of [start, end) in mappings that no userfaultfd protects asynchronously, in order.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn unprotected(&mut self, start: u64, end: u64, each: impl FnMut(Region)) -> io::Result<()> {
+        let told = std::mem::replace(&mut self.told, WP_ALLOWED);
+        let filter = Filter { all: WP_ALLOWED, any: 0, inverted: WP_ALLOWED };
+        let scanned = self.scan(start, end, filter, false, each);
+        self.told = told;
+        scanned
+    }
+
     /// The raw 64-bit entries of `count` pages from page number `first` (bit 63 present, 62 swapped,
     /// 61 file or shared, 56 exclusive, 55 soft-dirty); none of an address space that is gone.
     pub fn entries(&self, first: u64, count: usize) -> io::Result<Vec<u64>> {

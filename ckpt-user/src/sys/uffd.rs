@@ -43,6 +43,7 @@ const IOCTL_UNREGISTER: u64 = ior(0x01, 16);
 const IOCTL_WAKE: u64 = ior(0x02, 16);
 const IOCTL_COPY: u64 = iowr(0x03, 40);
 const IOCTL_ZEROPAGE: u64 = iowr(0x04, 32);
+const IOCTL_WRITEPROTECT: u64 = iowr(0x06, 24);
 const IOCTL_CONTINUE: u64 = iowr(0x07, 32);
 
 /// One userfaultfd, of this or another process's address space.
@@ -159,6 +160,14 @@ impl Uffd {
         self.ioctl(IOCTL_UNREGISTER, [start, len].as_mut_ptr())
     }
 
+    /// Takes the protection from the pages of a registered range: each counts as written.
+    ///
+    /// # Errors
+    /// ENOENT when some of it is not registered (any more).
+    pub fn unprotect(&self, start: u64, len: u64) -> io::Result<()> {
+        self.ioctl(IOCTL_WRITEPROTECT, [start, len, 0].as_mut_ptr())
+    }
+
     pub fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         self.ioctl(IOCTL_WAKE, [start, len].as_mut_ptr())
     }
@@ -225,6 +234,7 @@ mod tests {
         assert_eq!(IOCTL_WAKE, 0x8010_aa02);
         assert_eq!(IOCTL_COPY, 0xc028_aa03);
         assert_eq!(IOCTL_ZEROPAGE, 0xc020_aa04);
+        assert_eq!(IOCTL_WRITEPROTECT, 0xc018_aa06);
         assert_eq!(IOCTL_CONTINUE, 0xc020_aa07);
     }
 }

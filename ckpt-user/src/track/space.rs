@@ -38,6 +38,8 @@ pub struct Space {
     /// Written, whatever their marks say: moved by the program while lazy, when the chain has them elsewhere; or a read
     /// into them was in flight over a scan.
     unmarked: PageSet,
+    /// Of mappings that have just come under watch: whatever the marks say, nobody knows when they were written.
+    taken_up: PageSet,
     /// Reported as written since the last committed generation.
     dirty: PageSet,
     /// A scan failed after it may have re-armed pages: what was written is not known, all of it is saved.
@@ -91,6 +93,7 @@ impl Space {
             compared: Compared::default(),
             successor: None,
             unmarked: PageSet::new(),
+            taken_up: PageSet::new(),
             dirty: PageSet::new(),
             lost: false,
             held: None,
@@ -188,7 +191,54 @@ impl Space {
         Ok(private.map(vma::Raw::to_private).collect())
     }
 
-    /// Has private memory watched for writes; returns the mappings that another userfaultfd watches. What refuses for
+    /// Has private memory watched that is not, and counts all of it as written. It may be new; or it was watched until the
+    /// program moved another mapping beside it: the kernel makes one of the two, takes that from its userfaultfd
+    /// (`mremap_userfaultfd_prep`), and leaves the marks where they were. A write no longer changes such a mark, so each is
+    /// taken off.
+    ///
+    /// What is watched is not registered again: if it is let go only now, the next look finds it.
+    pub fn take_up(&mut self, mappings: &[Vma]) -> io::Result<()> {
+        let Some(uffd) = &self.uffd else { return Ok(()) };
+        let mut private: Vec<&Vma> = mappings.iter().filter(|v| may_be_watched(v)).collect();
+        if let (true, Some(held)) = (planted::is("unarmed-mapping"), &self.held) {
+            private.retain(|v| held.saved.contains(v.start / 4096));
+        }
+        let mut found = Vec::new();
+        for group in private.chunk_by(|one, next| one.end == next.start) {
+            let (start, end) = (group[0].start, group[group.len() - 1].end);
+            match self.pagemap.unprotected(start, end, |r| found.push(r.start / 4096..r.end / 4096)) {
+                // Without PAGEMAP_SCAN no marks are looked at either.
+                Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => return Ok(()),
+                looked => looked?,
+            }
+        }
+        let found: PageSet = found.into_iter().collect();
+        let watch = |pages: &PageSet| {
+            pages.runs().iter().all(|run| {
+                let (start, length) = (run.start * 4096, (run.end - run.start) * 4096);
+                let done = uffd.register(start, length, MODE_WP).and_then(|()| uffd.unprotect(start, length));
+                // Not with marks that are left: it is found again. What is not registered needs no letting go.
+                let _ = done.as_ref().map_err(|_| uffd.unregister(start, length));
+                done.is_ok()
+            })
+        };
+        let mut unwatched = Vec::new();
+        // Neighbours in one call, all or none of them; then one by one.
+        for run in found.runs() {
+            if !watch(&std::iter::once(run.clone()).collect()) {
+                let first = private.partition_point(|v| v.pages().end <= run.start);
+                let within = private[first..].iter().take_while(|v| v.pages().start < run.end);
+                let refused =
+                    within.filter(|v| !watch(&found.intersection(&std::iter::once(v.pages()).collect())));
+                unwatched.extend(refused.map(|v| v.pages()));
+            }
+        }
+        self.unwatched = unwatched.into_iter().collect();
+        self.taken_up = self.taken_up.union(&found);
+        Ok(())
+    }
+
+    /// Has private memory watched for writes, while it stands still; returns the mappings that another userfaultfd watches. What refuses for
     /// another reason is compared each time.
     pub fn register<'v>(&mut self, mappings: &'v [Vma]) -> Vec<&'v Vma> {
         let Some(uffd) = &self.uffd else { return Vec::new() };
@@ -235,10 +285,11 @@ impl Space {
         let Scan { populated, written, guards } = scanned.inspect_err(|_| self.lost = true)?;
         let watched = populated.difference(&self.compared.pages);
         let written = written.difference(&self.compared.pages);
+        let taken_up = std::mem::take(&mut self.taken_up);
         let fresh = if (self.held.is_none() && first) || self.lost {
             watched.clone()
         } else {
-            written.union(&std::mem::take(&mut self.unmarked))
+            written.union(&std::mem::take(&mut self.unmarked)).union(&taken_up.intersection(&watched))
         };
         let to_copy = if first { fresh.union(&self.dirty) } else { fresh.clone() };
         self.dirty = self.dirty.union(&fresh);

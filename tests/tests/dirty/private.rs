@@ -43,6 +43,11 @@ fn mremap_grown_and_moved() {
 }
 
 #[test]
+fn mremap_to_beside_another_mapping() {
+    run("joined").assert_clean_after_restart();
+}
+
+#[test]
 fn dontneed_private_anonymous_is_now_zero() {
     let taken = run("dropped");
     assert!(taken.delta().zero_pages >= 22, "{:?}", taken.delta());
