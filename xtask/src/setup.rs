@@ -28,7 +28,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("r-base-core", "a matrix and random numbers in R"),
     ("openjdk-17-jdk-headless", "a Java program, compiled while it runs"),
     ("gromacs", "molecular dynamics with threads"),
-    ("lammps", "molecular dynamics"),
     ("libpython3.11-testsuite", "Python's own tests"),
     ("openmpi-bin", "the test that MPI is refused"),
     ("tmux", "the test that terminals inside terminals are refused"),
