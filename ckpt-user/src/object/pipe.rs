@@ -73,7 +73,8 @@ pub fn capture(
     let mut unheard = false;
     if (reader.is_none() || !has_writer) && !hung_up(fd) {
         // Of a FIFO, it may never have been there.
-        unheard = !anonymous && reader.is_some() && !has_writer && writer_of(metadata).is_none();
+        unheard =
+            !anonymous && reader.is_some() && !has_writer && writer_of(&seen.target, metadata).is_none();
         if !unheard {
             return Err("its other end is held by a process outside the program".to_owned());
         }
@@ -108,15 +109,20 @@ fn peek(end: &OwnedFd, capacity: usize, packets: bool) -> Result<(Vec<u8>, Vec<u
     }
 }
 
-/// Who has the FIFO open to write to it, as far as that can be known.
-fn writer_of(metadata: &Metadata) -> Option<Pid> {
+/// Who has the FIFO at `path` open to write to it, as far as that can be known. Nobody's other files are asked for: who serves
+/// them may not answer.
+fn writer_of(path: &Path, metadata: &Metadata) -> Option<Pid> {
     let is_it = |other: Metadata| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino());
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids = processes.filter_map(|p| p.file_name().to_str()?.parse().ok().map(Pid::from_raw));
     pids.find(|&pid| {
         let dir = ProcDir::process(pid);
         let numbers = dir.numbers("fd").unwrap_or_default();
-        let here = |number: &i32| std::fs::metadata(dir.path(format!("fd/{number}"))).is_ok_and(is_it);
+        let here = |number: &i32| {
+            let link = format!("fd/{number}");
+            let is_alike = dir.link(&link).is_ok_and(|other| other.file_name() == path.file_name());
+            is_alike && std::fs::metadata(dir.path(link)).is_ok_and(is_it)
+        };
         numbers.iter().filter(|number| here(number)).any(|&number| {
             let seen = Seen::look(pid, number);
             seen.is_ok_and(|(seen, _)| !seen.is_path_only() && writes(seen.flags))
