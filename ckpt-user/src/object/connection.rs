@@ -3,12 +3,14 @@
 //! What one end has sent is in the other's queue, or, where that had no room yet, still in its own; both are saved as what
 //! the other end has to read. How a restart connects them again: [`super::joining`].
 
+use super::new_sockets::NewSockets;
 use super::option::{self, Kind, SocketOption};
 use super::tcp_info::TcpInfo;
 use super::{Object, endpoint, ports};
 use crate::sys::socket;
 use crate::sys::tcp_queues::{self, Stream};
 use nix::poll::PollFlags;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::io;
@@ -128,9 +130,14 @@ struct End {
     waiting: Vec<u8>,
 }
 
-/// The TCP connections of a stopped program, by inode.
-#[derive(Debug, Default)]
-pub struct Connections(HashMap<u64, End>);
+/// The TCP connections of a stopped program, by inode, and what all its sockets are compared with.
+#[derive(Debug)]
+pub struct Connections {
+    pub new: NewSockets,
+    ends: HashMap<u64, End>,
+    /// All of the network namespace: read if an end is met whose other one the program does not have.
+    all: OnceCell<Vec<ports::Line>>,
+}
 
 impl Connections {
     /// Looks for them among `sockets`, with their inodes, and into their queues.
@@ -138,10 +145,11 @@ impl Connections {
     /// # Errors
     /// A socket that cannot be read.
     pub fn look<'a>(sockets: impl Iterator<Item = (u64, &'a OwnedFd)>) -> io::Result<Self> {
+        let new = NewSockets::default();
         let mut found = HashMap::new();
         let mut by_places = HashMap::new();
         for (inode, fd) in sockets {
-            let Some(end) = End::look(fd)? else { continue };
+            let Some(end) = End::look(fd, &new)? else { continue };
             by_places.insert((place(&end.address), place(&end.peer_address)), inode);
             found.insert(inode, (end, fd));
         }
@@ -176,10 +184,10 @@ impl Connections {
         }
         for (stream, inode) in streams.into_iter().zip(busy) {
             let peer = peers[&inode].and_then(|peer| found.get(&peer)).map(|(end, _)| end.info);
-            // An end of a stream counts as one byte, until it has come.
-            let end_is_due = peer.is_some_and(|peer| peer.has_ended()) && !found[&inode].0.info.is_at_end();
-            let ahead = (stream.ahead as usize).checked_sub(usize::from(end_is_due));
-            let at = ahead.and_then(|count| stream.kept.len().checked_sub(count));
+            // An end of a stream counts as one byte, its last.
+            let has_ended = peer.is_some_and(|peer| peer.has_ended());
+            let ahead = (stream.ahead as usize).saturating_sub(usize::from(has_ended));
+            let at = stream.kept.len().checked_sub(ahead);
             let rest = at.and_then(|at| stream.kept.get(at..));
             let rest =
                 rest.ok_or_else(|| io::Error::other("its two ends do not agree about what was sent"))?;
@@ -192,12 +200,12 @@ impl Connections {
             end.peer = peers[&inode].map(|peer| (peer, ended.get(&peer).copied().unwrap_or(false)));
             (inode, end)
         });
-        Ok(Self(connections.collect()))
+        Ok(Self { new, ends: connections.collect(), all: OnceCell::new() })
     }
 
     /// The object of the socket, or the reason why a restart could not make it again.
     pub fn capture(&self, fd: &OwnedFd, metadata: &Metadata) -> Result<Object, String> {
-        let Some(End { address, peer_address, info, peer, waiting }) = self.0.get(&metadata.ino()) else {
+        let Some(End { address, peer_address, info, peer, waiting }) = self.ends.get(&metadata.ino()) else {
             return Err("it is connected, and was not looked at".to_owned());
         };
         if endpoint::polled(fd, PollFlags::POLLPRI) {
@@ -209,7 +217,7 @@ impl Connections {
         let (own, its) = place(address).zip(place(peer_address)).ok_or("it has no address")?;
         let peer_has_ended = match peer {
             Some((_, has_ended)) => *has_ended,
-            None => is_closed(info, own, its)?,
+            None => self.is_closed(info, own, its)?,
         };
         // Whoever was told of an end receives no more without a call; without that only by one.
         let hung_up = endpoint::polled(fd, PollFlags::from_bits_retain(libc::POLLRDHUP));
@@ -224,7 +232,7 @@ impl Connections {
             peer_address: peer_address.clone(),
             waiting: waiting.clone(),
             shut: receives | sends,
-            options: option::capture(fd, Kind::connected(family))?,
+            options: option::capture(fd, Kind::connected(family), &self.new)?,
             agreed: info.agreed.into(),
             scales: info.scales.into(),
             uid: metadata.uid(),
@@ -232,14 +240,29 @@ impl Connections {
             mode: metadata.mode() & 0o7777,
         }))
     }
+
+    /// Whether the other end, which the program does not have, is closed, on this machine.
+    fn is_closed(&self, info: &TcpInfo, own: SocketAddrV6, its: SocketAddrV6) -> Result<bool, String> {
+        let outside = || format!("it is connected to {}", shown(its));
+        let all = self.all.get_or_init(ports::connections);
+        let other = all.iter().find(|line| (line.local, line.remote) == (its, own));
+        if let Some(who) = other.and_then(|line| ports::process_with(line.inode)) {
+            return Err(format!("{}, which {who} has, outside the program", outside()));
+        }
+        let is_here = own.ip() == its.ip() || [own, its].iter().all(|place| is_loopback(*place));
+        if info.is_at_end() && !info.has_ended() && is_here && other.is_none_or(|line| line.inode == 0) {
+            return Ok(true);
+        }
+        Err(format!("{}, outside the program", outside()))
+    }
 }
 
 impl End {
     /// `None`: it is no TCP connection of this network namespace.
-    fn look(fd: &OwnedFd) -> io::Result<Option<Self>> {
+    fn look(fd: &OwnedFd, new: &NewSockets) -> io::Result<Option<Self>> {
         let inet = [libc::AF_INET, libc::AF_INET6].contains(&socket::integer(fd, libc::SO_DOMAIN)?);
         let is_tcp = inet && socket::integer(fd, libc::SO_PROTOCOL)? == libc::IPPROTO_TCP;
-        if !is_tcp || !endpoint::is_of_our_network(fd) {
+        if !is_tcp || !new.are_of_the_network_of(fd) {
             return Ok(None);
         }
         let info = TcpInfo::of(fd)?;
@@ -265,20 +288,6 @@ fn peek(fd: &OwnedFd, length: usize) -> io::Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-/// Whether the other end, which the program does not have, is closed, on this machine.
-fn is_closed(info: &TcpInfo, own: SocketAddrV6, its: SocketAddrV6) -> Result<bool, String> {
-    let outside = || format!("it is connected to {}", shown(its));
-    let other = ports::connections().into_iter().find(|line| (line.local, line.remote) == (its, own));
-    if let Some(who) = other.and_then(|line| ports::process_with(line.inode)) {
-        return Err(format!("{}, which {who} has, outside the program", outside()));
-    }
-    let is_here = own.ip() == its.ip() || [own, its].iter().all(|place| is_loopback(*place));
-    if info.is_at_end() && !info.has_ended() && is_here && other.is_none_or(|line| line.inode == 0) {
-        return Ok(true);
-    }
-    Err(format!("{}, outside the program", outside()))
 }
 
 fn is_loopback(place: SocketAddrV6) -> bool {

@@ -5,6 +5,7 @@
 //! SO_PEERCRED tells who it is.
 
 use super::connection::Connections;
+use super::new_sockets::NewSockets;
 use super::option::{self, Kind, SocketOption};
 use super::socket_file::{self, Names, Place, SocketFile};
 use super::tcp_info::{CLOSE, TcpInfo};
@@ -63,8 +64,6 @@ pub struct EndpointRecord {
 
 /// In struct sockaddr_un: where the path begins.
 const PATH: usize = 2;
-/// SO_NETNS_COOKIE (asm-generic/socket.h, Linux 5.14).
-const NETNS_COOKIE: i32 = 71;
 
 impl EndpointRecord {
     fn kind(&self) -> Kind {
@@ -152,6 +151,7 @@ pub fn capture_unix(
     metadata: &Metadata,
     kind: i32,
     found: Diagnosis,
+    new: &NewSockets,
 ) -> Result<Object, String> {
     let listens = found.state == diag::LISTEN;
     if listens && found.queue.0 > 0 {
@@ -171,7 +171,7 @@ pub fn capture_unix(
     }
     let has_path = address.get(PATH).is_some_and(|byte| *byte != 0);
     let kind = Kind { family: libc::AF_UNIX, kind, protocol: 0, connected: false };
-    let mut record = record(fd, metadata, kind, address)?;
+    let mut record = record(fd, metadata, kind, address, new)?;
     if has_path {
         let cwd = ProcDir::process(seen.pid).link("cwd").ok();
         record.file = Some(socket_file::capture(fd, given(&record.address), cwd)?);
@@ -198,24 +198,24 @@ fn no_error(fd: &OwnedFd) -> Result<(), String> {
     Ok(())
 }
 
-fn record(fd: &OwnedFd, metadata: &Metadata, kind: Kind, address: Vec<u8>) -> Result<EndpointRecord, String> {
+fn record(
+    fd: &OwnedFd,
+    metadata: &Metadata,
+    kind: Kind,
+    address: Vec<u8>,
+    new: &NewSockets,
+) -> Result<EndpointRecord, String> {
     Ok(EndpointRecord {
         family: kind.family,
         kind: kind.kind,
         protocol: kind.protocol,
         address,
-        options: option::capture(fd, kind)?,
+        options: option::capture(fd, kind, new)?,
         uid: metadata.uid(),
         gid: metadata.gid(),
         mode: metadata.mode() & 0o7777,
         ..EndpointRecord::default()
     })
-}
-
-/// Whether it is of the network namespace that ckptbpf is in.
-pub fn is_of_our_network(fd: &OwnedFd) -> bool {
-    let cookie = |fd: &OwnedFd| socket::option_at(fd, libc::SOL_SOCKET, NETNS_COOKIE, 8).ok();
-    socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).is_ok_and(|own| cookie(fd) == cookie(&own))
 }
 
 /// A TCP or UDP socket; one of `connections`, or one that is not connected.
@@ -231,7 +231,8 @@ pub fn capture_inet(
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(|e| e.to_string())?;
     let protocol = socket::integer(fd, libc::SO_PROTOCOL).map_err(|e| e.to_string())?;
     let kind = Kind { family, kind, protocol, connected: false };
-    if !is_of_our_network(fd) {
+    let new = &connections.new;
+    if !new.are_of_the_network_of(fd) {
         return Err("it is of another network namespace".to_owned());
     }
     let (mut backlog, mut peer) = (None, Vec::new());
@@ -274,7 +275,7 @@ pub fn capture_inet(
         }
         address.clear();
     }
-    let record = EndpointRecord { backlog, peer, ..record(fd, metadata, kind, address)? };
+    let record = EndpointRecord { backlog, peer, ..record(fd, metadata, kind, address, new)? };
     if backlog.is_some() && ports::is_being_connected_to(record.port()) {
         return Err(waits(1));
     }

@@ -27,11 +27,14 @@ pub fn rebuild(record: &ConnectionRecord, flags: u32) -> io::Result<OwnedFd> {
 pub struct Joining<'a> {
     ends: Vec<(&'a ConnectionRecord, &'a OwnedFd)>,
     is_roots: bool,
+    /// Sockets of others: none of the program's own is there yet.
+    others: Vec<ports::Line>,
 }
 
 impl<'a> Joining<'a> {
     pub fn of(ends: Vec<(&'a ConnectionRecord, &'a OwnedFd)>, is_roots: bool) -> Self {
-        Self { ends, is_roots }
+        let others = if ends.is_empty() { Vec::new() } else { ports::connections() };
+        Self { ends, is_roots, others }
     }
 
     /// Connects them and sends what was on its way. All other sockets are bound, and none listens.
@@ -77,11 +80,14 @@ impl<'a> Joining<'a> {
             option::rebuild(fd, record.kind(), &record.options, self.is_roots)
         };
         ends.into_iter().try_for_each(set)?;
-        repair(ends, self.is_roots).map_err(|e| {
-            let [own, its] = [&ends[0].0.address, &ends[0].0.peer_address].map(|a| place(a).map(shown));
-            let [own, its] = [own, its].map(Option::unwrap_or_default);
-            io::Error::new(e.kind(), format!("the program had a connection from {own} to {its}: {e}"))
-        })?;
+        self.nobody_listens(ends[0].0)
+            .and_then(|()| self.nobody_listens(ends[1].0))
+            .and_then(|()| repair(ends, self.is_roots))
+            .map_err(|e| {
+                let [own, its] = [&ends[0].0.address, &ends[0].0.peer_address].map(|a| place(a).map(shown));
+                let [own, its] = [own, its].map(Option::unwrap_or_default);
+                io::Error::new(e.kind(), format!("the program had a connection from {own} to {its}: {e}"))
+            })?;
         let [one, other] = ends;
         fill(one.0, other.1)?;
         fill(other.0, one.1)?;
@@ -96,6 +102,25 @@ impl<'a> Joining<'a> {
             shutdown(fd.as_raw_fd(), Shutdown::Read)?;
         }
         Ok(())
+    }
+
+    /// Nobody's port is taken: none of the program's own sockets listens yet.
+    fn nobody_listens(&self, record: &ConnectionRecord) -> io::Result<()> {
+        let Some(own) = place(&record.address) else { return Err(io::ErrorKind::InvalidData.into()) };
+        let listens = |line: &ports::Line| {
+            let host = line.local.ip().to_canonical();
+            line.state == crate::sys::diag::LISTEN
+                && line.local.port() == own.port()
+                && (host.is_unspecified() || host == own.ip().to_canonical())
+        };
+        match self.others.iter().find(|line| listens(line)) {
+            None => Ok(()),
+            Some(line) => {
+                let who = ports::process_with(line.inode).unwrap_or_else(|| "somebody".to_owned());
+                let what = format!("{who} listens at port {} now", own.port());
+                Err(io::Error::new(io::ErrorKind::AddrInUse, what))
+            }
+        }
     }
 }
 
@@ -133,7 +158,6 @@ fn repair(ends: [(&ConnectionRecord, &OwnedFd); 2], is_roots: bool) -> io::Resul
     let random = RandomState::new().hash_one(ends[0].0.socket);
     let begins = [random as u32, (random >> 32) as u32].map(u32::cast_signed);
     for ((record, fd), [own, its]) in ends.into_iter().zip([begins, [begins[1], begins[0]]]) {
-        nobody_listens(record)?;
         set(fd, libc::TCP_REPAIR, tcp::ON)?;
         {
             let _as_anybody = if is_roots { None } else { Some(NoNetworkRights::begin()?) };
@@ -184,25 +208,6 @@ fn connect(fd: &OwnedFd, address: &[u8]) -> io::Result<()> {
                 return Err(io::Error::new(e.kind(), "there is one by then"));
             }
             done => return done,
-        }
-    }
-}
-
-/// Nobody's port is taken: none of the program's own sockets listens yet.
-fn nobody_listens(record: &ConnectionRecord) -> io::Result<()> {
-    let Some(own) = place(&record.address) else { return Err(io::ErrorKind::InvalidData.into()) };
-    let listens = |line: &ports::Line| {
-        let host = line.local.ip().to_canonical();
-        line.state == crate::sys::diag::LISTEN
-            && line.local.port() == own.port()
-            && (host.is_unspecified() || host == own.ip().to_canonical())
-    };
-    match ports::connections().into_iter().find(listens) {
-        None => Ok(()),
-        Some(line) => {
-            let who = ports::process_with(line.inode).unwrap_or_else(|| "somebody".to_owned());
-            let what = format!("{who} listens at port {} now", own.port());
-            Err(io::Error::new(io::ErrorKind::AddrInUse, what))
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod known_ends;
 pub mod lock;
 pub mod memfd;
 pub mod named;
+pub mod new_sockets;
 pub mod option;
 pub mod owner;
 pub mod pidfd;

@@ -3,9 +3,9 @@
 //! Stored is what differs from a new socket. A restart sets that, and compares all. An image of a user's sets what that user
 //! could set: the kernel is asked without root's rights to the network.
 
+use super::new_sockets::{self, NewSockets};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::socket;
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -22,7 +22,7 @@ pub struct SocketOption {
 }
 
 /// What decides which options a socket has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kind {
     /// AF_*.
     pub family: i32,
@@ -35,7 +35,7 @@ pub struct Kind {
 }
 
 /// No option takes more.
-const LONGEST: usize = 64;
+pub const LONGEST: usize = 64;
 
 /// asm-generic/socket.h, names that libc lacks.
 mod so {
@@ -252,7 +252,7 @@ impl Kind {
     }
 
     /// Levels and names, in the order in which they are set.
-    fn known(self) -> impl Iterator<Item = (i32, i32)> {
+    pub fn known(self) -> impl Iterator<Item = (i32, i32)> {
         let Self { family, protocol, connected, .. } = self;
         let is_inet = family == libc::AF_INET || family == libc::AF_INET6;
         let some = move |applies: bool, level: i32, names: &'static [i32]| {
@@ -279,19 +279,12 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP))
 }
 
-/// What a new socket of the kind has, on this machine.
-fn of_a_new_one(kind: Kind) -> io::Result<HashMap<(i32, i32), Vec<u8>>> {
-    let new = socket::create(kind.family, kind.kind, kind.protocol)?;
-    let value = |(level, name)| Some(((level, name), socket::option_at(&new, level, name, LONGEST).ok()?));
-    Ok(kind.known().filter_map(value).collect())
-}
-
 /// What differs from a new socket.
 ///
 /// # Errors
 /// The option that a restart could not set, or that cannot be read.
-pub fn capture(fd: &OwnedFd, kind: Kind) -> Result<Vec<SocketOption>, String> {
-    let new = of_a_new_one(kind).map_err(|e| e.to_string())?;
+pub fn capture(fd: &OwnedFd, kind: Kind, new: &NewSockets) -> Result<Vec<SocketOption>, String> {
+    let new = new.options(kind).map_err(|e| e.to_string())?;
     for &(level, name, what) in REFUSED {
         match socket::option_at(fd, level, name, LONGEST) {
             Ok(value) if value.iter().all(|byte| *byte == 0) => {}
@@ -322,7 +315,7 @@ pub fn rebuild(fd: &OwnedFd, kind: Kind, options: &[SocketOption], is_roots: boo
         let what = format!("socket option {} of level {} is none that is kept", option.name, option.level);
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    let new = of_a_new_one(kind)?;
+    let new = new_sockets::options(kind)?;
     for (level, name) in kind.known() {
         let stored = options.iter().find(|option| (option.level, option.name) == (level, name));
         // One may set another: what was not set is set back.
@@ -451,7 +444,7 @@ mod tests {
     fn what_a_new_socket_has_is_set_nowhere_and_what_was_set_is() {
         for kind in KINDS {
             let fd = new(kind);
-            assert_eq!(capture(&fd, kind).unwrap(), [], "{kind:?}");
+            assert_eq!(capture(&fd, kind, &NewSockets::default()).unwrap(), [], "{kind:?}");
             rebuild(&new(kind), kind, &[], false).unwrap();
             let set = |level, name, value: i32| {
                 let _ = socket::set_option_at(&fd, level, name, &value.to_ne_bytes());
@@ -467,11 +460,11 @@ mod tests {
             socket::set_option(&fd, libc::SO_LINGER, &[1, 0, 0, 0, 7, 0, 0, 0]).unwrap();
             socket::set_option(&fd, libc::SO_LINGER, &[0; 8]).unwrap();
             set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 12345);
-            let wanted = capture(&fd, kind).unwrap();
+            let wanted = capture(&fd, kind, &NewSockets::default()).unwrap();
             assert!(wanted.len() > 5, "{kind:?}: {wanted:?}");
             let again = new(kind);
             rebuild(&again, kind, &wanted, true).unwrap();
-            assert_eq!(capture(&again, kind).unwrap(), wanted, "{kind:?}");
+            assert_eq!(capture(&again, kind, &NewSockets::default()).unwrap(), wanted, "{kind:?}");
         }
     }
 
@@ -494,6 +487,6 @@ mod tests {
         let code: [u64; 1] = [0xffff_ffff_0000_0006];
         let program = [1u64, code.as_ptr() as u64].map(u64::to_ne_bytes).concat();
         socket::set_option(&fd, libc::SO_ATTACH_FILTER, &program).unwrap();
-        assert!(capture(&fd, KINDS[0]).unwrap_err().contains("SO_ATTACH_FILTER"));
+        assert!(capture(&fd, KINDS[0], &NewSockets::default()).unwrap_err().contains("SO_ATTACH_FILTER"));
     }
 }

@@ -106,7 +106,7 @@ pub fn capture(
     let kind = socket::integer(fd, libc::SO_TYPE).map_err(said)?;
     let found = diag::diagnose(metadata.ino() as u32).map_err(said)?;
     let Diagnosis { peer: Some(peer), shut, .. } = found else {
-        return endpoint::capture_unix(seen, fd, metadata, kind, found);
+        return endpoint::capture_unix(seen, fd, metadata, kind, found, &connections.new);
     };
     let name = named::name_of(socket::address(fd)).map_err(said)?;
     let peer_name = named::name_of(socket::peer_address(fd)).map_err(said)?;
@@ -136,7 +136,7 @@ pub fn capture(
     {
         return Err(format!("a message of process {} waits in it, which is not of the program", sender.pid));
     }
-    let options = option::capture(fd, kind_of(kind))?;
+    let options = option::capture(fd, kind_of(kind), &connections.new)?;
     Ok(Object::Socket(SocketRecord {
         socket: metadata.ino(),
         peer: u64::from(peer),
