@@ -1,5 +1,5 @@
 /* connections ROUNDS PERIOD_US: TCP connections whose two ends the program has, with what is on its way in them. */
-#include "victim.h"
+#include "sockets.h"
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -9,7 +9,6 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 
 enum { CHAT, FULL, HALF, GONE, SIX, MAPPED, BOTH_FULL, DEAF, FORKED, LINKS };
 enum { CLIENT, SERVER };
@@ -20,21 +19,6 @@ static struct sockaddr_storage names[LINKS][2][2], listening[2];
 static socklen_t lengths[2];
 /* Where the writer and the reader of a stream are; what is sent are the numbers of the bytes, mixed. */
 static uint64_t written[LINKS][2], taken[LINKS][2];
-
-static void set(int fd, int level, int name, int value)
-{
-    CHECK(setsockopt(fd, level, name, &value, sizeof value) == 0);
-}
-
-static uint64_t option(uint64_t sum, int fd, int level, int name)
-{
-    unsigned char value[64] = {0};
-    socklen_t length = sizeof value;
-    CHECK(getsockopt(fd, level, name, value, &length) == 0);
-    for (socklen_t i = 0; i < length; i++)
-        sum = mix(sum, value[i]);
-    return mix(sum, length);
-}
 
 /* With SO_REUSEADDR, or connections of the killed program keep the port for a minute. */
 static void begin_to_listen(int i)

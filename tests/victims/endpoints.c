@@ -1,12 +1,11 @@
 /* endpoints ROUNDS PERIOD_US: sockets that are not connected, and what comes in through them. */
-#include "victim.h"
+#include "sockets.h"
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stddef.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -16,21 +15,6 @@ static int listeners[LISTENERS], fresh[4], datagrams[2], udp, bound_only, connec
 static struct sockaddr_storage names[LISTENERS];
 static socklen_t lengths[LISTENERS];
 static struct sockaddr_in udp_name;
-
-static void set(int fd, int level, int name, int value)
-{
-    CHECK(setsockopt(fd, level, name, &value, sizeof value) == 0);
-}
-
-static uint64_t option(uint64_t sum, int fd, int level, int name)
-{
-    unsigned char value[64] = {0};
-    socklen_t length = sizeof value;
-    CHECK(getsockopt(fd, level, name, value, &length) == 0);
-    for (socklen_t i = 0; i < length; i++)
-        sum = mix(sum, value[i]);
-    return mix(sum, length);
-}
 
 /* A name that begins with @ is an abstract one. */
 static socklen_t unix_name(struct sockaddr_un *name, const char *path)
