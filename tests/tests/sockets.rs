@@ -108,24 +108,25 @@ fn a_tcp_connection_to_the_outside_is_refused_by_name() {
     job.wait(SOON).success();
 }
 
-/// Two ends, and more on its way than one of them takes.
-const TALK: &str = "import socket, time\ns = socket.create_server(('127.0.0.1', 7071))\n\
-    c = socket.create_connection(('127.0.0.1', 7071))\na = s.accept()[0]\ns.close()\nc.setblocking(False)\nsent = 0\n\
-    try:\n    while True: sent += c.send(b'x' * 10000)\nexcept BlockingIOError: pass\nprint('full', flush=True)\n\
-    import signal\nsignal.sigwait([signal.SIGUSR1])\nc.setblocking(True)\nc.shutdown(socket.SHUT_WR)\n\
-    got = sum(map(len, iter(lambda: a.recv(1 << 20), b'')))\nprint('all' if got == sent else (got, sent), flush=True)\n";
-
-fn talker(sandbox: &Sandbox) -> Job<'_> {
-    let script = format!("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n{TALK}");
-    let job = Job::launch(sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", &script]));
-    job.running().wait_for_output("full", SOON);
-    job
+/// Two ends, one of them at `port`, and more on its way than the other takes. It goes on at USR1.
+fn talk(port: u16) -> Cmd {
+    let script = format!(
+        "import signal, socket\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+         s = socket.create_server(('127.0.0.1', {port}))\nc = socket.create_connection(('127.0.0.1', {port}))\n\
+         a = s.accept()[0]\ns.close()\nc.setblocking(False)\nsent = 0\n\
+         try:\n    while True: sent += c.send(b'x' * 10000)\nexcept BlockingIOError: pass\nprint('full', flush=True)\n\
+         signal.sigwait([signal.SIGUSR1])\nc.setblocking(True)\nc.shutdown(socket.SHUT_WR)\n\
+         got = sum(map(len, iter(lambda: a.recv(1 << 20), b'')))\n\
+         print('all' if got == sent else (got, sent), flush=True)\n"
+    );
+    Cmd::new("/usr/bin/python3").args(["-c", &script])
 }
 
 #[test]
 fn a_port_of_a_connection_at_which_somebody_listens_is_refused_by_name() {
     let sandbox = Sandbox::new("taken_end");
-    let mut job = talker(&sandbox);
+    let mut job = Job::launch(&sandbox, &[], &talk(7071));
+    job.running().wait_for_output("full", SOON);
     job.checkpoint();
     job.kill_all();
     let other = sandbox.spawn(server("s = socket.create_server(('127.0.0.1', 7071))"));
@@ -253,34 +254,55 @@ fn a_restart_that_fails_leaves_no_name_behind() {
     sandbox.run(Cmd::new("umount").arg(&hold)).success();
 }
 
-/// Root may have given a user's program the port; that image's owner has no right to it.
-#[test]
-fn a_port_that_only_root_may_have_is_not_had_by_a_user_s_image() {
-    let sandbox = Sandbox::new("low_port");
+/// Root may have given a user's program the port; that image's owner has no right to it. `words`: of the restart without it.
+/// With it, the program is there again, and `end` ends it.
+fn low_port(name: &str, program: &Cmd, ready: &str, words: &[&str], end: impl FnOnce(&Sandbox, i32)) {
+    let sandbox = Sandbox::new(name);
     let user = User::of(&sandbox);
     let tool = Cmd::new(user.copy_of(&ckptbpf()));
     let first = |port: u32| {
         let line = format!("echo {port} > /proc/sys/net/ipv4/ip_unprivileged_port_start");
         sandbox.run(line.as_str()).success();
     };
-    let make = "s = socket.create_server(('127.0.0.1', 80))";
-    let launch = tool.clone().args(["launch", "-d", "images", "--"]).program(&server(make));
+    let launch = tool.clone().args(["launch", "-d", "images", "--"]).program(program);
     first(80);
     let running = sandbox.spawn(user.runs_by_sudo(&launch));
-    running.wait_for_output("serves", SOON);
+    running.wait_for_output(ready, SOON);
     sandbox.run(user.runs_by_sudo(&tool.clone().args(["checkpoint", "--kill", "images"]))).success();
     running.wait(SOON).expect_code(85);
     first(1024);
     let restart = user.runs_by_sudo(&tool.clone().args(["restart", "images"]));
     let said = sandbox.run(restart.clone()).expect_code(125).stderr_text();
-    assert!(said.contains("TCP port 80") && said.contains("only root's images may have"), "{said}");
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
     first(80);
     let running = sandbox.spawn(restart);
-    let to_port = "c = socket.create_connection(('127.0.0.1', 80))";
-    let status = tool.clone().args(["status", "images"]);
-    sandbox.wait_for("the restart", SOON, || sandbox.run(user.runs_by_sudo(&status)).code() == 0);
+    let status = user.runs_by_sudo(&tool.clone().args(["status", "images"]));
+    sandbox.wait_for("the restart", SOON, || sandbox.run(status.clone()).code() == 0);
     let owner = sandbox.run("stat -c %u home/images/000001.ckpt").success().stdout_text();
     assert_eq!(owner.trim(), UID.to_string());
-    visit(&sandbox, to_port, "end");
+    let pid = sandbox.ps().into_iter().find(|one| one.comm == "python3").expect("the program").pid;
+    end(&sandbox, pid);
     running.wait(SOON).success();
+}
+
+#[test]
+fn a_port_that_only_root_may_have_is_not_had_by_a_user_s_image() {
+    let program = server("s = socket.create_server(('127.0.0.1', 80))");
+    low_port(
+        "low_port",
+        &program,
+        "serves",
+        &["TCP port 80", "only root's images may have"],
+        |sandbox, _| {
+            visit(sandbox, "c = socket.create_connection(('127.0.0.1', 80))", "end");
+        },
+    );
+}
+
+#[test]
+fn a_connection_at_a_port_that_only_root_may_have_is_not_had_by_a_user_s_image() {
+    let words = ["the program had a connection", "127.0.0.1:80", "Permission denied"];
+    low_port("low_connection", &talk(80), "full", &words, |sandbox, pid| {
+        sandbox.kill(pid, Signal::SIGUSR1 as i32).unwrap();
+    });
 }

@@ -211,14 +211,66 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
 
+    /// Two ends: one that sends and one that receives.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (sender, listener.accept().unwrap().0)
+    }
+
+    fn stream<'a>(receiver: &'a TcpStream, sender: &'a TcpStream, room: usize) -> Stream<'a> {
+        let (receiver, sender) = (receiver.as_fd(), sender.as_fd());
+        Stream { receiver, sender, arrived: vec![0; room], kept: vec![0; room], ahead: 0 }
+    }
+
+    /// Killed at any moment of it, and the sockets are put right all the same.
+    #[test]
+    fn whoever_looks_may_be_killed() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (mut sender, mut receiver) = pair();
+        sender.write_all(&[1; 5000]).unwrap();
+        let is_under_repair =
+            |socket: &TcpStream| get(socket.as_raw_fd(), libc::SOL_TCP, libc::TCP_REPAIR).unwrap() != 0;
+        let mut seen = 0;
+        for round in 0..300 {
+            // SAFETY: the child calls `look`, whose allocations are safe after fork(2) in glibc, until it is killed.
+            let child = unsafe { libc::fork() };
+            assert!(child >= 0);
+            if child == 0 {
+                loop {
+                    let _ = look(&mut [stream(&receiver, &sender, 5001)]);
+                }
+            }
+            // The moment is where it happens to be after so many looks from here, the first at work.
+            while !is_under_repair(&sender) {}
+            for _ in 0..round {
+                seen += u32::from(is_under_repair(&sender));
+            }
+            // SAFETY: our own child, which nobody has waited for.
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, std::ptr::null_mut(), 0);
+            }
+            let begun = std::time::Instant::now();
+            while is_under_repair(&sender) || is_under_repair(&receiver) {
+                assert!(begun.elapsed().as_secs() < 20, "round {round}: it is left under repair");
+                std::thread::yield_now();
+            }
+        }
+        assert!(seen > 0, "no round has met it at work");
+        receiver.read_exact(&mut [0; 5000]).unwrap();
+        sender.write_all(b"more").unwrap();
+        receiver.read_exact(&mut [0; 4]).unwrap();
+    }
+
     #[test]
     fn both_queues_together_are_what_was_sent_and_all_is_as_it_was() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut receiver, _) = listener.accept().unwrap();
+        let (mut sender, mut receiver) = pair();
         sender.set_nonblocking(true).unwrap();
         let mut sent: Vec<u8> = Vec::new();
         while let Ok(count) = sender.write(&[sent.len() as u8; 1009]) {
@@ -229,13 +281,7 @@ mod tests {
         let reuses = |socket: &TcpStream| get(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR);
         set(receiver.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
         for _ in 0..3 {
-            let mut streams = [Stream {
-                receiver: receiver.as_fd(),
-                sender: sender.as_fd(),
-                arrived: vec![0; sent.len() + 1],
-                kept: vec![0; sent.len() + 1],
-                ahead: 0,
-            }];
+            let mut streams = [stream(&receiver, &sender, sent.len() + 1)];
             look(&mut streams).unwrap();
             let [Stream { arrived, kept, ahead, .. }] = streams;
             assert!(ahead > 0 && !arrived.is_empty(), "{ahead}");
