@@ -79,9 +79,11 @@ fn a_second_node_is_told_of_the_first_and_the_one_that_lost_commits_nothing_more
         assert!(!second.has_ended(), "{}", second.stderr());
         first.stderr().contains("node-b")
     });
-    assert!(second.stderr().contains("taking images over from host node-a"), "{}", second.stderr());
     assert!(!first.has_ended(), "its program runs on: {}", first.stderr());
     let of_the_first = told(&first);
+    sandbox.wait_for("the second one to say so", SOON, || {
+        second.stderr().contains("taking images over from host node-a")
+    });
     sandbox.wait_for("checkpoints of the second", SOON, || {
         assert!(!second.has_ended(), "{}", second.stderr());
         told(&second).len() > 2
