@@ -1,12 +1,13 @@
 //! Everything but the pages, read from a stopped tree: one record a process, in the order of the tree.
 
 use crate::freeze::spent::{Spent, timed};
-use crate::freeze::{FrozenProcess, FrozenTree};
+use crate::freeze::{FrozenProcess, FrozenTree, Member};
+use crate::machine;
 use crate::memory::{self, policy, sysv, vdso};
 use crate::object::{known_ends::Known, lock, table, terminal::Modes};
 use crate::planted;
 use crate::rebuild::{self, plan};
-use crate::record::{Clocks, Image, Machine, Process, Thread};
+use crate::record::{Clocks, Image, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
 use crate::sys::sched;
@@ -19,12 +20,11 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    control, credentials, denials, dispatch, filters, keyring, limits, registers, scheduling, settings,
-    sharing, signals, sleep, surroundings, unsupported,
+    control, credentials, denials, dispatch, ended, filters, keyring, limits, registers, scheduling,
+    settings, sharing, signals, sleep, surroundings, unsupported,
 };
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 use std::time::Instant;
 
 /// The record of a whole tree, and what it took.
@@ -56,25 +56,29 @@ pub fn capture(
     let mut spent = Spent::default();
     let (mut injected, mut smaps) = (0, hidden.unnamed);
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
-    sharing::check(&pids)?;
+    let members: Vec<Member> = tree.processes.iter().map(FrozenProcess::member).collect();
+    members.iter().try_for_each(ended::check)?;
+    sharing::check(&members)?;
     let mut zombies = zombie::capture(&pids, crate::freeze::tree::children_of)?;
     let ended: Vec<Pid> = zombies.iter().map(|z| Pid::from_raw(z.pid)).collect();
-    let table = || table::capture(&pids, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
+    let table =
+        || table::capture(&members, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
     let table::Captured { tables, descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
-    let clocks = clocks(pids[0]).reading(pids[0], "clocks")?;
+    let clocks = clocks(members[0].thread).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
     let mut filters = filters::Found::default();
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
         let known = hidden.mappings.get(&process.pid).map(Vec::as_slice);
         smaps += u64::from(known.is_none());
-        let mappings = || memory::capture::capture(process.pid, known, &mut objects);
+        let mappings = || memory::capture::capture(process.reached_by(), known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
         let found = (&mut objects, &mut filters);
         let mut record = capture_process(process, mappings, hidden, found, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
-            let shown = vdso::look(process.pid, &(range.start..range.end)).reading(process.pid, "vdso")?;
+            let shown =
+                vdso::look(process.reached_by(), &(range.start..range.end)).reading(process.pid, "vdso")?;
             no_call_under_way(process, &shown.behind)?;
             vdso_print = shown.fingerprint;
         }
@@ -87,7 +91,7 @@ pub fn capture(
     keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     let image = Image {
-        machine: Some(machine(vdso_print)),
+        machine: Some(machine::here(vdso_print)),
         clocks: Some(clocks),
         processes,
         descriptions,
@@ -113,10 +117,10 @@ fn capture_process(
     (objects, filters): (&mut memory::capture::Objects, &mut filters::Found),
     injected: &mut u64,
 ) -> Result<Process, Refusal> {
-    let pid = process.pid;
-    let dir = ProcDir::process(pid);
+    let (pid, via) = (process.pid, process.reached_by());
+    let dir = ProcDir::process(via);
     let status = dir.status().reading(pid, "status")?;
-    unsupported::check(pid, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
+    unsupported::check(via, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
     let (threads, state, own_keyrings) = match known_states(process, hidden) {
         Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
@@ -135,10 +139,13 @@ fn capture_process(
     let executable = std::fs::metadata(&exe).reading(pid, "exe")?;
     let executable = objects.file(&exe, &executable);
     let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
-    let leader = &process.threads[0];
+    let first = &process.threads[0];
     let shared =
-        leader.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
-    let mut records = Vec::with_capacity(process.threads.len());
+        first.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
+    let mut records = Vec::with_capacity(process.threads.len() + 1);
+    if via != pid {
+        records.push(ended::capture(pid).reading(pid, "its first thread")?);
+    }
     for ((thread, state), answers) in process.threads.iter().zip(&threads).zip(asked.threads) {
         let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
         registers::check(pid, thread.tid, record.registers.as_ref())?;
@@ -164,15 +171,15 @@ fn capture_process(
         threads: records,
         space: 0,
         mappings,
-        layout: Some(memory::layout::capture(pid, state.brk, executable)?),
+        layout: Some(memory::layout::capture(via, state.brk, executable)?),
         descriptors: Vec::new(),
         actions: signals::actions(&state),
         pending: shared.iter().filter(|s| number(s) != libc::SIGSTOP).map(|s| s.to_vec()).collect(),
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
-        surroundings: Some(surroundings::capture(pid, &status)?),
+        surroundings: Some(surroundings::capture(via, &status)?),
         guards: Vec::new(),
         job_stop: job_stop(process.job_stop, &shared),
-        settings: Some(settings::capture(pid, &status, &state).reading(pid, "settings")?),
+        settings: Some(settings::capture(via, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
         } else {
@@ -213,9 +220,9 @@ fn ask(
     injected: &mut u64,
 ) -> Result<Asked, Refusal> {
     let pid = process.pid;
-    let tids: Vec<Pid> = process.threads.iter().map(|t| t.tid).collect();
-    let timers = posix_timers::shown(pid, &tids)?;
-    let mut asked = Asked { timers, threads: vec![Default::default(); tids.len()], ..Asked::default() };
+    let timers = posix_timers::shown(process)?;
+    let mut asked =
+        Asked { timers, threads: vec![Default::default(); process.threads.len()], ..Asked::default() };
     asked.locks_to_come = state.locks_to_come.unwrap_or(0);
     let mut ranges = policy::to_ask(mappings, known);
     let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
@@ -276,11 +283,11 @@ fn time_timers(
     let mut injector = Injector { memory: &process.memory, room, count: 0 };
     let mut seen = None;
     for _ in 0..LOOKS {
-        let leader = &mut process.threads[0];
-        let Some(stopped) = leader.stopped.take() else { break };
+        let first = &mut process.threads[0];
+        let Some(stopped) = first.stopped.take() else { break };
         let stopped = injector.timers(stopped, timers).reading(pid, "its POSIX timers")?;
-        leader.regs = stopped.regs().reading(pid, "registers")?;
-        leader.stopped = Some(stopped);
+        first.regs = stopped.regs().reading(pid, "registers")?;
+        first.stopped = Some(stopped);
         let mut waiting = BTreeSet::new();
         for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
             for shared in [false, true] {
@@ -391,7 +398,7 @@ fn capture_thread(
         scheduling: Some(scheduling::capture(pid, thread.tid)?),
         clear_child_tid: state.clear_child_tid,
         robust_list: sched::robust_list(thread.tid)?.0,
-        sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(pid)?),
+        sleep: sleep::capture(&thread.regs, state.restart.as_ref(), &process.memory, Shift::of(thread.tid)?),
         control: Some(control::capture(&state.control, &status)),
         dispatch: dispatch::capture(stopped)?,
         // Of these, only the process's own record knows all there is to know.
@@ -400,6 +407,7 @@ fn capture_thread(
         keyring: None,
         personality: 0,
         seccomp: None,
+        ended: None,
     })
 }
 
@@ -444,29 +452,6 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32,
         }
     }
     Ok((foreground, modes))
-}
-
-fn machine(vdso: u64) -> Machine {
-    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
-        |_| (String::new(), String::new()),
-        |u| (u.nodename().to_string_lossy().into_owned(), u.release().to_string_lossy().into_owned()),
-    );
-    Machine { host, kernel, cpu_features: cpu_features(), vdso }
-}
-
-/// The `flags` line of /proc/cpuinfo, sorted. Read once: on some machines that asks every processor for its speed.
-pub fn cpu_features() -> Vec<String> {
-    static FEATURES: OnceLock<Vec<String>> = OnceLock::new();
-    FEATURES.get_or_init(read_cpu_features).clone()
-}
-
-fn read_cpu_features() -> Vec<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("flags")?.split_once(':').map(|(_, f)| f));
-    let mut flags: Vec<String> =
-        line.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect();
-    flags.sort_unstable();
-    flags
 }
 
 /// The clocks as the process sees them.

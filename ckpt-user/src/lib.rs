@@ -14,6 +14,7 @@ pub mod freeze;
 pub mod fuzz;
 pub mod image;
 pub mod job;
+pub mod machine;
 pub mod memory;
 pub mod object;
 pub mod page;

@@ -16,6 +16,7 @@ use crate::task::scheduling::Scheduling;
 use crate::task::signals::{Action, ThreadSignals};
 use crate::task::surroundings::Surroundings;
 use crate::task::zombie::Zombie;
+use nix::unistd::Pid;
 
 /// A whole tree at one instant.
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
@@ -88,7 +89,7 @@ pub struct Process {
     pub process_group: i32,
     #[prost(int32, tag = "4")]
     pub session: i32,
-    /// The leader comes first.
+    /// The first one comes first, also if it has ended.
     #[prost(message, repeated, tag = "5")]
     pub threads: Vec<Thread>,
     /// The space its private pages are stored under.
@@ -131,6 +132,19 @@ pub struct Process {
     /// How mappings to come are locked: MCL_FUTURE of mlockall(2), with MCL_ONFAULT or without; 0: they are not.
     #[prost(uint32, tag = "41")]
     pub locks_to_come: u32,
+}
+
+impl Process {
+    /// How many of its threads there are.
+    pub fn tasks(&self) -> u32 {
+        self.threads.iter().filter(|thread| thread.ended.is_none()).count() as u32
+    }
+
+    /// A thread that has not ended: /proc and system calls reach memory and descriptors by its id, while it is there.
+    pub fn reached_by(&self) -> Pid {
+        let lives = self.threads.iter().find(|thread| thread.ended.is_none());
+        Pid::from_raw(lives.map_or(self.pid, |thread| thread.tid))
+    }
 }
 
 impl Image {
@@ -197,6 +211,9 @@ pub struct Thread {
     pub personality: u32,
     #[prost(message, optional, tag = "15")]
     pub seccomp: Option<crate::task::filters::Seccomp>,
+    /// How it has ended, as wait(2) gives it: only a first thread, of a process that goes on without.
+    #[prost(int32, optional, tag = "17")]
+    pub ended: Option<i32>,
     /// System calls that are handed back to it.
     #[prost(message, optional, tag = "16")]
     pub dispatch: Option<crate::task::dispatch::Dispatch>,

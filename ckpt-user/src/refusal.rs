@@ -31,6 +31,9 @@ impl Refusal {
 
 /// A process as a person knows it: its id and, while it is there, its name, in which it can write what it likes.
 pub fn named(pid: Pid) -> String {
+    // It may be known by another of its threads than the first.
+    let group = ProcDir::process(pid).status().and_then(|status| status.decimal("Tgid"));
+    let pid = group.map_or(pid, |group| Pid::from_raw(group as i32));
     match ProcDir::process(pid).text("comm") {
         Ok(name) => format!("{pid} ({})", name.trim_end_matches('\n').escape_debug()),
         Err(_) => pid.to_string(),

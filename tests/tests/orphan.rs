@@ -36,6 +36,35 @@ fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
     whole_run(&sandbox, &job.stdout());
 }
 
+/// Every way in which ckptbpf reaches a program by its id is another one then.
+#[test]
+fn a_program_without_its_first_thread_is_stopped_left_alone_and_attached_again() {
+    let sandbox = Sandbox::new("orphan_leaderless");
+    let program = |steps: &str| victim_cmd("leaderless").args(["itself", steps, "2000"]);
+    let expected = Expected::of(&sandbox, &program("100"), None).stdout;
+    let mut job = Job::launch(&sandbox, &["-i", "0.1"], &program("100000"));
+    job.wait_for_checkpoint(2);
+    let (ckptbpf, pid) = (job.running().pid, job.program());
+    let is_stopped = || sandbox.ps().iter().any(|process| process.pid == ckptbpf && process.state == 'T');
+    sandbox.kill(pid, Signal::SIGSTOP as i32).unwrap();
+    sandbox.wait_for("ckptbpf to stop", SOON, is_stopped);
+    sandbox.kill(pid, Signal::SIGCONT as i32).unwrap();
+    sandbox.wait_for("ckptbpf to go on", SOON, || !is_stopped());
+    assert_eq!(job.kill_supervisor(), pid);
+    let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+    assert!(refused.contains("still runs"), "{refused}");
+    job.attach(pid, &[]);
+    let newest = job.newest();
+    job.wait_for_checkpoint(newest + 2);
+    job.kill_all();
+    job.restart(Mode::Lazy, &["-i", "0"]);
+    let restarted = lines(&job);
+    sandbox.wait_for("it to go on", SOON, || lines(&job) > restarted + 100);
+    let first = |bytes: &[u8]| bytes.split(|&byte| byte == b'\n').take(100).collect::<Vec<_>>().join(&b'\n');
+    assert_same("the first lines", &first(&expected), &first(&job.stdout()));
+    job.kill_all();
+}
+
 /// How many lines the job has printed.
 fn lines(job: &Job) -> usize {
     job.stdout().iter().filter(|&&byte| byte == b'\n').count()

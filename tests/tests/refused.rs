@@ -241,36 +241,3 @@ rows! {
         ["execution domain"];
     another_execution_domain: "must(libc.personality(6))", "must(libc.personality(0))", ["execution domain"];
 }
-
-/// Of the program itself, and of a child of its.
-#[test]
-fn processes_that_go_on_without_their_first_threads() {
-    const ALONE: &str = "
-import ctypes, os, select, sys, threading
-def steps():
-    for i in range(1 << 30):
-        print('step', i, flush=True)
-        select.select([], [], [], 0.01)
-def alone():
-    threading.Thread(target=steps).start()
-    ctypes.CDLL(None).syscall(60, 0)
-if sys.argv[1] == 'child' and os.fork():
-    os.wait()
-alone()
-";
-    for which in ["itself", "child"] {
-        let sandbox = Sandbox::new("leaderless");
-        let program = Cmd::new("/usr/bin/python3").args(["-c", ALONE, which]);
-        let mut job = Job::launch(&sandbox, &[], &program);
-        job.running().wait_for_output("step 2\n", SOON);
-        sandbox.wait_for("the first thread to end", SOON, || {
-            sandbox.ps().iter().any(|p| p.comm == "python3" && p.state == 'Z')
-        });
-        let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
-        assert!(said.contains("goes on without its first thread"), "{which}: {said}");
-        assert!(job.checkpoints().is_empty(), "{which}: something was written");
-        let now = job.running().stdout().len();
-        sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
-        job.kill_all();
-    }
-}

@@ -82,6 +82,26 @@ fn session_keyrings_without_bpf() {
     survives("keyring_injected", "keyring", &["--no-bpf"]);
 }
 
+fn goes_on_without_its_first_thread(name: &str, which: &str, options: &[&str]) {
+    let program = victim_cmd("leaderless").args([which, "400", "3000"]);
+    survive(&Survival { rounds: 3, options, ..Survival::of(name, program).writing("log") });
+}
+
+#[test]
+fn a_program_without_its_first_thread() {
+    goes_on_without_its_first_thread("leaderless", "itself", &[]);
+}
+
+#[test]
+fn a_child_without_its_first_thread() {
+    goes_on_without_its_first_thread("leaderless_child", "child", &[]);
+}
+
+#[test]
+fn without_its_first_thread_and_without_bpf() {
+    goes_on_without_its_first_thread("leaderless_injected", "child", &["--no-bpf"]);
+}
+
 /// What no call sets: a limitation, and it is asserted what happens instead.
 #[test]
 fn cpu_time_begins_anew_after_a_restart() {

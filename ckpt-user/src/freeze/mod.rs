@@ -37,15 +37,36 @@ pub struct FrozenThread {
     pub regs: Regs,
 }
 
-/// One process with all its threads stopped; the leader comes first.
+/// One process with all its threads stopped.
 #[derive(Debug)]
 pub struct FrozenProcess {
     pub pid: Pid,
     pub parent: Pid,
+    /// The first one comes first, unless it has ended before the others.
     pub threads: Vec<FrozenThread>,
     pub memory: Forced,
     /// The job-control signal that had stopped the process before we did.
     pub job_stop: Option<i32>,
+}
+
+/// A stopped process by its id, and by that of a thread which has not ended: /proc and system calls reach memory and descriptors
+/// by that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    pub pid: Pid,
+    /// The same as `pid`, unless the first thread has ended.
+    pub thread: Pid,
+}
+
+impl FrozenProcess {
+    pub fn member(&self) -> Member {
+        Member { pid: self.pid, thread: self.threads.first().map_or(self.pid, |thread| thread.tid) }
+    }
+
+    /// [`Member::thread`].
+    pub fn reached_by(&self) -> Pid {
+        self.member().thread
+    }
 }
 
 /// A tree that stands still, parents before children. Dropping it is a thaw as well.
@@ -85,28 +106,18 @@ struct Stopping<'a> {
 }
 
 impl Stopping<'_> {
-    /// A process whose first thread has ended, and not yet the others. These are asked for again.
+    /// A process whose first thread has ended, and that is on its way out. Its other threads are asked for again.
     ///
     /// Who ends as a whole has SIGKILL in each thread before the first of them is gone, and such a thread neither stops
-    /// nor stands any longer. So one that does stand goes on for good.
-    ///
-    /// # Errors
-    /// Named: a process that goes on without its first thread.
-    fn on_its_way_out(&mut self, members: &[(Pid, Pid)]) -> Result<Option<Pid>, Refusal> {
+    /// nor stands any longer. So one that does stand goes on for good, without its first.
+    fn on_its_way_out(&mut self, members: &[(Pid, Pid)]) -> Option<Pid> {
         let first: HashSet<Pid> = self.stopped.iter().filter(|s| s.0 == s.1).map(|s| s.0).collect();
-        let mut half_ended = members
-            .iter()
-            .map(|m| m.0)
-            .filter(|&pid| !first.contains(&pid) && tree::has_lost_its_first_thread(pid));
-        let Some(pid) = half_ended.next() else { return Ok(None) };
-        let others: Vec<_> = self.stopped.extract_if(.., |s| s.0 == pid).collect();
-        let stands = others.iter().any(|(.., thread)| thread.regs().is_ok());
-        if stands {
-            self.stopped.extend(others);
-            return Err(leaderless(pid));
-        }
-        self.asked.extend(others.into_iter().map(|(_, tid, _)| (pid, ptrace::adopt(tid))));
-        Ok(Some(pid))
+        let stands = |pid| self.stopped.iter().any(|s| s.0 == pid && s.2.regs().is_ok());
+        let mut without_first = members.iter().map(|m| m.0).filter(|pid| !first.contains(pid));
+        let pid = without_first.find(|&pid| tree::has_lost_its_first_thread(pid) && !stands(pid))?;
+        let others = self.stopped.extract_if(.., |s| s.0 == pid);
+        self.asked.extend(others.map(|(_, tid, _)| (pid, ptrace::adopt(tid))));
+        Some(pid)
     }
 }
 
@@ -131,7 +142,7 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     if let Ok(mut regs) = thread.regs()
         && rewind::rewind(&mut regs)
     {
-        // Its own: where the first thread has ended, the process's directory leads to no memory.
+        // Its own: the process's directory leads to no memory where the first thread has ended.
         if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait))
             && let Ok(memory) = Forced::open(tid)
         {
@@ -149,7 +160,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
     let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
     loop {
-        let members = tree::members_and_half_ended(root);
+        let members = tree::members(root);
         if members.is_empty() {
             return Err(Refusal::Ended);
         }
@@ -163,7 +174,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
         }
         let since = *since.get_or_insert_with(Instant::now);
         if stopping.asked.is_empty() {
-            let Some(pid) = stopping.on_its_way_out(&members)? else { break };
+            let Some(pid) = stopping.on_its_way_out(&members) else { break };
             if Instant::now() >= since + deadline {
                 return Err(does_not_end(pid));
             }
@@ -206,11 +217,6 @@ fn has_ended(pid: Pid, tid: Pid) -> bool {
     ProcDir::thread(pid, tid).stat().map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
 }
 
-/// A process whose first thread has ended while others run.
-fn leaderless(pid: Pid) -> Refusal {
-    Refusal::unsupported(pid, "goes on without its first thread", "this cannot be rebuilt")
-}
-
 /// A process that has ended, but for some of its threads.
 pub fn does_not_end(pid: Pid) -> Refusal {
     Refusal::NotStopped(format!("process {} is on its way out", named(pid)))
@@ -246,7 +252,12 @@ fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
 fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<Stopped>, Running>, Refusal> {
     let mut running = running;
     loop {
-        match running.wait(Some(until)).reading(pid, "a stop")? {
+        let waited = running.wait(Some(until));
+        if waited.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ECHILD)) {
+            // It has executed a program, and has the id of the first thread since.
+            return Err(Refusal::NotStopped(format!("process {} executes a program", named(pid))));
+        }
+        match waited.reading(pid, "a stop")? {
             Waited::Died(_) => return Ok(Ok(None)),
             Waited::TimedOut(running) => return Ok(Err(running)),
             Waited::Stopped(stopped) => match stopped.stop() {
@@ -271,17 +282,14 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
         let job_stop = if let Stop::Group(signal) = thread.stop() { Some(signal) } else { None };
         let mut regs = match thread.regs() {
             Ok(regs) => regs,
-            // Killed while it stood: it is on its way out.
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
-                rest.stopped.pop();
-                continue;
-            }
+            // Killed while it stood: what is left of the process is no whole one.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(does_not_end(pid)),
             Err(e) => return Err(e).reading(pid, "registers"),
         };
         let at = match processes.iter().position(|p| p.pid == pid) {
             Some(at) => at,
             None => {
-                let memory = Forced::open(pid).reading(pid, "memory")?;
+                let memory = Forced::open(tid).reading(pid, "memory")?;
                 let parent = members.iter().find(|m| m.0 == pid).map_or(Pid::from_raw(0), |m| m.1);
                 processes.push(FrozenProcess { pid, parent, threads: Vec::new(), memory, job_stop });
                 processes.len() - 1
@@ -303,7 +311,13 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
     }
     let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
     processes.sort_by_key(|p| order(p.pid));
-    if processes.is_empty() { Err(Refusal::Ended) } else { Ok(tree) }
+    if processes.is_empty() {
+        return Err(Refusal::Ended);
+    }
+    match members.iter().find(|m| processes.iter().all(|p| p.pid != m.0)) {
+        Some(&(pid, _)) => Err(does_not_end(pid)),
+        None => Ok(tree),
+    }
 }
 
 /// What is left of `wait`, nanoseconds, if the stop ended that very wait: it was the thread's last context switch but

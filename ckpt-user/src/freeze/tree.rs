@@ -1,6 +1,7 @@
 //! The processes of a job: the root's descendants, and orphans that were handed to us as subreaper.
 
-use crate::task::proc::ProcDir;
+use crate::sys::wait;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::sync::OnceLock;
 
@@ -42,17 +43,11 @@ fn is_stranger(pid: Pid) -> bool {
     strangers.any(|one| ProcDir::process(pid).stat().is_ok_and(|stat| stat.start_time() == one.1))
 }
 
-/// (process, parent) pairs, parents before children, ended processes (zombies) left out.
+/// (process, parent) pairs, parents before children, ended processes (zombies) left out. Those whose first thread has ended while
+/// others are left are among them, be it for good or on their way out.
 ///
 /// When `root` itself has ended, what it left behind are children of this process.
 pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
-    let mut found = members_and_half_ended(root);
-    found.retain(|&(pid, _)| is_alive(pid));
-    found
-}
-
-/// [`members`], and those whose first thread has ended while others are left: for good, or on their way out.
-pub fn members_and_half_ended(root: Pid) -> Vec<(Pid, Pid)> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = Pid::this();
     let mut queue = Vec::new();
@@ -62,14 +57,14 @@ pub fn members_and_half_ended(root: Pid) -> Vec<(Pid, Pid)> {
     queue.extend(
         children_of(own)
             .into_iter()
-            .filter(|&c| c != root && (is_adopted(c) || has_lost_its_first_thread(c)) && !is_stranger(c))
+            .filter(|&c| c != root && is_adopted(c) && !is_stranger(c))
             .map(|c| (c, own)),
     );
     let mut at = 0;
     while at < queue.len() {
         let (pid, parent) = queue[at];
         at += 1;
-        if found.iter().any(|f| f.0 == pid) || !(is_alive(pid) || has_lost_its_first_thread(pid)) {
+        if found.iter().any(|f| f.0 == pid) || !wait::is_alive(pid) {
             continue;
         }
         found.push((pid, parent));
@@ -89,8 +84,7 @@ pub fn children_of(pid: Pid) -> Vec<Pid> {
 
 /// Whether it shows as ended, and others of its threads are left. Its parent is not told before they are gone.
 pub fn has_lost_its_first_thread(pid: Pid) -> bool {
-    let dir = ProcDir::process(pid);
-    dir.stat().is_ok_and(|s| s.state() == 'Z') && dir.numbers("task").is_ok_and(|threads| threads.len() > 1)
+    ProcDir::process(pid).stat().is_ok_and(|stat| stat.has_lost_its_first_thread())
 }
 
 /// Whether `pid` is `other` or one of those that it comes from.
@@ -102,12 +96,8 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     ProcDir::process(pid).stat().ok().map(|s| s.parent())
 }
 
-fn is_alive(pid: Pid) -> bool {
-    ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
-}
-
 /// Whether a child of ours was not started by us as a helper: helpers run our own executable.
 fn is_adopted(pid: Pid) -> bool {
     let own = std::fs::read_link("/proc/self/exe").ok();
-    ProcDir::process(pid).link("exe").ok().is_some_and(|exe| Some(exe) != own)
+    ProcDir::process(reached_by(pid)).link("exe").ok().is_some_and(|exe| Some(exe) != own)
 }

@@ -23,7 +23,7 @@ use crate::refusal::named;
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::limits;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use crate::track::backend::Backend;
 use crate::track::reconcile::Reconcile;
 use anyhow::{Context, bail};
@@ -116,7 +116,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
 /// The program, whose it is, and its directory.
 fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
     let root = Pid::from_raw(pid);
-    let dir = ProcDir::process(root);
+    let dir = ProcDir::process(reached_by(root));
     let owner = std::fs::metadata(dir.path("status"));
     let owner = owner.with_context(|| format!("there is no process {pid} here"))?.uid();
     if tree::is_above(root, Pid::this()) {

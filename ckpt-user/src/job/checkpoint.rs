@@ -318,7 +318,7 @@ impl Checkpointer {
             time_unix_ns: unix_ns(),
             freeze_us: frozen.freeze.as_micros() as u64,
             elapsed_us: making.begun.elapsed().as_micros() as u64,
-            tasks: frozen.image.processes.iter().map(|p| p.threads.len() as u32).sum(),
+            tasks: frozen.image.processes.iter().map(Process::tasks).sum(),
             program: self.program.clone(),
             bytes_memory: frozen.bytes_memory,
             ..Summary::default()
@@ -414,9 +414,9 @@ fn sync_files(image: &Image) {
 fn same_description(image: &Image, index: usize) -> io::Result<File> {
     let number =
         |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).map(|d| d.number);
-    let holder = image.processes.iter().find_map(|p| Some((Pid::from_raw(p.pid), number(p)?)));
+    let holder = image.processes.iter().find_map(|p| Some((p.reached_by(), number(p)?)));
     let (pid, number) = holder.ok_or(std::io::ErrorKind::NotFound)?;
-    pidfd::get_fd(pidfd::open(pid)?.as_fd(), number as i32).map(Into::into)
+    pidfd::get_fd(pidfd::of_thread(pid)?.as_fd(), number as i32).map(Into::into)
 }
 
 fn unix_ns() -> i64 {

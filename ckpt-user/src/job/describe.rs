@@ -52,6 +52,7 @@ fn thread(thread: &Thread) -> Value {
         "name": text(&thread.name),
         "uid": credentials.and_then(|ids| ids.uids.first().copied()),
         "gid": credentials.and_then(|ids| ids.gids.first().copied()),
+        "ended": thread.ended,
     })
 }
 

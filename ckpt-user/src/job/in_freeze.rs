@@ -6,6 +6,7 @@ use crate::capture;
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{self, FrozenTree};
 use crate::image::SpaceId;
+use crate::machine;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
@@ -16,7 +17,7 @@ use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
 use nix::unistd::Pid;
@@ -136,7 +137,8 @@ impl Tracked {
 
 fn shares_memory_with_parent(pid: Pid) -> bool {
     let parent = ProcDir::process(pid).stat().map(|s| s.parent());
-    let order = parent.and_then(|parent| pidfd::compare(pid, parent, pidfd::Kind::Vm, 0, 0));
+    let same = |parent| pidfd::compare(reached_by(pid), reached_by(parent), pidfd::Kind::Vm, 0, 0);
+    let order = parent.and_then(same);
     order.is_ok_and(|order| order == Ordering::Equal)
 }
 
@@ -157,7 +159,7 @@ fn frozen(
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
     // Known from here on.
-    capture::cpu_features();
+    machine::cpu_features();
     let mut tree = freeze::freeze(root, kernel)?;
     let stop = tree.since.elapsed();
     let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
@@ -192,7 +194,7 @@ fn inside(
     tracked.renew(&members);
     let mut reading = Duration::ZERO;
     let hidden = timed(&mut reading, || kernel.read(&members));
-    let standards_of = tracked.standards_of.unwrap_or_else(Pid::this);
+    let standards_of = tracked.standards_of.map_or_else(Pid::this, reached_by);
     let lazy = tracked.pager.is_some();
     let captured = capture::capture(tree, standards_of, &hidden, lazy, &mut tracked.ends)?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
@@ -216,7 +218,7 @@ fn inside(
         space.count_as_written(&moved);
         let set = timed(&mut spent.scan, || {
             if tracked.pager.is_some() && space.uffd.is_none() {
-                no_longer_paged(pid, &mut record.mappings)?;
+                no_longer_paged(process.reached_by(), &mut record.mappings)?;
             }
             watched_by_us(space, &mut record.mappings)?;
             space.round(&record.mappings).reading(pid, "the page map")
@@ -224,7 +226,8 @@ fn inside(
         let id = space.id;
         let mut push = |page: u64, bytes: &[u8]| residue.push(id, page, bytes);
         let copy = || {
-            let unreadable = pages::copy(pid, &process.memory, &set, &mut buffer, &mut push)?;
+            let unreadable =
+                pages::copy(process.reached_by(), &process.memory, &set, &mut buffer, &mut push)?;
             let others = space.all_differing(&process.memory, &mut push)?;
             io::Result::Ok(unreadable.union(&others))
         };

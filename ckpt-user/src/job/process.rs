@@ -32,8 +32,7 @@ impl ProcessId {
 
     /// Whether it still runs; a zombie does not.
     pub fn runs(self) -> bool {
-        stat(self.pid)
-            .is_ok_and(|stat| stat.start_time() == self.start_time && !matches!(stat.state(), 'Z' | 'X'))
+        stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time && stat.is_alive())
     }
 
     /// Returns when it has ended, all its threads and descriptors included, or after `patience`.

@@ -7,6 +7,7 @@ use crate::image::GenerationWriter;
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::sys::mem::Forced;
+use crate::task::proc::reached_by;
 use crate::track::backend::Backend;
 use crate::track::direct::{self, InFlight};
 use crate::track::precopy::Next;
@@ -37,8 +38,9 @@ impl Checkpointer {
             for (index, set) in &found {
                 let space = &mut tracked.spaces[*index];
                 let mut written = Ok(());
-                let copied = Forced::open(space.pid).and_then(|forced| {
-                    pages::copy(space.pid, &forced, set, &mut buffer, &mut |page, bytes| {
+                let pid = reached_by(space.pid);
+                let copied = Forced::open(pid).and_then(|forced| {
+                    pages::copy(pid, &forced, set, &mut buffer, &mut |page, bytes| {
                         self.reconcile.listen();
                         written = writer.put_pages(space.id, page, bytes);
                         if written.is_ok() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::Other)) }
@@ -71,7 +73,7 @@ impl Checkpointer {
         buffer: &mut Vec<u8>,
     ) -> Result<u64, CheckpointError> {
         let (mut count, mut written) = (0, Ok(()));
-        let (pid, id, set) = (space.pid, space.id, space.to_compare());
+        let (pid, id, set) = (reached_by(space.pid), space.id, space.to_compare());
         let copied = Forced::open(pid).and_then(|forced| {
             pages::copy(pid, &forced, &set, buffer, &mut |page, bytes| {
                 self.reconcile.listen();

@@ -24,7 +24,7 @@ use crate::image::GenerationId;
 use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
 use crate::task::limits;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use crate::track::backend::{self, Backend};
 use crate::track::reconcile::Reconcile;
 use anyhow::Context;
@@ -140,7 +140,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
 /// Root without CAP_DAC_OVERRIDE may not read a user's process, and that user may: its file-system ids for this thread,
 /// and for those it starts, until the guard is dropped.
 pub fn as_the_user(root: Pid, lease: &Lease) -> Result<Option<Assumed>, DirectoryError> {
-    let closed = std::fs::File::open(ProcDir::process(root).path("mem"))
+    let closed = std::fs::File::open(ProcDir::process(reached_by(root)).path("mem"))
         .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
     closed.then(|| lease.dir().assume()).transpose()
 }

@@ -13,7 +13,7 @@ use super::Seen;
 use super::ends::Ends;
 use crate::memory::vma;
 use crate::sys::pidfd;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, XFS_SUPER_MAGIC,
 };
@@ -140,7 +140,7 @@ impl Entry {
         let is_it = |found: &Metadata| identity(found) == key && Stamp::of(found) == self.stamp;
         let there = std::fs::metadata(ProcDir::process(pid).path(format!("fd/{number}")));
         there.ok().filter(is_it)?;
-        let process = pidfd::open(pid).ok()?;
+        let process = pidfd::of_thread(pid).ok()?;
         let file = File::from(pidfd::get_fd(process.as_fd(), number).ok()?);
         file.metadata().ok().filter(is_it)?;
         Ends::of(file.as_fd(), self.stamp.size, self.bytes).ok()
@@ -152,7 +152,7 @@ impl Entry {
 fn shared_mappings(members: &[Pid]) -> io::Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     for &pid in members {
-        match ProcDir::process(pid).text("maps").and_then(|text| vma::parse(&text)) {
+        match ProcDir::process(reached_by(pid)).text("maps").and_then(|text| vma::parse(&text)) {
             Ok(all) => inodes.extend(all.iter().filter(|raw| raw.is_shared()).map(|raw| raw.inode)),
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 /// The first descriptor by which a description was found.
 #[derive(Debug)]
 pub struct Seen {
+    /// [`Member::thread`](crate::freeze::Member::thread) of the process.
     pub pid: Pid,
     pub number: i32,
     /// /proc/PID/fd/N: a path, or a name such as `pipe:[17]`.

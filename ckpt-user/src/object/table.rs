@@ -8,6 +8,7 @@ use super::{
     Description, Object, Outside, Seen, Stage, carried, ends as file_ends, epoll, eventfd, file, inotify,
     memfd, owner, pidfd as process_fd, pipe, proc_file, signalfd, terminal, timerfd,
 };
+use crate::freeze::Member;
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::bpf::FileRow;
@@ -58,7 +59,7 @@ pub struct Captured {
 /// # Errors
 /// Names the first descriptor that a restart could not rebuild.
 pub fn capture(
-    processes: &[Pid],
+    processes: &[Member],
     ended: &[Pid],
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
@@ -66,21 +67,22 @@ pub fn capture(
     known_ends: &mut Known,
 ) -> Result<Captured, Refusal> {
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
-        processes.iter().map(|&pid| Some((pid, known.get(&pid)?))).collect();
+        processes.iter().map(|process| Some((process.thread, known.get(&process.pid)?))).collect();
     let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
     let mut opened: HashMap<Pid, OwnedFd> = HashMap::new();
     let mut ends: Vec<(OwnedFd, Seen)> = Vec::with_capacity(found.len());
     for seen in found {
         let process = match opened.entry(seen.pid) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(pidfd::open(seen.pid).reading(seen.pid, "pidfd")?),
+            Entry::Vacant(new) => new.insert(pidfd::of_thread(seen.pid).reading(seen.pid, "pidfd")?),
         };
         ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
     }
     let mut waiting = carried::look(&mut ends, |seen| !standards(seen, standards_of).is_empty())?;
     let connections = connections(&ends, standards_of)?;
-    let members = [processes, ended].concat();
-    let program = Program { all: &ends, processes, members: &members, connections: &connections };
+    let pids: Vec<Pid> = processes.iter().map(|process| process.pid).collect();
+    let members = [&pids, ended].concat();
+    let program = Program { all: &ends, processes: &pids, members: &members, connections: &connections };
     let streams: Vec<Vec<u32>> = ends.iter().map(|(_, seen)| standards(seen, standards_of)).collect();
     let mut descriptions = ends
         .iter()
@@ -138,14 +140,14 @@ fn check_carried(ends: &[(OwnedFd, Seen)], descriptions: &[Description]) -> Resu
 
 /// Locks that processes have themselves, each through one of its descriptors; fdinfo shows each its own.
 fn own_locks(
-    processes: &[Pid],
+    processes: &[Member],
     tables: &mut [Vec<Descriptor>],
     ends: &[(OwnedFd, Seen)],
     descriptions: &[Description],
 ) -> Result<(), Refusal> {
     // Who has any is known; where it is not, all are looked at.
     let all = std::fs::read_to_string("/proc/locks").ok();
-    for (&pid, table) in processes.iter().zip(tables) {
+    for (&Member { pid, thread }, table) in processes.iter().zip(tables) {
         let id = pid.to_string();
         let is_his =
             |line: &str| line.contains("POSIX") && line.split_ascii_whitespace().any(|word| word == id);
@@ -154,7 +156,7 @@ fn own_locks(
         }
         let mut done = HashSet::new();
         for descriptor in table.iter_mut().filter(|d| done.insert(d.description)) {
-            let info = ProcDir::process(pid).text(&format!("fdinfo/{}", descriptor.number));
+            let info = ProcDir::process(thread).text(&format!("fdinfo/{}", descriptor.number));
             descriptor.locks = lock::parse(&info.reading(pid, "fdinfo")?, lock::Owner::Process);
             let index = descriptor.description as usize;
             if descriptor.standard.is_some() && !descriptor.locks.is_empty() {
@@ -202,11 +204,11 @@ fn by_rows(processes: &[(Pid, &Vec<FileRow>)]) -> Result<Tables, Refusal> {
 }
 
 /// Every descriptor is looked at; those that look alike are compared by kcmp(2).
-fn by_looking(processes: &[Pid]) -> Result<Tables, Refusal> {
+fn by_looking(processes: &[Member]) -> Result<Tables, Refusal> {
     let mut tables = Vec::new();
     let mut found: Vec<Seen> = Vec::new();
     let mut groups: HashMap<(PathBuf, u64, u32), Vec<usize>> = HashMap::new();
-    for &pid in processes {
+    for &Member { thread: pid, .. } in processes {
         let mut table = Vec::new();
         for number in ProcDir::process(pid).numbers("fd").reading(pid, "fd")? {
             let (seen, close_on_exec) = Seen::look(pid, number)?;

@@ -20,7 +20,7 @@ use crate::memory::runs::PageSet;
 use crate::memory::vma::{self, Raw};
 use crate::sys::pagemap::{Filter, GUARD, Pagemap, Region, SWAPPED};
 use crate::sys::uffd::{Event, Filled, Messages, Uffd};
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::ops::Range;
 
@@ -81,7 +81,7 @@ impl LazySpace {
         let order = order.into_iter().rev().collect();
         let (stalled, near) = (Vec::new(), Vec::new());
         // Without it the first fill says that the process is gone.
-        let pagemap = pid.and_then(|pid| Pagemap::open(pid).ok());
+        let pagemap = pid.and_then(|pid| Pagemap::open(reached_by(pid)).ok());
         Self { source, pid, uffd, pagemap, pending, moved: PageSet::new(), stalled, near, order }
     }
 
@@ -144,8 +144,10 @@ impl LazySpace {
     fn wiped(&self) -> Vec<Range<u64>> {
         let Some(pid) = self.pid else { return Vec::new() };
         // One that has ended since has no child that anybody could see.
-        let shown =
-            ProcDir::process(pid).text("smaps").and_then(|text| vma::parse(&text)).unwrap_or_default();
+        let shown = ProcDir::process(reached_by(pid))
+            .text("smaps")
+            .and_then(|text| vma::parse(&text))
+            .unwrap_or_default();
         let has_it = |raw: &&Raw| raw.flags.iter().any(|flag| flag == "wf");
         shown.iter().filter(has_it).map(|raw| raw.start / 4096..raw.end / 4096).collect()
     }

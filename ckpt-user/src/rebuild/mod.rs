@@ -129,7 +129,7 @@ fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
     if image.processes.is_empty() {
         return refused("it holds no process".to_owned());
     }
-    let here = crate::capture::cpu_features();
+    let here = crate::machine::cpu_features();
     let missing: Vec<&str> =
         machine.cpu_features.iter().filter(|f| here.binary_search(f).is_err()).map(String::as_str).collect();
     if !missing.is_empty() {

@@ -6,6 +6,7 @@ use crate::image::Chain;
 use crate::record::Thread;
 use crate::sys::inject::Call;
 use crate::sys::ptrace::Stopped;
+use crate::sys::remote::Remote;
 use crate::task::clock::Shift;
 use crate::task::registers::Registers;
 use crate::task::{dispatch, posix_timers, signals, sleep, timers};
@@ -24,7 +25,12 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
         finish(&mut process).rebuilding(pid, "its last state")?;
         let mut stopped = Vec::new();
         let id = process.pid();
-        for remote in process.threads {
+        let gadget = process.gadget;
+        for (thread, remote) in process.record.threads.iter().zip(process.threads) {
+            if let Some(status) = thread.ended {
+                remote.end_thread(gadget, status).rebuilding(pid, "its first thread")?;
+                continue;
+            }
             stopped.push(remote.into_thread().rebuilding(pid, "a thread")?);
         }
         tracked.push(Tracked {
@@ -61,7 +67,8 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let shift = Shift::of(process.pid())?;
     posix_timers::rebuild(&process.record.posix_timers, &mut process.threads[0], shift)?;
     let mut wanted = Vec::with_capacity(process.threads.len());
-    for (thread, remote) in process.record.threads.iter().zip(&mut process.threads) {
+    let lives = |(thread, _): &(&Thread, &mut Remote)| thread.ended.is_none();
+    for (thread, remote) in process.record.threads.iter().zip(&mut process.threads).filter(lives) {
         let regs = registers_of(thread)?.regs()?;
         wanted.push(sleep::rebuild(thread.sleep.as_ref(), regs, remote, gadget, shift)?);
     }
@@ -71,7 +78,8 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result as i32));
     }
-    for ((thread, remote), wanted) in process.record.threads.iter().zip(&mut process.threads).zip(wanted) {
+    let living = process.record.threads.iter().zip(&mut process.threads).filter(lives);
+    for ((thread, remote), wanted) in living.zip(wanted) {
         // Only at such a stop does the kernel look at interrupted system calls again.
         remote.settle()?;
         remote.thread()?.set_xstate(&registers_of(thread)?.xstate)?;

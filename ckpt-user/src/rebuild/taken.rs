@@ -78,7 +78,7 @@ fn look(ids: &BTreeSet<i32>) -> BTreeMap<i32, Taken> {
     let mut note = |id: i32, pid: i32| {
         let holder = ProcDir::process(Pid::from_raw(pid));
         if let Ok(stat) = holder.stat() {
-            let taken = Taken { id, by: stat.comm.clone(), dying: matches!(stat.state(), 'Z' | 'X') };
+            let taken = Taken { id, by: stat.comm.clone(), dying: !stat.is_alive() };
             found.entry(id).and_modify(|old: &mut Taken| old.dying &= taken.dying).or_insert(taken);
         }
     };

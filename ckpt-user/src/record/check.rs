@@ -181,6 +181,9 @@ fn ids(image: &Image) -> Result<(), String> {
         let first = process.threads.first().map(|t| t.tid);
         ensure(first == Some(pid), || format!("process {pid} has the first thread {first:?}"))?;
         process.threads.iter().try_for_each(|t| take(t.tid))?;
+        let lives = process.threads.iter().position(|t| t.ended.is_none());
+        let others = process.threads.iter().skip(1).all(|t| t.ended.is_none());
+        ensure(lives.is_some() && others, || format!("process {pid} has no thread, or one that is over"))?;
         let who = |t: &&Thread| t.credentials.as_ref().and_then(|c| c.ids().ok()).is_none();
         // Without one it would be root's.
         if let Some(thread) = process.threads.iter().find(who) {
@@ -326,6 +329,9 @@ mod tests {
     #[test]
     fn ids_are_those_of_one_program() {
         assert!(refused(|i| i.processes[0].threads[1].tid = 7).contains("process id 7"));
+        assert!(refused(|i| i.processes[0].threads[1].ended = Some(0)).contains("one that is over"));
+        let none = |i: &mut Image| i.processes[0].threads.iter_mut().for_each(|t| t.ended = Some(0));
+        assert!(refused(none).contains("no thread"));
         assert!(refused(|i| i.processes[0].pid = 9).contains("first thread"));
         assert!(refused(|i| i.processes[0].session = -1).contains("process id -1"));
         assert!(refused(|i| i.zombies.push(zombie::Zombie::default())).contains("process id 0"));

@@ -9,6 +9,15 @@ pub fn open(pid: Pid) -> io::Result<OwnedFd> {
     open_with(pid, 0)
 }
 
+/// One that names the thread, which need not be the first of its process: for [`get_fd`].
+///
+/// # Errors
+/// EINVAL before Linux 6.9 for another thread than the first.
+pub fn of_thread(tid: Pid) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+    open(tid).or_else(|error| open_with(tid, PIDFD_THREAD).map_err(|_| error))
+}
+
 /// The same with flags: O_NONBLOCK, PIDFD_THREAD.
 pub fn open_with(pid: Pid, flags: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes two integers, returns a new descriptor or -1.

@@ -150,7 +150,7 @@ impl Running {
                 } else if waited < LONG {
                     std::thread::sleep(Duration::from_micros(40));
                 } else {
-                    has_ended = !super::wait::is_alive(self.tid);
+                    has_ended = self.has_ended();
                     std::thread::sleep(Duration::from_micros(500));
                 }
                 continue;
@@ -161,6 +161,12 @@ impl Running {
             }
             return Ok(Waited::Stopped(Stopped { tid: self.tid, stop: classify(status) }));
         }
+    }
+
+    /// Whether this thread, whatever other ones there are, has ended.
+    pub fn has_ended(&self) -> bool {
+        let stat = crate::task::proc::ProcDir::process(self.tid).stat();
+        stat.map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
     }
 
     /// Waits without a deadline for a stop; a death is an error.

@@ -15,6 +15,7 @@ use super::ptrace::{Stop, Stopped, Waited, adopt};
 use super::regs::Regs;
 use nix::unistd::Pid;
 use std::io;
+use std::time::Duration;
 
 const LIST: u64 = 4096;
 const MAX_CALLS: usize = 1023;
@@ -232,6 +233,19 @@ impl Remote {
             Waited::Died(_) => Ok(()),
             _ => Err(io::Error::other("a process that was to end did not")),
         }
+    }
+
+    /// Ends this thread alone, as exit(2) does, by the `syscall` instruction at `gadget`; others of its process go on. What is
+    /// left of it until they have ended, too, has this wait(2) status.
+    pub fn end_thread(mut self, gadget: u64, status: i32) -> io::Result<()> {
+        let thread = self.thread.take().ok_or_else(lost)?;
+        let (rax, rdi) = (libc::SYS_exit as u64, (status >> 8 & 0xff) as u64);
+        thread.set_regs(&Regs { rip: gadget, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
+        let running = thread.cont(0)?;
+        while !running.has_ended() {
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        Ok(())
     }
 
     /// Moves the thread from where it is to a stop at which SETREGS decides about system call restarts.

@@ -1,6 +1,7 @@
 //! Children of this process: waiting, signalling, letting go.
 
 use crate::job::ended::Ended;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::io;
@@ -85,7 +86,7 @@ pub fn unreaped(pid: Pid) -> Option<Ended> {
 
 /// Whether the calling thread is its tracer.
 pub fn is_traced_by_us(tid: Pid) -> bool {
-    let status = crate::task::proc::ProcDir::process(tid).status();
+    let status = ProcDir::process(tid).status();
     // SAFETY: gettid takes nothing and cannot fail.
     let own = unsafe { libc::gettid() };
     status.and_then(|s| s.decimal("TracerPid")).is_ok_and(|tracer| tracer == own as u64)
@@ -105,10 +106,10 @@ pub fn send(pid: Pid, signal: i32) {
 
 /// Whether the process exists and has not ended.
 pub fn is_alive(pid: Pid) -> bool {
-    crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'))
+    ProcDir::process(pid).stat().is_ok_and(|stat| stat.is_alive())
 }
 
 /// Whether job control has stopped it.
 pub fn is_stopped(pid: Pid) -> bool {
-    crate::task::proc::ProcDir::process(pid).stat().is_ok_and(|s| s.state() == 'T')
+    ProcDir::process(reached_by(pid)).stat().is_ok_and(|s| s.state() == 'T')
 }

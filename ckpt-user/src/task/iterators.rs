@@ -20,7 +20,7 @@ use crate::sys::bpf::{
     Program, RestartDecoder, TaskRow, VmaRow, WaitDecoder, WaitRow, WriteFault, own_pid_namespace,
 };
 use crate::sys::specimens::Specimens;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
@@ -97,7 +97,7 @@ impl Kernel {
 
     /// How long threads of the tree below `root` still wait.
     pub fn waits(&self, root: Pid) -> Waits {
-        let pids: Vec<Pid> = tree::members_and_half_ended(root).into_iter().map(|m| m.0).collect();
+        let pids: Vec<Pid> = tree::members(root).into_iter().map(|m| m.0).collect();
         self.ask(|iterators| iterators.waits(&pids))
     }
 
@@ -284,10 +284,11 @@ impl Iterators {
             let Some(rows) = rows.get(&host) else { continue };
             let words: Vec<Word> = rows.iter().map(word).collect();
             // One that cannot be read has ended: who reads it next says so.
-            let Ok(maps) = raws(pid, "maps") else { continue };
+            let via = reached_by(pid);
+            let Ok(maps) = raws(via, "maps") else { continue };
             let mut known = if let Some(known) = self.names.give(maps, &words) {
                 known
-            } else if let Ok(shown) = raws(pid, "smaps") {
+            } else if let Ok(shown) = raws(via, "smaps") {
                 self.names.learn_from(&shown, &words);
                 unnamed += 1;
                 shown
@@ -307,9 +308,16 @@ impl Iterators {
     fn descriptors(&mut self, pids: &[Pid]) -> Result<HashMap<Pid, Vec<FileRow>>, BpfError> {
         self.track(pids)?;
         let mut all: HashMap<u32, Vec<FileRow>> = HashMap::new();
-        // The table of a thread that has its own is not the process's.
-        for row in self.bpf.files()?.into_iter().filter(|row| row.tid == row.tgid) {
-            all.entry(row.tgid).or_default().push(row);
+        // The table of a thread that has its own is not the process's: that is its first thread's, or, where that one has ended,
+        // the only one that there is.
+        for row in self.bpf.files()? {
+            let of_process = all.entry(row.tgid).or_default();
+            match of_process.first().filter(|known| known.files != row.files) {
+                Some(_) if row.tid != row.tgid => continue,
+                Some(_) => of_process.clear(),
+                None => {}
+            }
+            of_process.push(row);
         }
         let of = |(host, own): (u32, u32)| (Pid::from_raw(own as i32), all.remove(&host).unwrap_or_default());
         Ok(self.bpf.tracked().into_iter().map(of).collect())

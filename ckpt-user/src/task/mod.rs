@@ -5,6 +5,7 @@ pub mod control;
 pub mod credentials;
 pub mod denials;
 pub mod dispatch;
+pub mod ended;
 pub mod filters;
 pub mod hidden;
 pub mod iterators;

@@ -6,10 +6,10 @@
 
 use super::clock::Shift;
 use super::proc::ProcDir;
+use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
-use nix::unistd::Pid;
 use std::io;
 
 const SECOND: u64 = 1_000_000_000;
@@ -53,21 +53,23 @@ pub struct PosixTimer {
 ///
 /// # Errors
 /// Named: clocks and threads that cannot be had again.
-pub fn shown(pid: Pid, threads: &[Pid]) -> Result<Vec<PosixTimer>, Refusal> {
+pub fn shown(process: &FrozenProcess) -> Result<Vec<PosixTimer>, Refusal> {
+    let pid = process.pid;
+    let is_alone = process.threads.len() == 1 && process.reached_by() == pid;
     let Ok(text) = ProcDir::process(pid).text("timers") else { return Ok(Vec::new()) };
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "cannot understand /proc/PID/timers");
     let timers = parse(&text).ok_or_else(invalid).reading(pid, "timers")?;
     for timer in &timers {
         let what = || format!("has POSIX timer {} (timer_create(2))", timer.id);
         let refused = |reason: &str| Err(Refusal::unsupported(pid, what(), reason));
-        if timer.clock == OWN_THREAD && threads.len() > 1 {
+        if timer.clock == OWN_THREAD && !is_alone {
             return refused("whose thread's CPU time it follows is not known; use pthread_getcpuclockid(3)");
         }
         if !CLOCKS.contains(&timer.clock) && (timer.clock >= 0 || timer.clock & 7 == DESCRIPTOR) {
             return refused("timers on this clock are not supported");
         }
-        let is_thread = |t: &Pid| t.as_raw() as u32 == timer.thread;
-        if timer.notify & SIGEV_THREAD_ID != 0 && !threads.iter().any(is_thread) {
+        let is_thread = |t: &FrozenThread| t.tid.as_raw() as u32 == timer.thread;
+        if timer.notify & SIGEV_THREAD_ID != 0 && !process.threads.iter().any(is_thread) {
             return refused("the thread that it signals has ended");
         }
     }

@@ -78,6 +78,18 @@ impl ProcDir {
     }
 }
 
+/// The id by which /proc and system calls reach the memory and the descriptors of a process: its own, or that of another of its
+/// threads where the first one has ended.
+pub fn reached_by(pid: Pid) -> Pid {
+    let dir = ProcDir::process(pid);
+    if !dir.stat().is_ok_and(|stat| stat.has_lost_its_first_thread()) {
+        return pid;
+    }
+    let mut threads = dir.numbers("task").unwrap_or_default().into_iter().map(Pid::from_raw);
+    let lives = |tid: &Pid| ProcDir::thread(pid, *tid).stat().is_ok_and(|s| !matches!(s.state(), 'Z' | 'X'));
+    threads.find(lives).unwrap_or(pid)
+}
+
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("cannot understand /proc/PID/{what}"))
 }
@@ -151,6 +163,16 @@ impl Stat {
         field
             .and_then(|f| f.parse::<i64>().ok().or_else(|| f.parse::<u64>().ok().map(|v| v as i64)))
             .unwrap_or(0)
+    }
+
+    /// Of a process's own: whether any of its threads is left, though the first one may have ended.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state(), 'Z' | 'X') || self.has_lost_its_first_thread()
+    }
+
+    /// Of a process's own: whether it shows as ended, and others of its threads are left.
+    pub fn has_lost_its_first_thread(&self) -> bool {
+        self.state() == 'Z' && self.number(20) > 1
     }
 
     pub fn parent(&self) -> Pid {

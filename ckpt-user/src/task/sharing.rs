@@ -1,9 +1,9 @@
 //! Processes that share what a restart would give each its own of (clone(2) with CLONE_VM, CLONE_FILES, CLONE_FS or
 //! CLONE_SIGHAND, not as threads): looked for with kcmp(2), and refused.
 
+use crate::freeze::Member;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd::{self, Kind};
-use nix::unistd::Pid;
 use std::cmp::Ordering;
 
 const KINDS: [(Kind, &str); 4] = [
@@ -15,14 +15,14 @@ const KINDS: [(Kind, &str); 4] = [
 
 /// # Errors
 /// Names the first two processes that share something.
-pub fn check(pids: &[Pid]) -> Result<(), Refusal> {
+pub fn check(members: &[Member]) -> Result<(), Refusal> {
     for (kind, what) in KINDS {
         // Kept in kcmp's own order: each new one is compared with few.
-        let mut sorted: Vec<Pid> = Vec::with_capacity(pids.len());
-        for &pid in pids {
-            let mut failed = None;
-            let place = sorted.binary_search_by(|&other| {
-                pidfd::compare(other, pid, kind, 0, 0).unwrap_or_else(|e| {
+        let mut sorted: Vec<Member> = Vec::with_capacity(members.len());
+        for &one in members {
+            let (pid, mut failed) = (one.pid, None);
+            let place = sorted.binary_search_by(|other| {
+                pidfd::compare(other.thread, one.thread, kind, 0, 0).unwrap_or_else(|e| {
                     failed = Some(e);
                     Ordering::Less
                 })
@@ -32,10 +32,10 @@ pub fn check(pids: &[Pid]) -> Result<(), Refusal> {
             }
             match place {
                 Ok(at) => {
-                    let what = format!("shares {what} with process {}", sorted[at]);
+                    let what = format!("shares {what} with process {}", sorted[at].pid);
                     return Err(Refusal::unsupported(pid, what, "this cannot be saved yet"));
                 }
-                Err(at) => sorted.insert(at, pid),
+                Err(at) => sorted.insert(at, one),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::proc::ProcDir;
 use super::signals;
-use crate::freeze::{self, tree};
+use crate::freeze;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
@@ -42,10 +42,10 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
             if stat.state() != 'Z' {
                 continue;
             }
-            if tree::has_lost_its_first_thread(pid) {
+            if stat.has_lost_its_first_thread() && !of.contains(&pid) {
                 return Err(freeze::does_not_end(pid));
             }
-            if parent == Pid::this() {
+            if stat.is_alive() || parent == Pid::this() {
                 continue;
             }
             let status = stat.number(52) as i32;

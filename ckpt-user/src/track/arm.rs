@@ -27,11 +27,11 @@ pub fn arm(root: Pid, wanted: &[Pid], kernel: &Kernel) -> Result<Vec<(Pid, io::R
 }
 
 fn arm_one(process: &mut freeze::FrozenProcess) -> io::Result<Uffd> {
-    let pid = process.pid;
+    let pid = process.reached_by();
     let maps = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     let vdso = vdso::find(&maps).ok_or_else(|| io::Error::other("it has no vdso"))?;
     let room = inject::find_room(&process.memory, &vdso)?;
-    let pidfd = pidfd::open(pid)?;
+    let pidfd = pidfd::of_thread(pid)?;
     let mut ours: Option<OwnedFd> = None;
     let mut keep = |fd: i32| {
         ours = Some(pidfd::get_fd(pidfd.as_fd(), fd)?);

@@ -8,7 +8,7 @@
 
 use crate::memory::runs::PageSet;
 use crate::sys::mem;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
@@ -25,6 +25,7 @@ pub struct InFlight {
 
 /// Right after a scan: a read that was in flight over it and is not any more has landed before a page is copied.
 pub fn in_flight(pid: Pid) -> InFlight {
+    let pid = reached_by(pid);
     let mut found = InFlight { anywhere: or_ended(may_read_past_the_page_cache(pid)), ..InFlight::default() };
     for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
         let thread = ProcDir::thread(pid, Pid::from_raw(tid));

@@ -49,7 +49,7 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
         let mapped = mapped.map(|v| format!("map_files/{:x}-{:x}", v.start, v.end));
         let is_open = |d: &&Descriptor| image.descriptions.get(d.description as usize).is_some_and(is_it);
         let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
-        Some((Pid::from_raw(process.pid), mapped.or_else(open)?))
+        Some((process.reached_by(), mapped.or_else(open)?))
     })?;
     Some((pid, File::open(ProcDir::process(pid).path(&link)).map(Opened)))
 }
@@ -69,7 +69,7 @@ pub fn link_of(image: &Image, identity: (u64, u64)) -> Option<(Pid, String)> {
             process.mappings.iter().find(has).map(|v| format!("map_files/{:x}-{:x}", v.start, v.end))
         };
         let runs = || process.layout.as_ref()?.executable.as_ref().filter(is_file).map(|_| "exe".to_owned());
-        Some((Pid::from_raw(process.pid), open().or_else(mapped).or_else(runs)?))
+        Some((process.reached_by(), open().or_else(mapped).or_else(runs)?))
     })
 }
 

@@ -12,7 +12,7 @@ use crate::planted;
 use crate::sys::mem::Forced;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{MODE_WP, Uffd};
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::io;
 
@@ -80,7 +80,7 @@ pub struct Gone {
 impl Space {
     pub fn new(id: SpaceId, pid: Pid) -> io::Result<Self> {
         let start_time = ProcDir::process(pid).stat()?.start_time();
-        let pagemap = Pagemap::open(pid)?;
+        let pagemap = Pagemap::open(reached_by(pid))?;
         Ok(Self {
             id,
             pid,
@@ -156,7 +156,7 @@ impl Space {
     /// for our sake. Returns how many, the first time.
     pub fn leave_if_crowded(&mut self) -> Option<usize> {
         // A process that is gone is seen by the freeze.
-        let count = map_count::of(self.pid).unwrap_or(0);
+        let count = map_count::of(reached_by(self.pid)).unwrap_or(0);
         if self.crowded || !map_count::is_near(count) {
             return None;
         }
@@ -186,7 +186,7 @@ impl Space {
 
     /// The private mappings of the process, as far as tracking needs to know them, while it runs.
     pub fn mappings(&self) -> io::Result<Vec<Vma>> {
-        let raws = vma::parse(&ProcDir::process(self.pid).text("maps")?)?;
+        let raws = vma::parse(&ProcDir::process(reached_by(self.pid)).text("maps")?)?;
         let private = raws.iter().filter(|r| !r.is_shared() && !vdso::is_kernel_made(&r.name));
         Ok(private.map(vma::Raw::to_private).collect())
     }
@@ -319,7 +319,7 @@ impl Space {
         let pagemap = &mut self.pagemap;
         if self.soft_dirty {
             let scan = soft_dirty::scan(pagemap, mappings, true)?;
-            soft_dirty::clear(self.pid)?;
+            soft_dirty::clear(reached_by(self.pid))?;
             self.compared.pages = scan.populated.intersection(&compared);
             return Ok(scan);
         }
@@ -348,7 +348,7 @@ impl Space {
         each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<PageSet> {
         self.handed = self.handed.union(&self.compared.pages);
-        self.compared.all_differing(self.pid, memory, each)
+        self.compared.all_differing(reached_by(self.pid), memory, each)
     }
 
     /// Hands those of consecutive pages on that are not what the chain holds; returns how many.
