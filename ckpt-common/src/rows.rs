@@ -355,3 +355,17 @@ pub struct FileRow {
     /// Always 0.
     pub reserved: u32,
 }
+
+/// A POSIX timer that has rung more often than its signal was taken (timer_getoverrun(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TimerRow {
+    /// Host process id.
+    pub tgid: u32,
+    /// `timer_t` of timer_create(2).
+    pub id: u32,
+    /// How often it has rung since its signal has begun to wait, as far as the kernel has counted that; at least -1.
+    pub waiting: i64,
+    /// The same of the signal that was taken last: what timer_getoverrun(2) gives, before it is cut to an int.
+    pub taken: i64,
+}

@@ -17,6 +17,7 @@ mod offsets;
 mod probes;
 mod processes;
 mod tasks;
+mod timers;
 mod vmas;
 mod waits;
 

@@ -34,7 +34,7 @@ fn a_parent_s_death_is_told_and_orphans_come_to_the_subreaper() {
 
 #[test]
 fn posix_timers_of_every_kind() {
-    survives("posix_timers", "timers", &[]);
+    survives("posix_timers", "counted_timers", &[]);
 }
 
 #[test]

@@ -259,7 +259,7 @@ static void look_death(void)
 /* --- timers: of timer_create(2) ------------------------------------------------------------------------------------------ */
 
 /* Of each: who it is, whether it has rung, and no ring too early. The last step waits until each armed one has rung often. */
-enum { TIMERS = 8, FAR = 5000, OFTEN = 20 };
+enum { TIMERS = 10, FAR = 5000, OFTEN = 20, ALREADY = 3 };
 static volatile struct {
     long rings;
     uint64_t last;
@@ -267,6 +267,11 @@ static volatile struct {
 } rung[TIMERS];
 static int timer[TIMERS];
 static pid_t ringer;
+/* Whether it matters how often a timer had rung when its signal was taken (timer_getoverrun(2)). */
+static int is_counted;
+/* When timer 5 was armed, the last step was, and how long steps took that took long: a restart may have been in them. */
+static uint64_t armed, last_step, long_steps;
+enum { LONG = 20000000, PERIOD = 2000000 };
 
 static void on_ring(int signal, siginfo_t *info, void *context)
 {
@@ -275,7 +280,7 @@ static void on_ring(int signal, siginfo_t *info, void *context)
     CHECK(info->si_code == SI_TIMER && i >= 0 && i < TIMERS);
     rung[i].rings += 1 + info->si_overrun;
     rung[i].wrong += signal != SIGRTMIN + (int)i || info->si_timerid != timer[i] ||
-                     (i == 1) != ((pid_t)syscall(SYS_gettid) == ringer);
+                     (i == 1 || i == 9) != ((pid_t)syscall(SYS_gettid) == ringer);
 }
 
 static void *ring(void *unused)
@@ -284,6 +289,7 @@ static void *ring(void *unused)
     /* Only its own. */
     sigfillset(&set);
     sigdelset(&set, SIGRTMIN + 1);
+    sigdelset(&set, SIGRTMIN + 9);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
     __atomic_store_n(&ringer, syscall(SYS_gettid), __ATOMIC_RELEASE);
     for (;;)
@@ -315,6 +321,7 @@ static void set_timers(void)
     for (int i = 0; i < TIMERS; i++)
         CHECK(sigaction(SIGRTMIN + i, &action, NULL) == 0);
     sigaddset(&blocked, SIGRTMIN + 1);
+    sigaddset(&blocked, SIGRTMIN + 9);
     sigaddset(&blocked, SIGRTMIN + 5);
     sigaddset(&blocked, SIGRTMIN + 6);
     CHECK(sigprocmask(SIG_BLOCK, &blocked, NULL) == 0);
@@ -340,9 +347,19 @@ static void set_timers(void)
     arm(3, 0, 3000000, 3000000);
     arm(4, 0, 900000000000, 0);
     /* Two whose signals are blocked until the end: one rings again and again, one has rung. */
-    arm(5, 0, 1000000, 2000000);
+    armed = now_ns();
+    arm(5, 0, 1000000, PERIOD);
     arm(6, 0, 1000000, 0);
     /* 7 is never armed. */
+    /* Two that have rung when they are armed, and ring again in minutes. */
+    make_timer(8, CLOCK_REALTIME, SIGEV_SIGNAL);
+    make_timer(9, CLOCK_REALTIME, SIGEV_THREAD_ID);
+    struct timespec now;
+    CHECK(clock_gettime(CLOCK_REALTIME, &now) == 0);
+    for (int i = 8; i < TIMERS; i++)
+        arm(i, TIMER_ABSTIME, (now.tv_sec - ALREADY * 1000 - 500) * 1000000000ull, 1000000000000);
+    while (rung[8].rings != ALREADY + 1 || rung[9].rings != ALREADY + 1)
+        sleep_us(1000);
     sigset_t waiting;
     do
         CHECK(sigpending(&waiting) == 0);
@@ -362,6 +379,12 @@ static void look_timers(void)
         show("timer %d is %d: interval %lu, armed %d, far %d, waiting %d, wrong %d\n", i, timer[i], interval, left != 0,
              left > 600000000000ull, i >= 5 && sigismember(&waiting, SIGRTMIN + i), rung[i].wrong);
     }
+    if (is_counted)
+        show("overruns %ld %ld\n", syscall(SYS_timer_getoverrun, timer[8]), syscall(SYS_timer_getoverrun, timer[9]));
+    uint64_t now = now_ns();
+    if (last_step && now - last_step > LONG)
+        long_steps += now - last_step;
+    last_step = now;
     for (volatile int i = 0; i < 200000; i++)
         ;
 }
@@ -372,7 +395,12 @@ static void end_timers(void)
     sigemptyset(&blocked);
     CHECK(sigaddset(&blocked, SIGRTMIN + 5) == 0 && sigaddset(&blocked, SIGRTMIN + 6) == 0);
     CHECK(rung[5].rings == 0 && rung[6].rings == 0);
+    uint64_t before = now_ns();
     CHECK(sigprocmask(SIG_UNBLOCK, &blocked, NULL) == 0);
+    /* All that it has rung since it was armed, but for the time that a restart takes. */
+    long rings = rung[5].rings, most = (now_ns() - armed) / PERIOD + 1, least = (before - armed - long_steps) / PERIOD - 2;
+    if (is_counted && (rings < least || rings > most))
+        fail("%ld rings and not %ld to %ld", rings, least, most);
     long since[TIMERS];
     for (int i = 0; i < TIMERS; i++)
         since[i] = rung[i].rings;
@@ -382,6 +410,12 @@ static void end_timers(void)
                 ;
     say(1, "never %ld %ld %ld, once %ld, wrong %d\n", rung[2].rings, rung[4].rings, rung[7].rings, rung[6].rings,
         rung[0].wrong + rung[1].wrong + rung[3].wrong + rung[5].wrong + rung[6].wrong);
+}
+
+static void set_counted_timers(void)
+{
+    is_counted = 1;
+    set_timers();
 }
 
 /* --- policy: from which nodes memory comes, per thread ------------------------------------------------------------------- */
@@ -721,6 +755,7 @@ static const struct state {
     {"ids", set_all_ids, look_all_ids, NULL},
     {"death", set_death, look_death, end_death},
     {"timers", set_timers, look_timers, end_timers},
+    {"counted_timers", set_counted_timers, look_timers, end_timers},
     {"denials", set_denials, look_denials, NULL},
     {"queued", set_queued, look_all_queued, end_queued},
     {"policy", set_policies, look_policies, NULL},

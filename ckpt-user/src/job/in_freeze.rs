@@ -17,6 +17,7 @@ use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
+use crate::task::posix_timers;
 use crate::task::proc::{ProcDir, reached_by};
 use crate::track::objects::{self, Objects};
 use crate::track::space::{Gone, Space};
@@ -199,6 +200,7 @@ fn inside(
     let captured = capture::capture(tree, standards_of, &hidden, lazy, &mut tracked.ends)?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
+    overruns(&mut image, kernel);
     // A page's mark may come before its data: what was in flight was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
         tracked.spaces.iter_mut().for_each(Space::again);
@@ -265,6 +267,14 @@ fn inside(
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
     })
+}
+
+/// Nobody asks for the times of POSIX timers after this, by which the kernel would count on.
+fn overruns(image: &mut Image, kernel: &Kernel) {
+    let has = image.processes.iter_mut().filter(|process| !process.posix_timers.is_empty());
+    let has: Vec<_> = has.map(|process| (Pid::from_raw(process.pid), &mut process.posix_timers)).collect();
+    let overruns = kernel.overruns(&has.iter().map(|(pid, _)| *pid).collect::<Vec<_>>());
+    has.into_iter().for_each(|(pid, timers)| posix_timers::count(pid, timers, &overruns));
 }
 
 /// A child that was forked while pages were missing was watched by the pager until they had arrived, just now.

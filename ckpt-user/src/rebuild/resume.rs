@@ -65,7 +65,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let scratch = process.threads[0].scratch();
     timers::rebuild(&process.record.timers, &mut process.threads[0])?;
     let shift = Shift::of(process.pid())?;
-    posix_timers::rebuild(&process.record.posix_timers, &mut process.threads[0], shift)?;
+    posix_timers::rebuild(&process.record.posix_timers, &mut process.threads, shift)?;
     let mut wanted = Vec::with_capacity(process.threads.len());
     let lives = |(thread, _): &(&Thread, &mut Remote)| thread.ended.is_none();
     for (thread, remote) in process.record.threads.iter().zip(&mut process.threads).filter(lives) {

@@ -10,6 +10,8 @@ use crate::freeze::{FrozenProcess, FrozenThread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
+use nix::unistd::Pid;
+use std::collections::HashMap;
 use std::io;
 
 const SECOND: u64 = 1_000_000_000;
@@ -47,7 +49,21 @@ pub struct PosixTimer {
     /// It has rung, and its signal waits to be taken.
     #[prost(bool, tag = "9")]
     pub due: bool,
+    /// How many times more it has rung since, or, where it is not due, had rung when its last signal was taken: what
+    /// timer_getoverrun(2) is going to give, or gives.
+    #[prost(uint64, tag = "10")]
+    pub overruns: u64,
 }
+
+/// How many times more than once a timer has rung: since its signal waits, and before the last one was taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrun {
+    pub waiting: u64,
+    pub taken: u64,
+}
+
+/// By process and timer; those that are not in it have none.
+pub type Overruns = HashMap<(Pid, u32), Overrun>;
 
 /// The timers of a process without their times.
 ///
@@ -125,29 +141,104 @@ pub fn of_signal(info: &[u8; 128]) -> Option<u32> {
     (word(8) == SI_TIMER).then(|| word(16) as u32)
 }
 
+/// Notes how often each has rung.
+pub fn count(pid: Pid, timers: &mut [PosixTimer], overruns: &Overruns) {
+    for timer in timers.iter_mut().filter(|timer| timer.interval != 0) {
+        let Overrun { waiting, taken } = overruns.get(&(pid, timer.id)).copied().unwrap_or_default();
+        timer.overruns = if timer.due { waiting } else { taken };
+    }
+}
+
 /// Leaves out the signals of timers that ring again by themselves.
 pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer]) -> Vec<[u8; 128]> {
     let of = |info: &[u8; 128]| of_signal(info).is_some_and(|id| timers.iter().any(|t| t.id == id));
     pending.into_iter().filter(|info| !of(info)).collect()
 }
 
-/// Makes the timers and arms them; the clocks of the process have begun to run. Its signals are all blocked.
-pub fn rebuild(timers: &[PosixTimer], remote: &mut Remote, shift: Shift) -> io::Result<()> {
+/// Makes the timers and arms them; the clocks of the process have begun to run. All signals of its `threads` are blocked.
+pub fn rebuild(timers: &[PosixTimer], threads: &mut [Remote], shift: Shift) -> io::Result<()> {
     let mut next = 0;
     for timer in timers {
         let invalid =
             || io::Error::new(io::ErrorKind::InvalidData, "POSIX timers are not in the order of their ids");
         let gap = timer.id.checked_sub(next).ok_or_else(invalid)?;
-        create(timer, gap, remote)?;
+        create(timer, gap, maker(threads)?)?;
         next = timer.id.checked_add(1).ok_or_else(invalid)?;
-        let (absolute, at) = first_ring(timer, shift);
-        let words = [timer.interval / SECOND, timer.interval % SECOND, at / SECOND, at % SECOND];
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let new = remote.data(&bytes)?;
-        let id = u64::from(timer.id);
-        remote.call(libc::SYS_timer_settime, &[id, u64::from(absolute), new, 0])?;
+        if timer.due || timer.overruns == 0 || !rung_before(timer, threads, shift)? {
+            let (absolute, at) = first_ring(timer, shift);
+            arm(timer, absolute, at, maker(threads)?)?;
+        }
     }
     Ok(())
+}
+
+fn maker(threads: &mut [Remote]) -> io::Result<&mut Remote> {
+    threads.first_mut().ok_or_else(|| io::Error::other("the process has no thread"))
+}
+
+fn arm(timer: &PosixTimer, absolute: bool, at: u64, remote: &mut Remote) -> io::Result<()> {
+    let words = [timer.interval / SECOND, timer.interval % SECOND, at / SECOND, at % SECOND];
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let new = remote.data(&bytes)?;
+    remote.call(libc::SYS_timer_settime, &[u64::from(timer.id), u64::from(absolute), new, 0]).map(drop)
+}
+
+/// Has a timer ring as often as it had rung when its last signal was taken, takes that, and leaves it armed; false where that
+/// cannot be, and it is not armed.
+fn rung_before(timer: &PosixTimer, threads: &mut [Remote], shift: Shift) -> io::Result<bool> {
+    /// An interval may be over in the midst of it.
+    const TRIES: u32 = 5;
+    const SIGEV_NONE: u32 = 1;
+    let is_told = |thread: &Remote| thread.pid().as_raw() as u32 == timer.thread;
+    let taker = match timer.notify & SIGEV_THREAD_ID {
+        0 => Some(0),
+        _ => threads.iter().position(is_told),
+    };
+    let Some(taker) = taker.filter(|_| timer.notify & SIGEV_NONE == 0) else { return Ok(false) };
+    let set = 1u64 << (timer.signal.clamp(1, 64) - 1);
+    if waiting(&mut threads[taker])? & set != 0 {
+        return Ok(false);
+    }
+    let Some(now) = now(timer.clock, shift) else { return Ok(false) };
+    let rings = timer.overruns.saturating_add(1);
+    let mut next = (now as u64).saturating_add(timer.left);
+    for _ in 0..TRIES {
+        let first = rings.checked_mul(timer.interval).and_then(|ago| next.checked_sub(ago));
+        let Some(first) = first.filter(|&first| first > 0) else { return Ok(false) };
+        arm(timer, true, first, maker(threads)?)?;
+        let remote = &mut threads[taker];
+        let (set, patience) =
+            (remote.data(&set.to_le_bytes())?, remote.data(&[1u64.to_le_bytes(), [0; 8]].concat())?);
+        match remote.call(libc::SYS_rt_sigtimedwait, &[set, 0, patience, 8]) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Ok(false),
+            taken => taken?,
+        };
+        let told = remote.call(libc::SYS_timer_getoverrun, &[u64::from(timer.id)])?;
+        match told.checked_sub(timer.overruns) {
+            Some(0) => return Ok(true),
+            Some(more) => next = next.saturating_add(more.saturating_mul(timer.interval)),
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
+}
+
+/// The signals that wait for a thread, also those that wait for its process.
+fn waiting(remote: &mut Remote) -> io::Result<u64> {
+    let at = remote.data(&[0; 8])?;
+    remote.call(libc::SYS_rt_sigpending, &[at, 8])?;
+    let mut set = [0; 8];
+    remote.read(at, &mut set)?;
+    Ok(u64::from_le_bytes(set))
+}
+
+/// What the clock of a timer shows; none of a clock of CPU time.
+fn now(clock: i32, shift: Shift) -> Option<i64> {
+    match clock {
+        libc::CLOCK_REALTIME | libc::CLOCK_TAI => super::clock::now(clock),
+        clock => shift.now(clock),
+    }
+    .filter(|&now| now > 0)
 }
 
 /// When it rings first: an absolute time, or one from now on; 0 never.
@@ -155,15 +246,13 @@ pub(crate) fn first_ring(timer: &PosixTimer, shift: Shift) -> (bool, u64) {
     if !timer.due {
         return (false, timer.left);
     }
-    let now = match timer.clock {
-        libc::CLOCK_REALTIME | libc::CLOCK_TAI => super::clock::now(timer.clock),
-        clock => shift.now(clock),
-    };
-    // A ring that is just over, so that the later ones come when they would have come.
+    // When it had rung, so that the later ones come when they would have come, and are counted.
+    let rings = timer.overruns.saturating_add(1);
     let ns = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
-    let last = now.map(|now| now.saturating_add(ns(timer.left)).saturating_sub(ns(timer.interval)));
-    match last.filter(|&t| timer.interval != 0 && t > 0) {
-        Some(last) => (true, last as u64),
+    let next = now(timer.clock, shift).map(|now| now.saturating_add(ns(timer.left)));
+    let at = |rings: u64| next.map(|next| next.saturating_sub(ns(timer.interval.saturating_mul(rings))));
+    match [at(rings), at(1)].into_iter().flatten().find(|&t| timer.interval != 0 && t > 0) {
+        Some(first) => (true, first as u64),
         None => (false, 1),
     }
 }

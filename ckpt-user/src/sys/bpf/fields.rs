@@ -5,7 +5,9 @@ use ckpt_common::ABSENT;
 
 use super::{
     BtfError,
-    Program::{self, Descriptors, OnFork, OnGroupExit, Pids, Processes, SignalActions, Tasks, Vmas, Waits},
+    Program::{
+        self, Descriptors, OnFork, OnGroupExit, Pids, Processes, SignalActions, Tasks, Timers, Vmas, Waits,
+    },
     btf::Layout,
     cache,
 };
@@ -39,10 +41,11 @@ impl Field {
 }
 
 const TASK: &[Program] = &[Tasks];
-const EVERY: &[Program] = &[OnFork, Pids, Tasks, Processes, SignalActions, Waits, Vmas, Descriptors];
+const EVERY: &[Program] = &[OnFork, Pids, Tasks, Processes, SignalActions, Waits, Vmas, Descriptors, Timers];
 const NUMBERS: &[Program] = &[OnFork, Pids, Tasks];
 const IDS: &[Program] = &[Pids, Tasks];
 const PROCESS: &[Program] = &[Processes];
+const TIMER: &[Program] = &[Timers];
 const WAIT: &[Program] = &[Waits];
 const FILE: &[Program] = &[Descriptors];
 const VMA: &[Program] = &[Vmas];
@@ -61,7 +64,7 @@ const fn local(name: &'static str, paths: &'static [&'static str]) -> Field {
 pub(super) const FIELDS: &[Field] = &[
     global("TASK_PID", EVERY, &["task_struct.pid"]),
     global("TASK_TGID", EVERY, &["task_struct.tgid"]),
-    global("TASK_GROUP_LEADER", &[Processes, SignalActions], &["task_struct.group_leader"]),
+    global("TASK_GROUP_LEADER", &[Processes, SignalActions, Timers], &["task_struct.group_leader"]),
     global("TASK_THREAD_PID", NUMBERS, &["task_struct.thread_pid"]),
     global("TASK_START_BOOTTIME", IDS, &["task_struct.start_boottime", "task_struct.real_start_time"]),
     global("TASK_EXIT_STATE", IDS, &["task_struct.exit_state"]),
@@ -73,7 +76,7 @@ pub(super) const FIELDS: &[Field] = &[
     global("TASK_FILES", &[Tasks, Descriptors], &["task_struct.files"]),
     global("TASK_FS", TASK, &["task_struct.fs"]),
     global("TASK_SIGHAND", &[Tasks, SignalActions], &["task_struct.sighand"]),
-    global("TASK_SIGNAL", &[OnGroupExit, Tasks, Processes], &["task_struct.signal"]),
+    global("TASK_SIGNAL", &[OnGroupExit, Tasks, Processes, Timers], &["task_struct.signal"]),
     global("TASK_BLOCKED", TASK, &["task_struct.blocked"]),
     global("TASK_SAVED_SIGMASK", TASK, &["task_struct.saved_sigmask"]),
     global("TASK_SAS_SS_SP", TASK, &["task_struct.sas_ss_sp"]),
@@ -122,6 +125,11 @@ pub(super) const FIELDS: &[Field] = &[
     global("SIGNAL_REAL_EXPIRES", PROCESS, &["signal_struct.real_timer.node.expires"]),
     global("SIGNAL_REAL_STATE", PROCESS, &["signal_struct.real_timer.state", "signal_struct.real_timer.is_queued"]),
     global("SIGNAL_CPU_TIMERS", PROCESS, &["signal_struct.it"]),
+    global("SIGNAL_TIMERS", TIMER, &["signal_struct.posix_timers"]),
+    global("TIMER_NODE", TIMER, &["k_itimer.list"]),
+    global("TIMER_ID", TIMER, &["k_itimer.it_id"]),
+    global("TIMER_OVERRUN", TIMER, &["k_itimer.it_overrun"]),
+    global("TIMER_OVERRUN_LAST", TIMER, &["k_itimer.it_overrun_last"]),
     global("SIGNAL_GROUP_STOP_COUNT", PROCESS, &["signal_struct.group_stop_count"]),
     global("SIGNAL_FLAGS", PROCESS, &["signal_struct.flags"]),
     Field { name: "SIGNAL_SUBREAPER_BIT", unit: Bits, paths: &["signal_struct.is_child_subreaper"], needed_by: PROCESS, global: true },

@@ -12,7 +12,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use ckpt_common::{
-    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WaitRow, WriteFault, lost,
+    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, TimerRow, VmaRow, WaitRow,
+    WriteFault, lost,
 };
 use zerocopy::FromBytes;
 
@@ -230,6 +231,14 @@ impl Bpf {
     /// The iterator is not loaded or cannot be read.
     pub fn waits(&self) -> Result<Vec<WaitRow>, BpfError> {
         self.rows(Program::Waits)
+    }
+
+    /// The POSIX timers of the tracked processes that have rung more often than their signals were taken.
+    ///
+    /// # Errors
+    /// The iterator is not loaded or cannot be read.
+    pub fn timers(&self) -> Result<Vec<TimerRow>, BpfError> {
+        self.rows(Program::Timers)
     }
 
     /// The mappings of the tracked processes, by process and address.

@@ -30,8 +30,8 @@ use std::io;
 pub use btf::{BtfError, Layout};
 pub use ckpt_common::{
     FileRow, IntervalTimer, Keyrings, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
-    RestartBlock, SharedObjects, SigAction, SigActionsRow, TaskIds, TaskRow, TaskSignals, UserPointers,
-    VmaRow, WaitRow, WriteFault,
+    RestartBlock, SharedObjects, SigAction, SigActionsRow, TaskIds, TaskRow, TaskSignals, TimerRow,
+    UserPointers, VmaRow, WaitRow, WriteFault,
 };
 pub use events::{Attached, Lost};
 pub use fields::Offsets;

@@ -61,6 +61,7 @@ programs! {
     Processes "iter_processes" Iterator("task") "processes: memory layout, interval timers";
     SignalActions "iter_signal_actions" Iterator("task") "signal handlers";
     Waits "iter_waits" Iterator("task") "how long interrupted waits still have to go";
+    Timers "iter_timers" Iterator("task") "how often POSIX timers have rung";
     Vmas "iter_vmas" Iterator("task_vma") "memory mappings";
     Descriptors "iter_descriptors" Iterator("task_file") "open descriptors";
     ProbeFentry "probe_fentry" FunctionEntry("do_exit") "function-entry programs (not needed by any feature yet)";
