@@ -85,6 +85,7 @@ pub fn capture(
         processes.push(record);
     }
     control::check(&processes)?;
+    surroundings::check(&processes, &descriptions)?;
     lock::check(&processes, &descriptions, &objects.found)?;
     sysv::check(&processes, &objects.found)?;
     policy::check(&processes, &hidden.mappings, &objects.found)?;

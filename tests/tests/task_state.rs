@@ -73,6 +73,11 @@ fn personalities_futex_slots_and_calls_that_are_handed_back() {
 }
 
 #[test]
+fn root_directories_of_their_own() {
+    survives("root", "root", &[]);
+}
+
+#[test]
 fn session_keyrings_with_a_name() {
     survives("keyring", "keyring", &[]);
 }

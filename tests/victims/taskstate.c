@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -747,6 +748,76 @@ static void end_keyrings(void)
     CHECK(wait(NULL) > 0);
 }
 
+/* --- root: a child with a root directory of its own, and a grandchild with yet another ------------------------------------ */
+
+static struct {
+    int ask, answer;
+} beneath[2];
+
+/* Answers whenever it is asked what it sees from its root directory. */
+static void stay_inside(int ask, int answer)
+{
+    struct stat top, above, file;
+    char c, where[256];
+    while (read(ask, &c, 1) == 1) {
+        char who[64] = "", line[512];
+        int named = open("/who", O_RDONLY), made = open("/made", O_CREAT | O_RDWR | O_TRUNC, 0666);
+        CHECK(named >= 0 && read(named, who, sizeof who - 1) > 0 && made >= 0 && fstat(made, &file) == 0);
+        CHECK(stat("/", &top) == 0 && stat("/..", &above) == 0 && close(named) == 0 && close(made) == 0 && unlink("/made") == 0);
+        if (!getcwd(where, sizeof where))
+            snprintf(where, sizeof where, "%s", strerror(errno));
+        int length = snprintf(line, sizeof line, "%s stands in %s, nothing above %d, /proc %d, mode %o", who, where,
+                              top.st_ino == above.st_ino, access("/proc", F_OK), file.st_mode);
+        write_all(answer, line, length);
+    }
+    _exit(0);
+}
+
+static void set_root(void)
+{
+    static const char *const who[] = {"roots/who", "roots/in/deeper/who"};
+    int asks[2][2], answers[2][2];
+    CHECK(mkdir("roots", 0755) == 0 && mkdir("roots/in", 0755) == 0 && mkdir("roots/in/deeper", 0755) == 0);
+    for (int i = 0; i < 2; i++) {
+        int file = open(who[i], O_CREAT | O_WRONLY, 0644);
+        CHECK(file >= 0 && write(file, i ? "the second" : "the first", i ? 10 : 9) > 0 && close(file) == 0);
+        CHECK(pipe(asks[i]) == 0 && pipe(answers[i]) == 0);
+        beneath[i].ask = asks[i][1], beneath[i].answer = answers[i][0];
+    }
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child)
+        return;
+    close(asks[0][1]), close(asks[1][1]);
+    CHECK(chdir("roots/in") == 0 && chroot("..") == 0);
+    umask(027);
+    child = fork();
+    CHECK(child >= 0);
+    if (child)
+        stay_inside(asks[0][0], answers[0][1]);
+    /* It stands outside of its root directory. */
+    CHECK(chroot("/in/deeper") == 0);
+    umask(0);
+    stay_inside(asks[1][0], answers[1][1]);
+}
+
+static void look_root(void)
+{
+    char line[512];
+    for (int i = 0; i < 2; i++) {
+        write_all(beneath[i].ask, "?", 1);
+        ssize_t length = read(beneath[i].answer, line, sizeof line);
+        CHECK(length > 0);
+        show("%.*s\n", (int)length, line);
+    }
+}
+
+static void end_root(void)
+{
+    close(beneath[0].ask), close(beneath[1].ask);
+    CHECK(wait(NULL) > 0);
+}
+
 static const struct state {
     const char *name;
     void (*set)(void), (*look)(void), (*end)(void);
@@ -760,6 +831,7 @@ static const struct state {
     {"queued", set_queued, look_all_queued, end_queued},
     {"policy", set_policies, look_policies, NULL},
     {"rest", set_all_rest, look_all_rest, NULL},
+    {"root", set_root, look_root, end_root},
     {"keyring", set_keyrings, look_keyrings, end_keyrings},
 };
 

@@ -71,6 +71,8 @@ fn run_again(
     image.check()?;
     let owner = permitted(&mut image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    // Before it is looked who has one of the ids: whoever starts later takes none.
+    taken::stay_clear(&image);
     if taken.is_none()
         && let Some(taken) = taken::first(&image)
     {
@@ -81,7 +83,6 @@ fn run_again(
             Side::Inside => run_again(options, begun, Some(&taken), running),
         };
     }
-    taken::stay_clear(&image);
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;

@@ -165,6 +165,9 @@ fn of_process(process: &Process, means: &Means) -> Result<(), String> {
     ensure(lowest >= means.lowest_address, || {
         format!("memory at {lowest:#x} (vm.mmap_min_addr: {:#x})", means.lowest_address)
     })?;
+    let is_ours = process.surroundings.as_ref().is_none_or(|around| around.root.is_empty());
+    // With files of its choice, a set-user-id program may be made to believe what is not so.
+    ensure(is_ours, || "a root directory of its own (chroot(2))".to_owned())?;
     let Some(settings) = &process.settings else { return Ok(()) };
     ensure(settings.oom_score_adj >= means.oom_score_adj, || {
         format!("oom_score_adj {} (ckptbpf's own: {})", settings.oom_score_adj, means.oom_score_adj)

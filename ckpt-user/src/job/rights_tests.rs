@@ -3,6 +3,7 @@ use crate::object::{Description, pipe::PipeRecord};
 use crate::task::control::Control;
 use crate::task::credentials::Credentials;
 use crate::task::settings::Settings;
+use crate::task::surroundings::Surroundings;
 
 /// `struct sched_attr` of a policy.
 fn scheduling(policy: u32, nice: i32, priority: u32, io_priority: u32) -> Scheduling {
@@ -98,6 +99,9 @@ fn everything_else_that_takes_a_right() {
         change(&mut settings);
         image(|process, _| process.settings = Some(settings))
     };
+    let around = Surroundings { root: b"/srv".to_vec(), ..Surroundings::default() };
+    let elsewhere = image(|process, _| process.surroundings = Some(around));
+    assert!(refused(&elsewhere, &means()).contains("process 7 had a root directory of its own"));
     assert!(refused(&settings(|s| s.oom_score_adj = -1), &means()).contains("oom_score_adj -1"));
     assert_eq!(within(&settings(|s| s.oom_score_adj = 5), 4242, &means()), Ok(()));
     assert_eq!(

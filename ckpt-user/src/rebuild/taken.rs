@@ -45,8 +45,9 @@ pub fn first(image: &Image) -> Option<Taken> {
 /// So many ids are to be free of the image's where ckptbpf's own processes and threads get theirs.
 const ROOM: i32 = 1000;
 
-/// Has the kernel give ids that the image does not use to what ckptbpf starts for itself: its witness and guardian, and the
-/// threads that fill and page. After a reboot, ids near those of the program are just what comes next.
+/// Has the kernel give ids that the image does not use to whatever starts from now on: others, and what ckptbpf starts for itself,
+/// its witness and guardian, and the threads that fill and page. After a reboot, ids near those of the program are just what
+/// comes next.
 pub fn stay_clear(image: &Image) {
     const LAST: &str = "/proc/sys/kernel/ns_last_pid";
     let last = std::fs::read_to_string(LAST).ok().and_then(|text| text.trim().parse().ok());

@@ -1,11 +1,15 @@
 //! Working directory, root directory and umask.
 
 use super::proc::{ProcDir, Status};
+use crate::object::{Description, Object};
+use crate::record::Process;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Where relative paths begin and which bits new files lose.
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -14,21 +18,19 @@ pub struct Surroundings {
     pub directory: Vec<u8>,
     #[prost(uint32, tag = "2")]
     pub umask: u32,
+    /// The root directory by its path from ckptbpf's own; empty where that is its own, too.
+    #[prost(bytes = "vec", tag = "3")]
+    pub root: Vec<u8>,
 }
 
 /// # Errors
-/// Named: a root directory of its own, a working directory that was removed.
+/// Named: a root or working directory that was removed.
 pub fn capture(pid: Pid, status: &Status) -> Result<Surroundings, Refusal> {
     let dir = ProcDir::process(pid);
-    let root = dir.link("root").reading(pid, "root")?;
-    let own_root = std::fs::read_link("/proc/self/root").reading(pid, "root")?;
-    if root != own_root {
-        return Err(Refusal::unsupported(
-            pid,
-            "has changed its root directory",
-            "chroot(2) is not supported",
-        ));
-    }
+    let root = root(&dir).reading(pid, "root")?.ok_or_else(|| {
+        let what = "has a root directory of its own (chroot(2))";
+        Refusal::unsupported(pid, what, "it has been removed, or is not below that of ckptbpf")
+    })?;
     let directory = dir.link("cwd").reading(pid, "cwd")?.into_os_string().into_vec();
     if directory.ends_with(b" (deleted)") {
         return Err(Refusal::unsupported(
@@ -37,16 +39,48 @@ pub fn capture(pid: Pid, status: &Status) -> Result<Surroundings, Refusal> {
             "its working directory has been removed",
         ));
     }
-    Ok(Surroundings { directory, umask: status.octal("Umask").reading(pid, "status")? as u32 })
+    let umask = status.octal("Umask").reading(pid, "status")? as u32;
+    Ok(Surroundings { directory, umask, root: root.into_os_string().into_vec() })
+}
+
+/// The path of another root directory than ours, an empty one of our own; none where a path does not lead there.
+fn root(dir: &ProcDir) -> io::Result<Option<PathBuf>> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let there = identity(&dir.path("root"))?;
+    if there == identity(Path::new("/proc/self/root"))? {
+        return Ok(Some(PathBuf::new()));
+    }
+    let path = dir.link("root")?;
+    Ok(identity(&path).is_ok_and(|found| path.is_absolute() && found == there).then_some(path))
+}
+
+/// # Errors
+/// Names a process with another root directory that would have to open a file of /proc: it would find another one, or none.
+pub fn check(processes: &[Process], descriptions: &[Description]) -> Result<(), Refusal> {
+    for (index, _) in
+        descriptions.iter().enumerate().filter(|(_, d)| matches!(d.object, Some(Object::Proc(_))))
+    {
+        let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
+        let first = processes.iter().find(has);
+        let around = first.and_then(|process| process.surroundings.as_ref());
+        if let Some(process) = first.filter(|_| around.is_some_and(|around| !around.root.is_empty())) {
+            let what = "has a root directory of its own (chroot(2)), and a file of /proc open";
+            return Err(Refusal::unsupported(Pid::from_raw(process.pid), what, "both cannot be saved yet"));
+        }
+    }
+    Ok(())
 }
 
 pub fn rebuild(wanted: &Surroundings, remote: &mut Remote) -> io::Result<()> {
-    let path = remote.string(&wanted.directory)?;
-    remote.call(libc::SYS_chdir, &[path]).map_err(|e| {
-        io::Error::new(
-            e.kind(),
-            format!("working directory {}: {e}", String::from_utf8_lossy(&wanted.directory)),
-        )
-    })?;
+    let mut enter = |call: i64, what: &str, directory: &[u8]| {
+        let path = remote.string(directory)?;
+        let shown = || format!("{what} directory {}", String::from_utf8_lossy(directory));
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", shown()));
+        remote.call(call, &[path]).map(drop).map_err(named)
+    };
+    enter(libc::SYS_chdir, "working", &wanted.directory)?;
+    if !wanted.root.is_empty() {
+        enter(libc::SYS_chroot, "root", &wanted.root)?;
+    }
     remote.call(libc::SYS_umask, &[u64::from(wanted.umask)]).map(drop)
 }
