@@ -38,6 +38,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("settings", "settings.c", THREADS),
     ("invisible", "invisible.c", THREADS),
     ("seccomp", "seccomp.c", THREADS),
+    ("execs", "execs.c", THREADS),
     ("leaderless", "leaderless.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),

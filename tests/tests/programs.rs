@@ -12,6 +12,13 @@ fn sixteen_threads() {
     survives("threads16", &["1200", "3000"]);
 }
 
+/// Checkpoints come between and in the midst of it: the first thread ends, and another one gets its id.
+#[test]
+fn executed_again_and_again_by_another_thread_than_the_first() {
+    let program = victim_cmd("execs").args(["1000", "2000"]);
+    survive(&Survival { interval: "0.05", ..Survival::of("execs", program) });
+}
+
 #[test]
 fn openmp() {
     survives("openmp", &["1000", "3000"]);

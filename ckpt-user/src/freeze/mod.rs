@@ -157,13 +157,15 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
 
 fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
     let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
-    let mut known: HashSet<Pid> = HashSet::new();
     let mut since = None;
     loop {
         let members = tree::members(root);
         if members.is_empty() {
             return Err(Refusal::Ended);
         }
+        // Those that have ended meanwhile are none: the id of a first thread may be another one's by now.
+        let asked = stopping.asked.iter().map(|(_, running)| running.tid());
+        let mut known: HashSet<Pid> = stopping.stopped.iter().map(|&(_, tid, _)| tid).chain(asked).collect();
         for &(pid, _) in &members {
             for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
                 let tid = Pid::from_raw(tid);
@@ -202,14 +204,21 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
 
 /// Seizes a thread; `None` when it has ended between the listing and the seize.
 fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
-    match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
-        Ok(running) => Ok(Some(running)),
-        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-        // Left over from a freeze that was given up before this thread stood.
-        Err(_) if crate::sys::wait::is_traced_by_us(tid) => Ok(Some(ptrace::adopt(tid))),
-        // On its way out it is refused, as if it were not ours to trace.
-        Err(_) if has_ended(pid, tid) => Ok(None),
-        Err(e) => Err(not_traceable(pid, tid, &e)),
+    /// On its way out a thread is refused, as if it were not ours to trace; and a moment later its id is that of another
+    /// thread, which has executed a program.
+    const TRIES: u32 = 5;
+    let mut tries = 0;
+    loop {
+        match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
+            Ok(running) => return Ok(Some(running)),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(_) if has_ended(pid, tid) => return Ok(None),
+            // Left over from a freeze that was given up before this thread stood.
+            Err(_) if crate::sys::wait::is_traced_by_us(tid) => return Ok(Some(ptrace::adopt(tid))),
+            Err(e) if tries == TRIES => return Err(not_traceable(pid, tid, &e)),
+            Err(_) => std::thread::sleep(Duration::from_micros(200)),
+        }
+        tries += 1;
     }
 }
 
@@ -311,7 +320,7 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
     }
     let order = |pid: Pid| members.iter().position(|m| m.0 == pid).unwrap_or(usize::MAX);
     processes.sort_by_key(|p| order(p.pid));
-    if processes.is_empty() {
+    if members.is_empty() {
         return Err(Refusal::Ended);
     }
     match members.iter().find(|m| processes.iter().all(|p| p.pid != m.0)) {

@@ -1,9 +1,9 @@
 //! The processes of a job: the root's descendants, and orphans that were handed to us as subreaper.
 
-use crate::sys::wait;
-use crate::task::proc::{ProcDir, reached_by};
+use crate::task::proc::{ProcDir, Stat, reached_by};
 use nix::unistd::Pid;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Children that this process had before it started a program, with their start times: a shell that ran
 /// `exec > >(tee log)` and then `exec ckptbpf …` leaves one. They are no part of the job, and outlast it.
@@ -64,13 +64,26 @@ pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
     while at < queue.len() {
         let (pid, parent) = queue[at];
         at += 1;
-        if found.iter().any(|f| f.0 == pid) || !wait::is_alive(pid) {
+        if found.iter().any(|f| f.0 == pid) || !is_there(pid) {
             continue;
         }
         found.push((pid, parent));
         queue.extend(children_of(pid).into_iter().map(|child| (child, pid)));
     }
     found
+}
+
+/// Whether a process that was listed has not ended. While another thread than its first one executes a program, its id leads
+/// for a moment to the first one, which is just taken away, or to nobody.
+fn is_there(pid: Pid) -> bool {
+    const A_MOMENT: Duration = Duration::from_micros(200);
+    let look = || ProcDir::process(pid).stat();
+    let is_clear = |stat: &Stat| stat.state() != 'X';
+    let stat = look().ok().filter(is_clear).or_else(|| {
+        std::thread::sleep(A_MOMENT);
+        look().ok()
+    });
+    stat.is_some_and(|stat| stat.is_alive())
 }
 
 /// The children of all threads of a process.
