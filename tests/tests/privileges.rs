@@ -3,7 +3,7 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::time::Duration;
 
 use ckpt_tests::scenario::verb;
@@ -140,6 +140,31 @@ fn beyond_the_owner_s_means(name: &str, launched: &[&str], refused: &[&str], gra
         "a refused restart changed a file"
     );
     sandbox.run(by_sudo(granted, &restart)).expect_code(85);
+}
+
+/// A directory on the way to where the program stood is closed to its user between checkpoint and restart.
+#[test]
+fn an_image_of_a_user_leads_to_no_directory_that_is_closed_to_the_user() {
+    let sandbox = Sandbox::new("closed_directory");
+    let user = User::of(&sandbox);
+    let (tool, count) = (user.copy_of(&ckptbpf()), user.copy_of(&victim("count_static")));
+    let closed = user.home().join("closed");
+    std::fs::create_dir_all(closed.join("inside")).unwrap();
+    let line = "cd closed/inside && exec \"$0\" \"$1\" 100000 1000";
+    let program = Cmd::sh(line).arg(count.to_str().unwrap()).arg(user.home().join("numbers"));
+    let by_sudo = |args: &[&str]| user.runs_by_sudo(&Cmd::new(&tool).args(args));
+    let launch = Cmd::new(&tool).args(["launch", "-d", "images", "--"]).program(&program);
+    let running = sandbox.spawn(user.runs_by_sudo(&launch));
+    running.wait_for_output("\n5 ", SOON);
+    sandbox.run(by_sudo(&["checkpoint", "--kill", "images"])).success();
+    running.wait(SOON).expect_code(85);
+    let restart = ["restart", "-i", "0.01", "--exit-after-ckpt", "images"];
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let said = sandbox.run(by_sudo(&restart)).expect_code(125).stderr_text();
+    assert!(said.contains("working directory") && said.contains("Permission denied"), "{said}");
+    sandbox.wait_for("what was made to be gone", SOON, || sandbox.ps().is_empty());
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o755)).unwrap();
+    sandbox.run(by_sudo(&restart)).expect_code(85);
 }
 
 #[test]

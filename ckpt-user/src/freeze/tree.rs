@@ -83,7 +83,7 @@ fn is_there(pid: Pid) -> bool {
         std::thread::sleep(A_MOMENT);
         look().ok()
     });
-    stat.is_some_and(|stat| stat.is_alive())
+    stat.is_some_and(|stat| stat.is_there())
 }
 
 /// The children of all threads of a process.
@@ -112,5 +112,7 @@ fn parent_of(pid: Pid) -> Option<Pid> {
 /// Whether a child of ours was not started by us as a helper: helpers run our own executable.
 fn is_adopted(pid: Pid) -> bool {
     let own = std::fs::read_link("/proc/self/exe").ok();
-    ProcDir::process(reached_by(pid)).link("exe").ok().is_some_and(|exe| Some(exe) != own)
+    let exe = ProcDir::process(reached_by(pid)).link("exe").ok();
+    // Helpers have one thread, and none is shown of a thread that is just ending.
+    if exe.is_some() { exe != own } else { has_lost_its_first_thread(pid) }
 }

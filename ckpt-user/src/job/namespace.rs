@@ -19,7 +19,7 @@ use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::{clone, pidfd, spawn, wait};
 use crate::task::outside;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -146,7 +146,10 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
     let Some(inside) = is_in_one_of_ours(pid) else { return Ok(Beside::As(pid)) };
     let enter = || -> io::Result<Option<Pid>> {
         let here = std::env::current_dir()?;
-        setns(pidfd::open(Pid::from_raw(pid))?, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)?;
+        setns(
+            pidfd::of_thread(reached_by(Pid::from_raw(pid)))?,
+            CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS,
+        )?;
         std::env::set_current_dir(here)?;
         clone::fork(0, None)
     };
@@ -162,13 +165,14 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
 /// The id that the process has in its pid namespace, if a restart of ours made that: then the mounts there are those
 /// of here.
 fn is_in_one_of_ours(pid: i32) -> Option<i32> {
-    let namespace = |pid: i32, kind| ProcDir::process(Pid::from_raw(pid)).link(&format!("ns/{kind}")).ok();
+    let shown = |pid: i32| ProcDir::process(reached_by(Pid::from_raw(pid)));
+    let namespace = |pid: i32, kind| shown(pid).link(&format!("ns/{kind}")).ok();
     let own = std::process::id() as i32;
     let theirs = namespace(pid, "pid")?;
     if Some(&theirs) == namespace(own, "pid").as_ref() || namespace(pid, "user") != namespace(own, "user") {
         return None;
     }
-    let root = |pid: i32| fs::metadata(format!("/proc/{pid}/root/")).map(|m| (m.dev(), m.ino())).ok();
+    let root = |pid: i32| fs::metadata(shown(pid).path("root/")).map(|m| (m.dev(), m.ino())).ok();
     if root(pid)? != root(own)? {
         return None;
     }

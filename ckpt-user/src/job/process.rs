@@ -32,7 +32,8 @@ impl ProcessId {
 
     /// Whether it still runs; a zombie does not.
     pub fn runs(self) -> bool {
-        stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time && stat.is_alive())
+        stat(self.pid)
+            .is_ok_and(|stat| stat.start_time() == self.start_time && outside::is_alive(self.pid, &stat))
     }
 
     /// Returns when it has ended, all its threads and descriptors included, or after `patience`.

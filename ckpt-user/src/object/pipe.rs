@@ -4,7 +4,7 @@
 
 use super::{Object, Seen, path_of, same_by_path};
 use crate::sys::tee;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
@@ -116,7 +116,8 @@ fn writer_of(path: &Path, metadata: &Metadata) -> Option<Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids = processes.filter_map(|p| p.file_name().to_str()?.parse().ok().map(Pid::from_raw));
     pids.find(|&pid| {
-        let dir = ProcDir::process(pid);
+        let via = reached_by(pid);
+        let dir = ProcDir::process(via);
         let numbers = dir.numbers("fd").unwrap_or_default();
         let here = |number: &i32| {
             let link = format!("fd/{number}");
@@ -124,7 +125,7 @@ fn writer_of(path: &Path, metadata: &Metadata) -> Option<Pid> {
             is_alike && std::fs::metadata(dir.path(link)).is_ok_and(is_it)
         };
         numbers.iter().filter(|number| here(number)).any(|&number| {
-            let seen = Seen::look(pid, number);
+            let seen = Seen::look(via, number);
             seen.is_ok_and(|(seen, _)| !seen.is_path_only() && writes(seen.flags))
         })
     })

@@ -107,7 +107,7 @@ pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Resul
     let mut joined = Joined::default();
     let mut processes = mapped
         .into_iter()
-        .map(|one| process::complete(one, image, &objects, &mut joined))
+        .map(|one| process::complete(one, image, &objects, owner, &mut joined))
         .collect::<Result<Vec<_>, RebuildError>>()?;
     for thread in processes.iter_mut().flat_map(|p| &mut p.threads) {
         let pid = thread.pid();

@@ -10,6 +10,7 @@ use crate::memory::vma::Kind;
 use crate::object::{Object, epoll, lock, owner};
 use crate::record::{Image, Process, SharedObject, Thread};
 use crate::sys::clone::CloneArgs;
+use crate::sys::ids::FsIds;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
@@ -75,6 +76,7 @@ pub fn complete(
     mapped: Mapped,
     image: &Image,
     objects: &Objects,
+    owner: &FsIds,
     joined: &mut Joined,
 ) -> Result<RebuiltProcess, RebuildError> {
     let Mapped { record, mut remote, watch, pidfd } = mapped;
@@ -86,7 +88,7 @@ pub fn complete(
     lock::rebuild_own(&record.descriptors, &mut remote).rebuilding(pid, "its file locks")?;
     owners(&record, image, &mut remote).rebuilding(pid, "who is signalled")?;
     if let Some(around) = &record.surroundings {
-        surroundings::rebuild(around, &mut remote).rebuilding(pid, "the working directory")?;
+        surroundings::rebuild(around, owner, &mut remote).rebuilding(pid, "the working directory")?;
     }
     if let Some(wanted) = &record.settings {
         settings::rebuild(wanted, remote_pid, record.session != 0, &mut remote)

@@ -63,9 +63,9 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
 fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let gadget = process.gadget;
     let scratch = process.threads[0].scratch();
-    timers::rebuild(&process.record.timers, &mut process.threads[0])?;
     let shift = Shift::of(process.pid())?;
     posix_timers::rebuild(&process.record.posix_timers, &mut process.threads, shift)?;
+    timers::rebuild(&process.record.timers, &mut process.threads[0])?;
     let mut wanted = Vec::with_capacity(process.threads.len());
     let lives = |(thread, _): &(&Thread, &mut Remote)| thread.ended.is_none();
     for (thread, remote) in process.record.threads.iter().zip(&mut process.threads).filter(lives) {

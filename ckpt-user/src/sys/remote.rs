@@ -15,7 +15,7 @@ use super::ptrace::{Stop, Stopped, Waited, adopt};
 use super::regs::Regs;
 use nix::unistd::Pid;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIST: u64 = 4096;
 const MAX_CALLS: usize = 1023;
@@ -238,14 +238,20 @@ impl Remote {
     /// Ends this thread alone, as exit(2) does, by the `syscall` instruction at `gadget`; others of its process go on. What is
     /// left of it until they have ended, too, has this wait(2) status.
     pub fn end_thread(mut self, gadget: u64, status: i32) -> io::Result<()> {
+        // A first thread is not to be waited for while there are others.
+        const LOOK: Duration = Duration::from_micros(100);
         let thread = self.thread.take().ok_or_else(lost)?;
         let (rax, rdi) = (libc::SYS_exit as u64, (status >> 8 & 0xff) as u64);
         thread.set_regs(&Regs { rip: gadget, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
-        let running = thread.cont(0)?;
-        while !running.has_ended() {
-            std::thread::sleep(Duration::from_micros(20));
+        let mut running = thread.cont(0)?;
+        loop {
+            match running.wait(Some(Instant::now() + LOOK))? {
+                // A SIGSTOP from outside is not ours to keep: the restored program is not running yet.
+                Waited::Stopped(stopped) => running = stopped.cont(0)?,
+                Waited::TimedOut(still) if !still.has_ended() => running = still,
+                Waited::TimedOut(_) | Waited::Died(_) => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Moves the thread from where it is to a stop at which SETREGS decides about system call restarts.

@@ -43,6 +43,14 @@ struct Work {
     error: i32,
 }
 
+/// What it is given.
+struct List {
+    work: *mut Work,
+    count: usize,
+    /// Whose death leaves nothing to be done.
+    parent: u32,
+}
+
 /// Looks into the queues of sockets whose programs are stopped; leaves all as it was.
 ///
 /// # Errors
@@ -61,7 +69,7 @@ pub fn look(streams: &mut [Stream<'_>]) -> io::Result<()> {
         })
         .collect();
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let mut list: (*mut Work, usize) = (work.as_mut_ptr(), work.len());
+    let mut list = List { work: work.as_mut_ptr(), count: work.len(), parent: std::process::id() };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
     let (all, mut before) = (u64::MAX, 0u64);
     // SAFETY: the kernel reads and writes 8 bytes each; both live across the calls. The child has a stack of its own, and
@@ -92,8 +100,12 @@ extern "C" fn run(list: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `look` stands still and has handed over the list and what it points to.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"queue-look".as_ptr());
-        let (work, count) = *list.cast::<(*mut Work, usize)>();
+        let List { work, count, parent } = *list.cast::<List>();
         for work in std::slice::from_raw_parts_mut(work, count) {
+            // The program may run again by now.
+            if std::os::unix::process::parent_id() != parent {
+                break;
+            }
             work.error = match work.sender().and_then(|end| work.receiver(end)) {
                 Ok(()) => 0,
                 Err(errno) => errno,
@@ -260,7 +272,17 @@ mod tests {
             }
         }
         assert!(seen > 0, "no round has met it at work");
-        receiver.read_exact(&mut [0; 5000]).unwrap();
+        // One that has only just begun is still at work.
+        let begun = std::time::Instant::now();
+        let mut left = 5000;
+        while left > 0 {
+            match receiver.read(&mut vec![0; left]) {
+                Ok(count) => left -= count,
+                Err(error) => {
+                    assert!(error.raw_os_error() == Some(libc::EPERM) && begun.elapsed().as_secs() < 20);
+                }
+            }
+        }
         sender.write_all(b"more").unwrap();
         receiver.read_exact(&mut [0; 4]).unwrap();
     }

@@ -1,7 +1,7 @@
 //! Children of this process: waiting, signalling, letting go.
 
 use crate::job::ended::Ended;
-use crate::task::proc::{ProcDir, reached_by};
+use crate::task::proc::{self, ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::io;
@@ -106,7 +106,7 @@ pub fn send(pid: Pid, signal: i32) {
 
 /// Whether the process exists and has not ended.
 pub fn is_alive(pid: Pid) -> bool {
-    ProcDir::process(pid).stat().is_ok_and(|stat| stat.is_alive())
+    ProcDir::process(pid).stat().is_ok_and(|stat| proc::is_alive_here(pid, &stat))
 }
 
 /// Whether job control has stopped it.

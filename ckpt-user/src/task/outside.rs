@@ -4,7 +4,9 @@
 //! namespace that ckptbpf was started in. Its /proc, opened before the private one took its place, tells them: it
 //! shows the process behind a pidfd under the id of its own namespace (pidfd_open(2), fdinfo).
 
+use super::proc::{self, Stat};
 use crate::sys::pidfd;
+use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -37,6 +39,23 @@ pub fn read(name: &str) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     File::from(file).read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// The numeric names in a directory of it.
+pub fn list(name: &str) -> io::Result<Vec<i32>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut dir = match PROC.get() {
+        Some(proc) => Dir::openat(proc, name, flags, Mode::empty())?,
+        None => Dir::open(&Path::new("/proc").join(name), flags, Mode::empty())?,
+    };
+    let names = dir.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok());
+    Ok(names.collect())
+}
+
+/// Whether a process goes on ([`proc::is_alive`]); its id as there.
+pub fn is_alive(pid: i32, stat: &Stat) -> bool {
+    let read = |name: &str| read(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    proc::is_alive(pid, stat, list, read)
 }
 
 /// The id by which the process that is `pid` here is known outside.

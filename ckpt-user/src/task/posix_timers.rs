@@ -11,7 +11,7 @@ use crate::refusal::{Reading, Refusal};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 const SECOND: u64 = 1_000_000_000;
@@ -156,6 +156,8 @@ pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer]) -> Vec<[u8; 128]>
 }
 
 /// Makes the timers and arms them; the clocks of the process have begun to run. All signals of its `threads` are blocked.
+///
+/// Those that are to have rung come first, while hardly another one rings that might have the same signal.
 pub fn rebuild(timers: &[PosixTimer], threads: &mut [Remote], shift: Shift) -> io::Result<()> {
     let mut next = 0;
     for timer in timers {
@@ -164,12 +166,34 @@ pub fn rebuild(timers: &[PosixTimer], threads: &mut [Remote], shift: Shift) -> i
         let gap = timer.id.checked_sub(next).ok_or_else(invalid)?;
         create(timer, gap, maker(threads)?)?;
         next = timer.id.checked_add(1).ok_or_else(invalid)?;
-        if timer.due || timer.overruns == 0 || !rung_before(timer, threads, shift)? {
-            let (absolute, at) = first_ring(timer, shift);
-            arm(timer, absolute, at, maker(threads)?)?;
+    }
+    let (mut armed, mut rung) = (HashSet::new(), HashSet::new());
+    let to_have_rung = timers.iter().filter(|timer| !timer.due && timer.overruns != 0);
+    let recorded = match to_have_rung.clone().next() {
+        Some(_) => threads.iter_mut().map(waiting).collect::<io::Result<Vec<u64>>>()?,
+        None => Vec::new(),
+    };
+    for timer in to_have_rung {
+        if rung_before(timer, threads, &recorded, shift, &mut rung)? {
+            armed.insert(timer.id);
         }
     }
+    for timer in timers.iter().filter(|timer| rung.contains(&timer.id) || !armed.contains(&timer.id)) {
+        let has_rung = armed.contains(&timer.id);
+        let timer = if has_rung { just_rung(timer, maker(threads)?)? } else { *timer };
+        let (absolute, at) = first_ring(&timer, shift);
+        arm(&timer, absolute, at, maker(threads)?)?;
+    }
     Ok(())
+}
+
+/// A timer that is armed and has rung since.
+fn just_rung(timer: &PosixTimer, remote: &mut Remote) -> io::Result<PosixTimer> {
+    let mut bytes = [0; 32];
+    let at = remote.data(&bytes)?;
+    remote.call(libc::SYS_timer_gettime, &[u64::from(timer.id), at])?;
+    remote.read(at, &mut bytes)?;
+    Ok(PosixTimer { due: true, overruns: 0, left: times(&bytes).1, ..*timer })
 }
 
 fn maker(threads: &mut [Remote]) -> io::Result<&mut Remote> {
@@ -184,36 +208,42 @@ fn arm(timer: &PosixTimer, absolute: bool, at: u64, remote: &mut Remote) -> io::
 }
 
 /// Has a timer ring as often as it had rung when its last signal was taken, takes that, and leaves it armed; false where that
-/// cannot be, and it is not armed.
-fn rung_before(timer: &PosixTimer, threads: &mut [Remote], shift: Shift) -> io::Result<bool> {
+/// cannot be, as beside `recorded` signals of the same number, which are not to be taken. Timers that were armed before, and
+/// whose signals were taken, are put into `rung`.
+fn rung_before(
+    timer: &PosixTimer,
+    threads: &mut [Remote],
+    recorded: &[u64],
+    shift: Shift,
+    rung: &mut HashSet<u32>,
+) -> io::Result<bool> {
     /// An interval may be over in the midst of it.
     const TRIES: u32 = 5;
     const SIGEV_NONE: u32 = 1;
+    let set = 1u64 << (timer.signal.clamp(1, 64) - 1);
     let is_told = |thread: &Remote| thread.pid().as_raw() as u32 == timer.thread;
     let taker = match timer.notify & SIGEV_THREAD_ID {
         0 => Some(0),
         _ => threads.iter().position(is_told),
     };
-    let Some(taker) = taker.filter(|_| timer.notify & SIGEV_NONE == 0) else { return Ok(false) };
-    let set = 1u64 << (timer.signal.clamp(1, 64) - 1);
-    if waiting(&mut threads[taker])? & set != 0 {
-        return Ok(false);
-    }
-    let Some(now) = now(timer.clock, shift) else { return Ok(false) };
+    let can = timer.notify & SIGEV_NONE == 0 && timer.left <= timer.interval;
+    let taker = taker.filter(|&taker| can && recorded.get(taker).is_some_and(|waiting| waiting & set == 0));
+    let (Some(taker), Some(now)) = (taker, now(timer.clock, shift)) else { return Ok(false) };
     let rings = timer.overruns.saturating_add(1);
     let mut next = (now as u64).saturating_add(timer.left);
     for _ in 0..TRIES {
         let first = rings.checked_mul(timer.interval).and_then(|ago| next.checked_sub(ago));
         let Some(first) = first.filter(|&first| first > 0) else { return Ok(false) };
         arm(timer, true, first, maker(threads)?)?;
-        let remote = &mut threads[taker];
-        let (set, patience) =
-            (remote.data(&set.to_le_bytes())?, remote.data(&[1u64.to_le_bytes(), [0; 8]].concat())?);
-        match remote.call(libc::SYS_rt_sigtimedwait, &[set, 0, patience, 8]) {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Ok(false),
-            taken => taken?,
-        };
-        let told = remote.call(libc::SYS_timer_getoverrun, &[u64::from(timer.id)])?;
+        let mut taken = take(set, &mut threads[taker])?;
+        while let Some(other) = taken.filter(|&id| id != timer.id) {
+            rung.insert(other);
+            taken = take(set, &mut threads[taker])?;
+        }
+        if taken.is_none() {
+            return Ok(false);
+        }
+        let told = maker(threads)?.call(libc::SYS_timer_getoverrun, &[u64::from(timer.id)])?;
         match told.checked_sub(timer.overruns) {
             Some(0) => return Ok(true),
             Some(more) => next = next.saturating_add(more.saturating_mul(timer.interval)),
@@ -221,6 +251,22 @@ fn rung_before(timer: &PosixTimer, threads: &mut [Remote], shift: Shift) -> io::
         }
     }
     Ok(false)
+}
+
+/// Takes a signal of a timer: which one it is of; none when none has come in time.
+fn take(set: u64, remote: &mut Remote) -> io::Result<Option<u32>> {
+    const A_SECOND: [u64; 2] = [1, 0];
+    let mut info = [0; 128];
+    let (set, at) = (remote.data(&set.to_le_bytes())?, remote.data(&info)?);
+    let patience = remote.data(&A_SECOND.map(u64::to_le_bytes).concat())?;
+    match remote.call(libc::SYS_rt_sigtimedwait, &[set, at, patience, 8]) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
+        taken => {
+            taken?;
+            remote.read(at, &mut info)?;
+            Ok(of_signal(&info))
+        }
+    }
 }
 
 /// The signals that wait for a thread, also those that wait for its process.

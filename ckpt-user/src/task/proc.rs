@@ -78,6 +78,45 @@ impl ProcDir {
     }
 }
 
+/// Whether a process has not ended; where its first thread has, whether another one is neither on its way out nor killed, which
+/// may take a while with much memory. `list` lists a directory of /proc, `read` reads a file of it.
+pub fn is_alive(
+    pid: i32,
+    stat: &Stat,
+    list: impl Fn(&str) -> io::Result<Vec<i32>>,
+    read: impl Fn(&str) -> io::Result<String>,
+) -> bool {
+    if !stat.has_lost_its_first_thread() {
+        return stat.is_there();
+    }
+    let mut others = list(&format!("{pid}/task")).unwrap_or_default().into_iter().filter(|&tid| tid != pid);
+    others.any(|tid| goes_on(tid, &read))
+}
+
+/// Whether a thread is neither on its way out nor killed.
+fn goes_on(tid: i32, read: impl Fn(&str) -> io::Result<String>) -> bool {
+    const PF_EXITING: i64 = 4;
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let stat = read(&format!("{tid}/stat")).and_then(|text| Stat::parse(&text));
+    let pending = read(&format!("{tid}/status")).map(Status::of).and_then(|status| status.hex("SigPnd"));
+    let is_there = |stat: Stat| !matches!(stat.state(), 'Z' | 'X') && stat.number(9) & PF_EXITING == 0;
+    stat.is_ok_and(is_there) && pending.is_ok_and(|set| set & KILLED == 0)
+}
+
+fn read_here(name: &str) -> io::Result<String> {
+    ProcDir(PathBuf::from("/proc")).text(name)
+}
+
+/// [`is_alive`], by /proc as it is here.
+pub fn is_alive_here(pid: Pid, stat: &Stat) -> bool {
+    is_alive(pid.as_raw(), stat, |name| ProcDir(PathBuf::from("/proc")).numbers(name), read_here)
+}
+
+/// Whether a process or thread has ended, or is about to.
+pub fn is_dying(id: Pid, stat: &Stat) -> bool {
+    if stat.has_lost_its_first_thread() { !is_alive_here(id, stat) } else { !goes_on(id.as_raw(), read_here) }
+}
+
 /// The id by which /proc and system calls reach the memory and the descriptors of a process: its own, or that of another of its
 /// threads where the first one has ended.
 pub fn reached_by(pid: Pid) -> Pid {
@@ -165,8 +204,9 @@ impl Stat {
             .unwrap_or(0)
     }
 
-    /// Of a process's own: whether any of its threads is left, though the first one may have ended.
-    pub fn is_alive(&self) -> bool {
+    /// Of a process's own: whether any of its threads is left, though the first one may have ended. The others may be on their
+    /// way out, too ([`is_alive`]).
+    pub fn is_there(&self) -> bool {
         !matches!(self.state(), 'Z' | 'X') || self.has_lost_its_first_thread()
     }
 

@@ -4,8 +4,9 @@ use super::proc::{ProcDir, Status};
 use crate::object::{Description, Object};
 use crate::record::Process;
 use crate::refusal::{Reading, Refusal};
+use crate::sys::ids::FsIds;
 use crate::sys::remote::Remote;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
@@ -46,11 +47,11 @@ pub fn capture(pid: Pid, status: &Status) -> Result<Surroundings, Refusal> {
 /// The path of another root directory than ours, an empty one of our own; none where a path does not lead there.
 fn root(dir: &ProcDir) -> io::Result<Option<PathBuf>> {
     let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let there = identity(&dir.path("root"))?;
-    if there == identity(Path::new("/proc/self/root"))? {
+    let (there, path) = (identity(&dir.path("root"))?, dir.link("root")?);
+    // A mount of our own root directory at another place is another one.
+    if path == std::fs::read_link("/proc/self/root")? && there == identity(Path::new("/proc/self/root"))? {
         return Ok(Some(PathBuf::new()));
     }
-    let path = dir.link("root")?;
     Ok(identity(&path).is_ok_and(|found| path.is_absolute() && found == there).then_some(path))
 }
 
@@ -71,16 +72,33 @@ pub fn check(processes: &[Process], descriptions: &[Description]) -> Result<(), 
     Ok(())
 }
 
-pub fn rebuild(wanted: &Surroundings, remote: &mut Remote) -> io::Result<()> {
-    let mut enter = |call: i64, what: &str, directory: &[u8]| {
-        let path = remote.string(directory)?;
-        let shown = || format!("{what} directory {}", String::from_utf8_lossy(directory));
-        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", shown()));
-        remote.call(call, &[path]).map(drop).map_err(named)
-    };
-    enter(libc::SYS_chdir, "working", &wanted.directory)?;
+/// `owner` is whose image it is: nobody comes by it to where he may not go.
+pub fn rebuild(wanted: &Surroundings, owner: &FsIds, remote: &mut Remote) -> io::Result<()> {
+    let as_owner = owner.uid != 0 && geteuid().is_root();
+    if as_owner {
+        let groups: Vec<u8> = owner.groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+        let at = remote.data(&groups)?;
+        // Its own ids are made later.
+        remote.call(libc::SYS_setgroups, &[owner.groups.len() as u64, at])?;
+        for (call, id) in [(libc::SYS_setfsgid, owner.gid), (libc::SYS_setfsuid, owner.uid)] {
+            remote.call(call, &[u64::from(id)])?;
+        }
+    }
+    enter(libc::SYS_chdir, "working", &wanted.directory, remote)?;
+    if as_owner {
+        for call in [libc::SYS_setfsuid, libc::SYS_setfsgid] {
+            remote.call(call, &[0])?;
+        }
+    }
     if !wanted.root.is_empty() {
-        enter(libc::SYS_chroot, "root", &wanted.root)?;
+        enter(libc::SYS_chroot, "root", &wanted.root, remote)?;
     }
     remote.call(libc::SYS_umask, &[u64::from(wanted.umask)]).map(drop)
+}
+
+fn enter(call: i64, what: &str, directory: &[u8], remote: &mut Remote) -> io::Result<()> {
+    let path = remote.string(directory)?;
+    let shown = || format!("{what} directory {}", String::from_utf8_lossy(directory));
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", shown()));
+    remote.call(call, &[path]).map(drop).map_err(named)
 }

@@ -45,7 +45,7 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
             if stat.has_lost_its_first_thread() && !of.contains(&pid) {
                 return Err(freeze::does_not_end(pid));
             }
-            if stat.is_alive() || parent == Pid::this() {
+            if stat.is_there() || parent == Pid::this() {
                 continue;
             }
             let status = stat.number(52) as i32;

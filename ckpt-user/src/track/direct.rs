@@ -24,8 +24,8 @@ pub struct InFlight {
 }
 
 /// Right after a scan: a read that was in flight over it and is not any more has landed before a page is copied.
-pub fn in_flight(pid: Pid) -> InFlight {
-    let pid = reached_by(pid);
+pub fn in_flight(process: Pid) -> InFlight {
+    let pid = reached_by(process);
     let mut found = InFlight { anywhere: or_ended(may_read_past_the_page_cache(pid)), ..InFlight::default() };
     for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
         let thread = ProcDir::thread(pid, Pid::from_raw(tid));
@@ -41,6 +41,8 @@ pub fn in_flight(pid: Pid) -> InFlight {
             Err(error) => found.anywhere |= !has_ended(&error),
         }
     }
+    // What a thread had open that has ended meanwhile was not to be seen.
+    found.anywhere |= reached_by(process) != pid;
     found
 }
 
@@ -168,7 +170,8 @@ fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
         if path.is_absolute() && !path.as_os_str().as_bytes().starts_with(b"/memfd:") {
             let mounts = match &mut mounts {
                 Some(mounts) => mounts,
-                none => none.insert(kinds(&dir.text("mountinfo")?)),
+                // Ours: what lies outside of a process's own root directory is not in its list.
+                none => none.insert(kinds(&ProcDir::process(Pid::this()).text("mountinfo")?)),
             };
             let kind = field("mnt_id:").and_then(|id| mounts.get(id));
             if !kind.is_some_and(|kind| CACHED.contains(&kind.as_str())) {
