@@ -337,12 +337,15 @@ impl Server {
     fn ask(&self, kind: Request) -> Reply {
         let (reply, answers) = mpsc::sync_channel(1);
         if self.sender.send(ControlRequest { kind, reply: ReplyTo(reply) }).is_err() {
-            return error("the job is ending");
+            return error(TOO_LATE);
         }
         let _ = self.wake.write(1);
-        answers.recv().unwrap_or_else(|_| error("the job ended before the request was done"))
+        answers.recv().unwrap_or_else(|_| error(TOO_LATE))
     }
 }
+
+const TOO_LATE: &str = "the job has ended before the request was done; ckptbpf list shows its checkpoints, and ckptbpf restart \
+                        goes on from the last";
 
 fn error(text: &str) -> Reply {
     Reply::Error { error: text.to_owned() }

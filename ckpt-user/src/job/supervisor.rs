@@ -241,7 +241,8 @@ impl Supervisor {
     fn start_if_due(&mut self) {
         let now = self.began.elapsed();
         let due = self.schedule.due().is_some_and(|due| due <= now);
-        if !(due || self.asked_by_signal || !self.queued.is_empty()) {
+        // What has been ended with its last checkpoint is there a moment longer: who asks now is too late.
+        if self.killed_by_us || !(due || self.asked_by_signal || !self.queued.is_empty()) {
             return;
         }
         let Some(mut checkpointer) = self.idle.take() else { return };
