@@ -44,6 +44,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
+    ("forkwipe", "forkwipe.c", &[]),
     ("dirty", "dirty.c", THREADS),
     ("inflight", "inflight.c", THREADS),
     ("memkinds", "memkinds.c", &[]),

@@ -289,6 +289,21 @@ fn the_address_space_changes_against_the_fill() {
     address_space_changes("lazy_ops_fill", &ACTS.map(Some));
 }
 
+#[test]
+fn a_fork_wipes_what_was_advised_when_it_was_called() {
+    let sandbox = Sandbox::with_limit("lazy_wipe", Duration::from_secs(110));
+    let expected = Expected::of(&sandbox, &victim_cmd("forkwipe").args(["-", "300"]), None);
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("forkwipe").args(["signal", "300"]));
+    job.running().wait_for_output("ready", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    let hold = Hold::new(&sandbox);
+    restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
+    signal(&sandbox, job.program());
+    job.wait(SOON).success();
+    assert_same("what the children saw", &expected.stdout, &job.stdout());
+}
+
 /// No event tells of it: a limitation, and it is asserted what happens instead.
 #[test]
 fn a_guard_page_removed_from_a_missing_page_is_a_limitation() {

@@ -33,6 +33,7 @@ pub mod pending;
 pub mod source;
 pub mod space;
 mod thread;
+mod wiped;
 
 use crate::memory::runs::PageSet;
 use crate::sys::guardian::Guardian;

@@ -15,12 +15,12 @@
 use super::PagerError;
 use super::pending::{Part, Pending};
 use super::source::PageSource;
+use super::wiped;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
-use crate::memory::vma::{self, Raw};
 use crate::sys::pagemap::{Filter, GUARD, Pagemap, Region, SWAPPED};
 use crate::sys::uffd::{Event, Filled, Messages, Uffd};
-use crate::task::proc::{ProcDir, reached_by};
+use crate::task::proc::reached_by;
 use nix::unistd::Pid;
 use std::ops::Range;
 
@@ -98,14 +98,16 @@ impl LazySpace {
         let mut children = Vec::new();
         let mut faults = std::mem::take(&mut self.stalled);
         loop {
-            let read = self.uffd.read(messages).map_err(PagerError::kernel("read events of"))?;
+            let wiped = self.wiped_by_a_fork();
+            let read = if wiped.is_some() { self.uffd.read_one(messages) } else { self.uffd.read(messages) };
+            let read = read.map_err(PagerError::kernel("read events of"))?;
             if read.is_empty() {
                 break;
             }
             for event in read {
                 match event {
                     Event::Fault { address } => faults.push(address / 4096),
-                    other => children.extend(self.apply(other)),
+                    other => children.extend(self.apply(other, wiped.as_deref())),
                 }
             }
         }
@@ -117,7 +119,8 @@ impl LazySpace {
         Ok(children)
     }
 
-    fn apply(&mut self, event: Event) -> Option<LazySpace> {
+    /// `wiped`: by a fork, as it was looked up before the event was read.
+    fn apply(&mut self, event: Event, wiped: Option<&[Range<u64>]>) -> Option<LazySpace> {
         match event {
             Event::Fault { .. } => {}
             Event::Remove { start, end } | Event::Unmap { start, end } => {
@@ -132,24 +135,20 @@ impl LazySpace {
             Event::Fork(_) if self.pending.is_empty() => {}
             Event::Fork(uffd) => {
                 let mut pending = self.pending.clone();
-                self.wiped().iter().for_each(|pages| drop(pending.remove(pages)));
+                let looked =
+                    wiped.map_or_else(|| self.pid.map(wiped::pages).unwrap_or_default(), <[_]>::to_vec);
+                looked.iter().for_each(|pages| drop(pending.remove(pages)));
                 return Some(LazySpace::new(self.source, None, uffd, pending, Vec::new()));
             }
         }
         None
     }
 
-    /// What a child gets as zeros (MADV_WIPEONFORK), which no event tells. Of a child of a child only what its parent had
-    /// advised is known: docs/limitations.md.
-    fn wiped(&self) -> Vec<Range<u64>> {
-        let Some(pid) = self.pid else { return Vec::new() };
-        // One that has ended since has no child that anybody could see.
-        let shown = ProcDir::process(reached_by(pid))
-            .text("smaps")
-            .and_then(|text| vma::parse(&text))
-            .unwrap_or_default();
-        let has_it = |raw: &&Raw| raw.flags.iter().any(|flag| flag == "wf");
-        shown.iter().filter(has_it).map(|raw| raw.start / 4096..raw.end / 4096).collect()
+    /// What a child gets as zeros, if the next message may tell of one. Of a child of a child only what its parent had advised
+    /// is known: docs/limitations.md.
+    fn wiped_by_a_fork(&self) -> Option<Vec<Range<u64>>> {
+        let pid = self.pid.filter(|_| !self.pending.is_empty() && self.uffd.is_changing())?;
+        wiped::is_forking(pid).then(|| wiped::pages(pid))
     }
 
     /// Whether faults wait for the kernel to let them be served.

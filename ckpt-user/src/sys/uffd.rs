@@ -65,12 +65,15 @@ pub enum Event {
     Unmap { start: u64, end: u64 },
 }
 
-/// Room for the messages of one [`Uffd::read`].
-pub struct Messages(userfaultfd::EventBuffer);
+/// Room for the messages of one [`Uffd::read`] or [`Uffd::read_one`].
+pub struct Messages {
+    many: userfaultfd::EventBuffer,
+    one: userfaultfd::EventBuffer,
+}
 
 impl Default for Messages {
     fn default() -> Self {
-        Self(userfaultfd::EventBuffer::new(MESSAGES))
+        Self { many: userfaultfd::EventBuffer::new(MESSAGES), one: userfaultfd::EventBuffer::new(1) }
     }
 }
 
@@ -115,11 +118,20 @@ impl Uffd {
     /// What waits to be read, at most [`MESSAGES`], waiting faults first; nothing when nothing waits (the
     /// descriptor must not block). Reading an event lets the thread that caused it go on.
     pub fn read(&self, messages: &mut Messages) -> io::Result<Vec<Event>> {
+        self.read_into(&mut messages.many)
+    }
+
+    /// As [`Uffd::read`], but one at the most.
+    pub fn read_one(&self, messages: &mut Messages) -> io::Result<Vec<Event>> {
+        self.read_into(&mut messages.one)
+    }
+
+    fn read_into(&self, room: &mut userfaultfd::EventBuffer) -> io::Result<Vec<Event>> {
         let failed = |error| match error {
             userfaultfd::Error::SystemError(errno) => io::Error::from_raw_os_error(errno as i32),
             other => io::Error::other(other),
         };
-        match self.0.read_events(&mut messages.0) {
+        match self.0.read_events(room) {
             Ok(events) => events.map(|e| e.map(event).map_err(failed)).collect(),
             Err(error) => Err(failed(error)),
         }
@@ -131,6 +143,13 @@ impl Uffd {
         const SOMEWHERE: u64 = 0x1_0000;
         let asked = self.ioctl(IOCTL_CONTINUE, [SOMEWHERE, 4096, 0, 0].as_mut_ptr());
         asked.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
+    }
+
+    /// Whether a call that changes the address space is under way: its event waits to be read, or will.
+    pub fn is_changing(&self) -> bool {
+        // Which userfaultfd_zeropage() of fs/userfaultfd.c looks at before it finds no such range.
+        let asked = self.ioctl(IOCTL_ZEROPAGE, [1, 0, 0, 0].as_mut_ptr());
+        asked.is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN))
     }
 
     /// A userfaultfd of this process itself.
