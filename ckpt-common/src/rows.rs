@@ -240,6 +240,10 @@ pub struct ProcessRow {
     pub futex_mask: u32,
     /// 1 if it has chosen their number itself (`PR_FUTEX_HASH`).
     pub futex_chosen: u32,
+    /// Bit n for protection key n that is allocated, the first one always; 0 on a processor without keys.
+    pub key_map: u32,
+    /// Which of them the kernel has taken for memory that may only be executed; -1 for none.
+    pub execute_only_key: i32,
 }
 
 /// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).

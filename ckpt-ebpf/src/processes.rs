@@ -111,6 +111,8 @@ struct More {
     segments: u64,
     futex_mask: u32,
     futex_chosen: u32,
+    key_map: u32,
+    execute_only_key: i32,
 }
 
 #[inline(always)]
@@ -121,6 +123,10 @@ unsafe fn copy_more(to: &mut More, mm: *const c_void) -> Option<()> {
         copy(&mut to.default_flags, mm, MM_DEF_FLAGS.load())?;
         if MM_SEGMENTS.load() != ABSENT {
             copy(&mut to.segments, mm, MM_SEGMENTS.load())?;
+        }
+        if MM_KEY_MAP.load() != ABSENT && MM_EXECUTE_ONLY_KEY.load() != ABSENT {
+            to.key_map = u32::from(read::<u16>(mm, MM_KEY_MAP.load())?);
+            to.execute_only_key = i32::from(read::<i16>(mm, MM_EXECUTE_ONLY_KEY.load())?);
         }
         if MM_FUTEX.load() != ABSENT && FUTEX_CHOSEN.load() != ABSENT {
             let slots = read::<u64>(mm, MM_FUTEX.load())? as *const c_void;

@@ -3,6 +3,7 @@
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree, Member};
 use crate::machine;
+use crate::memory::protection_keys::{self, Keys};
 use crate::memory::{self, policy, sysv, vdso};
 use crate::object::{known_ends::Known, lock, table, terminal::Modes};
 use crate::planted;
@@ -189,6 +190,7 @@ fn capture_process(
         posix_timers: asked.timers,
         denied: asked.memory,
         locks_to_come: asked.locks_to_come,
+        protection_keys: asked.protection_keys.filter(|keys| *keys != Keys::default()),
         futex_slots: state.futex_slots,
     })
 }
@@ -210,6 +212,7 @@ struct Asked {
     /// Of mappings, by their index.
     policies: Vec<(usize, Policy)>,
     locks_to_come: u32,
+    protection_keys: Option<Keys>,
 }
 
 /// Asks a process for the times of its POSIX timers, and for what it may have changed. Nothing is injected where there is
@@ -227,7 +230,10 @@ fn ask(
     asked.locks_to_come = state.locks_to_come.unwrap_or(0);
     let mut ranges = policy::to_ask(mappings, known);
     let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
-    let is_known = !state.may_be_denied && state.locks_to_come.is_some() && ranges.is_empty();
+    asked.protection_keys = state.protection_keys;
+    let keys_are_known = state.protection_keys.is_some() || !protection_keys::are_here();
+    let is_known =
+        !state.may_be_denied && state.locks_to_come.is_some() && ranges.is_empty() && keys_are_known;
     if asked.timers.is_empty() && is_known && states.iter().all(is_plain) {
         return Ok(asked);
     }
@@ -253,6 +259,11 @@ fn ask(
         if i == 0 && state.locks_to_come.is_none() {
             (asked.locks_to_come, stopped) =
                 injector.locks_to_come(stopped).reading(pid, "whether its new memory is locked")?;
+        }
+        if i == 0 && !keys_are_known {
+            let found;
+            (found, stopped) = injector.protection_keys(stopped).reading(pid, "its protection keys")?;
+            asked.protection_keys = Some(Keys::found(&found, mappings));
         }
         if own.may_be_denied {
             (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;

@@ -132,6 +132,9 @@ pub struct Process {
     /// How mappings to come are locked: MCL_FUTURE of mlockall(2), with MCL_ONFAULT or without; 0: they are not.
     #[prost(uint32, tag = "41")]
     pub locks_to_come: u32,
+    /// Where it has allocated any.
+    #[prost(message, optional, tag = "42")]
+    pub protection_keys: Option<crate::memory::protection_keys::Keys>,
 }
 
 impl Process {

@@ -20,13 +20,13 @@ fn without_bpf(case: &str) {
     survive(&Survival { rounds: 2, options: &["--no-bpf"], ..Survival::of(&name, program(case)) });
 }
 
-/// A kind that not every kernel has: the program says so.
-fn kind_where_there_is(case: &str) {
+/// A kind that not every machine has: the program says so.
+fn where_there_is(case: &str, test: fn(&str)) {
     let sandbox = Sandbox::new(&format!("{case}-probe"));
     let probed = sandbox.run(victim_cmd("memkinds").args([case, "1", "0"])).stdout_text();
     match probed.strip_prefix("cannot: ") {
         Some(why) => skip::skip(case, why),
-        None => kind(case),
+        None => test(case),
     }
 }
 
@@ -56,13 +56,24 @@ fn flags_of_mappings() {
 /// Guard pages over contents and over nothing; removed, they are zeros.
 #[test]
 fn guard_pages() {
-    kind_where_there_is("guard");
+    where_there_is("guard", kind);
+}
+
+/// Of the program, of none that it has any more, of memory that may only be executed; rights of two threads.
+#[test]
+fn protection_keys() {
+    where_there_is("keys", kind);
+}
+
+#[test]
+fn protection_keys_without_bpf() {
+    where_there_is("keys", without_bpf);
 }
 
 /// mbind(2): private, of files, shared, of what nobody may touch; changed in each round.
 #[test]
 fn memory_policies_of_ranges() {
-    kind_where_there_is("policies");
+    where_there_is("policies", kind);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #include "memkinds.h"
 #include "memkinds_flags.h"
 #include "memkinds_huge.h"
+#include "memkinds_keys.h"
 #include "memkinds_many.h"
 #include "memkinds_memfd.h"
 #include "memkinds_paged.h"
@@ -26,6 +27,7 @@ static const struct memory_case table[] = {
     {"merged", merged_set_up, merged_round},
     {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
+    {"keys", keys_set_up, keys_round},
     {"huge", huge_set_up, huge_round},
     {"gib", gib_set_up, gib_round},
 };

@@ -8,9 +8,8 @@ use clap::Args;
 use super::{Status, print};
 use crate::job::namespace::{self, Beside};
 use crate::job::options::CheckpointOptions;
-use crate::job::registry::{Target, live};
-use crate::job::request::{Taker, ask, taker};
-use crate::job::runtime_dir::RuntimeDir;
+use crate::job::registry::Target;
+use crate::job::request::{Taker, ask, jobs, taker};
 use crate::job::terminal::{checkpoint_line, say};
 use crate::job::{self};
 
@@ -38,8 +37,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         super::log_level(0);
-        let jobs = live(&RuntimeDir::visible());
-        let done = match taker(&jobs, &Target::parse(&self.target), self.dir, self.kill)? {
+        let target = Target::parse(&self.target);
+        let done = match taker(&jobs(&target), &target, self.dir, self.kill)? {
             Taker::Supervisor(live) => ask(&live, self.kill)?,
             Taker::Once(options) => {
                 let pid = options.pid;

@@ -1,10 +1,15 @@
 //! `ckptbpf checkpoint`: ask the job's supervisor, or, where nobody supervises, take one full checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::control::{CheckpointDone, ControlError, Reply, Request};
+use super::directory::JobDir;
 use super::options::CheckpointOptions;
-use super::registry::{Live, Target, find};
+use super::record::Here;
+use super::registry::{Live, Target, find, live};
+use super::runtime_dir::RuntimeDir;
+use crate::sys::ids::FsIds;
 
 /// Who takes the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +35,32 @@ pub enum RequestError {
     /// Talking to the supervisor.
     #[error(transparent)]
     Control(#[from] ControlError),
+}
+
+/// The live jobs, that of `target` among them if it is being started: its program may have said something before ckptbpf can
+/// be asked. A restart may take longer than this waits.
+pub fn jobs(target: &Target) -> Vec<Live> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begin = Instant::now();
+    loop {
+        let jobs = live(&RuntimeDir::visible());
+        let is_there = find(&jobs, target).is_some_and(|job| job.supervised);
+        let is_starting = || matches!(target, Target::Dir(dir) if is_starting(dir));
+        if is_there || begin.elapsed() > PATIENCE || !is_starting() {
+            return jobs;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether a supervisor of this machine has taken the directory, and its program is not known yet.
+fn is_starting(dir: &Path) -> bool {
+    let record = JobDir::open(dir, &FsIds::current()).and_then(|dir| dir.read_record());
+    record.ok().flatten().is_some_and(|record| {
+        let is_unknown = record.program.is_none() && record.ended.is_none();
+        is_unknown && record.here == Here::current() && record.supervisor.runs()
+    })
 }
 
 /// Decides who takes a checkpoint of `target`.
@@ -72,8 +103,10 @@ pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::lease::{Claim, Lease, Purpose};
     use crate::job::process::ProcessId;
     use crate::job::registry::Entry;
+    use std::sync::Arc;
 
     #[test]
     fn a_supervisor_is_asked_and_without_one_it_is_done_once() {
@@ -97,5 +130,21 @@ mod tests {
         assert_eq!((once.dir, once.pid, once.kill), (Some("/".into()), me.pid, true));
         assert!(matches!(taker(&[], &pid, None, false), Ok(Taker::Once(_))));
         assert!(matches!(taker(&[], &dir, None, false), Err(RequestError::NoJob(_))));
+    }
+
+    #[test]
+    fn a_job_is_being_started_until_its_program_is_known() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("job");
+        assert!(!is_starting(&path), "no such directory");
+        let dir = Arc::new(JobDir::create(&path, &FsIds::current()).unwrap());
+        assert!(!is_starting(&path), "no record");
+        let purpose = Purpose::Launch { new: false };
+        let claim =
+            Claim { purpose, take_over: false, options: Default::default(), argv: vec!["./x".into()] };
+        let lease = Lease::claim(&dir, claim).unwrap().lease;
+        assert!(is_starting(&path));
+        lease.started(ProcessId::current().unwrap(), None).unwrap();
+        assert!(!is_starting(&path));
     }
 }

@@ -102,15 +102,12 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
             return Err(Refusal::unsupported(pid, name(), format!("it {reason}, which cannot be saved yet")));
         }
     }
-    if raw.key != 0 {
-        let reason = format!("it has protection key {} (pkeys(7)), which cannot be saved yet", raw.key);
-        return Err(Refusal::unsupported(pid, name(), reason));
-    }
     let mut vma = Vma {
         name: raw.given_name().unwrap_or_default().as_bytes().to_vec(),
         start: raw.start,
         end: raw.end,
         protection: raw.protection(),
+        protection_key: raw.key,
         shared: raw.is_shared(),
         offset: raw.offset,
         flags: raw.flags.iter().filter(|f| is_kept(f)).cloned().collect(),

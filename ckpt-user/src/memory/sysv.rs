@@ -348,8 +348,10 @@ pub fn attach(mappings: &[Vma], objects: &[SharedObject], remote: &mut Remote) -
         let at = pieces[0].start;
         remote.call(libc::SYS_shmat, &[segment.id as u64, at, flags as u64]).map_err(failed)?;
         for vma in pieces.iter().filter(|vma| vma.protection != given as u32) {
-            let call =
-                Call::new(libc::SYS_mprotect, &[vma.start, vma.end - vma.start, u64::from(vma.protection)]);
+            let call = Call::new(
+                libc::SYS_mprotect,
+                &[vma.start, vma.end - vma.start, u64::from(vma.protection_at_first())],
+            );
             remote.call(call.number, &call.args).map_err(failed)?;
         }
     }

@@ -42,7 +42,13 @@ pub struct Vma {
     /// Bytes of each of its pages, where they are huge ones of hugetlb; else 0.
     #[prost(uint64, tag = "12")]
     pub huge_page: u64,
+    /// Its protection key (pkeys(7)); 0 is that of all memory.
+    #[prost(uint32, tag = "13")]
+    pub protection_key: u32,
 }
+
+/// PROT_EXEC alone.
+pub const EXECUTE_ONLY: u32 = libc::PROT_EXEC as u32;
 
 /// A range of pages: addresses in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -110,6 +116,11 @@ impl Vma {
 
     pub fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|f| f == flag)
+    }
+
+    /// What it is made with: memory that may only be executed gets that protection last, as it may take a protection key.
+    pub fn protection_at_first(&self) -> u32 {
+        if self.protection == EXECUTE_ONLY { EXECUTE_ONLY | libc::PROT_READ as u32 } else { self.protection }
     }
 
     /// Whether pages of this mapping belong to the process alone and are saved with it.

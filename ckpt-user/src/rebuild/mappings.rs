@@ -3,7 +3,7 @@
 use super::objects::Objects;
 use super::skeleton::Skeleton;
 use crate::memory::vma::{self, Kind, Pages, Vma};
-use crate::memory::{policy, sysv};
+use crate::memory::{policy, protection_keys, sysv};
 use crate::record::{Process, SharedObject};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
@@ -17,6 +17,7 @@ pub fn rebuild(
     objects: &Objects,
     shared: &[SharedObject],
 ) -> io::Result<()> {
+    protection_keys::allocate(record, &mut skeleton.remote)?;
     crate::memory::vdso::rebuild(&mut skeleton.remote, &skeleton.special, &record.mappings, skeleton.spare)?;
     let mapped: Vec<&Vma> =
         record.mappings.iter().filter(|v| !matches!(v.kind(), Kind::Vdso | Kind::Vvar)).collect();
@@ -86,7 +87,7 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
         (true, true) => READ_WRITE,
         // To be filled; then [`protect_huge`].
         _ if is_private_huge(first) => READ_WRITE,
-        _ => first.protection,
+        _ => first.protection_at_first(),
     };
     let all = Vma { end: last.end, protection, ..(*first).clone() };
     let mut calls = vec![mmap(&all, objects)?];
@@ -96,8 +97,9 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
         }
-        let protect =
-            |v: &&Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
+        let protect = |v: &&Vma| {
+            Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection_at_first())])
+        };
         calls.extend(pieces.iter().map(protect));
     }
     let results = remote.run(&calls)?;
@@ -121,7 +123,9 @@ fn is_private_huge(vma: &Vma) -> bool {
 
 /// Huge pages get their protection when they are filled: not every kernel writes to read-only ones for anybody.
 pub fn protect_huge(record: &Process, remote: &mut Remote) -> io::Result<()> {
-    let call = |v: &Vma| Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection)]);
+    let call = |v: &Vma| {
+        Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection_at_first())])
+    };
     let huge = record.mappings.iter().filter(|v| is_private_huge(v) && v.protection != READ_WRITE);
     all_done(remote, &huge.map(call).collect::<Vec<_>>(), None)
 }

@@ -5,8 +5,8 @@ use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction, unless_taken};
 use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
-use crate::memory::layout;
 use crate::memory::vma::Kind;
+use crate::memory::{layout, protection_keys};
 use crate::object::{Object, epoll, lock, owner};
 use crate::record::{Image, Process, SharedObject, Thread};
 use crate::sys::clone::CloneArgs;
@@ -107,6 +107,7 @@ pub fn complete(
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
         own_state(&record, thread, joined, remote).rebuilding(pid, "a thread")?;
     }
+    protection_keys::protect(&record, &mut threads[0]).rebuilding(pid, "its protection keys")?;
     mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     if let Some(denied) = &record.denied {
         denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;

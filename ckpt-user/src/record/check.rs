@@ -3,8 +3,8 @@
 //! [`Image::read`] bounds what decoding takes; [`Image::check`] comes before anything is made of it. Both are pure.
 
 use super::{Image, Process, SharedObject, Thread};
-use crate::memory::hugetlb;
 use crate::memory::vma::{Kind, Pages, Vma};
+use crate::memory::{hugetlb, protection_keys};
 use crate::object::connection::ConnectionRecord;
 use crate::object::ends::Ends;
 use crate::object::{Description, Object, deleted, epoll, inotify, lock, option, owner, socket, table};
@@ -98,12 +98,17 @@ impl Image {
                 ensure(hugetlb::is_size(vma.huge_page) && whole(vma.start) && whole(vma.end), || {
                     format!("{} in pages of {} bytes", named(vma), vma.huge_page)
                 })?;
+                ensure(vma.protection_key < protection_keys::COUNT, || {
+                    format!("{} with protection key {}", named(vma), vma.protection_key)
+                })?;
                 ensure(vma.object.is_none_or(|o| (o as usize) < self.objects.len()), || {
                     format!("{} of an object that is not there", named(vma))
                 })?;
             }
             let guards = process.guards.iter().all(|g| is_memory(g.start, g.end) && g.start < g.end);
             ensure(guards, || format!("process {pid} has guard pages where there is no memory"))?;
+            let are_some = process.protection_keys.is_none_or(|keys| keys.are_some());
+            ensure(are_some, || format!("process {pid} has protection keys that are none"))?;
         }
         Ok(())
     }
@@ -292,6 +297,7 @@ fn room(mut bytes: &[u8], fields: &[Repeated]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::protection_keys::Keys;
     use crate::task::credentials::Credentials;
 
     fn image() -> Image {
@@ -348,6 +354,11 @@ mod tests {
         assert!(refused(|i| i.processes[0].mappings[0].offset = u64::MAX).contains("offset"));
         assert!(refused(|i| i.processes[0].mappings[0].kind = 99).contains("kind 99"));
         assert!(refused(|i| i.processes[0].mappings[0].object = Some(0)).contains("object"));
+        assert!(refused(|i| i.processes[0].mappings[0].protection_key = 16).contains("protection key 16"));
+        let keys = |allocated, execute_only| Some(Keys { allocated, execute_only });
+        for wrong in [keys(1 << 16, 0), keys(1, 0), keys(0, 16), keys(0b110, 2)] {
+            assert!(refused(|i| i.processes[0].protection_keys = wrong).contains("keys that are none"));
+        }
         assert!(refused(|i| i.processes[0].guards.push(Pages { start: 4096, end: 0 })).contains("guard"));
         assert!(refused(|i| i.processes[0].space = u32::MAX).contains("space"));
     }

@@ -108,6 +108,13 @@ pub fn pkru_offset() -> usize {
     std::arch::x86_64::__cpuid_count(LEAF, PKRU).ebx as usize
 }
 
+/// Whether user space may use protection keys (CPUID leaf 7: OSPKE).
+pub fn has_protection_keys() -> bool {
+    const LEAF: u32 = 7;
+    const OSPKE: u32 = 4;
+    std::arch::x86_64::__cpuid_count(LEAF, 0).ecx >> OSPKE & 1 != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use super::policy::{NODE_BITS, NODES, Policy};
 use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
 use super::timers::Timer;
+use crate::memory::protection_keys::{self, Keys};
 use crate::sys::inject::{self, Call};
 use crate::sys::mem::Forced;
 use crate::sys::ptrace::Stopped;
@@ -60,6 +61,8 @@ pub struct ProcessState {
     pub may_be_denied: bool,
     /// MCL_FUTURE, with MCL_ONFAULT or without; 0 where new mappings are not locked, none where that is not known.
     pub locks_to_come: Option<u32>,
+    /// Known only from BPF, and where this processor has any.
+    pub protection_keys: Option<Keys>,
     /// Whether it has a local descriptor table (modify_ldt(2)).
     pub segments: bool,
     /// How many slots its futexes have where it has chosen that (PR_FUTEX_HASH). Known only from BPF.
@@ -249,6 +252,17 @@ impl Injector<'_> {
         Ok((Memory::read(executable, huge_pages), thread))
     }
 
+    /// What [`protection_keys::calls`] return.
+    pub fn protection_keys(&mut self, thread: Stopped) -> io::Result<(Vec<i64>, Stopped)> {
+        let (mut thread, mut results) = (thread, Vec::new());
+        for call in protection_keys::calls() {
+            let (result, back) = self.call(thread, call.number, &call.args)?;
+            results.push(result);
+            thread = back;
+        }
+        Ok((results, thread))
+    }
+
     /// Reads the process's state through one of its threads.
     pub fn process_state(&mut self, thread: Stopped) -> io::Result<(ProcessState, Stopped)> {
         let mut thread = thread;
@@ -286,6 +300,7 @@ impl Injector<'_> {
             subreaper: word(&subreaper) != 0,
             may_be_denied: true,
             locks_to_come: None,
+            protection_keys: None,
             segments: segments > 0,
             futex_slots: None,
         };

@@ -14,6 +14,7 @@ use crate::freeze::rewind::{Wait, Waits};
 use crate::freeze::tree;
 use crate::memory::flags::{Names, Word};
 use crate::memory::policy;
+use crate::memory::protection_keys::Keys;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::sys::bpf::{
@@ -262,6 +263,7 @@ impl Iterators {
                 subreaper: row.child_subreaper != 0,
                 may_be_denied: self.learnt.memory_may_be_denied(row.memory_flags),
                 locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
+                protection_keys: Keys::read(row.key_map, row.execute_only_key),
                 segments: row.segments != 0,
                 futex_slots: (row.futex_chosen != 0).then(|| slots(row.futex_mask)),
             };

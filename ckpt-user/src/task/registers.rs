@@ -61,19 +61,18 @@ pub fn capture(pid: Pid, thread: &Stopped, regs: &Regs) -> io::Result<Registers>
     Ok(Registers { words: regs::to_words(&regs).to_vec(), xstate: thread.xstate()?, rseq })
 }
 
-/// The PKRU of a thread that has never touched protection keys: no key but the first gives access
-/// (arch/x86/mm/pkeys.c).
-const UNTOUCHED: u32 = 0x5555_5554;
+/// The first key's bits of PKRU: no access, no writing. The kernel needs both wherever it calls on behalf of the thread.
+const FIRST_KEY: u32 = 3;
 
 /// # Errors
-/// Names a thread that has given itself rights to protection keys.
+/// Names a thread that has denied itself all memory without a protection key of its own.
 pub fn check(pid: Pid, tid: Pid, registers: Option<&Registers>) -> Result<(), Refusal> {
     let xstate = registers.map_or(&[][..], |r| &r.xstate);
     match key_rights(xstate, regs::pkru_offset()) {
-        Some(rights) if rights != UNTOUCHED => Err(Refusal::unsupported(
+        Some(rights) if rights & FIRST_KEY != 0 => Err(Refusal::unsupported(
             pid,
-            format!("has thread {tid} with rights to protection keys of its own (PKRU {rights:x})"),
-            "protection keys (pkeys(7)) cannot be saved yet",
+            format!("has thread {tid} that has denied itself the first protection key (PKRU {rights:x})"),
+            "no system call could be made for it (pkeys(7))",
         )),
         _ => Ok(()),
     }

@@ -147,6 +147,8 @@ pub(super) const FIELDS: &[Field] = &[
     global("MM_ENV_END", PROCESS, &["mm_struct.env_end"]),
     global("MM_FLAGS", PROCESS, &["mm_struct.flags"]),
     global("MM_DEF_FLAGS", PROCESS, &["mm_struct.def_flags"]),
+    global("MM_KEY_MAP", OPTIONAL, &["mm_struct.context.pkey_allocation_map"]),
+    global("MM_EXECUTE_ONLY_KEY", OPTIONAL, &["mm_struct.context.execute_only_pkey"]),
     global("MM_SEGMENTS", OPTIONAL, &["mm_struct.context.ldt"]),
     global("MM_FUTEX", OPTIONAL, &["mm_struct.futex_phash", "mm_struct.futex.phash.hash"]),
     global("FUTEX_MASK", OPTIONAL, &["futex_private_hash.hash_mask"]),
