@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, SYS_ptrace, user_regs_struct};
+use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, SYS_bind, SYS_ptrace, user_regs_struct};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -36,6 +36,11 @@ pub fn interrupts(regs: &user_regs_struct) -> bool {
 /// A process is about to be traced.
 pub fn seizes(regs: &user_regs_struct) -> bool {
     regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_SEIZE)
+}
+
+/// A socket gets its name: ckptbpf's control socket.
+pub fn binds(regs: &user_regs_struct) -> bool {
+    regs.orig_rax == SYS_bind.cast_unsigned()
 }
 
 /// A process that is held before a call.

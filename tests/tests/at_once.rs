@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ckpt_tests::calls::{Calls, From, interrupts, seizes};
+use ckpt_tests::calls::{Calls, From, binds, interrupts, seizes};
 use ckpt_tests::scenario::{stepper, supervised, verb, walk, walk_through};
 use ckpt_tests::{Cmd, Finished, Job, Mode, Running, Sandbox, assert_same};
+use nix::libc::SYS_clock_nanosleep;
 use nix::sys::stat::Mode as Permissions;
 use serde_json::Value;
 
@@ -100,6 +101,31 @@ fn checkpoints_asked_together_with_the_last_one() {
         }
     }
     sandbox.run(verb("verify", [job.dir()])).success();
+}
+
+/// The program has said a word, and its supervisor cannot be asked yet: who asks waits for that.
+#[test]
+fn a_checkpoint_asked_while_the_job_is_being_started() {
+    let sandbox = Sandbox::new("once_start");
+    let gate = sandbox.dir().join("gate");
+    nix::unistd::mkfifo(&gate, Permissions::S_IRWXU).unwrap();
+    let line = format!("read < {}; exec \"$@\"", gate.display());
+    let launch = verb("launch", ["-d", "images", "--"]).program(&stepper(STEPS));
+    let running = sandbox.spawn(Cmd::sh(&line).arg("sh").program(&launch));
+    let (calls, held) = Calls::held_before(running.outside_pid().unwrap(), From::Exec, binds);
+    std::fs::write(&gate, "\n").unwrap();
+    held.wait();
+    running.wait_for_output("0 ", SOON);
+    let asked = sandbox.spawn(verb("checkpoint", ["images"]));
+    let call = format!("/proc/{}/syscall", asked.outside_pid().unwrap());
+    sandbox.wait_for("it to sleep", SOON, || {
+        assert!(!asked.has_ended(), "{}", asked.stderr());
+        std::fs::read_to_string(&call).is_ok_and(|text| text.starts_with(&format!("{SYS_clock_nanosleep} ")))
+    });
+    held.let_go();
+    asked.wait(SOON).success();
+    walk(&sandbox, running).success();
+    assert!(calls.end());
 }
 
 /// While the processes are being made nobody answers: a checkpoint and a second restart are told so, and change nothing.
