@@ -124,6 +124,7 @@ fn capture_process(
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(via, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
+    process.threads.iter().filter_map(|t| t.stopped.as_ref()).try_for_each(|t| registers::check(pid, t))?;
     let (threads, state, own_keyrings) = match known_states(process, hidden) {
         Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
         None => {
@@ -150,7 +151,6 @@ fn capture_process(
     }
     for ((thread, state), answers) in process.threads.iter().zip(&threads).zip(asked.threads) {
         let mut record = capture_thread(process, thread, state, &asked.timers).reading(pid, "a thread")?;
-        registers::check(pid, thread.tid, record.registers.as_ref())?;
         (record.policy, record.denied) = answers;
         record.keyring = keyring::capture(pid, &state.keyrings, &own_keyrings)?;
         let dir = ProcDir::thread(pid, thread.tid);
@@ -263,7 +263,7 @@ fn ask(
         if i == 0 && !keys_are_known {
             let found;
             (found, stopped) = injector.protection_keys(stopped).reading(pid, "its protection keys")?;
-            asked.protection_keys = Some(Keys::found(&found, mappings));
+            asked.protection_keys = Some(Keys::found(&found, mappings).reading(pid, "its protection keys")?);
         }
         if own.may_be_denied {
             (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;

@@ -187,8 +187,9 @@ impl Follower {
                 Err(Errno::ECHILD) => return,
                 Err(error) => panic!("waiting for the traced process: {error}"),
             };
-            // It may have been killed.
-            let _ = ptrace::syscall(tid, signal);
+            // It may have been killed. After the deed nobody counts.
+            let _ =
+                if self.deed.is_some() { ptrace::syscall(tid, signal) } else { ptrace::cont(tid, signal) };
         }
     }
 

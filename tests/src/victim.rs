@@ -44,7 +44,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("maps", "maps.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
-    ("forkwipe", "forkwipe.c", &[]),
+    ("forkwipe", "forkwipe.c", THREADS),
     ("dirty", "dirty.c", THREADS),
     ("inflight", "inflight.c", THREADS),
     ("memkinds", "memkinds.c", &[]),

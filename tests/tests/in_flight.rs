@@ -156,9 +156,10 @@ fn over_a_freeze(name: &str, how: &str) {
         let threads = || std::fs::read_dir(&threads).unwrap().flatten().map(|entry| entry.path());
         let id = reader.program.to_string();
         let other = threads().find(|path| !path.ends_with(&id)).expect("the reading thread");
-        let wchan = std::fs::read_to_string(other.join("wchan")).unwrap();
         let thread = format!("thread {} of process {id} ", other.file_name().unwrap().to_string_lossy());
-        assert!(wchan.len() > 1, "where {thread}waits cannot be seen: {wchan}");
+        sandbox.wait_for(&format!("{thread}to wait somewhere"), SOON, || {
+            std::fs::read_to_string(other.join("wchan")).unwrap().len() > 1
+        });
         reader.assert_refused(&[&thread, "does not stop", PREAD64]);
         reader.assert_refused(&[&thread, PREAD64]);
         disk.let_go();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Mode, Survival, survive, verb};
+use ckpt_tests::scenario::{Mode, Survival, held, survive, verb};
 use ckpt_tests::{Cmd, Job, Sandbox, skip, victim_cmd};
 
 /// Four rounds: each kind of restart twice, so that checkpoints of restarted programs are restarted from, too.
@@ -57,6 +57,12 @@ fn flags_of_mappings() {
 #[test]
 fn guard_pages() {
     where_there_is("guard", kind);
+}
+
+/// Alone and beside memory of other protection, of a file, shared, locked, sealed; its code changes.
+#[test]
+fn memory_that_may_only_be_executed() {
+    kind("execute_only");
 }
 
 /// Of the program, of none that it has any more, of memory that may only be executed; rights of two threads.
@@ -124,7 +130,9 @@ fn reservations_of_a_terabyte() {
 /// Of the second of two checkpoints, while the program goes round.
 fn pages_of_a_delta(case: &str) -> u64 {
     let sandbox = Sandbox::new(&format!("{case}-delta"));
-    let mut job = Job::launch(&sandbox, &[], &victim_cmd("memkinds").args([case, "100000", "3000"]));
+    // Bounded, however long there is between the two.
+    let program = held(&sandbox, victim_cmd("memkinds").args([case, "20", "3000"]));
+    let mut job = Job::launch(&sandbox, &[], &program);
     job.running().wait_for_output("\n", Duration::from_secs(30));
     let full = job.checkpoint();
     assert!(full.kind == "full" && full.pages < 12_000, "{full:?}");

@@ -197,6 +197,7 @@ fn a_lease_that_cannot_be_had_is_told_before_a_file_is_changed() {
     refused_with_files_as_they_are(&sandbox, &job, "/leased of process");
     other.kill_group(nix::sys::signal::Signal::SIGKILL);
     other.wait(SOON);
+    sandbox.wait_for("nobody to have the file", SOON, || sandbox.ps().is_empty());
     holder_goes_on(&sandbox, &mut job);
 }
 

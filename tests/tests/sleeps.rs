@@ -45,9 +45,10 @@ fn epoll_wait_ends_neither_early_nor_late() {
 fn freezes_that_are_given_up_do_not_make_them_longer() {
     const KINDS: &str = "nanosleep,clock_nanosleep,poll,epoll_wait,futex,sigtimedwait,semtimedop,pause,read";
     let sandbox = Sandbox::new("sleeps_through_refusals");
-    let expected = Expected::of(&sandbox, &victim_cmd("sleeps").args(["2000", "1", KINDS]), None);
+    let ms = scaled(Duration::from_secs(2)).as_millis();
+    let expected = Expected::of(&sandbox, &victim_cmd("sleeps").args([&ms.to_string(), "1", KINDS]), None);
     let [vfork, sleeps] = ["vfork", "sleeps"].map(|name| victim(name).display().to_string());
-    let program = Cmd::sh(&format!("{vfork} 2500 & exec {sleeps} 2000 1 {KINDS}"));
+    let program = Cmd::sh(&format!("{vfork} {} & exec {sleeps} {ms} 1 {KINDS}", ms * 5 / 4));
     let mut job = Job::launch(&sandbox, &["-i", "0.1"], &program);
     sandbox
         .wait_for("a refusal", Duration::from_secs(30), || job.running().stderr().contains("does not stop"));

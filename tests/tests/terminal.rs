@@ -85,6 +85,13 @@ def session(argv, keys, end):
             except (FileNotFoundError, ProcessLookupError):
                 pass
     os.waitpid(leader, 0)
+    def session_of(pid):
+        try:
+            return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[3])
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+    while leader in map(session_of, filter(str.isdigit, os.listdir("/proc"))):
+        select.select([], [], [], 0.001)
     os.close(master)
     return seen
 

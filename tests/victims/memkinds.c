@@ -3,6 +3,7 @@
  * Each page holds words that say whose they are; a model says which round wrote a page last. A line is the round and a
  * digest of all that was seen; whatever is not as the program left it ends it with its name. */
 #include "memkinds.h"
+#include "memkinds_exec.h"
 #include "memkinds_flags.h"
 #include "memkinds_huge.h"
 #include "memkinds_keys.h"
@@ -27,6 +28,7 @@ static const struct memory_case table[] = {
     {"merged", merged_set_up, merged_round},
     {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
+    {"execute_only", exec_set_up, exec_round},
     {"keys", keys_set_up, keys_round},
     {"huge", huge_set_up, huge_round},
     {"gib", gib_set_up, gib_round},

@@ -354,7 +354,7 @@ static void set_timers(void)
     arm(3, 0, 3000000, 3000000);
     arm(4, 0, 900000000000, 0);
     /* Two whose signals are blocked until the end: one rings again and again, one has rung. */
-    armed = now_ns();
+    armed = last_step = now_ns();
     arm(5, 0, 1000000, PERIOD);
     arm(6, 0, 1000000, 0);
     /* 7 is never armed. */

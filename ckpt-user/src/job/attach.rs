@@ -13,6 +13,7 @@ use super::options::{AttachOptions, CheckpointOptions, JobOptions};
 use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::registry::{self, Target};
+use super::request::ITS_END;
 use super::retention::KEEP;
 use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
@@ -109,6 +110,8 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     // While it runs, its directory says so: nobody restarts a second one, and it can be attached to.
     if options.kill && result.is_ok() {
         lease.end(ended::CHECKPOINTED)?;
+        // Who asked may restart it at once.
+        program.wait_for_end(ITS_END.into());
     }
     Ok(result?)
 }

@@ -44,10 +44,11 @@ pub fn jobs(target: &Target) -> Vec<Live> {
     const PAUSE: Duration = Duration::from_millis(10);
     let begin = Instant::now();
     loop {
+        // First: one that is started meanwhile is among the jobs.
+        let is_starting = matches!(target, Target::Dir(dir) if is_starting(dir));
         let jobs = live(&RuntimeDir::visible());
         let is_there = find(&jobs, target).is_some_and(|job| job.supervised);
-        let is_starting = || matches!(target, Target::Dir(dir) if is_starting(dir));
-        if is_there || begin.elapsed() > PATIENCE || !is_starting() {
+        if is_there || !is_starting || begin.elapsed() > PATIENCE {
             return jobs;
         }
         std::thread::sleep(PAUSE);
@@ -85,10 +86,12 @@ pub fn taker(
     }
 }
 
+/// How long a process that was killed may take, in milliseconds.
+pub const ITS_END: u16 = 10_000;
+
 /// Asks a supervisor for a checkpoint; returns when it is durable. Where the program was ended with it, the supervisor has
 /// ended, too: who asked may restart it at once.
 pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
-    const ITS_END: u16 = 10_000;
     match live.ask(Request::Checkpoint { kill })? {
         Reply::Checkpoint(done) => {
             if done.killed {

@@ -7,11 +7,14 @@
 //! then smaps is read.
 
 use super::vma::Raw;
+use std::collections::BTreeMap;
 
 /// What is known of the 64 bits.
 #[derive(Debug, Clone)]
 pub struct Names {
     bits: [Bit; 64],
+    /// The protection key that silent bits stand for.
+    keys: BTreeMap<u64, u32>,
     /// Lessons did not agree: the words are not what they are taken for.
     contradicted: bool,
 }
@@ -19,7 +22,7 @@ pub struct Names {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Bit {
     Unknown,
-    /// Shows nothing: protection keys have a line of their own.
+    /// Shows nothing among the names: protection keys have a line of their own.
     Silent,
     Named(String),
 }
@@ -34,7 +37,7 @@ pub struct Word {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { bits: [const { Bit::Unknown }; 64], contradicted: false }
+        Self { bits: [const { Bit::Unknown }; 64], keys: BTreeMap::new(), contradicted: false }
     }
 }
 
@@ -69,9 +72,24 @@ impl Names {
         Some(known?.into_iter().filter_map(Bit::name).cloned().collect())
     }
 
-    /// Whether a bit of `word` shows nothing here: then smaps has a line of its own for it (a protection key).
-    fn is_silent(&self, word: u64) -> bool {
-        (0..64).any(|bit| word >> bit & 1 != 0 && self.bits[bit] == Bit::Silent)
+    /// Those bits of `word` that show nothing here.
+    fn silent(&self, word: u64) -> u64 {
+        (0..64).filter(|&bit| self.bits[bit] == Bit::Silent).fold(0, |silent, bit| silent | word & 1 << bit)
+    }
+
+    /// The protection key that smaps would show for `word`.
+    fn key_of(&self, word: u64) -> Option<u32> {
+        match self.silent(word) {
+            0 => Some(0),
+            silent => self.keys.get(&silent).copied(),
+        }
+    }
+
+    /// Takes in that smaps shows `key` for `word`, the bits of which are all known.
+    fn learn_key(&mut self, word: u64, key: u32) {
+        let silent = self.silent(word);
+        let taught = *self.keys.entry(silent).or_insert(key);
+        self.contradicted |= taught != key || (silent == 0 && key != 0);
     }
 
     /// Gives each of `raws`, which come from maps, the flags that smaps would show. `None` when one of them has no
@@ -81,7 +99,8 @@ impl Names {
             return None;
         }
         let give = |(mut raw, word): (Raw, &Word)| {
-            raw.flags = self.of(word.flags).filter(|_| !self.is_silent(word.flags))?;
+            raw.flags = self.of(word.flags)?;
+            raw.key = self.key_of(word.flags)?;
             let has = |flag: &str| raw.flags.iter().any(|f| f == flag);
             let permissions = [(b'r', "rd"), (b'w', "wr"), (b'x', "ex"), (b's', "ms")];
             let agree = permissions
@@ -99,6 +118,9 @@ impl Names {
             let at = words.binary_search_by_key(&raw.start, |word| word.start);
             if let Some(word) = at.ok().map(|at| words[at]).filter(|word| word.end == raw.end) {
                 self.learn(word.flags, &raw.flags);
+                if self.of(word.flags).is_some() {
+                    self.learn_key(word.flags, raw.key);
+                }
             }
         }
     }
@@ -138,14 +160,25 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_of_which_smaps_says_more_than_flags_is_left_to_smaps() {
-        let mut known = Names::default();
-        known.learn(0b0011, &names("rd wr"));
-        known.learn(0b1011, &names("rd wr"));
+    fn bits_that_show_nothing_teach_protection_keys() {
+        let shown = |key: u32| {
+            let text = format!("1000-2000 rw-p 00000000 00:00 0\nProtectionKey: {key}\nVmFlags: rd wr\n");
+            super::super::vma::parse(&text).unwrap()
+        };
         let raws = || super::super::vma::parse("1000-2000 rw-p 00000000 00:00 0\n").unwrap();
         let word = |flags| [Word { start: 0x1000, end: 0x2000, flags }];
-        assert!(known.give(raws(), &word(0b0011)).is_some());
-        assert!(known.give(raws(), &word(0b1011)).is_none(), "its protection key is not known");
+        let key = |known: &Names, flags| known.give(raws(), &word(flags)).map(|given| given[0].key);
+        let mut known = Names::default();
+        known.learn_from(&shown(0), &word(0b0011));
+        assert_eq!(key(&known, 0b0011), Some(0));
+        known.learn_from(&shown(2), &word(0b1011));
+        assert_eq!(key(&known, 0b1011), Some(2));
+        known.learn(0b10011, &names("rd wr"));
+        assert_eq!(key(&known, 0b10011), None, "no key of that bit is known");
+        known.learn_from(&shown(3), &word(0b11011));
+        assert_eq!((key(&known, 0b11011), key(&known, 0b1011)), (Some(3), Some(2)));
+        known.learn_from(&shown(1), &word(0b1011));
+        assert_eq!(key(&known, 0b0011), None, "lessons disagree");
     }
 
     #[test]

@@ -44,13 +44,21 @@ impl Keys {
     }
 
     /// From what [`calls`] have returned; the kernel's own is told by a mapping that has it.
-    pub fn found(results: &[i64], mappings: &[Vma]) -> Self {
-        let is_allocated = |result: &i64| *result == -i64::from(libc::ENOMEM);
+    ///
+    /// # Errors
+    /// A call has returned what it never should.
+    pub fn found(results: &[i64], mappings: &[Vma]) -> io::Result<Self> {
+        const ALLOCATED: i64 = -(libc::ENOMEM as i64);
+        const FREE: i64 = -(libc::EINVAL as i64);
+        if let Some(&other) = results.iter().find(|&&result| result != ALLOCATED && result != FREE) {
+            return Err(io::Error::from_raw_os_error(i32::try_from(-other).unwrap_or(libc::EIO)));
+        }
+        let is_allocated = |result: &i64| *result == ALLOCATED;
         let allocated =
             (1..).zip(results).filter(|(_, r)| is_allocated(r)).fold(0, |all, (key, _)| all | 1 << key);
         let mut keys = mappings.iter().filter(|v| v.protection == EXECUTE_ONLY).map(|v| v.protection_key);
         let execute_only = keys.find(|key| *key != 0 && allocated >> key & 1 == 0).unwrap_or(0);
-        Self { allocated, execute_only }
+        Ok(Self { allocated, execute_only })
     }
 }
 
@@ -132,9 +140,12 @@ mod tests {
     fn what_calls_have_found_is_the_same() {
         let (no, yes) = (-i64::from(libc::EINVAL), -i64::from(libc::ENOMEM));
         let mappings = [vma(3, 0), vma(EXECUTE_ONLY, 2), vma(EXECUTE_ONLY, 3), vma(3, 5)];
-        let found = Keys::found(&[no, yes, no, no, no], &mappings);
+        let found = Keys::found(&[no, yes, no, no, no], &mappings).unwrap();
         assert_eq!(found, Keys { allocated: 0b100, execute_only: 3 });
-        assert_eq!(Keys::found(&[no; 15], &[vma(3, 0), vma(3, 5)]), Keys::default());
+        assert_eq!(Keys::found(&[no; 15], &[vma(3, 0), vma(3, 5)]).unwrap(), Keys::default());
+        assert!(
+            Keys::found(&[no, 0], &[]).is_err() && Keys::found(&[no, -i64::from(libc::EPERM)], &[]).is_err()
+        );
         assert_eq!(calls().count(), 15);
     }
 

@@ -97,18 +97,12 @@ impl LazySpace {
     ) -> Result<Vec<LazySpace>, PagerError> {
         let mut children = Vec::new();
         let mut faults = std::mem::take(&mut self.stalled);
-        loop {
-            let wiped = self.wiped_by_a_fork();
-            let read = if wiped.is_some() { self.uffd.read_one(messages) } else { self.uffd.read(messages) };
-            let read = read.map_err(PagerError::kernel("read events of"))?;
-            if read.is_empty() {
-                break;
-            }
-            for event in read {
-                match event {
-                    Event::Fault { address } => faults.push(address / 4096),
-                    other => children.extend(self.apply(other, wiped.as_deref())),
-                }
+        while self.uffd.has_message().map_err(PagerError::kernel("wait for events of"))? {
+            let wiped = self.wiped_by_a_fork()?;
+            match self.uffd.read(messages).map_err(PagerError::kernel("read events of"))? {
+                None => break,
+                Some(Event::Fault { address }) => faults.push(address / 4096),
+                Some(event) => children.extend(self.apply(event, wiped)?),
             }
         }
         faults.sort_unstable();
@@ -120,7 +114,11 @@ impl LazySpace {
     }
 
     /// `wiped`: by a fork, as it was looked up before the event was read.
-    fn apply(&mut self, event: Event, wiped: Option<&[Range<u64>]>) -> Option<LazySpace> {
+    fn apply(
+        &mut self,
+        event: Event,
+        wiped: Option<Vec<Range<u64>>>,
+    ) -> Result<Option<LazySpace>, PagerError> {
         match event {
             Event::Fault { .. } => {}
             Event::Remove { start, end } | Event::Unmap { start, end } => {
@@ -135,20 +133,29 @@ impl LazySpace {
             Event::Fork(_) if self.pending.is_empty() => {}
             Event::Fork(uffd) => {
                 let mut pending = self.pending.clone();
-                let looked =
-                    wiped.map_or_else(|| self.pid.map(wiped::pages).unwrap_or_default(), <[_]>::to_vec);
-                looked.iter().for_each(|pages| drop(pending.remove(pages)));
-                return Some(LazySpace::new(self.source, None, uffd, pending, Vec::new()));
+                let wiped = wiped.map_or_else(|| self.wiped(), Ok)?;
+                wiped.iter().for_each(|pages| drop(pending.remove(pages)));
+                return Ok(Some(LazySpace::new(self.source, None, uffd, pending, Vec::new())));
             }
         }
-        None
+        Ok(None)
     }
 
-    /// What a child gets as zeros, if the next message may tell of one. Of a child of a child only what its parent had advised
-    /// is known: docs/limitations.md.
-    fn wiped_by_a_fork(&self) -> Option<Vec<Range<u64>>> {
-        let pid = self.pid.filter(|_| !self.pending.is_empty() && self.uffd.is_changing())?;
-        wiped::is_forking(pid).then(|| wiped::pages(pid))
+    /// What a child gets as zeros, if the next message may tell of one.
+    fn wiped_by_a_fork(&self) -> Result<Option<Vec<Range<u64>>>, PagerError> {
+        let Some(pid) = self.pid else { return Ok(None) };
+        if self.pending.is_empty() || !self.uffd.is_changing() {
+            return Ok(None);
+        }
+        let is_fault = self.uffd.has_fault().map_err(PagerError::kernel("tell what waits for"))?;
+        let is_fork = !is_fault && wiped::is_forking(pid).map_err(PagerError::kernel("tell who forks of"))?;
+        if is_fork { self.wiped().map(Some) } else { Ok(None) }
+    }
+
+    /// Of a child of a child only what its parent had advised is known: docs/limitations.md.
+    fn wiped(&self) -> Result<Vec<Range<u64>>, PagerError> {
+        let Some(pid) = self.pid else { return Ok(Vec::new()) };
+        wiped::pages(pid).map_err(PagerError::kernel("tell what a fork leaves out of"))
     }
 
     /// Whether faults wait for the kernel to let them be served.

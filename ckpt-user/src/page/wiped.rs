@@ -1,42 +1,50 @@
 //! What a fork(2) leaves out: areas advised with MADV_WIPEONFORK, of which no event of userfaultfd(2) tells.
 //!
 //! ```text
-//!  parent:  copies its page tables ─▶ waits for its event to be read ─────────▶ goes on, may advise anew
-//!  pager:   is it changing? is a thread within a fork? ─▶ looks ─▶ reads the event
+//!  parent:  copies its page tables ─▶ waits for its event to be read ──────────────────▶ goes on, may advise anew
+//!  pager:   is the next message an event? is a thread within a fork? ─▶ looks ─▶ reads that message
 //! ```
-//! So the look comes before every message that may be a fork's, and only one is read after it. Just a fork that began and
-//! was copied between two system calls of the pager (changing? no; read) is looked up behind its event.
+//! So the look comes between the waiting of an event and its reading. Faults are read before events, and without a look. Should
+//! all of those that waited be gone, as their threads were signalled, and a fork have begun and been copied meanwhile, within
+//! the microsecond from there to the reading, it is looked up behind its event.
 
 use crate::memory::vma::{self, Raw};
 use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
+use std::io;
 use std::ops::Range;
 
 /// Pages that a child, if one were forked now, would get as zeros. None of a process that has ended since: nobody could see
 /// its child's.
-pub fn pages(pid: Pid) -> Vec<Range<u64>> {
-    let shown = ProcDir::process(reached_by(pid))
-        .text("smaps")
-        .and_then(|text| vma::parse(&text))
-        .unwrap_or_default();
+pub fn pages(pid: Pid) -> io::Result<Vec<Range<u64>>> {
+    let text = unless_ended(ProcDir::process(reached_by(pid)).text("smaps"))?.unwrap_or_default();
     let is_wiped = |raw: &&Raw| raw.flags.iter().any(|flag| flag == "wf");
-    shown.iter().filter(is_wiped).map(|raw| raw.start / 4096..raw.end / 4096).collect()
+    let shown = vma::parse(&text)?;
+    Ok(shown.iter().filter(is_wiped).map(|raw| raw.start / 4096..raw.end / 4096).collect())
 }
 
-/// Whether a thread of the process is within a call that may fork.
-pub fn is_forking(pid: Pid) -> bool {
-    let threads = ProcDir::process(pid).numbers("task").unwrap_or_default();
-    threads.into_iter().any(|tid| {
-        let shown = ProcDir::thread(pid, Pid::from_raw(tid)).text("syscall");
-        // A thread that has ended shows none.
-        shown.is_ok_and(|text| is_fork(&text))
-    })
+/// Whether a thread of the process is within a call that may fork, or that cannot be told.
+pub fn is_forking(pid: Pid) -> io::Result<bool> {
+    let threads = unless_ended(ProcDir::process(pid).numbers("task"))?.unwrap_or_default();
+    Ok(threads.into_iter().any(|tid| {
+        // Without CAP_DAC_OVERRIDE another user's is closed.
+        let shown = unless_ended(ProcDir::thread(pid, Pid::from_raw(tid)).text("syscall"));
+        shown.map_or(true, |text| text.is_some_and(|text| is_fork(&text)))
+    }))
 }
 
 /// `text`: "56 0x…" in a call, "-1 0x…" in none, "running" when it is not asleep (fs/proc/base.c).
 fn is_fork(text: &str) -> bool {
     let number = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
     matches!(number, Some(libc::SYS_clone | libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone3))
+}
+
+fn unless_ended<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

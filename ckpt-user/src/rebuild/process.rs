@@ -104,10 +104,11 @@ pub fn complete(
         filters::suspend(&remote).rebuilding(pid, "its seccomp filters")?;
     }
     let mut threads = threads(&record, &image.filters, remote)?;
+    // Before personality(2) may have what is readable executed too, and strict mode leaves no other call.
+    protection_keys::protect(&record, &mut threads[0]).rebuilding(pid, "its protection keys")?;
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
         own_state(&record, thread, joined, remote).rebuilding(pid, "a thread")?;
     }
-    protection_keys::protect(&record, &mut threads[0]).rebuilding(pid, "its protection keys")?;
     mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     if let Some(denied) = &record.denied {
         denials::rebuild_process(denied, &mut threads[0]).rebuilding(pid, "what is denied to it")?;

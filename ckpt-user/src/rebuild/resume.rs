@@ -8,7 +8,7 @@ use crate::sys::inject::Call;
 use crate::sys::ptrace::Stopped;
 use crate::sys::remote::Remote;
 use crate::task::clock::Shift;
-use crate::task::registers::Registers;
+use crate::task::registers::{self, Registers};
 use crate::task::{dispatch, posix_timers, signals, sleep, timers};
 use std::io;
 
@@ -82,7 +82,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     for ((thread, remote), wanted) in living.zip(wanted) {
         // Only at such a stop does the kernel look at interrupted system calls again.
         remote.settle()?;
-        remote.thread()?.set_xstate(&registers_of(thread)?.xstate)?;
+        registers::rebuild_xstate(registers_of(thread)?, remote.thread()?)?;
         remote.thread()?.set_regs(&wanted)?;
         if let Some(own) = &thread.signals {
             remote.thread()?.set_sigmask(own.mask)?;

@@ -17,7 +17,7 @@
 
 use super::mem::Forced;
 use super::ptrace::{O_TRACESYSGOOD, Stop, Stopped};
-use super::regs::{Regs, Restart, restart_of};
+use super::regs::{FIRST_KEY, Regs, Restart, has_protection_keys, key_rights, restart_of};
 use std::io;
 use std::ops::Range;
 
@@ -113,9 +113,12 @@ pub fn call(
 }
 
 /// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls
-/// are handed back to the program makes none for us.
+/// are handed back to the program, or that may not read what lies beside our code, makes none for us.
 fn undisturbed(thread: &Stopped) -> io::Result<()> {
     const OFF: u64 = 0;
+    if has_protection_keys() && key_rights(&thread.xstate()?).is_some_and(|rights| rights & FIRST_KEY != 0) {
+        return Err(io::Error::other("it has denied itself the first protection key (pkeys(7))"));
+    }
     if thread.dispatch()?.is_some_and(|words| words[0] != OFF) {
         return Err(io::Error::other(
             "its system calls are handed back to it (PR_SET_SYSCALL_USER_DISPATCH)",

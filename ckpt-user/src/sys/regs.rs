@@ -101,11 +101,30 @@ pub fn from_words(w: &[u64; 27]) -> Regs {
     }
 }
 
+/// Component of the rights to protection keys.
+const PKRU: u32 = 9;
+
+/// The first key's bits of PKRU: no access, no writing. The kernel needs both wherever it calls on behalf of a thread.
+pub const FIRST_KEY: u32 = 3;
+
 /// Where PKRU is in an XSAVE area that is not compacted, bytes (CPUID leaf 13); 0 on a processor without it.
-pub fn pkru_offset() -> usize {
+fn pkru_offset() -> usize {
     const LEAF: u32 = 13;
-    const PKRU: u32 = 9;
     std::arch::x86_64::__cpuid_count(LEAF, PKRU).ebx as usize
+}
+
+/// PKRU in an XSAVE area as ptrace(2) gives it; `None` where this processor and kernel have none.
+pub fn key_rights(xstate: &[u8]) -> Option<u32> {
+    key_rights_at(xstate, pkru_offset())
+}
+
+fn key_rights_at(xstate: &[u8], offset: usize) -> Option<u32> {
+    /// Where the kernel says which components the area has (struct xstate_header's software bytes).
+    const COMPONENTS: usize = 464;
+    let components = xstate.get(COMPONENTS..COMPONENTS + 8)?.try_into().ok()?;
+    let has = u64::from_le_bytes(components) >> PKRU & 1 != 0;
+    let rights = xstate.get(offset..offset + 4)?.try_into().ok()?;
+    has.then(|| u32::from_le_bytes(rights))
 }
 
 /// Whether user space may use protection keys (CPUID leaf 7: OSPKE).
@@ -118,6 +137,16 @@ pub fn has_protection_keys() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rights_to_protection_keys_are_found_where_the_kernel_has_put_them() {
+        let mut xstate = vec![0; 2696];
+        xstate[2688..2692].copy_from_slice(&0x5555_5550u32.to_le_bytes());
+        assert_eq!(key_rights_at(&xstate, 2688), None, "the machine has none");
+        xstate[464..472].copy_from_slice(&0x2e7u64.to_le_bytes());
+        assert_eq!(key_rights_at(&xstate, 2688), Some(0x5555_5550));
+        assert_eq!(key_rights_at(&xstate[..2690], 2688), None);
+    }
 
     #[test]
     fn words_round_trip() {

@@ -2,6 +2,7 @@
 //!
 //! Layouts and numbers are those of linux/userfaultfd.h of Linux 6.18; a test checks sizes and numbers.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
@@ -24,9 +25,6 @@ pub const MODE_WP: u64 = 2;
 
 /// userfaultfd(2) flag: faults of the kernel are not served; allowed to every user.
 pub const USER_MODE_ONLY: u64 = 1;
-
-/// Messages read at a time.
-const MESSAGES: usize = 64;
 
 const COPY_DONTWAKE: u64 = 1;
 const COPY_WP: u64 = 2;
@@ -65,15 +63,12 @@ pub enum Event {
     Unmap { start: u64, end: u64 },
 }
 
-/// Room for the messages of one [`Uffd::read`] or [`Uffd::read_one`].
-pub struct Messages {
-    many: userfaultfd::EventBuffer,
-    one: userfaultfd::EventBuffer,
-}
+/// Room for the message of [`Uffd::read`].
+pub struct Messages(userfaultfd::EventBuffer);
 
 impl Default for Messages {
     fn default() -> Self {
-        Self { many: userfaultfd::EventBuffer::new(MESSAGES), one: userfaultfd::EventBuffer::new(1) }
+        Self(userfaultfd::EventBuffer::new(1))
     }
 }
 
@@ -115,26 +110,29 @@ impl Uffd {
         self.as_fd().try_clone_to_owned().map(Self::adopt)
     }
 
-    /// What waits to be read, at most [`MESSAGES`], waiting faults first; nothing when nothing waits (the
-    /// descriptor must not block). Reading an event lets the thread that caused it go on.
-    pub fn read(&self, messages: &mut Messages) -> io::Result<Vec<Event>> {
-        self.read_into(&mut messages.many)
+    /// Whether a message waits to be read: a thread's fault, or an event.
+    pub fn has_message(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO)?;
+        Ok(fds[0].revents().is_some_and(|found| found.contains(PollFlags::POLLIN)))
     }
 
-    /// As [`Uffd::read`], but one at the most.
-    pub fn read_one(&self, messages: &mut Messages) -> io::Result<Vec<Event>> {
-        self.read_into(&mut messages.one)
+    /// Whether a fault waits to be read: those are read before all events.
+    pub fn has_fault(&self) -> io::Result<bool> {
+        let shown = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", self.0.as_raw_fd()))?;
+        let waiting = shown.lines().find_map(|line| line.strip_prefix("pending:"));
+        Ok(waiting.is_some_and(|count| count.trim() != "0"))
     }
 
-    fn read_into(&self, room: &mut userfaultfd::EventBuffer) -> io::Result<Vec<Event>> {
+    /// The next message, one of those that have waited longest, but faults first; none when nothing waits (the descriptor must
+    /// not block). Reading an event lets the thread that caused it go on.
+    pub fn read(&self, room: &mut Messages) -> io::Result<Option<Event>> {
         let failed = |error| match error {
             userfaultfd::Error::SystemError(errno) => io::Error::from_raw_os_error(errno as i32),
             other => io::Error::other(other),
         };
-        match self.0.read_events(room) {
-            Ok(events) => events.map(|e| e.map(event).map_err(failed)).collect(),
-            Err(error) => Err(failed(error)),
-        }
+        let mut events = self.0.read_events(&mut room.0).map_err(failed)?;
+        events.next().transpose().map(|read| read.map(event)).map_err(failed)
     }
 
     /// Whether the address space is gone: its processes have ended or execute other programs.

@@ -1,6 +1,6 @@
 //! General registers, extended state and the rseq area of one thread.
 
-use crate::refusal::Refusal;
+use crate::refusal::{Reading, Refusal};
 use crate::sys::ptrace::{RseqArea, Stopped};
 use crate::sys::regs::{self, Regs};
 use nix::unistd::Pid;
@@ -61,32 +61,37 @@ pub fn capture(pid: Pid, thread: &Stopped, regs: &Regs) -> io::Result<Registers>
     Ok(Registers { words: regs::to_words(&regs).to_vec(), xstate: thread.xstate()?, rseq })
 }
 
-/// The first key's bits of PKRU: no access, no writing. The kernel needs both wherever it calls on behalf of the thread.
-const FIRST_KEY: u32 = 3;
-
 /// # Errors
 /// Names a thread that has denied itself all memory without a protection key of its own.
-pub fn check(pid: Pid, tid: Pid, registers: Option<&Registers>) -> Result<(), Refusal> {
-    let xstate = registers.map_or(&[][..], |r| &r.xstate);
-    match key_rights(xstate, regs::pkru_offset()) {
-        Some(rights) if rights & FIRST_KEY != 0 => Err(Refusal::unsupported(
+pub fn check(pid: Pid, thread: &Stopped) -> Result<(), Refusal> {
+    if !regs::has_protection_keys() {
+        return Ok(());
+    }
+    let xstate = thread.xstate().reading(pid, "registers")?;
+    match regs::key_rights(&xstate) {
+        Some(rights) if rights & regs::FIRST_KEY != 0 => Err(Refusal::unsupported(
             pid,
-            format!("has thread {tid} that has denied itself the first protection key (PKRU {rights:x})"),
+            format!(
+                "has thread {} that has denied itself the first protection key (PKRU {rights:x})",
+                thread.tid()
+            ),
             "no system call could be made for it (pkeys(7))",
         )),
         _ => Ok(()),
     }
 }
 
-/// PKRU in an XSAVE area as ptrace(2) gives it; `None` where this processor and kernel have none.
-fn key_rights(xstate: &[u8], offset: usize) -> Option<u32> {
-    /// Where the kernel says which components the area has (struct xstate_header's software bytes).
-    const COMPONENTS: usize = 464;
-    const PKRU: u32 = 9;
-    let components = xstate.get(COMPONENTS..COMPONENTS + 8)?.try_into().ok()?;
-    let has = u64::from_le_bytes(components) >> PKRU & 1 != 0;
-    let rights = xstate.get(offset..offset + 4)?.try_into().ok()?;
-    has.then(|| u32::from_le_bytes(rights))
+/// Gives a thread its xstate.
+///
+/// # Errors
+/// The kernel leaves its rights to protection keys as they are (Linux 5.14 to 6.1, before ptrace(2) could set them again).
+pub fn rebuild_xstate(own: &Registers, thread: &Stopped) -> io::Result<()> {
+    thread.set_xstate(&own.xstate)?;
+    let rights = regs::key_rights(&own.xstate);
+    if rights.is_some() && regs::key_rights(&thread.xstate()?) != rights {
+        return Err(io::Error::other("this kernel lets nobody set rights to protection keys (PKRU)"));
+    }
+    Ok(())
 }
 
 /// The abort address when `rip` lies in the critical section that the area names (struct rseq, rseq_cs:
@@ -106,19 +111,4 @@ fn critical_section_abort(pid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
     let word = |i: usize| words[i * 8..i * 8 + 8].iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b));
     let (start, len, abort) = (word(1), word(2), word(3));
     (rip.wrapping_sub(start) < len).then_some(abort)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rights_to_protection_keys_are_found_where_the_kernel_has_put_them() {
-        let mut xstate = vec![0; 2696];
-        xstate[2688..2692].copy_from_slice(&0x5555_5550u32.to_le_bytes());
-        assert_eq!(key_rights(&xstate, 2688), None, "the machine has none");
-        xstate[464..472].copy_from_slice(&0x2e7u64.to_le_bytes());
-        assert_eq!(key_rights(&xstate, 2688), Some(0x5555_5550));
-        assert_eq!(key_rights(&xstate[..2690], 2688), None);
-    }
 }

@@ -194,7 +194,7 @@ impl Drop for Sandbox {
         };
         self.channel.close();
         let _ = self.outer.wait();
-        left.extend(self.before.compare(scaled(GRACE)));
+        left.extend(self.before.compare(GRACE));
         left.retain(|(kind, _)| !tolerated.contains(kind));
         if std::env::var_os("CKPTBPF_KEEP_BOX").is_some() || (self.keeps && std::thread::panicking()) {
             let kept = self.base.take().map(tempfile::TempDir::keep);

@@ -93,13 +93,10 @@ impl<'b> Running<'b> {
     /// Waits until its standard output holds `text`.
     pub fn wait_for_output(&self, text: &str, deadline: Duration) {
         self.sandbox.wait_for(&format!("{text:?} from {}", self.shown), deadline, || {
+            // First: what it has printed before its end is there then.
+            let ended = self.has_ended();
             let printed = String::from_utf8_lossy(&self.stdout()).contains(text);
-            assert!(
-                printed || !self.has_ended(),
-                "{} ended before {text:?}: {}",
-                self.shown,
-                tail(&self.stdout())
-            );
+            assert!(printed || !ended, "{} ended before {text:?}: {}", self.shown, tail(&self.stdout()));
             printed
         });
     }

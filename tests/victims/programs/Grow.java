@@ -24,7 +24,7 @@ public class Grow {
         Map<Long, byte[]> one = new TreeMap<>(), two = new TreeMap<>();
         long[] state = {88172645463325252L, 362436069L};
         try (var out = new PrintWriter(new FileWriter("out"))) {
-            for (int step = 1; step <= 100; step++) {
+            for (int step = 1; step <= 250; step++) {
                 var first = new Thread(() -> state[0] = work(state[0], one));
                 var second = new Thread(() -> state[1] = work(state[1], two));
                 first.start(); second.start();

@@ -1,7 +1,7 @@
 # work=N: arrays, random numbers, a pipe to sort that stays open; a line each step.
 BEGIN {
     srand(7)
-    for (step = 1; step <= 120; step++) {
+    for (step = 1; step <= 600; step++) {
         for (i = 0; i < work; i++) { k = int(rand() * 5000); sum[k] += rand(); n[k]++ }
         t = 0
         for (k = 0; k < 5000; k++) t += sum[k] / (n[k] + 1)

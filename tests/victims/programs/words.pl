@@ -4,7 +4,7 @@ use Digest::MD5 qw(md5_hex);
 $| = 1;
 srand(7);
 my (%seen, @last);
-for my $step (1 .. 150) {
+for my $step (1 .. 800) {
     for (1 .. 1500) {
         my $word = join '', map { chr(97 + int rand 26) } 1 .. 3;
         $seen{$word}++ if $word =~ /^[^q]*[aeiou][^q]*$/;
