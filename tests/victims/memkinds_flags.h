@@ -6,7 +6,7 @@
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE 8
 #endif
-enum { EACH = 4 * PAGE, SYS_MSEAL = 462, ONFAULT = 1 };
+enum { EACH = 4 * PAGE, SYS_MSEAL = 462, ONFAULT = 1, LOOKS = 3 };
 
 /* VmFlags of the mapping at `at` without what a tracker may add: watched for writes, written since. */
 static void flags_of(const void *at, char *out, size_t size)
