@@ -5,7 +5,7 @@ use crate::freeze::{FrozenProcess, FrozenTree, Member};
 use crate::machine;
 use crate::memory::protection_keys::{self, Keys};
 use crate::memory::{self, policy, sysv, vdso};
-use crate::object::{known_ends::Known, lock, table, terminal::Modes};
+use crate::object::{known_ends::Known, lock, owner, table, terminal::Modes};
 use crate::planted;
 use crate::rebuild::{self, plan};
 use crate::record::{Clocks, Image, Process, Thread};
@@ -64,7 +64,7 @@ pub fn capture(
     let ended: Vec<Pid> = zombies.iter().map(|z| Pid::from_raw(z.pid)).collect();
     let table =
         || table::capture(&members, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
-    let table::Captured { tables, descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
+    let table::Captured { tables, mut descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
     let clocks = clocks(members[0].thread).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
     let mut filters = filters::Found::default();
@@ -92,6 +92,7 @@ pub fn capture(
     policy::check(&processes, &hidden.mappings, &objects.found)?;
     keyring::check(&processes)?;
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
+    owner::settle(&mut descriptions, &processes);
     let image = Image {
         machine: Some(machine::here(vdso_print)),
         clocks: Some(clocks),

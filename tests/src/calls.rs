@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, SYS_bind, SYS_ptrace, user_regs_struct};
+use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, PTRACE_SYSCALL, SYS_bind, SYS_ptrace, user_regs_struct};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -31,6 +31,16 @@ pub type Kind = fn(&user_regs_struct) -> bool;
 /// A thread is asked to stop: ckptbpf's freeze begins.
 pub fn interrupts(regs: &user_regs_struct) -> bool {
     regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_INTERRUPT)
+}
+
+/// Any call.
+pub fn any(_: &user_regs_struct) -> bool {
+    true
+}
+
+/// A thread is let go to the entry, or to the end, of a call that ckptbpf has it make.
+pub fn injects(regs: &user_regs_struct) -> bool {
+    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_SYSCALL)
 }
 
 /// A process is about to be traced.
@@ -62,15 +72,6 @@ impl Held {
     }
 }
 
-/// Before which call the deed comes.
-#[derive(Clone, Copy)]
-enum At {
-    /// Of those that count, from 1.
-    Number(u64),
-    /// The first one with such registers.
-    First(Kind),
-}
-
 /// From where on calls count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
@@ -80,15 +81,9 @@ pub enum From {
 }
 
 impl Calls {
-    /// Counts the calls that process `pid` (as seen from here) enters; does `deed` right before number `at`, from 1.
-    /// Returns once every thread is followed.
-    pub fn of(pid: i32, from: From, at: u64, deed: Deed) -> Self {
-        Self::follow(pid, from, At::Number(at), deed)
-    }
-
-    /// The same, right before the first call of a kind.
+    /// Right before the first call of a kind.
     pub fn before(pid: i32, from: From, kind: Kind, deed: Deed) -> Self {
-        Self::follow(pid, from, At::First(kind), deed)
+        Self::of(pid, from, (kind, 1), deed)
     }
 
     /// Right before the first call of a kind, all threads of the process are held, each at its next call.
@@ -103,13 +98,16 @@ impl Calls {
         (Self::before(pid, from, kind, Box::new(deed)), Held { reached, go })
     }
 
-    fn follow(pid: i32, from: From, at: At, deed: Deed) -> Self {
+    /// Counts the calls of a kind that process `pid` (as seen from here) enters; does `deed` right before number `at` of them,
+    /// from 1. Returns once every thread is followed.
+    pub fn of(pid: i32, from: From, (kind, at): (Kind, u64), deed: Deed) -> Self {
         let (seen, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let follower = Follower {
             seen: seen.clone(),
             done: done.clone(),
             counts: from == From::Now,
+            kind,
             at,
             deed: Some(deed),
         };
@@ -164,7 +162,8 @@ struct Follower {
     seen: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
     counts: bool,
-    at: At,
+    kind: Kind,
+    at: u64,
     deed: Option<Deed>,
 }
 
@@ -196,15 +195,13 @@ impl Follower {
     fn call(&mut self, tid: Pid) {
         // Until the call is made, its result is ENOSYS.
         let Ok(regs) = ptrace::getregs(tid) else { return };
-        if regs.rax as i64 != -i64::from(nix::libc::ENOSYS) || !self.counts {
+        if regs.rax as i64 != -i64::from(nix::libc::ENOSYS) || !self.counts || !(self.kind)(&regs) {
             return;
         }
         let number = self.seen.fetch_add(1, Ordering::SeqCst) + 1;
-        let is_it = match self.at {
-            At::Number(at) => at == number,
-            At::First(is_it) => is_it(&regs),
-        };
-        if is_it && let Some(deed) = self.deed.take() {
+        if number == self.at
+            && let Some(deed) = self.deed.take()
+        {
             deed();
             self.done.store(true, Ordering::SeqCst);
         }

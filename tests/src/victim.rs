@@ -42,6 +42,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("leaderless", "leaderless.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),
+    ("kept", "kept.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
     ("forkwipe", "forkwipe.c", THREADS),

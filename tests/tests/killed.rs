@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ckpt_tests::calls::{Calls, Deed, From};
+use ckpt_tests::calls::{Calls, Deed, From, Kind, any, injects};
 use ckpt_tests::sandbox::Leak;
 use ckpt_tests::scenario::{Generation, supervised, verb};
 use ckpt_tests::{Cmd, Expected, Random, Running, Sandbox, victim_cmd};
@@ -114,13 +114,13 @@ impl<'b> Herd<'b> {
         let line = format!("read < {}; exec \"$@\"", gate.display());
         let running = self.sandbox.spawn(Cmd::sh(&line).arg("sh").program(&self.restart_cmd(mode)));
         let ckptbpf = running.outside_pid().expect("it waits");
-        let calls = Calls::of(ckptbpf, From::Exec, at, deed(ckptbpf));
+        let calls = Calls::of(ckptbpf, From::Exec, (any, at), deed(ckptbpf));
         std::fs::write(&gate, "\n").unwrap();
         (running, calls)
     }
 
     /// One checkpoint of the running supervisor, which is ended then if it has not been. Whether the deed was done.
-    fn traced_checkpoint(&self, running: &Running, at: u64, deed: Deed) -> (u64, bool) {
+    fn traced_checkpoint(&self, running: &Running, at: (Kind, u64), deed: Deed) -> (u64, bool) {
         let calls = Calls::of(running.outside_pid().expect("it runs"), From::Now, at, deed);
         let asked = self.sandbox.spawn(verb("checkpoint", [&self.dir]));
         self.sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
@@ -212,14 +212,14 @@ fn sandbox(name: &str) -> Sandbox {
 }
 
 /// ckptbpf is killed: the program runs on unharmed, every checkpoint is whole, and it can be attached, and restarted.
-fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str]) {
+fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str], kind: Kind) {
     let sandbox = sandbox(name);
     let (mut herd, mut running) = Herd::launch(&sandbox, options);
     let mut at = vec![0];
     let (mut number, mut struck) = (0, 0);
     while number < at.len() {
         let ckptbpf = running.outside_pid().expect("it runs");
-        let (seen, done) = herd.traced_checkpoint(&running, at[number], itself(ckptbpf));
+        let (seen, done) = herd.traced_checkpoint(&running, (kind, at[number]), itself(ckptbpf));
         struck += u64::from(done);
         running.wait(SOON).expect_code(137);
         herd.verify_whole();
@@ -247,13 +247,19 @@ fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str]) {
 
 #[test]
 fn ckptbpf_before_any_call_of_a_checkpoint() {
-    ckptbpf_is_killed_in_a_checkpoint("killed_ckpt", &[]);
+    ckptbpf_is_killed_in_a_checkpoint("killed_ckpt", &[], any);
 }
 
 /// Then the program makes calls that are injected: none is left half made.
 #[test]
 fn ckptbpf_before_any_call_of_a_checkpoint_without_bpf() {
-    ckptbpf_is_killed_in_a_checkpoint("killed_injecting", &["--no-bpf"]);
+    ckptbpf_is_killed_in_a_checkpoint("killed_without_bpf", &["--no-bpf"], any);
+}
+
+/// Before and within those calls themselves.
+#[test]
+fn ckptbpf_in_the_midst_of_injected_calls() {
+    ckptbpf_is_killed_in_a_checkpoint("killed_injecting", &["--no-bpf"], injects);
 }
 
 /// The program is killed, or one process of it: ckptbpf ends or goes on as it should, and every checkpoint is whole.
@@ -266,7 +272,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
     while number < at.len() {
         let ckptbpf = running.outside_pid().expect("it runs");
         let deed = if number % 2 == 0 { children(ckptbpf) } else { grandchildren(ckptbpf) };
-        let calls = Calls::of(ckptbpf, From::Now, at[number], deed);
+        let calls = Calls::of(ckptbpf, From::Now, (any, at[number]), deed);
         let asked = sandbox.spawn(verb("checkpoint", [&herd.dir]));
         sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
         asked.wait(SOON);
@@ -296,7 +302,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
 fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     let sandbox = sandbox(name);
     let (mut herd, running) = Herd::launch(&sandbox, &[]);
-    herd.traced_checkpoint(&running, 0, never(0));
+    herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
     herd.kill_all(running);
     let (running, calls) = herd.traced_restart(mode, 0, never);

@@ -59,6 +59,17 @@ fn guard_pages() {
     where_there_is("guard", kind);
 }
 
+#[test]
+fn names_of_mappings() {
+    where_there_is("names", kind);
+}
+
+/// shm_open(3): with its name and without, in two processes.
+#[test]
+fn posix_shared_memory() {
+    kind("posix");
+}
+
 /// Alone and beside memory of other protection, of a file, shared, locked, sealed; its code changes.
 #[test]
 fn memory_that_may_only_be_executed() {

@@ -75,17 +75,21 @@ fn planted_bugs_are_found() {
         return skip::skip("planted_bugs_are_found", "needs ckptbpf built once more: cargo xtask soak");
     }
     let binary = ckptbpf().with_file_name("ckptbpf-planted");
+    let plant = |bug: &str, first: u64| {
+        let seeds: Vec<u64> = (first..first + TOGETHER).collect();
+        let environment = vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())];
+        run(&format!("planted-{bug}-{first}"), Tool { binary: binary.clone(), environment }, &seeds, false);
+    };
+    // Without a bug nothing is found.
+    plant("none", 1);
     for bug in BUGS {
         let found = (0..200 / TOGETHER).find_map(|job| {
             let first = 1 + job * TOGETHER;
-            let seeds: Vec<u64> = (first..first + TOGETHER).collect();
-            let environment = vec![("CKPTBPF_PLANT".to_owned(), (*bug).to_owned())];
-            let tool = Tool { binary: binary.clone(), environment };
-            let name = format!("planted-{bug}-{first}");
-            let panicked = catch_unwind(AssertUnwindSafe(|| run(&name, tool, &seeds, false))).err()?;
+            let panicked = catch_unwind(AssertUnwindSafe(|| plant(bug, first))).err()?;
             Some((first, panicked.downcast_ref::<String>().cloned().unwrap_or_default()))
         });
         let Some((first, message)) = found else { panic!("{bug} is not found by 200 seeds") };
         println!("{bug}: found by the job of seed {first}: {message}");
+        assert!(message.contains("victim: "), "{bug}: it is no program that has found it");
     }
 }

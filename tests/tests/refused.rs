@@ -234,7 +234,7 @@ rows! {
         ["with a working directory of its own"];
     descriptors_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.unshare(0x400)))", "end(keep)",
         ["with a descriptor table of its own"];
-    a_removed_root_directory: "os.mkdir('gone')\nos.chroot('gone')\nos.rmdir('../gone')", "", ["root directory", "removed"];
+    a_removed_root_directory: "os.mkdir('gone')\nos.chroot('gone')\nos.rmdir('gone')", "", ["root directory", "removed"];
     a_file_of_proc_in_another_root_directory: "global keep\nkeep = open('/proc/self/stat')\nos.chroot('/usr')", "keep.close()",
         ["root directory", "a file of /proc"];
     a_removed_working_directory: "os.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')", "os.chdir('/')",

@@ -32,6 +32,28 @@ fn a_parent_s_death_is_told_and_orphans_come_to_the_subreaper() {
     survives("parent_death", "death", &[]);
 }
 
+fn is_kept(case: &str) {
+    let program = victim_cmd("kept").args([case, ".", "400", "3000"]);
+    survive(&Survival { rounds: 4, ..Survival::of(case, program) });
+}
+
+#[test]
+fn the_nice_value_of_a_session() {
+    is_kept("autogroup");
+}
+
+/// What is left of alarm(2), and that timers of CPU time go on ringing.
+#[test]
+fn interval_timers() {
+    is_kept("itimers");
+}
+
+/// By SIGSTOP and SIGTSTP, continued and stopped again.
+#[test]
+fn a_stopped_child() {
+    is_kept("stopped");
+}
+
 #[test]
 fn posix_timers_of_every_kind() {
     survives("posix_timers", "counted_timers", &[]);

@@ -81,7 +81,7 @@ static void locks_end(void)
 }
 
 static volatile sig_atomic_t signalled, number_of;
-static int line[2];
+static int line[2], of_group[2];
 
 static void on_signal(int signal, siginfo_t *info, void *context)
 {
@@ -96,6 +96,7 @@ static void owners_begin(void)
     CHECK(sigaction(SIGRTMIN + 2, &action, NULL) == 0 && pipe(line) == 0);
     CHECK(fcntl(line[0], F_SETOWN_EX, &own) == 0 && fcntl(line[0], F_SETSIG, SIGRTMIN + 2) == 0);
     CHECK(fcntl(line[0], F_SETFL, O_ASYNC | O_NONBLOCK) == 0);
+    CHECK(pipe(of_group) == 0 && fcntl(of_group[0], F_SETOWN, -getpgrp()) == 0);
 }
 
 static uint64_t owners_round(long n)
@@ -112,6 +113,9 @@ static uint64_t owners_round(long n)
     CHECK(sigprocmask(SIG_SETMASK, &old, NULL) == 0);
     CHECK(read(line[0], &c, 1) == 1 && c == (char)n && fcntl(line[0], F_GETOWN_EX, &own) == 0);
     CHECK(own.type == F_OWNER_PID && own.pid == getpid() && fcntl(line[0], F_GETSIG) == SIGRTMIN + 2);
+    CHECK(fcntl(of_group[0], F_GETOWN_EX, &own) == 0);
+    if (own.type != F_OWNER_PGRP || own.pid != getpgrp())
+        fail("the group %d is signalled and not %d", own.pid, getpgrp());
     return mix(mix(signalled - before, number_of == line[0]), fcntl(line[0], F_GETFL));
 }
 

@@ -9,8 +9,10 @@
 #include "memkinds_keys.h"
 #include "memkinds_many.h"
 #include "memkinds_memfd.h"
+#include "memkinds_names.h"
 #include "memkinds_paged.h"
 #include "memkinds_policy.h"
+#include "memkinds_posix.h"
 #include "memkinds_sysv.h"
 
 static const struct memory_case table[] = {
@@ -26,6 +28,8 @@ static const struct memory_case table[] = {
     {"sparse", sparse_set_up, sparse_round},
     {"swapped", swapped_set_up, swapped_round},
     {"merged", merged_set_up, merged_round},
+    {"names", names_set_up, names_round},
+    {"posix", posix_set_up, posix_round},
     {"sysv", sysv_set_up, sysv_round},
     {"policies", policies_set_up, policies_round},
     {"execute_only", exec_set_up, exec_round},
@@ -43,6 +47,7 @@ int main(int argc, char **argv)
         one++;
     if (one == end)
         fail("no case is called %s", argv[1]);
+    last_round = rounds;
     one->set_up();
     for (long round = 1; round <= rounds; round++) {
         hold_at(round, rounds);

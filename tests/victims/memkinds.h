@@ -24,6 +24,7 @@ struct model {
 };
 
 static uint64_t random_state = 11;
+static long last_round;
 
 static inline void put(char *at, struct model *model, int page, long version)
 {

@@ -151,8 +151,8 @@ static void show_common(long step)
         pid_t tid = threads[i].tid;
         CHECK(syscall(SYS_sched_getattr, tid, &a, sizeof a, 0) == 0);
         CHECK(sched_getaffinity(tid, sizeof cpus, &cpus) == 0);
-        show("thread %d: policy %u nice %d priority %u flags %lx io %lx cpus %d\n", i, a.policy, a.nice, a.priority, a.flags,
-             syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid), CPU_COUNT(&cpus));
+        show("thread %d: policy %u nice %d priority %u flags %lx io %lx cpus %lx\n", i, a.policy, a.nice, a.priority, a.flags,
+             syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid), ((unsigned long *)&cpus)[0]);
         show("nice by getpriority: %d\n", getpriority(PRIO_PROCESS, tid));
         snprintf(path, sizeof path, "/proc/self/task/%d/comm", tid);
         int fd = open(path, O_RDONLY);

@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("python3", "checkpointing a Python program"),
     ("python3-numpy", "checkpointing a numpy program"),
     ("redis-tools", "checkpointing a redis server, which this holds without a service"),
+    ("nodejs", "checkpointing a JavaScript program"),
     ("gdb", "the test that a debugger can attach"),
     ("sudo", "the tests of launch under sudo"),
     ("sqlite3", "checkpointing a database, with a transaction open"),

@@ -165,7 +165,7 @@ pub mod metadata {
             credentials: Some(credentials.clone()),
             ..Thread::default()
         };
-        let signalled = Some(owner::Signalled { kind: 1, id: 70, signal: 10 });
+        let signalled = Some(owner::Signalled { kind: 1, id: 70, signal: 10, outer_group: false });
         let descriptions: Vec<Description> = kinds()
             .into_iter()
             .map(|object| Description {

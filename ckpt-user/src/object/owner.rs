@@ -2,10 +2,11 @@
 
 use super::Description;
 use super::table::Descriptor;
+use crate::record::Process;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
-use nix::unistd::{Pid, getpgid};
+use nix::unistd::{Pid, getpgid, getpgrp};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -20,14 +21,18 @@ pub struct Signalled {
     /// 0 for SIGIO.
     #[prost(int32, tag = "3")]
     pub signal: i32,
+    /// In the place of an id: the process group that ckptbpf was started in.
+    #[prost(bool, tag = "4")]
+    pub outer_group: bool,
 }
+
+const GROUP: i32 = 2;
 
 /// None where nobody is signalled.
 ///
 /// # Errors
 /// The reason why it cannot be saved.
 pub fn capture(fd: &OwnedFd, flags: u32, processes: &[Pid]) -> Result<Option<Signalled>, String> {
-    const GROUP: i32 = 2;
     let (kind, id, signal) = pidfd::signalled(fd).map_err(|e| e.to_string())?;
     if id == 0 && signal == 0 && flags & libc::O_ASYNC as u32 == 0 {
         return Ok(None);
@@ -39,9 +44,19 @@ pub fn capture(fd: &OwnedFd, flags: u32, processes: &[Pid]) -> Result<Option<Sig
             processes.iter().any(|pid| pid.as_raw() == id)
         };
     if is_inside {
-        Ok(Some(Signalled { kind, id, signal }))
+        Ok(Some(Signalled { kind, id, signal, outer_group: false }))
     } else {
         Err(format!("it signals {id} (F_SETOWN), which is no process or group of the program"))
+    }
+}
+
+/// Groups that none of the processes is in, as their records say, are the one around the program.
+pub fn settle(descriptions: &mut [Description], processes: &[Process]) {
+    let is_outer = |id: i32| processes.iter().all(|process| process.process_group != id);
+    for signalled in descriptions.iter_mut().filter_map(|description| description.signalled.as_mut()) {
+        if signalled.kind == GROUP && signalled.id != 0 && is_outer(signalled.id) {
+            (signalled.id, signalled.outer_group) = (0, true);
+        }
     }
 }
 
@@ -49,16 +64,30 @@ pub fn capture(fd: &OwnedFd, flags: u32, processes: &[Pid]) -> Result<Option<Sig
 const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC;
 
 /// Has the process, all of the tree's being there, say so of its descriptor: signals name its number.
-pub fn rebuild(descriptor: &Descriptor, description: &Description, remote: &mut Remote) -> io::Result<()> {
+///
+/// # Errors
+/// The group around the program is outside of its pid namespace; or the image is not root's: root says so here, and the signal
+/// would be root's, too.
+pub fn rebuild(
+    descriptor: &Descriptor,
+    description: &Description,
+    is_roots: bool,
+    remote: &mut Remote,
+) -> io::Result<()> {
     const F_SETSIG: i32 = 10;
     const F_SETOWN_EX: i32 = 15;
     let Some(wanted) = description.signalled else { return Ok(()) };
-    let owner = remote.data(&[wanted.kind.to_ne_bytes(), wanted.id.to_ne_bytes()].concat())?;
+    let id = if wanted.outer_group { getpgrp().as_raw() } else { wanted.id };
+    if wanted.outer_group && (id == 0 || !is_roots) {
+        let why = if is_roots { "outside of this pid namespace" } else { "around the program" };
+        return Err(io::Error::other(format!("the process group that it is to signal (F_SETOWN) is {why}")));
+    }
+    let owner = remote.data(&[wanted.kind.to_ne_bytes(), id.to_ne_bytes()].concat())?;
     let set = |command: i32, value: u64| {
         Call::new(libc::SYS_fcntl, &[u64::from(descriptor.number), command as u64, value])
     };
     let mut calls = vec![set(F_SETSIG, wanted.signal as u64)];
-    if wanted.id != 0 {
+    if id != 0 {
         calls.push(set(F_SETOWN_EX, owner));
     }
     calls.push(set(libc::F_SETFL, (description.flags as i32 & SETTABLE) as u64));

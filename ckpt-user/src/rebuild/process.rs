@@ -86,7 +86,7 @@ pub fn complete(
     mappings::lock(&record, &mut remote).rebuilding(pid, "locked memory")?;
     descriptors(&record, image, objects, &mut remote).rebuilding(pid, "the descriptors")?;
     lock::rebuild_own(&record.descriptors, &mut remote).rebuilding(pid, "its file locks")?;
-    owners(&record, image, &mut remote).rebuilding(pid, "who is signalled")?;
+    owners(&record, image, owner.uid == 0, &mut remote).rebuilding(pid, "who is signalled")?;
     if let Some(around) = &record.surroundings {
         surroundings::rebuild(around, owner, &mut remote).rebuilding(pid, "the working directory")?;
     }
@@ -157,12 +157,12 @@ fn descriptors(record: &Process, image: &Image, objects: &Objects, remote: &mut 
 }
 
 /// Who is signalled is said by the first process that has the descriptor.
-fn owners(record: &Process, image: &Image, remote: &mut Remote) -> io::Result<()> {
+fn owners(record: &Process, image: &Image, is_roots: bool, remote: &mut Remote) -> io::Result<()> {
     for (index, description) in image.descriptions.iter().enumerate() {
         let of = |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).cloned();
         let first = image.processes.iter().find_map(|p| Some((p.pid, of(p)?)));
         if let Some((_, descriptor)) = first.filter(|(pid, _)| *pid == record.pid) {
-            owner::rebuild(&descriptor, description, remote)?;
+            owner::rebuild(&descriptor, description, is_roots, remote)?;
         }
     }
     Ok(())

@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn nobody_outside_of_the_program_is_signalled() {
-        let signalled = Some(owner::Signalled { kind: 1, id: 1, signal: 9 });
+        let signalled = Some(owner::Signalled { kind: 1, id: 1, signal: 9, outer_group: false });
         let description = Description { signalled, ..Description::default() };
         assert!(refused(|i| i.descriptions.push(description)).contains("signals 1"));
     }
