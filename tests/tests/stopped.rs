@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ckpt_tests::sandbox::let_pass;
 use ckpt_tests::scenario::verb;
-use ckpt_tests::{Expected, Job, Mode, Random, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Expected, Job, Mode, Process, Random, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -31,11 +31,30 @@ fn signal_all(sandbox: &Sandbox, signal: Signal, order: Order) {
     }
 }
 
+fn is_stopped(process: &Process) -> bool {
+    matches!(process.state, 'T' | 't' | 'Z')
+}
+
+/// A call of it needs a page that only somebody stopped could bring. The kernel lets it stop no earlier, and leaves it
+/// runnable: a fault of the kernel's own is tried again for as long as a signal other than a deadly one is pending
+/// (`fault_signal_pending`, arch/x86/mm/fault.c). It executes nothing of its own before it has stopped.
+fn waits_for_a_page_of_the_stopped(sandbox: &Sandbox, process: &Process) -> bool {
+    let others = || sandbox.ps().into_iter().filter(|one| one.comm != "lazymem");
+    process.comm == "lazymem"
+        && process.state == 'R'
+        && others().any(|one| one.comm == "ckptbpf")
+        && others().all(|one| is_stopped(&one))
+        && sandbox.is_pending(process.pid, Signal::SIGSTOP as i32)
+}
+
 /// Stops everybody, those too that are started meanwhile, and lets them go on after a while.
-fn stop_all(sandbox: &Sandbox, order: Order) {
+fn stop_all(sandbox: &Sandbox, order: Order, mode: Mode) {
+    let stands_still = |one: &Process| {
+        is_stopped(one) || mode == Mode::Lazy && waits_for_a_page_of_the_stopped(sandbox, one)
+    };
     sandbox.wait_for("everybody to stand still", SOON, || {
         signal_all(sandbox, Signal::SIGSTOP, order);
-        sandbox.ps().iter().all(|one| matches!(one.state, 'T' | 't' | 'Z'))
+        sandbox.ps().iter().all(stands_still)
     });
     let_pass(Duration::from_millis(50));
     signal_all(sandbox, Signal::SIGCONT, order);
@@ -49,12 +68,16 @@ fn step(sandbox: &Sandbox, job: &Job, number: u64) {
 
 /// A job of 64 MiB and its output, undisturbed.
 fn launch(sandbox: &Sandbox) -> (Job<'_>, Vec<u8>) {
+    launch_with(sandbox, "signal")
+}
+
+fn launch_with<'b>(sandbox: &'b Sandbox, gate: &str) -> (Job<'b>, Vec<u8>) {
     let program = |gate: &str| {
         let [mib, steps, touch, tasks] = [64, STEPS, 40, 1].map(|n| n.to_string());
         victim_cmd("lazymem").args([mib.as_str(), &steps, gate, &touch, &tasks])
     };
     let expected = Expected::of(sandbox, &program("-"), None).stdout;
-    let job = Job::launch(sandbox, &["--keep", "100"], &program("signal"));
+    let job = Job::launch(sandbox, &["--keep", "100"], &program(gate));
     job.running().wait_for_output("ready", SOON);
     job.program();
     (job, expected)
@@ -68,7 +91,8 @@ fn everything_stopped_in_checkpoints() {
     for number in 1..=STEPS - 2 {
         let asked = sandbox.spawn(verb("checkpoint", [job.dir()]));
         let_pass(random.moment(Duration::from_millis(80)));
-        stop_all(&sandbox, if number % 2 == 0 { Order::ToTheProgram } else { Order::FromTheProgram });
+        let order = if number % 2 == 0 { Order::ToTheProgram } else { Order::FromTheProgram };
+        stop_all(&sandbox, order, Mode::Eager);
         let asked = asked.wait(SOON);
         // A stop in the middle of a freeze may outlast that's deadline: then it is said, and nothing was changed.
         assert!(
@@ -99,7 +123,7 @@ fn everything_stopped_in_restarts(name: &str, mode: Mode) {
         job.kill_all();
         job.restart_at(from, mode, &[]);
         let_pass(random.moment(Duration::from_millis(if mode == Mode::Lazy { 150 } else { 400 })));
-        stop_all(&sandbox, order);
+        stop_all(&sandbox, order, mode);
         step(&sandbox, &job, 1);
     }
     for number in 2..=STEPS {
@@ -118,6 +142,42 @@ fn everything_stopped_in_eager_restarts() {
 #[test]
 fn everything_stopped_in_lazy_restarts() {
     everything_stopped_in_restarts("stopped_lazy", Mode::Lazy);
+}
+
+/// A program that is stopped in the middle of a call that needs a missing page, after those who could bring it: it goes on
+/// with them as if nothing had been.
+#[test]
+fn a_call_waits_for_a_page_while_everything_is_stopped() {
+    let sandbox = Sandbox::new("stopped_call");
+    let (mut job, expected) = launch_with(&sandbox, "call");
+    let from = job.checkpoint().id;
+    job.kill_all();
+    let hold = sandbox.dir().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    job.restart_at(from, Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+    let program = job.program();
+    // Brings all that it needs on its way to the next call.
+    step(&sandbox, &job, 1);
+    let others = || sandbox.ps().into_iter().filter(|one| one.comm != "lazymem");
+    sandbox.wait_for("the others to be stopped", SOON, || {
+        others().for_each(|one| sandbox.kill(one.pid, Signal::SIGSTOP as i32).unwrap());
+        others().all(|one| is_stopped(&one))
+    });
+    sandbox.kill(program, Signal::SIGUSR1 as i32).unwrap();
+    let call = sandbox.root().join(format!("proc/{program}/syscall"));
+    let access = format!("{} ", libc::SYS_access);
+    sandbox.wait_for("the call", SOON, || {
+        std::fs::read_to_string(&call).is_ok_and(|shown| shown.starts_with(&access))
+    });
+    stop_all(&sandbox, Order::ToTheProgram, Mode::Lazy);
+    job.running().wait_for_output("2 ", SOON);
+    std::fs::remove_file(hold).unwrap();
+    for number in 3..=STEPS {
+        job.checkpoint();
+        step(&sandbox, &job, number);
+    }
+    job.wait(SOON).success();
+    assert_same("standard output", &expected, &job.stdout());
 }
 
 /// SIGCONT to the program alone: ckptbpf, which has stopped with it, goes on with it, and so does its pager.

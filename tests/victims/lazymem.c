@@ -1,6 +1,7 @@
 /* lazymem MIB STEPS GATE TOUCH [TASKS]: memory that checks itself, a few pages a step.
  *
- * GATE is what is waited for before each step: "-" nothing, "signal" a SIGUSR1, a number that many microseconds.
+ * GATE is what is waited for before each step: "-" nothing, "signal" a SIGUSR1, "call" one, after which the step's first
+ * page is given to a system call before it is touched, a number that many microseconds.
  * Each step checks and rewrites TOUCH pseudo-random pages and prints "STEP CHECKSUM"; the last line, "all CHECKSUM",
  * comes after every page has been checked. A wrong byte is printed as "WRONG". TASKS processes more (0 unless said)
  * do the same with the pages they inherited, printing nothing but what is wrong. */
@@ -57,13 +58,15 @@ int main(int argc, char **argv)
         say(1, "ready\n");
     uint64_t seed = 11;
     for (long step = 1; step <= steps; step++) {
-        int signal;
+        int signal, is_call = !strcmp(gate, "call");
         hold_at(step, is_task ? 0 : steps);
-        if (!strcmp(gate, "signal") && !is_task)
+        if ((is_call || !strcmp(gate, "signal")) && !is_task)
             CHECK(sigwait(&usr1, &signal) == 0);
         else if (strcmp(gate, "-"))
             sleep_us(is_task ? 1000 : atol(gate));
-        uint64_t sum = 0;
+        uint64_t sum = 0, first = seed;
+        if (is_call)
+            access((const char *)(memory + next_random(&first) % pages * WORDS), F_OK);
         for (long i = 0; i < touch; i++) {
             uint64_t page = next_random(&seed) % pages;
             sum = mix(sum, check(memory + page * WORDS, page, versions[page]));

@@ -162,6 +162,11 @@ impl Sandbox {
         process::list(&self.root().join("proc"))
     }
 
+    /// Whether the process has been sent a signal that it has not taken yet; false of one that is gone.
+    pub fn is_pending(&self, pid: i32, signal: i32) -> bool {
+        process::is_pending(&self.root().join("proc"), pid, signal)
+    }
+
     /// Waits until the condition holds; fails with its name after `deadline` (scaled), or when the box has ended.
     pub fn wait_for(&self, what: &str, deadline: Duration, cond: impl FnMut() -> bool) {
         let given_up = wait::until(deadline, || self.channel.ended(), cond);

@@ -35,6 +35,14 @@ pub fn list(procfs: &Path) -> Vec<Process> {
     found
 }
 
+/// Whether a signal to the whole process is among those it has not taken yet (`ShdPnd`, proc(5)).
+pub fn is_pending(procfs: &Path, pid: i32, signal: i32) -> bool {
+    let status = std::fs::read_to_string(procfs.join(format!("{pid}/status"))).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    pending.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// The id, as /proc shows it here, of the process that pid namespace of `init` knows as `pid`.
 pub fn outside(init: i32, pid: i32) -> Option<i32> {
     let levels = |pid: i32| -> Option<Vec<i32>> {
