@@ -2,10 +2,13 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ckpt_tests::calls::{Calls, From, interrupts};
 use ckpt_tests::scenario::MODES;
+use ckpt_tests::sys::share_descriptor;
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 use nix::sys::signal::Signal;
 
@@ -66,11 +69,9 @@ while True:
     job.kill_all();
 }
 
-/// A child that was forked while pages were missing: the pager watches it too, and stops doing so when the last page is
-/// there, which may be in the middle of a freeze. That is no userfaultfd of the program's own.
-#[test]
-fn a_child_forked_while_pages_are_missing_and_full_in_a_freeze() {
-    let program = python(
+/// Forks a child each time it is told, and has all of them look at their memory the next time.
+fn forks() -> Cmd {
+    python(
         "memory = bytearray(os.urandom(1 << 20) * 16)
 before = zlib.crc32(memory)
 children = []
@@ -89,9 +90,15 @@ while True:
     answers = {(os.write(to, b'?'), os.read(by, 1))[1] for _, to, by in children}
     say('right' if answers == {b'r'} and zlib.crc32(memory) == before else 'WRONG')
 ",
-    );
+    )
+}
+
+/// A child that was forked while pages were missing: the pager watches it too, and stops doing so when the last page is
+/// there, which may be in the middle of a freeze. That is no userfaultfd of the program's own.
+#[test]
+fn a_child_forked_while_pages_are_missing_and_full_in_a_freeze() {
     let sandbox = Sandbox::new("found_forked");
-    let mut job = launch(&sandbox, &program);
+    let mut job = launch(&sandbox, &forks());
     job.checkpoint();
     let hold = sandbox.dir().join("hold");
     for _ in 0..4 {
@@ -113,6 +120,47 @@ while True:
     tell(&job, "forked\n");
     tell(&job, "right\n");
     job.kill_all();
+}
+
+/// The same, and somebody looks at what ckptbpf has open: then closing a userfaultfd ends no watch yet. Who lists /proc/PID/fd
+/// holds one for a microsecond, or for as long as it is kept from running then.
+#[test]
+fn a_child_forked_while_pages_are_missing_and_somebody_looks_on() {
+    let sandbox = Sandbox::new("found_looked_at");
+    let mut job = launch(&sandbox, &forks());
+    job.checkpoint();
+    let hold = sandbox.dir().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    for round in 0..3 {
+        job.kill_all();
+        job.restart(Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+        job.program();
+        tell(&job, "forked\n");
+        let held = userfaultfds(job.running().outside_pid().unwrap());
+        assert!(held.len() > 1, "its own, and one of the child");
+        // New, and then one that has outlived a checkpoint.
+        for _ in 0..=round {
+            assert!(job.checkpoint().kind == "delta");
+        }
+        tell(&job, "right\n");
+        job.checkpoint();
+        drop(held);
+    }
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    tell(&job, "forked\n");
+    tell(&job, "right\n");
+    job.kill_all();
+}
+
+/// All that a process has open, shared with it.
+fn userfaultfds(pid: i32) -> Vec<OwnedFd> {
+    let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let is_one =
+        |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.ends_with("anon_inode:[userfaultfd]"));
+    let paths = folder.map(|entry| entry.unwrap().path()).filter(is_one);
+    let number = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    paths.map(|path| share_descriptor(pid, number(path)).unwrap()).collect()
 }
 
 /// Threads that begin and end all the time: one on its way out at a freeze is none of it.

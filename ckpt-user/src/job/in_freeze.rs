@@ -12,7 +12,7 @@ use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::{self, Vma};
 use crate::object::{Object, deleted::DeletedRecord, known_ends::Known};
-use crate::page::{Arriving, Pager};
+use crate::page::{Arrivals, Arriving, Pager};
 use crate::record::Image;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd;
@@ -106,21 +106,22 @@ impl Tracked {
     }
 
     /// In a freeze: what is still on its way to each process.
-    fn arriving(&self) -> Result<HashMap<Pid, Arriving>, Refusal> {
-        let Some(pager) = &self.pager else { return Ok(HashMap::new()) };
-        let arriving = pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))?;
-        Ok(arriving.into_iter().collect())
+    fn arriving(&self) -> Result<Arrivals, Refusal> {
+        let Some(pager) = &self.pager else { return Ok(Arrivals::default()) };
+        pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))
     }
 
     /// In a freeze, when everything has arrived: tracking goes on without the pager.
     pub fn hand_over(&mut self, tree: &FrozenTree) -> Result<(), Refusal> {
         let mut arriving = self.arriving()?;
-        for process in &tree.processes {
-            let Some(space) = self.spaces.iter_mut().find(|s| s.pid == process.pid) else { continue };
-            space.count_as_written(&arriving.remove(&process.pid).unwrap_or_default().moved);
-            let mappings = space.mappings().reading(process.pid, "its mappings")?;
-            space.hand_over(&mappings);
+        let mut found = Vec::new();
+        for space in self.spaces.iter_mut().filter(|s| tree.processes.iter().any(|p| p.pid == s.pid)) {
+            space.count_as_written(&arriving.of.remove(&space.pid).unwrap_or_default().moved);
+            let mappings = space.mappings().reading(space.pid, "its mappings")?;
+            found.push((space, mappings));
         }
+        arriving.let_go_of_children(found.iter().flat_map(|(_, mappings)| mappings));
+        found.iter_mut().for_each(|(space, mappings)| space.hand_over(mappings));
         if let Some(pager) = self.pager.take() {
             pager.stop();
         }
@@ -207,6 +208,7 @@ fn inside(
     }
     // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
     let mut arriving = tracked.arriving()?;
+    arriving.let_go_of_children(image.processes.iter().flat_map(|p| &p.mappings).filter(|v| v.has("uw")));
     let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
@@ -216,7 +218,7 @@ fn inside(
             Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
         })?;
         record.space = space.id.0;
-        let Arriving { unfilled, moved } = arriving.remove(&pid).unwrap_or_default();
+        let Arriving { unfilled, moved } = arriving.of.remove(&pid).unwrap_or_default();
         space.count_as_written(&moved);
         let set = timed(&mut spent.scan, || {
             if tracked.pager.is_some() && space.uffd.is_none() {

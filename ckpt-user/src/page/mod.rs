@@ -23,6 +23,10 @@
 //! and that reading drops it for the child too: as if the call had come just before the fork, with which it ran
 //! concurrently.
 //!
+//! **A forked child** is served like its parent, with first touches of empty memory too, until a freeze finds all its pages
+//! there. That lets go of it mapping by mapping: closing its userfaultfd ends nothing while somebody else has it too, if only
+//! to list /proc/PID/fd.
+//!
 //! **After the last page** the userfaultfd still serves first touches of empty memory, and events still stop
 //! their threads. So the supervisor hands over at once, in a short freeze of its own, rather than at the next
 //! checkpoint: without `-i` that may never come, and until then ckptbpf would be in the way of every fork. In
@@ -36,13 +40,15 @@ mod thread;
 mod wiped;
 
 use crate::memory::runs::PageSet;
+use crate::memory::vma::Vma;
 use crate::sys::guardian::Guardian;
+use crate::sys::uffd::Uffd;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 use source::{PageSource, SourceError};
 use space::{Buffer, LazySpace, Progress};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -83,6 +89,30 @@ pub struct Arriving {
     pub unfilled: PageSet,
     /// Clean by their marks, but at another place than in the chain.
     pub moved: PageSet,
+}
+
+/// What a freeze has to know of a lazy restart.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    pub of: HashMap<Pid, Arriving>,
+    /// What watched children that were forked while pages were missing; theirs are there.
+    children: Vec<Uffd>,
+}
+
+impl Arrivals {
+    /// In a freeze: ends the watch over children, whose mappings are among these. Closing alone would not end it while
+    /// somebody else has the descriptor, if only to list /proc/PID/fd. What a child does not have is left as it is: another
+    /// process's, of the same address.
+    pub fn let_go_of_children<'v>(&mut self, mappings: impl Iterator<Item = &'v Vma>) {
+        let children = std::mem::take(&mut self.children);
+        if children.is_empty() {
+            return;
+        }
+        let ranges: BTreeSet<(u64, u64)> = mappings.map(|vma| (vma.start, vma.end - vma.start)).collect();
+        for uffd in children {
+            ranges.iter().for_each(|&(start, length)| drop(uffd.unregister(start, length)));
+        }
+    }
 }
 
 /// The pager of one restart.
@@ -199,11 +229,12 @@ impl Pager {
     }
 
     /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
-    /// rebuilt process what is still on its way. What was moved is told once.
+    /// rebuilt process what is still on its way. What was moved is told once. Children are watched no more when the
+    /// result is dropped.
     ///
     /// # Errors
     /// A page that cannot be had; the pager meets it too and kills the program.
-    pub fn arriving(&self) -> Result<Vec<(Pid, Arriving)>, PagerError> {
+    pub fn arriving(&self) -> Result<Arrivals, PagerError> {
         let mut state = self.shared.lock_soon();
         while state.settle_some(&self.shared.epoll)? != Progress::Nothing {}
         self.shared.publish(&state);
@@ -211,7 +242,8 @@ impl Pager {
             let moved = std::mem::take(&mut space.moved);
             space.pid.map(|pid| (pid, Arriving { unfilled: space.unfilled(), moved }))
         };
-        Ok(state.spaces.values_mut().filter_map(of).collect())
+        let children = state.take_children(&self.shared.epoll);
+        Ok(Arrivals { of: state.spaces.values_mut().filter_map(of).collect(), children })
     }
 
     /// Ends the thread and lets go of its userfaultfds.
@@ -256,11 +288,18 @@ impl State {
         Ok(())
     }
 
-    fn remove(&mut self, epoll: &Epoll, key: u64) {
-        if let Some(space) = self.spaces.remove(&key) {
-            // The tracker's duplicate may stay open: closing ours would not take it off the list.
-            let _ = epoll.delete(&space.uffd);
-        }
+    fn remove(&mut self, epoll: &Epoll, key: u64) -> Option<LazySpace> {
+        let space = self.spaces.remove(&key)?;
+        // The tracker's duplicate may stay open: closing ours would not take it off the list.
+        let _ = epoll.delete(&space.uffd);
+        Some(space)
+    }
+
+    /// Serves forked children, which are complete, no more.
+    fn take_children(&mut self, epoll: &Epoll) -> Vec<Uffd> {
+        let is_child = |(&key, space): (&u64, &LazySpace)| space.pid.is_none().then_some(key);
+        let children: Vec<u64> = self.spaces.iter().filter_map(is_child).collect();
+        children.into_iter().filter_map(|key| Some(self.remove(epoll, key)?.uffd)).collect()
     }
 
     /// Reads, applies and serves for one space; takes in its new children.
@@ -285,10 +324,10 @@ impl State {
     fn drop_dead(&mut self, epoll: &Epoll) {
         let dead: Vec<u64> =
             self.spaces.iter().filter(|(_, s)| s.uffd.is_dead()).map(|(&key, _)| key).collect();
-        dead.into_iter().for_each(|key| self.remove(epoll, key));
+        dead.into_iter().for_each(|key| drop(self.remove(epoll, key)));
     }
 
-    /// One step of one space; a space that has ended, or a child that is complete, goes.
+    /// One step of one space; one that has ended goes. A child that is complete is served until a freeze lets go of it.
     fn step(
         &mut self,
         epoll: &Epoll,
@@ -297,7 +336,7 @@ impl State {
     ) -> Result<Progress, PagerError> {
         let Some(space) = self.spaces.get_mut(&key) else { return Ok(Progress::Nothing) };
         let progress = fill(space, self.source.as_mut(), &mut self.buffer)?;
-        if progress == Progress::Dead || space.pid.is_none() && space.pending.is_empty() {
+        if progress == Progress::Dead {
             self.remove(epoll, key);
         }
         Ok(progress)

@@ -129,8 +129,6 @@ impl LazySpace {
                 self.pending.remap(from, to, count);
                 self.moved.insert(to..to + count);
             }
-            // Without pending pages its absent ones are zeros: nobody need watch it.
-            Event::Fork(_) if self.pending.is_empty() => {}
             Event::Fork(uffd) => {
                 let mut pending = self.pending.clone();
                 let wiped = wiped.map_or_else(|| self.wiped(), Ok)?;
