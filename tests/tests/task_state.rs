@@ -48,6 +48,12 @@ fn interval_timers() {
     is_kept("itimers");
 }
 
+/// By SIGSTOP and SIGTSTP, continued and stopped again.
+#[test]
+fn a_stopped_child() {
+    is_kept("stopped");
+}
+
 #[test]
 fn posix_timers_of_every_kind() {
     survives("posix_timers", "counted_timers", &[]);

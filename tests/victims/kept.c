@@ -125,9 +125,68 @@ static void itimers_end(void)
     CHECK(left > 0 && left <= 900);
 }
 
+/* --- A child that is stopped -------------------------------------------------------------------------------------- */
+
+static void nothing(void) {}
+
+static char steps_of_child(void)
+{
+    static char steps;
+    return ++steps;
+}
+
+/* On its way into a stop, at a thaw and at a restart, it is runnable, and traced in a freeze: then it is looked at again. */
+static char state_of_child(void)
+{
+    char path[64], state = 'R';
+    snprintf(path, sizeof path, "/proc/%d/stat", child);
+    for (int looks = 0; looks < 100000 && (state == 'R' || state == 't'); looks++) {
+        FILE *shown = fopen(path, "r");
+        CHECK(shown && fscanf(shown, "%*d (%*[^)]) %c", &state) == 1 && fclose(shown) == 0);
+        if (state == 'R' || state == 't')
+            sleep_us(100);
+    }
+    return state;
+}
+
+static void stop_child(int signal)
+{
+    int status;
+    CHECK(kill(child, signal) == 0 && waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+}
+
+static void stopped_begin(void)
+{
+    begin_child(nothing, steps_of_child);
+    stop_child(SIGSTOP);
+}
+
+static uint64_t stopped_round(long round)
+{
+    static char steps;
+    char state = state_of_child();
+    if (state != 'T')
+        fail("the stopped child's state is %c", state);
+    if (round % 40 == 0) {
+        CHECK(kill(child, SIGCONT) == 0);
+        char seen = asked();
+        if (seen != ++steps)
+            fail("the child's step is %d and not %d", seen, steps);
+        stop_child(round % 80 ? SIGTSTP : SIGSTOP);
+    }
+    return mix(round, state);
+}
+
+static void stopped_end(void)
+{
+    CHECK(kill(child, SIGCONT) == 0);
+    end_child();
+}
+
 static const struct thing things[] = {
     {"autogroup", autogroup_begin, autogroup_round, end_child},
     {"itimers", itimers_begin, itimers_round, itimers_end},
+    {"stopped", stopped_begin, stopped_round, stopped_end},
 };
 
 int main(int argc, char **argv)
