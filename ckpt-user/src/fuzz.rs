@@ -49,6 +49,8 @@ targets! {
     kernel::proc_maps: (64 * KIB, 128);
     kernel::proc_fdinfo: (4 * KIB, 32);
     kernel::proc_words: (4 * KIB, 16);
+    kernel::proc_mountinfo: (16 * KIB, 64);
+    kernel::proc_syscall: (4 * KIB, 8);
     kernel::proc_net: (8 * KIB, 64);
     kernel::sock_diag: (4 * KIB, 4);
     kernel::bpf_events: (64 * KIB, 32);

@@ -153,6 +153,50 @@ fn a_child_forked_while_pages_are_missing_and_somebody_looks_on() {
     job.kill_all();
 }
 
+/// The same at the end of a lazy restart: the child has memory that nobody else has any more, and that it touches first
+/// when nobody serves pages any more.
+#[test]
+fn a_child_forked_while_pages_are_missing_has_all_of_them_and_somebody_looks_on() {
+    let program = python(
+        "import mmap
+memory = bytearray(os.urandom(1 << 20) * 16)
+area = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+say('ready')
+told()
+ours, theirs = os.pipe(), os.pipe()
+if os.fork() == 0:
+    while os.read(ours[0], 1):
+        was, area[4096:8192] = area[4096:8192], b'x' * 4096
+        os.write(theirs[1], b'r' if was == bytes(4096) and area[4096:8192] == b'x' * 4096 else b'w')
+    os._exit(0)
+area.close()
+say('forked')
+told()
+os.write(ours[1], b'?')
+say('right' if os.read(theirs[0], 1) == b'r' else 'WRONG')
+told()
+",
+    );
+    let sandbox = Sandbox::new("found_handed_over");
+    let mut job = launch(&sandbox, &program);
+    job.checkpoint();
+    job.kill_all();
+    let hold = sandbox.dir().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    job.restart(Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+    let pid = job.program();
+    tell(&job, "forked\n");
+    let held = userfaultfds(job.running().outside_pid().unwrap());
+    std::fs::remove_file(&hold).unwrap();
+    let smaps = sandbox.root().join(format!("proc/{pid}/smaps"));
+    let is_served = || std::fs::read_to_string(&smaps).unwrap().contains(" um ");
+    sandbox.wait_for("the end of the pager", SOON, || !is_served());
+    tell(&job, "right\n");
+    assert!(job.checkpoint().kind == "delta");
+    drop(held);
+    job.kill_all();
+}
+
 /// All that a process has open, shared with it.
 fn userfaultfds(pid: i32) -> Vec<OwnedFd> {
     let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();

@@ -73,7 +73,7 @@ fn launch(sandbox: &Sandbox) -> (Job<'_>, Vec<u8>) {
 
 fn launch_with<'b>(sandbox: &'b Sandbox, gate: &str) -> (Job<'b>, Vec<u8>) {
     let program = |gate: &str| {
-        let [mib, steps, touch, tasks] = [64, STEPS, 40, 1].map(|n| n.to_string());
+        let [mib, steps, touch, tasks] = [64, STEPS, 40, 40].map(|n| n.to_string());
         victim_cmd("lazymem").args([mib.as_str(), &steps, gate, &touch, &tasks])
     };
     let expected = Expected::of(sandbox, &program("-"), None).stdout;

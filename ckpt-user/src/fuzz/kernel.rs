@@ -5,7 +5,7 @@ use crate::memory::{sysv, vdso, vma};
 use crate::object::{Seen, epoll, eventfd, inotify, lock, ports, signalfd, timerfd};
 use crate::sys::{bpf, diag};
 use crate::task::proc::{Stat, Status};
-use crate::task::{clock, control, credentials, hidden, limits, posix_timers};
+use crate::task::{call, clock, control, credentials, hidden, limits, mounts, posix_timers};
 use crate::track::fault_log::FaultLog;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -150,6 +150,34 @@ pub mod proc_words {
         const SEGMENT: &[u8] = b"-17 4 1600 4096 7 7 1 1000 1000 1000 1000 1795914895 0 1795914895 4096 0\n";
         let shifted = b"monotonic 86400 999999999\nboottime -3 5\n";
         [own(&["timens_offsets"]), vec![shifted.to_vec(), SEGMENT.to_vec()]].concat()
+    }
+}
+
+pub mod proc_mountinfo {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let found = mounts::parse(bytes);
+        assert!(found.len() <= bytes.split(|byte| *byte == b'\n').count());
+        assert!(found.iter().all(|mount| mount.path.as_os_str().len() <= bytes.len()));
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let hard = b"40 36 0:52 /sub /a\\040b\\134\xff rw shared:3 - fuse.sshfs host:/ rw,user_id=0\n";
+        [own(&["mountinfo"]), vec![hard.to_vec()]].concat()
+    }
+}
+
+pub mod proc_syscall {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        assert!(call::parse(&text(bytes)).is_none_or(|call| call.number >= 0));
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let waiting = b"295 0x3 0x7ffd0 0x2 0x64000 0x0 0xffffffffffffffff 0x7ffc0 0x7f11\n".to_vec();
+        [own(&["syscall"]), vec![waiting, b"-1 0x7ffc0 0x7f11\n".to_vec()]].concat()
     }
 }
 

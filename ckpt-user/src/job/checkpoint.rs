@@ -17,7 +17,7 @@ use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::map_count;
 use crate::object::Object;
-use crate::page::PagerError;
+use crate::page::Lost;
 use crate::phase::Phase;
 use crate::record::{BadImage, Image, Process};
 use crate::refusal::Refusal;
@@ -46,7 +46,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(transparent)]
-    Page(#[from] PagerError),
+    Page(#[from] Lost),
     #[error(transparent)]
     Image(#[from] image::ImageError),
     #[error(transparent)]

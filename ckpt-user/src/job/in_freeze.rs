@@ -20,7 +20,7 @@ use crate::task::iterators::Kernel;
 use crate::task::posix_timers;
 use crate::task::proc::{ProcDir, reached_by};
 use crate::track::objects::{self, Objects};
-use crate::track::space::{Gone, Space};
+use crate::track::space::{self, Gone, Space};
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -106,22 +106,32 @@ impl Tracked {
     }
 
     /// In a freeze: what is still on its way to each process.
-    fn arriving(&self) -> Result<Arrivals, Refusal> {
+    fn arriving(&mut self) -> Result<Arrivals, Refusal> {
         let Some(pager) = &self.pager else { return Ok(Arrivals::default()) };
-        pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))
+        let mut arriving = pager.arriving().map_err(|e| Refusal::NotStopped(format!("{e}")))?;
+        // It is told once: whatever fails from here on, the next scan knows.
+        for space in &mut self.spaces {
+            if let Some(moved) = arriving.of.get_mut(&space.pid).map(|one| std::mem::take(&mut one.moved)) {
+                space.count_as_written(&moved);
+            }
+        }
+        Ok(arriving)
     }
 
     /// In a freeze, when everything has arrived: tracking goes on without the pager.
     pub fn hand_over(&mut self, tree: &FrozenTree) -> Result<(), Refusal> {
-        let mut arriving = self.arriving()?;
-        let mut found = Vec::new();
-        for space in self.spaces.iter_mut().filter(|s| tree.processes.iter().any(|p| p.pid == s.pid)) {
-            space.count_as_written(&arriving.of.remove(&space.pid).unwrap_or_default().moved);
-            let mappings = space.mappings().reading(space.pid, "its mappings")?;
-            found.push((space, mappings));
+        // All of them: a child that was forked since the restart has no space yet.
+        let mut found = HashMap::new();
+        for pid in tree.processes.iter().map(|p| p.pid) {
+            found.insert(pid, space::mappings(pid).reading(pid, "its mappings")?);
         }
-        arriving.let_go_of_children(found.iter().flat_map(|(_, mappings)| mappings));
-        found.iter_mut().for_each(|(space, mappings)| space.hand_over(mappings));
+        let mut arriving = self.arriving()?;
+        arriving.let_go_of_children(found.iter().map(|(&pid, mappings)| (pid, &mappings[..])));
+        for space in &mut self.spaces {
+            if let Some(mappings) = found.get(&space.pid) {
+                space.hand_over(mappings);
+            }
+        }
         if let Some(pager) = self.pager.take() {
             pager.stop();
         }
@@ -208,7 +218,8 @@ fn inside(
     }
     // Before the scan: a page that arrives in between is in both, and both say that the chain has it.
     let mut arriving = tracked.arriving()?;
-    arriving.let_go_of_children(image.processes.iter().flat_map(|p| &p.mappings).filter(|v| v.has("uw")));
+    let processes = tree.processes.iter().zip(&image.processes);
+    arriving.let_go_of_children(processes.map(|(process, record)| (process.pid, &record.mappings[..])));
     let (mut gone, mut live) = (Vec::new(), Vec::new());
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
@@ -218,8 +229,7 @@ fn inside(
             Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
         })?;
         record.space = space.id.0;
-        let Arriving { unfilled, moved } = arriving.of.remove(&pid).unwrap_or_default();
-        space.count_as_written(&moved);
+        let Arriving { unfilled, .. } = arriving.of.remove(&pid).unwrap_or_default();
         let set = timed(&mut spent.scan, || {
             if tracked.pager.is_some() && space.uffd.is_none() {
                 no_longer_paged(process.reached_by(), &mut record.mappings)?;

@@ -6,6 +6,7 @@
 
 use super::{Object, Seen, path_of};
 use crate::image::{Chain, Source, SpaceId};
+use crate::task::mounts;
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, statfs};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -88,10 +89,8 @@ pub fn capture(seen: &Seen, former: &Path, metadata: &Metadata) -> Result<Object
 pub fn is_on_a_mount(former: &Path, metadata: &Metadata) -> bool {
     let in_its_directory =
         former.parent().and_then(|d| d.metadata().ok()).is_some_and(|d| d.dev() == metadata.dev());
-    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-    let device = format!("{major}:{minor}");
-    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    in_its_directory || mounts().lines().any(|line| line.split(' ').nth(2) == Some(&*device))
+    let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    in_its_directory || mounts::ours().is_ok_and(|all| all.iter().any(|mount| mount.device == device))
 }
 
 /// The record of the file behind the magic link `link`.

@@ -6,6 +6,7 @@
 use super::file::FileRecord;
 use super::{Object, Seen, same_by_path};
 use crate::sys::{inotify, socket};
+use crate::task::mounts::{self, Mount};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -110,23 +111,11 @@ impl Shown {
     }
 }
 
-struct Mount {
-    device: (u32, u32),
-    path: PathBuf,
-}
-
 /// Whole file systems before parts of them.
 fn read_mounts() -> Vec<Mount> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let of_line = |line: &str| -> Option<(bool, Mount)> {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (major, minor) = words.get(2)?.split_once(':')?;
-        let device = (major.parse().ok()?, minor.parse().ok()?);
-        Some((*words.get(3)? != "/", Mount { device, path: PathBuf::from(words.get(4)?) }))
-    };
-    let mut all: Vec<(bool, Mount)> = text.lines().filter_map(of_line).collect();
-    all.sort_by_key(|(part, _)| *part);
-    all.into_iter().map(|(_, mount)| mount).collect()
+    let mut all = mounts::ours().unwrap_or_default();
+    all.sort_by_key(|mount| !mount.is_whole);
+    all
 }
 
 fn open_path(path: &Path) -> io::Result<File> {

@@ -43,6 +43,7 @@ use crate::memory::runs::PageSet;
 use crate::memory::vma::Vma;
 use crate::sys::guardian::Guardian;
 use crate::sys::uffd::Uffd;
+use crate::track::space::may_be_watched;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
@@ -66,9 +67,18 @@ pub enum PagerError {
     Kernel { doing: &'static str, source: io::Error },
 }
 
+/// What the pager cannot do it says itself, and kills the program.
+#[derive(Debug, thiserror::Error)]
+#[error("the program is killed, as a page of its lazy restart cannot be had")]
+pub struct Lost;
+
 impl PagerError {
     fn kernel(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Kernel { doing, source }
+    }
+
+    fn is_for_want_of_descriptors(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::EMFILE))
     }
 }
 
@@ -100,17 +110,34 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// In a freeze: ends the watch over children, whose mappings are among these. Closing alone would not end it while
-    /// somebody else has the descriptor, if only to list /proc/PID/fd. What a child does not have is left as it is: another
-    /// process's, of the same address.
-    pub fn let_go_of_children<'v>(&mut self, mappings: impl Iterator<Item = &'v Vma>) {
+    /// In a freeze: ends the watch over children, whose mappings are among those of one process or another. Closing alone
+    /// would not end it while somebody else has the descriptor, if only to list /proc/PID/fd. What is not a child's own is
+    /// left as it was: memory of another process at that address, and what another userfaultfd watches.
+    pub fn let_go_of_children<'v>(&mut self, processes: impl Iterator<Item = (Pid, &'v [Vma])>) {
         let children = std::mem::take(&mut self.children);
         if children.is_empty() {
             return;
         }
-        let ranges: BTreeSet<(u64, u64)> = mappings.map(|vma| (vma.start, vma.end - vma.start)).collect();
+        let forked = processes.filter(|(pid, _)| !self.of.contains_key(pid));
+        let mut ranges = BTreeSet::new();
+        for (_, mappings) in forked {
+            // Flags are not known of all.
+            let is_watched = |vma: &&Vma| may_be_watched(vma) && (vma.flags.is_empty() || vma.has("uw"));
+            let watched: Vec<&Vma> = mappings.iter().filter(is_watched).collect();
+            for group in watched.chunk_by(|one, next| one.end == next.start) {
+                ranges.insert(group.iter().map(|vma| (vma.start, vma.end - vma.start)).collect::<Vec<_>>());
+            }
+        }
         for uffd in children {
-            ranges.iter().for_each(|&(start, length)| drop(uffd.unregister(start, length)));
+            for group in &ranges {
+                let (start, end) = (group[0].0, group.last().map_or(0, |last| last.0 + last.1));
+                // Neighbours in one call, all or none of them; then one by one.
+                if !uffd.let_go(start, end - start) && group.len() > 1 {
+                    for &(start, length) in group {
+                        uffd.let_go(start, length);
+                    }
+                }
+            }
         }
     }
 }
@@ -144,6 +171,8 @@ struct State {
     inherits: bool,
     buffer: Buffer,
     messages: crate::sys::uffd::Messages,
+    /// Met by a checkpoint.
+    error: Option<PagerError>,
 }
 
 /// Copies between two looks at messages while a checkpoint waits.
@@ -175,6 +204,7 @@ impl Pager {
                 inherits: plan.inherits,
                 buffer: Buffer::default(),
                 messages: crate::sys::uffd::Messages::default(),
+                error: None,
             }),
             waiting: AtomicUsize::new(0),
             missing: AtomicU64::new(total),
@@ -217,15 +247,21 @@ impl Pager {
     ///
     /// # Errors
     /// As [`Pager::arriving`].
-    pub fn prepare(&self) -> Result<(), PagerError> {
-        loop {
-            let mut state = self.shared.lock_soon();
-            let settled = state.settle_some(&self.shared.epoll)?;
-            self.shared.publish(&state);
-            if settled == Progress::Nothing {
-                return Ok(());
-            }
-        }
+    pub fn prepare(&self) -> Result<(), Lost> {
+        while self.settle_some(&mut self.shared.lock_soon())? != Progress::Nothing {}
+        Ok(())
+    }
+
+    /// An error is the pager's thread's: what was read by then is gone from the kernel's queues.
+    fn settle_some(&self, state: &mut State) -> Result<Progress, Lost> {
+        let settled = state.settle_some(&self.shared.epoll);
+        self.shared.publish(state);
+        settled.map_err(|error| {
+            state.error = Some(error);
+            // Fails only when it is to wake up already.
+            let _ = self.shared.wake.write(1);
+            Lost
+        })
     }
 
     /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
@@ -233,11 +269,10 @@ impl Pager {
     /// result is dropped.
     ///
     /// # Errors
-    /// A page that cannot be had; the pager meets it too and kills the program.
-    pub fn arriving(&self) -> Result<Arrivals, PagerError> {
+    /// A page that cannot be had.
+    pub fn arriving(&self) -> Result<Arrivals, Lost> {
         let mut state = self.shared.lock_soon();
-        while state.settle_some(&self.shared.epoll)? != Progress::Nothing {}
-        self.shared.publish(&state);
+        while self.settle_some(&mut state)? != Progress::Nothing {}
         let of = |space: &mut LazySpace| {
             let moved = std::mem::take(&mut space.moved);
             space.pid.map(|pid| (pid, Arriving { unfilled: space.unfilled(), moved }))
@@ -304,16 +339,31 @@ impl State {
 
     /// Reads, applies and serves for one space; takes in its new children.
     fn serve(&mut self, epoll: &Epoll, key: u64) -> Result<(), PagerError> {
-        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
-        let children = space.serve(self.source.as_mut(), &mut self.messages, &mut self.buffer)?;
-        if !children.is_empty() {
-            // Shells fork and execute: what such a child would have inherited is wanted no more.
-            self.drop_dead(epoll);
+        loop {
+            let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+            let served = space.serve(self.source.as_mut(), &mut self.messages, &mut self.buffer);
+            let children = std::mem::take(&mut space.children);
+            if !children.is_empty() {
+                // Shells fork and execute: what such a child would have inherited is wanted no more.
+                self.drop_dead(epoll);
+            }
+            for child in children {
+                self.add(epoll, child).map_err(PagerError::kernel("watch"))?;
+            }
+            match served {
+                Err(error) if error.is_for_want_of_descriptors() && self.drop_complete(epoll) => {}
+                served => return served,
+            }
         }
-        for child in children {
-            self.add(epoll, child).map_err(PagerError::kernel("watch"))?;
-        }
-        Ok(())
+    }
+
+    /// Lets go of children that are complete; whether there was one.
+    fn drop_complete(&mut self, epoll: &Epoll) -> bool {
+        let is_complete =
+            |(&key, s): (&u64, &LazySpace)| (s.pid.is_none() && s.pending.is_empty()).then_some(key);
+        let complete: Vec<u64> = self.spaces.iter().filter_map(is_complete).collect();
+        complete.iter().for_each(|&key| drop(self.remove(epoll, key)));
+        !complete.is_empty()
     }
 
     fn serve_all(&mut self, epoll: &Epoll) -> Result<(), PagerError> {

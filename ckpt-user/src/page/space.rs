@@ -39,8 +39,10 @@ pub struct LazySpace {
     pub pending: Pending,
     /// Where mremap(2) has brought pages whose marks are still those of their old place.
     pub moved: PageSet,
-    /// Faults that are to be served again.
+    /// Pages of faults that are to be served, some of them again.
     stalled: Vec<u64>,
+    /// Forked, and not served by anybody yet.
+    pub children: Vec<LazySpace>,
     /// Neighbours of pages that faulted, in pages of this space.
     near: Vec<Range<u64>>,
     /// The rest in its order, the next one last.
@@ -79,46 +81,48 @@ impl LazySpace {
         order: Vec<Range<u64>>,
     ) -> Self {
         let order = order.into_iter().rev().collect();
-        let (stalled, near) = (Vec::new(), Vec::new());
+        let (stalled, near, children) = (Vec::new(), Vec::new(), Vec::new());
         // Without it the first fill says that the process is gone.
         let pagemap = pid.and_then(|pid| Pagemap::open(reached_by(pid)).ok());
-        Self { source, pid, uffd, pagemap, pending, moved: PageSet::new(), stalled, near, order }
+        Self { source, pid, uffd, pagemap, pending, moved: PageSet::new(), stalled, children, near, order }
     }
 
-    /// Reads and applies all events, then serves all faults; returns the children that were forked.
+    /// Reads and applies all events, then serves all faults. What was read is kept whatever fails: children that were
+    /// forked in `children`, faults that were not served in `stalled`.
     ///
     /// # Errors
-    /// When a page cannot be had, or the kernel refuses what it never should.
+    /// When a page cannot be had, or the kernel refuses what it never should; EMFILE for a child's userfaultfd, whose
+    /// event is there to be read again.
     pub fn serve(
         &mut self,
         from: &mut dyn PageSource,
         messages: &mut Messages,
         buffer: &mut Buffer,
-    ) -> Result<Vec<LazySpace>, PagerError> {
-        let mut children = Vec::new();
-        let mut faults = std::mem::take(&mut self.stalled);
+    ) -> Result<(), PagerError> {
         while self.uffd.has_message().map_err(PagerError::kernel("wait for events of"))? {
             let wiped = self.wiped_by_a_fork()?;
             match self.uffd.read(messages).map_err(PagerError::kernel("read events of"))? {
                 None => break,
-                Some(Event::Fault { address }) => faults.push(address / 4096),
-                Some(event) => children.extend(self.apply(event, wiped)?),
+                Some(Event::Fault { address }) => self.stalled.push(address / 4096),
+                Some(event) => self.apply(event, wiped)?,
             }
         }
-        faults.sort_unstable();
-        faults.dedup();
-        for page in faults {
-            self.fault(page, from, buffer)?;
+        let mut waiting = std::mem::take(&mut self.stalled);
+        waiting.sort_unstable();
+        waiting.dedup();
+        while let Some(&page) = waiting.last() {
+            let served = self.fault(page, from, buffer);
+            if served.is_err() {
+                self.stalled.append(&mut waiting);
+                return served;
+            }
+            waiting.pop();
         }
-        Ok(children)
+        Ok(())
     }
 
     /// `wiped`: by a fork, as it was looked up before the event was read.
-    fn apply(
-        &mut self,
-        event: Event,
-        wiped: Option<Vec<Range<u64>>>,
-    ) -> Result<Option<LazySpace>, PagerError> {
+    fn apply(&mut self, event: Event, wiped: Option<Vec<Range<u64>>>) -> Result<(), PagerError> {
         match event {
             Event::Fault { .. } => {}
             Event::Remove { start, end } | Event::Unmap { start, end } => {
@@ -131,12 +135,16 @@ impl LazySpace {
             }
             Event::Fork(uffd) => {
                 let mut pending = self.pending.clone();
-                let wiped = wiped.map_or_else(|| self.wiped(), Ok)?;
+                let wiped = match wiped {
+                    Some(wiped) => wiped,
+                    None if pending.is_empty() => Vec::new(),
+                    None => self.wiped()?,
+                };
                 wiped.iter().for_each(|pages| drop(pending.remove(pages)));
-                return Ok(Some(LazySpace::new(self.source, None, uffd, pending, Vec::new())));
+                self.children.push(LazySpace::new(self.source, None, uffd, pending, Vec::new()));
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// What a child gets as zeros, if the next message may tell of one.

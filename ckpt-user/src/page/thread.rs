@@ -89,6 +89,9 @@ impl Thread {
         let shared = self.shared.clone();
         let mut guard = shared.lock();
         let state = &mut *guard;
+        if let Some(error) = state.error.take() {
+            return Err(error);
+        }
         for key in ready.iter().map(EpollEvent::data) {
             match key {
                 WAKE => drop(shared.wake.read()),

@@ -9,6 +9,7 @@
 //! the microsecond from there to the reading, it is looked up behind its event.
 
 use crate::memory::vma::{self, Raw};
+use crate::task::call;
 use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::io;
@@ -33,9 +34,8 @@ pub fn is_forking(pid: Pid) -> io::Result<bool> {
     }))
 }
 
-/// `text`: "56 0x…" in a call, "-1 0x…" in none, "running" when it is not asleep (fs/proc/base.c).
 fn is_fork(text: &str) -> bool {
-    let number = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+    let number = call::parse(text).map(|call| call.number);
     matches!(number, Some(libc::SYS_clone | libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone3))
 }
 

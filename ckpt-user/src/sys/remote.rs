@@ -215,7 +215,7 @@ impl Remote {
         // Leaves the thread at a stop from which a signal can be given to it.
         self.call(libc::SYS_getpid, &[])?;
         let thread = self.thread.take().ok_or_else(lost)?;
-        let running = if signal == 0 {
+        let mut running = if signal == 0 {
             let rip = self.base + LONE_SYSCALL;
             let (rax, rdi) = (libc::SYS_exit_group as u64, (status >> 8 & 0xff) as u64);
             thread.set_regs(&Regs { rip, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
@@ -229,9 +229,13 @@ impl Remote {
                 thread.cont(signal)?
             }
         };
-        match running.wait(None)? {
-            Waited::Died(_) => Ok(()),
-            _ => Err(io::Error::other("a process that was to end did not")),
+        loop {
+            match running.wait(None)? {
+                Waited::Died(_) => return Ok(()),
+                // A SIGSTOP from outside, before it could end.
+                Waited::Stopped(stopped) => running = stopped.cont(signal)?,
+                Waited::TimedOut(still) => running = still,
+            }
         }
     }
 

@@ -138,7 +138,7 @@ impl Uffd {
     /// Whether the address space is gone: its processes have ended or execute other programs.
     pub fn is_dead(&self) -> bool {
         // UFFDIO_CONTINUE never changes anonymous memory: it fails, and how tells.
-        const SOMEWHERE: u64 = 0x1_0000;
+        const SOMEWHERE: u64 = 1 << 46;
         let asked = self.ioctl(IOCTL_CONTINUE, [SOMEWHERE, 4096, 0, 0].as_mut_ptr());
         asked.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
     }
@@ -175,6 +175,12 @@ impl Uffd {
 
     pub fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
         self.ioctl(IOCTL_UNREGISTER, [start, len].as_mut_ptr())
+    }
+
+    /// Ends the watch over a range, if it is all ours or nobody's; whether it was.
+    pub fn let_go(&self, start: u64, len: u64) -> bool {
+        // EBUSY where it is somebody else's, which not every kernel's unregistering looks at.
+        self.register(start, len, MODE_WP).is_ok() && self.unregister(start, len).is_ok()
     }
 
     /// Takes the protection from the pages of a registered range: each counts as written.

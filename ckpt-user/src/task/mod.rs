@@ -1,5 +1,6 @@
 //! One file per piece of a task: its record, how it is captured and how it is rebuilt.
 
+pub mod call;
 pub mod clock;
 pub mod control;
 pub mod credentials;
@@ -12,6 +13,7 @@ pub mod iterators;
 pub mod keyring;
 pub mod learnt;
 pub mod limits;
+pub mod mounts;
 pub mod outside;
 pub mod policy;
 pub mod posix_timers;

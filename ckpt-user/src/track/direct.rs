@@ -8,9 +8,10 @@
 
 use crate::memory::runs::PageSet;
 use crate::sys::mem;
+use crate::task::call::{self, InCall};
+use crate::task::mounts;
 use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
-use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
@@ -68,10 +69,7 @@ enum Call {
 
 /// Of the text of /proc/PID/task/TID/syscall: number and arguments. `None` for a thread that runs, too.
 fn waits_in(text: &str) -> Option<Call> {
-    let mut words = text.split_ascii_whitespace();
-    let number = words.next()?.parse().ok()?;
-    let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let (_, second, third) = (argument()?, argument()?, argument()?);
+    let InCall { number, arguments: [_, second, third, ..] } = call::parse(text)?;
     match number {
         libc::SYS_read | libc::SYS_pread64 => Some(Call::Reads { address: second, length: third }),
         libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => {
@@ -171,24 +169,16 @@ fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
             let mounts = match &mut mounts {
                 Some(mounts) => mounts,
                 // Ours: what lies outside of a process's own root directory is not in its list.
-                none => none.insert(kinds(&ProcDir::process(Pid::this()).text("mountinfo")?)),
+                none => none.insert(mounts::ours()?),
             };
-            let kind = field("mnt_id:").and_then(|id| mounts.get(id));
-            if !kind.is_some_and(|kind| CACHED.contains(&kind.as_str())) {
+            let id = field("mnt_id:").and_then(|id| id.parse().ok());
+            let mount = mounts.iter().find(|mount| Some(mount.id) == id);
+            if !mount.is_some_and(|mount| CACHED.contains(&mount.kind.as_str())) {
                 return Ok(true);
             }
         }
     }
     Ok(false)
-}
-
-/// The file system of each mount by the mount's id, from the text of /proc/PID/mountinfo.
-fn kinds(mountinfo: &str) -> HashMap<String, String> {
-    let kind = |line: &str| {
-        let (mount, system) = line.split_once(" - ")?;
-        Some((mount.split(' ').next()?.to_owned(), system.split(' ').next()?.to_owned()))
-    };
-    mountinfo.lines().filter_map(kind).collect()
 }
 
 #[cfg(test)]
@@ -213,14 +203,5 @@ mod tests {
         assert_eq!(pages(0x1000, 0x1000), 1..2);
         assert_eq!(pages(0x1000, 0), 1..1);
         assert_eq!(pages(0x1000, u64::MAX), 1..u64::MAX.div_ceil(4096));
-    }
-
-    #[test]
-    fn mounts_tell_their_file_systems() {
-        let text = "36 35 98:0 /a - /b\\040c rw,noatime master:1 - ext3 /dev/root rw\n\
-                    40 35 0:50 / /d rw - fuse.sshfs host: rw\n";
-        let kinds = kinds(text);
-        assert_eq!(kinds["40"], "fuse.sshfs");
-        assert_eq!(kinds.len(), 2);
     }
 }

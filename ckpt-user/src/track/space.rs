@@ -186,9 +186,7 @@ impl Space {
 
     /// The private mappings of the process, as far as tracking needs to know them, while it runs.
     pub fn mappings(&self) -> io::Result<Vec<Vma>> {
-        let raws = vma::parse(&ProcDir::process(reached_by(self.pid)).text("maps")?)?;
-        let private = raws.iter().filter(|r| !r.is_shared() && !vdso::is_kernel_made(&r.name));
-        Ok(private.map(vma::Raw::to_private).collect())
+        mappings(self.pid)
     }
 
     /// Has private memory watched that is not, and counts all of it as written. It may be new; or it was watched until the
@@ -269,11 +267,7 @@ impl Space {
     /// Whether a watched mapping is watched by our userfaultfd. One that is not to be is let go: it has come, beside the
     /// program, to where another one had been when the mappings were read.
     pub fn is_ours(&self, vma: &Vma) -> bool {
-        let length = vma.end - vma.start;
-        // EBUSY where it is somebody else's.
-        let let_go = |uffd: &Uffd| {
-            uffd.register(vma.start, length, MODE_WP).is_ok() && uffd.unregister(vma.start, length).is_ok()
-        };
+        let let_go = |uffd: &Uffd| uffd.let_go(vma.start, vma.end - vma.start);
         self.uffd.as_ref().is_some_and(|uffd| may_be_watched(vma) || let_go(uffd))
     }
 
@@ -435,6 +429,13 @@ impl Space {
     pub fn again(&mut self) {
         self.pending = None;
     }
+}
+
+/// The private mappings of a process, without their flags.
+pub fn mappings(pid: Pid) -> io::Result<Vec<Vma>> {
+    let raws = vma::parse(&ProcDir::process(reached_by(pid)).text("maps")?)?;
+    let private = raws.iter().filter(|r| !r.is_shared() && !vdso::is_kernel_made(&r.name));
+    Ok(private.map(vma::Raw::to_private).collect())
 }
 
 /// Whether writes to this mapping are found by write protection; see [`super::compared`].
