@@ -4,9 +4,10 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ckpt_tests::calls::{Calls, From, interrupts};
+use ckpt_tests::sys::kill;
 use ckpt_tests::{Cmd, Finished, Job, Mode, Sandbox, SlowDisk, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -36,6 +37,20 @@ impl<'b> Reader<'b> {
         self.job.running().wait_for_output(answer, SOON);
     }
 
+    /// Whether it has begun to read: there may be no io_uring, and then it has ended.
+    fn begins(&mut self) -> bool {
+        self.sandbox.kill(self.program, Signal::SIGUSR1 as i32).unwrap();
+        let said = |job: &Job| String::from_utf8_lossy(&job.running().stdout()).into_owned();
+        self.sandbox.wait_for("its answer", SOON, || {
+            ["reading\n", "no io_uring"].iter().any(|word| said(&self.job).contains(word))
+        });
+        let begins = !said(&self.job).contains("no io_uring");
+        if !begins {
+            self.job.wait(SOON).success();
+        }
+        begins
+    }
+
     /// A read is in flight, and the program has done what it does meanwhile.
     fn read(&self) {
         self.disk.hold();
@@ -62,6 +77,35 @@ impl<'b> Reader<'b> {
         let taken = self.job.try_checkpoint();
         assert!(calls.is_done(), "the data has not landed: {}", taken.stderr_text());
         taken
+    }
+
+    /// The same, and by the time that the program is stopped there is nothing left of what has read. Where the kernel is still
+    /// at taking that away, the checkpoint is refused, in a word that is `what`, and another one is taken.
+    fn checkpoint_over_a_landing_and_its_end(&self, what: &str) {
+        let ckptbpf = self.job.running().outside_pid().expect("it runs");
+        let program = self.sandbox.outside_pid(self.program).expect("it runs");
+        let (release, stdout) = (self.disk.release(), self.job.running().stdout_path().to_owned());
+        let land = move || {
+            release.let_go();
+            kill(program, Signal::SIGUSR1 as i32).expect("the program lives");
+            let deadline = Instant::now() + SOON;
+            while !std::fs::read_to_string(&stdout).unwrap().ends_with("landed\n")
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let calls = Calls::before(ckptbpf, From::Now, interrupts, Box::new(land));
+        let mut taken = self.job.try_checkpoint();
+        assert!(calls.is_done() && self.ends_with("landed\n"), "it has not landed: {}", taken.stderr_text());
+        self.sandbox.wait_for("a checkpoint", SOON, || {
+            let refused = taken.code() != 0;
+            if refused {
+                assert!(taken.stderr_text().contains(what), "{}", taken.stderr_text());
+                taken = self.job.try_checkpoint();
+            }
+            !refused
+        });
     }
 
     /// Killed, restarted in both ways, and with a checkpoint in between: memory is what was there, byte for byte.
@@ -146,6 +190,38 @@ fn a_direct_read_over_a_scan_while_pages_are_missing() {
     });
 }
 
+/// What reads has no thread and no descriptor to read from, lands between scan and freeze, and is gone by the freeze.
+fn asynchronously_over_a_scan(name: &str, how: &str, what: &str) {
+    with_disk(name, |sandbox, disk| {
+        let mut reader = Reader::launch(sandbox, disk, how, &[]);
+        disk.hold();
+        if !reader.begins() {
+            return skip::skip(name, "no io_uring");
+        }
+        disk.wait_for_a_read(sandbox);
+        reader.tell("meanwhile\n");
+        reader.checkpoint_over_a_landing_and_its_end(what);
+        let taken = reader.job.checkpoints().pop().unwrap();
+        assert_eq!(taken.kind, "delta", "{taken:?}");
+        reader.assert_restarts();
+    });
+}
+
+#[test]
+fn an_asynchronous_read_over_a_scan_whose_context_is_destroyed() {
+    asynchronously_over_a_scan("flight_aio_alone", "aio-alone", "[aio]");
+}
+
+#[test]
+fn a_read_of_an_io_uring_over_a_scan_that_is_closed() {
+    asynchronously_over_a_scan("flight_ring_alone", "ring-alone", "io_uring");
+}
+
+#[test]
+fn a_read_into_a_registered_buffer_over_a_scan_whose_io_uring_is_closed() {
+    asynchronously_over_a_scan("flight_fixed_alone", "fixed-alone", "io_uring");
+}
+
 /// The program does not stop: the refusal names the thread, its system call and what it waits in; nothing is lost.
 fn over_a_freeze(name: &str, how: &str) {
     const PREAD64: &str = "(system call 17, waiting in ";
@@ -188,18 +264,10 @@ fn a_direct_read_over_a_freeze() {
 /// Asynchronous reads are refused by name for as long as what was made for them is there; then the data is in the delta.
 fn refused_until_it_is_over(name: &str, how: &str, options: &[&str], what: &[&str]) {
     with_disk(name, |sandbox, disk| {
-        let reader = Reader::launch(sandbox, disk, how, options);
+        let mut reader = Reader::launch(sandbox, disk, how, options);
         disk.hold();
-        reader.sandbox.kill(reader.program, Signal::SIGUSR1 as i32).unwrap();
-        let said = || String::from_utf8_lossy(&reader.job.running().stdout()).into_owned();
-        sandbox.wait_for("its answer", SOON, || {
-            ["reading\n", "no io_uring"].iter().any(|word| said().contains(word))
-        });
-        if said().contains("no io_uring") {
-            skip::skip(name, &said());
-            let mut job = reader.job;
-            job.wait(SOON).success();
-            return;
+        if !reader.begins() {
+            return skip::skip(name, "no io_uring");
         }
         disk.wait_for_a_read(sandbox);
         reader.tell("meanwhile\n");

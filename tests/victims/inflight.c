@@ -136,6 +136,12 @@ static void ring_lands(void)
     CHECK(((struct io_uring_cqe *)(entries + params.cq_off.cqes))[0].res == BYTES);
     ring_is_closed();
 }
+/* What is read from has no descriptor any more; the ring has. */
+static void ring_lands_alone(void)
+{
+    fd = dup(0);
+    ring_lands();
+}
 /* Nobody tells of a ring that is closed: memory does. */
 static void memory_tells(void)
 {
@@ -155,9 +161,12 @@ static const struct how {
     {"direct-closed", pieces_begin, closes, thread_lands},
     {"writev", writev_begins, nothing, writev_lands},
     {"aio", aio_begins, nothing, aio_lands},
+    {"aio-alone", aio_begins, closes, aio_lands},
     {"aio-destroyed", aio_begins, nothing, aio_destroyed},
     {"ring", ring_begins, nothing, ring_lands},
     {"fixed", fixed_begins, nothing, ring_lands},
+    {"ring-alone", ring_begins, closes, ring_lands_alone},
+    {"fixed-alone", fixed_begins, closes, ring_lands_alone},
     {"ring-closed", ring_begins, ring_is_closed, memory_tells},
     {"fixed-closed", fixed_begins, ring_is_closed, memory_tells},
 };

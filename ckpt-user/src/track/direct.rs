@@ -2,9 +2,10 @@
 //! lands later, without a mark. process_vm_writev(2) does so too, as long as its source is waited for.
 //!
 //! All that was in flight over a scan is over in the freeze, where no thread is in a system call; what is in flight
-//! without a thread is refused. So what may have been in flight is copied once more there. Two looks right after each
-//! scan, either of which alone would miss something: at threads, which finds a read whose descriptor is closed meanwhile;
-//! and at descriptors, since of a thread that runs nobody can tell which call it is in.
+//! without a thread is refused. So what may have been in flight is copied once more there. Three looks right after each
+//! scan, each of which finds what the others would miss: at threads, a read whose descriptor is closed meanwhile; at
+//! descriptors, since of a thread that runs nobody can tell which call it is in; and for what reads without a thread and
+//! may be gone by the freeze.
 
 use crate::memory::runs::PageSet;
 use crate::sys::mem;
@@ -27,7 +28,8 @@ pub struct InFlight {
 /// Right after a scan: a read that was in flight over it and is not any more has landed before a page is copied.
 pub fn in_flight(process: Pid) -> InFlight {
     let pid = reached_by(process);
-    let mut found = InFlight { anywhere: or_ended(may_read_past_the_page_cache(pid)), ..InFlight::default() };
+    let anywhere = or_ended(may_read_past_the_page_cache(pid)) || or_ended(has_asynchronous_reads(pid));
+    let mut found = InFlight { anywhere, ..InFlight::default() };
     for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
         let thread = ProcDir::thread(pid, Pid::from_raw(tid));
         let call = thread.text("syscall").map(|text| waits_in(&text).filter(|call| !copies(call, &thread)));
@@ -144,6 +146,24 @@ const CACHED: &[&str] = &[
     "vfat",
     "xfs",
 ];
+
+/// Whether there is what reads without a thread: an io_uring(7), a context of io_setup(2), memory pinned for either. Whoever
+/// takes it away waits for what is in flight, or leaves it pinned; so what is not to be seen any more has landed.
+fn has_asynchronous_reads(pid: Pid) -> io::Result<bool> {
+    let dir = ProcDir::process(pid);
+    if dir.status()?.field("VmPin").is_some_and(|size| !size.starts_with("0 ")) {
+        return Ok(true);
+    }
+    let is_one =
+        |line: &str| line.ends_with(RING) || line.ends_with("/[aio] (deleted)") || line.ends_with("/[aio]");
+    if dir.text("maps")?.lines().any(is_one) {
+        return Ok(true);
+    }
+    let is_ring = |number: &i32| dir.link(&format!("fd/{number}")).is_ok_and(|link| link.as_os_str() == RING);
+    Ok(dir.numbers("fd")?.iter().any(is_ring))
+}
+
+const RING: &str = "anon_inode:[io_uring]";
 
 /// Whether a descriptor that can be read from is of O_DIRECT, or of a file system that may go past the page cache anyway.
 fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
