@@ -4,9 +4,10 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ckpt_tests::calls::{Calls, From, interrupts};
+use ckpt_tests::sandbox::until;
 use ckpt_tests::sys::kill;
 use ckpt_tests::{Cmd, Finished, Job, Mode, Sandbox, SlowDisk, skip, victim_cmd};
 use nix::sys::signal::Signal;
@@ -88,12 +89,8 @@ impl<'b> Reader<'b> {
         let land = move || {
             release.let_go();
             kill(program, Signal::SIGUSR1 as i32).expect("the program lives");
-            let deadline = Instant::now() + SOON;
-            while !std::fs::read_to_string(&stdout).unwrap().ends_with("landed\n")
-                && Instant::now() < deadline
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            let has_landed = || std::fs::read_to_string(&stdout).unwrap().ends_with("landed\n");
+            assert_eq!(until(SOON, || None, has_landed), None);
         };
         let calls = Calls::before(ckptbpf, From::Now, interrupts, Box::new(land));
         let mut taken = self.job.try_checkpoint();

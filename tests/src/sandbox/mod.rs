@@ -39,7 +39,7 @@ pub use cmd::Cmd;
 pub use leaks::Leak;
 pub use process::Process;
 pub use running::{Finished, Running};
-pub use wait::{let_pass, scaled};
+pub use wait::{let_pass, scaled, until};
 
 use channel::Channel;
 use leaks::Before;
