@@ -3,7 +3,7 @@
 
 use super::{SOON, compare, restart, restart_at, signal};
 use ckpt_tests::scenario::verb;
-use ckpt_tests::{Job, Sandbox, skip, victim_cmd};
+use ckpt_tests::{Job, Mode, Sandbox, skip, victim_cmd};
 use std::path::Path;
 
 const ROWS: [&str; 6] = ["rewritten", "dropped", "file", "mremap", "punched", "new"];
@@ -47,7 +47,7 @@ fn loses_nothing(sandbox: &Sandbox, job: &mut Job, reason: &str, spoil: &[String
     compare(sandbox, job, program, 1);
     job.kill_all();
     // And the first one is as good as it was: the step is yet to be taken.
-    restart_at(sandbox, job, 1, &[]);
+    restart_at(sandbox, job, 1, Mode::Eager, &[]);
     signal(sandbox, program);
     job.running().wait_for_output("done 1\n", SOON);
     compare(sandbox, job, program, 1);

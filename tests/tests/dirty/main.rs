@@ -78,7 +78,7 @@ impl<'a> Case<'a> {
         job
     }
 
-    /// From launch to the second restart.
+    /// From launch to the last restart: twice eagerly, twice lazily.
     fn run(&self) -> Taken {
         let sandbox = Sandbox::new(&self.name());
         let mut job = self.launch(&sandbox);
@@ -91,15 +91,16 @@ impl<'a> Case<'a> {
             job.running().wait_for_output(&format!("done {step}\n"), SOON);
             steps.push(job.checkpoint());
         }
+        let mut restarted = Vec::new();
+        for (time, mode) in (1..).zip([Mode::Eager, Mode::Eager, Mode::Lazy, Mode::Lazy]) {
+            let newest = job.newest();
+            job.kill_all();
+            restart_at(&sandbox, &mut job, newest, mode, self.options);
+            compare(&sandbox, &job, program, time);
+            restarted.push(job.checkpoint());
+        }
         job.kill_all();
-        restart_at(&sandbox, &mut job, 1 + self.steps, self.options);
-        compare(&sandbox, &job, program, 1);
-        let restarted = job.checkpoint();
-        job.kill_all();
-        restart_at(&sandbox, &mut job, 2 + self.steps, self.options);
-        compare(&sandbox, &job, program, 2);
-        job.kill_all();
-        Taken { full, steps, restarted }
+        Taken { full, steps, restarted: restarted.swap_remove(0) }
     }
 }
 
@@ -118,11 +119,11 @@ fn signal(sandbox: &Sandbox, program: i32) {
 
 /// Restarts, and waits until the program itself runs.
 fn restart(sandbox: &Sandbox, job: &mut Job) {
-    restart_at(sandbox, job, job.newest(), &[]);
+    restart_at(sandbox, job, job.newest(), Mode::Eager, &[]);
 }
 
-fn restart_at(sandbox: &Sandbox, job: &mut Job, id: u64, options: &[&str]) {
-    job.restart_at(id, Mode::Eager, &[&["--json"], options].concat());
+fn restart_at(sandbox: &Sandbox, job: &mut Job, id: u64, mode: Mode, options: &[&str]) {
+    job.restart_at(id, mode, &[&["--json"], options].concat());
     let job = &*job;
     sandbox.wait_for("the program to run again", SOON, || {
         let running = job.running();
