@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, PTRACE_SYSCALL, SYS_bind, SYS_ptrace, user_regs_struct};
+use nix::libc::{PTRACE_INTERRUPT, PTRACE_SEIZE, PTRACE_SYSCALL, SYS_bind, user_regs_struct};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -30,7 +30,7 @@ pub type Kind = fn(&user_regs_struct) -> bool;
 
 /// A thread is asked to stop: ckptbpf's freeze begins.
 pub fn interrupts(regs: &user_regs_struct) -> bool {
-    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_INTERRUPT)
+    traces(regs, PTRACE_INTERRUPT)
 }
 
 /// Any call.
@@ -40,18 +40,54 @@ pub fn any(_: &user_regs_struct) -> bool {
 
 /// A thread is let go to the entry, or to the end, of a call that ckptbpf has it make.
 pub fn injects(regs: &user_regs_struct) -> bool {
-    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_SYSCALL)
+    traces(regs, PTRACE_SYSCALL)
 }
 
 /// A process is about to be traced.
 pub fn seizes(regs: &user_regs_struct) -> bool {
-    regs.orig_rax == SYS_ptrace.cast_unsigned() && regs.rdi == u64::from(PTRACE_SEIZE)
+    traces(regs, PTRACE_SEIZE)
 }
 
 /// A socket gets its name: ckptbpf's control socket.
 pub fn binds(regs: &user_regs_struct) -> bool {
-    regs.orig_rax == SYS_bind.cast_unsigned()
+    is(regs, SYS_bind)
 }
+
+fn is(regs: &user_regs_struct, number: i64) -> bool {
+    regs.orig_rax == number.cast_unsigned()
+}
+
+fn traces(regs: &user_regs_struct, request: u32) -> bool {
+    is(regs, nix::libc::SYS_ptrace) && regs.rdi == u64::from(request)
+}
+
+fn controls(regs: &user_regs_struct, request: u64) -> bool {
+    is(regs, nix::libc::SYS_ioctl) && regs.rsi == request
+}
+
+/// What each phase of a checkpoint of ckptbpf does at least once, in the order of time. Numbers of ioctls are those of
+/// linux/fs.h and linux/userfaultfd.h.
+pub const OF_A_CHECKPOINT: &[(&str, Kind)] = &[
+    ("the scan", |regs| controls(regs, 0xc060_6610)),
+    ("the copy", |regs| is(regs, nix::libc::SYS_process_vm_readv)),
+    ("the freeze", interrupts),
+    ("the capture", |regs| traces(regs, nix::libc::PTRACE_GETREGS)),
+    ("the thaw", |regs| traces(regs, nix::libc::PTRACE_DETACH)),
+    ("the last block", |regs| is(regs, nix::libc::SYS_write) && regs.rdx >= 4096),
+    ("the data's way to the disk", |regs| is(regs, nix::libc::SYS_fdatasync)),
+    ("the name", |regs| is(regs, nix::libc::SYS_renameat2)),
+    ("the name's way to the disk", |regs| is(regs, nix::libc::SYS_fsync)),
+];
+
+/// The same of a restart.
+pub const OF_A_RESTART: &[(&str, Kind)] = &[
+    ("the look at the chain", |regs| is(regs, nix::libc::SYS_pread64)),
+    ("the first process", |regs| is(regs, nix::libc::SYS_clone3)),
+    ("the first call of a process", |regs| is(regs, nix::libc::SYS_process_vm_writev)),
+    ("the fill", |regs| controls(regs, 0xc028_aa03)),
+    ("the registers", |regs| traces(regs, nix::libc::PTRACE_SETREGS)),
+    ("the resumption", |regs| traces(regs, nix::libc::PTRACE_DETACH)),
+];
 
 /// A process that is held before a call.
 pub struct Held {

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ckpt_tests::calls::{Calls, Deed, From, Kind, any, injects};
+use ckpt_tests::calls::{Calls, Deed, From, Kind, OF_A_CHECKPOINT, OF_A_RESTART, any, injects};
 use ckpt_tests::sandbox::Leak;
 use ckpt_tests::scenario::{Generation, supervised, verb};
 use ckpt_tests::{Cmd, Expected, Random, Running, Sandbox, victim_cmd};
@@ -104,9 +104,8 @@ impl<'b> Herd<'b> {
         verb("restart", mode).args(["--at", &self.whole.0.to_string()]).arg(&self.dir)
     }
 
-    /// A restart, traced from its start; what `deed` makes of ckptbpf's id comes right before
-    /// call number `at`.
-    fn traced_restart(&self, mode: &[&str], at: u64, deed: fn(i32) -> Deed) -> (Running<'b>, Calls) {
+    /// A restart, traced from its start; what `deed` makes of ckptbpf's id comes right before call number `at` of a kind.
+    fn traced_restart(&self, mode: &[&str], at: (Kind, u64), deed: fn(i32) -> Deed) -> (Running<'b>, Calls) {
         let gate = self.sandbox.dir().join("gate");
         if !gate.exists() {
             nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
@@ -114,7 +113,7 @@ impl<'b> Herd<'b> {
         let line = format!("read < {}; exec \"$@\"", gate.display());
         let running = self.sandbox.spawn(Cmd::sh(&line).arg("sh").program(&self.restart_cmd(mode)));
         let ckptbpf = running.outside_pid().expect("it waits");
-        let calls = Calls::of(ckptbpf, From::Exec, (any, at), deed(ckptbpf));
+        let calls = Calls::of(ckptbpf, From::Exec, at, deed(ckptbpf));
         std::fs::write(&gate, "\n").unwrap();
         (running, calls)
     }
@@ -298,6 +297,55 @@ fn the_program_before_any_call_of_a_checkpoint() {
     herd.kill_all(running);
 }
 
+/// Whoever is killed, and in whichever phase: no phase is left out.
+#[test]
+fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
+    let sandbox = sandbox("killed_phases");
+    let (mut herd, mut running) = Herd::launch(&sandbox, &[]);
+    herd.traced_checkpoint(&running, (any, 0), never(0));
+    herd.verify_whole();
+    herd.kill_all(running);
+    running = herd.restart(&[]);
+    for (phase, kind) in OF_A_CHECKPOINT {
+        for deed in [itself, children] {
+            let ckptbpf = running.outside_pid().expect("it runs");
+            let (_, done) = herd.traced_checkpoint(&running, (*kind, 1), deed(ckptbpf));
+            assert!(done, "no checkpoint came to {phase}");
+            herd.verify();
+            herd.kill_all(running);
+            running = herd.restart(&[]);
+        }
+    }
+    herd.kill_all(running);
+}
+
+/// The same of restarts: what is left lives, as it does while its pages arrive, or is nothing.
+#[test]
+fn ckptbpf_or_the_program_in_each_phase_of_a_restart() {
+    let sandbox = sandbox("killed_restarting");
+    let (mut herd, running) = Herd::launch(&sandbox, &[]);
+    herd.traced_checkpoint(&running, (any, 0), never(0));
+    herd.verify_whole();
+    herd.kill_all(running);
+    for mode in [&[][..], &["--lazy"]] {
+        for (phase, kind) in OF_A_RESTART {
+            for deed in [itself, children] {
+                let (running, calls) = herd.traced_restart(mode, (*kind, 1), deed);
+                sandbox.wait_for("the restart, or its end", SOON, || {
+                    running.has_ended() || supervised(&sandbox, &herd.dir) == Some(herd.pid)
+                });
+                assert!(calls.is_done(), "no restart came to {phase}: {mode:?}, {}", running.stderr());
+                herd.goes_on(&running);
+                herd.kill_all(running);
+                calls.end();
+                herd.verify();
+            }
+        }
+        let running = herd.restart(mode);
+        herd.kill_all(running);
+    }
+}
+
 /// Until the program runs, whoever is killed: nothing of it is left, and the directory is as it was.
 fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     let sandbox = sandbox(name);
@@ -305,7 +353,7 @@ fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
     herd.kill_all(running);
-    let (running, calls) = herd.traced_restart(mode, 0, never);
+    let (running, calls) = herd.traced_restart(mode, (any, 0), never);
     herd.wait_for_supervisor(&running);
     let all = calls.seen();
     assert!(herd.goes_on(&running));
@@ -313,7 +361,7 @@ fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     calls.end();
     let mut died = 0;
     for at in strikes(name, all) {
-        let (running, calls) = herd.traced_restart(mode, at, deed);
+        let (running, calls) = herd.traced_restart(mode, (any, at), deed);
         sandbox.wait_for("the restart, or its end", SOON, || {
             running.has_ended() || supervised(&sandbox, &herd.dir) == Some(herd.pid)
         });
