@@ -8,12 +8,19 @@ pub const COLLECTOR: &str = "CKPTBPF_SKIP_FILE";
 
 /// Records that the test `name` did not run because of `reason`; the test then returns.
 pub fn skip(name: &str, reason: &str) {
-    let mut line = format!("SKIPPED {name}: {reason}\n");
-    eprint!("{line}");
     // As the test is called, whatever it calls itself.
-    if let Some(test) = crate::matrix::this_test() {
-        line += &format!("SKIPPED-TEST {test}: {reason}\n");
-    }
+    let test = crate::matrix::this_test().map(|test| format!("SKIPPED-TEST {test}: {reason}\n"));
+    record(&format!("SKIPPED {name}: {reason}\n"), &test.unwrap_or_default());
+}
+
+/// Records that a part of a test, `name`, cannot be had here; the test goes on with the others.
+pub fn skip_part(name: &str, reason: &str) {
+    record(&format!("SKIPPED {name}: {reason}\n"), "");
+}
+
+fn record(line: &str, test: &str) {
+    eprint!("{line}");
+    let line = line.to_owned() + test;
     if let Ok(path) = std::env::var(COLLECTOR) {
         let mut file =
             OpenOptions::new().create(true).append(true).open(path).expect("the skip collector opens");

@@ -31,9 +31,11 @@ static void flags_of(const void *at, char *out, size_t size)
         strcpy(out, "no mapping begins there");
 }
 
+enum { ANONYMOUS, SHARED, MEMFD, OF_FILE };
+
 static struct flagged {
     const char *what;
-    int map, advice, lock;
+    int map, advice, lock, of;
     char *at, flags[200];
 } flagged[] = {
     {.what = "plain"},
@@ -52,9 +54,33 @@ static struct flagged {
     {.what = "mlock2 on fault", .lock = 2},
     {.what = "DROPPABLE", .map = MAP_DROPPABLE},
     {.what = "sealed", .lock = 3},
+    {.what = "shared, DONTFORK", .of = SHARED, .advice = MADV_DONTFORK},
+    {.what = "shared, DONTDUMP", .of = SHARED, .advice = MADV_DONTDUMP},
+    {.what = "shared, HUGEPAGE", .of = SHARED, .advice = MADV_HUGEPAGE},
+    {.what = "shared, RANDOM", .of = SHARED, .advice = MADV_RANDOM},
+    {.what = "shared, NORESERVE", .of = SHARED, .map = MAP_NORESERVE},
+    {.what = "shared, mlock", .of = SHARED, .lock = 1},
+    {.what = "shared, sealed", .of = SHARED, .lock = 3},
+    {.what = "memfd, DONTFORK", .of = MEMFD, .advice = MADV_DONTFORK},
+    {.what = "memfd, SEQUENTIAL", .of = MEMFD, .advice = MADV_SEQUENTIAL},
+    {.what = "memfd, LOCKED", .of = MEMFD, .map = MAP_LOCKED},
+    {.what = "memfd, sealed", .of = MEMFD, .lock = 3},
+    {.what = "of a file, DONTFORK", .of = OF_FILE, .advice = MADV_DONTFORK},
+    {.what = "of a file, DONTDUMP", .of = OF_FILE, .advice = MADV_DONTDUMP},
+    {.what = "of a file, RANDOM", .of = OF_FILE, .advice = MADV_RANDOM},
+    {.what = "of a file, LOCKED", .of = OF_FILE, .map = MAP_LOCKED},
+    {.what = "of a file, mlock", .of = OF_FILE, .lock = 1},
+    {.what = "of a file, sealed", .of = OF_FILE, .lock = 3},
 };
 enum { FLAGGED = sizeof flagged / sizeof *flagged };
 static char *area;
+
+static int open_for(int of)
+{
+    int fd = of == MEMFD ? (int)syscall(SYS_memfd_create, "flagged", 0) : open("flagged", O_RDWR | O_CREAT, 0600);
+    CHECK(fd >= 0 && ftruncate(fd, EACH) == 0);
+    return fd;
+}
 
 /* Each between two pieces that nobody may touch, so that none merges with another. */
 static void flags_set_up(void)
@@ -62,22 +88,40 @@ static void flags_set_up(void)
     area = map_it(2 * FLAGGED * EACH + EACH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     for (int i = 0; i < FLAGGED; i++) {
         struct flagged *one = &flagged[i];
-        int type = one->map == MAP_DROPPABLE ? 0 : MAP_PRIVATE;
+        int type = one->map == MAP_DROPPABLE ? 0 : one->of == SHARED || one->of == MEMFD ? MAP_SHARED : MAP_PRIVATE;
+        int fd = one->of == MEMFD || one->of == OF_FILE ? open_for(one->of) : -1;
+        type |= one->map | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0);
         one->at = area + (2 * i + 1) * EACH;
-        char *at = mmap(one->at, EACH, PROT_READ | PROT_WRITE, type | one->map | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        char *at = mmap(one->at, EACH, PROT_READ | PROT_WRITE, type, fd, 0);
+        CHECK(fd < 0 || close(fd) == 0);
         if (at == MAP_FAILED && one->map == MAP_DROPPABLE)
             at = mmap(one->at, EACH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         CHECK(at == one->at);
-        if (one->advice)
-            CHECK(madvise(at, EACH, one->advice) == 0 || errno == EINVAL);
+        if (one->advice && madvise(at, EACH, one->advice) != 0) {
+            CHECK(errno == EINVAL);
+            say(2, "cannot: %s (%s)\n", one->what, strerror(errno));
+        }
         if (one->lock == 1)
             CHECK(mlock(at, EACH) == 0);
         if (one->lock == 2)
             CHECK(syscall(SYS_mlock2, at, EACH, ONFAULT) == 0);
-        if (one->lock == 3)
-            CHECK(syscall(SYS_MSEAL, at, EACH, 0) == 0 || errno == ENOSYS);
+        if (one->lock == 3 && syscall(SYS_MSEAL, at, EACH, 0) != 0) {
+            CHECK(errno == ENOSYS);
+            say(2, "cannot: %s (%s)\n", one->what, strerror(errno));
+        }
         flags_of(at, one->flags, sizeof one->flags);
     }
+}
+
+static void look_at_flags_of(const struct flagged *one)
+{
+    char now[200];
+    flags_of(one->at, now, sizeof now);
+    /* A restart in the middle of the reading shows the ends of two files: then once more. */
+    for (int again = 0; again < 3 && strcmp(now, one->flags); again++)
+        flags_of(one->at, now, sizeof now);
+    if (strcmp(now, one->flags))
+        fail("%s: flags %s and not %s", one->what, now, one->flags);
 }
 
 static uint64_t flags_round(long round)
@@ -85,13 +129,8 @@ static uint64_t flags_round(long round)
     uint64_t sum = round;
     for (int i = 0; i < FLAGGED; i++) {
         struct flagged *one = &flagged[i];
-        char now[200];
-        flags_of(one->at, now, sizeof now);
-        /* A restart in the middle of the reading shows the ends of two files: then once more. */
-        for (int again = 0; again < 3 && strcmp(now, one->flags); again++)
-            flags_of(one->at, now, sizeof now);
-        if (strcmp(now, one->flags))
-            fail("%s: flags %s and not %s", one->what, now, one->flags);
+        if ((round + i) % 3 == 0)
+            look_at_flags_of(one);
         uint64_t *words = (uint64_t *)one->at;
         if (words[0] != (round == 1 ? 0 : mix(i, round - 1)) && one->map != MAP_DROPPABLE)
             fail("%s: %lx in round %ld", one->what, words[0], round);

@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 
 use crate::matrix;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
+use crate::skip::skip_part;
 
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
@@ -89,6 +90,7 @@ pub const MODES: &[Mode] = &[Mode::Eager, Mode::Lazy];
 /// What an undisturbed run of a program gives.
 pub struct Expected {
     pub stdout: Vec<u8>,
+    pub stderr: String,
     pub file: Vec<u8>,
 }
 
@@ -98,10 +100,16 @@ impl Expected {
         let folder = sandbox.dir().join("undisturbed");
         std::fs::create_dir_all(&folder).expect("a folder for the undisturbed run");
         let running = sandbox.spawn(program.clone().cwd(&folder));
-        let stdout = running.wait(Duration::from_secs(60)).success().stdout;
+        let ended = running.wait(Duration::from_secs(60)).success();
         let file =
             file.map_or_else(Vec::new, |name| std::fs::read(folder.join(name)).expect("the program's file"));
-        Self { stdout, file }
+        Self { stderr: ended.stderr_text(), stdout: ended.stdout, file }
+    }
+
+    /// What a victim says that it cannot set up here is skipped by name: "cannot: WHAT (WHY)".
+    fn skip_what_cannot_be(&self, name: &str) {
+        let cannot = self.stderr.lines().filter_map(|line| line.strip_prefix("cannot: ")?.split_once(" ("));
+        cannot.for_each(|(what, why)| skip_part(&format!("{name}, {what}"), why.trim_end_matches(')')));
     }
 }
 

@@ -45,6 +45,7 @@ pub fn survive(survival: &Survival) {
     let sandbox = Sandbox::new(name);
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
+    expected.skip_what_cannot_be(name);
     let options = [&["-i", survival.interval], survival.options].concat();
     let program = held(&sandbox, program.clone());
     let dir = sandbox.dir().join("images");
