@@ -45,6 +45,10 @@ static const struct row table[] = {
     ROW("ring", ring),
     ROW("aio", aio),
     ROW("watched", watched),
+    ROW("awaited", awaited),
+    ROW("shared-watched", shared_watched),
+    ROW("shared-awaited", shared_awaited),
+    ROW("shared-minor", shared_minor),
 };
 
 static const struct row *chosen[32];

@@ -208,6 +208,14 @@ static void nothing(int step) { (void)step; }
 #define ring_operate nothing
 #define aio_operate nothing
 #define watched_verify ring_verify
+#define awaited_verify ring_verify
+#define awaited_operate watched_operate
+#define shared_watched_verify ring_verify
+#define shared_watched_operate watched_operate
+#define shared_awaited_verify ring_verify
+#define shared_awaited_operate watched_operate
+#define shared_minor_verify ring_verify
+#define shared_minor_operate watched_operate
 #define aio_verify ring_verify
 static void ring_verify(void) {}
 static void ring_set_up(void)
@@ -230,16 +238,35 @@ static void aio_set_up(void)
 
 /* memory that the program itself gave to a userfaultfd, which somebody else holds by now */
 static int userfault;
-static void watched_set_up(void)
+static void watch(char *at, uint64_t features, uint64_t mode)
 {
     userfault = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP};
-    char *at = area(16);
+    struct uffdio_api api = {.api = UFFD_API, .features = features};
     put(at, 0, 16, 1);
-    struct uffdio_register range = {{(uintptr_t)at, 16 * PAGE}, UFFDIO_REGISTER_MODE_WP, 0};
+    struct uffdio_register range = {{(uintptr_t)at, 16 * PAGE}, mode, 0};
     CHECK(userfault >= 0 && ioctl(userfault, UFFDIO_API, &api) == 0 && ioctl(userfault, UFFDIO_REGISTER, &range) == 0);
     say(1, "userfaultfd %d\n", userfault);
 }
+static char *shared_area(void)
+{
+    char *at = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(at != MAP_FAILED);
+    return at;
+}
+static void watched_set_up(void)
+{
+    watch(area(16), UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP);
+}
+static void awaited_set_up(void) { watch(area(16), 0, UFFDIO_REGISTER_MODE_MISSING); }
+static void shared_watched_set_up(void)
+{
+    watch(shared_area(), UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFDIO_REGISTER_MODE_WP);
+}
+static void shared_awaited_set_up(void)
+{
+    watch(shared_area(), UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING);
+}
+static void shared_minor_set_up(void) { watch(shared_area(), UFFD_FEATURE_MINOR_SHMEM, UFFDIO_REGISTER_MODE_MINOR); }
 static void watched_operate(int step)
 {
     (void)step;

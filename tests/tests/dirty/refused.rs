@@ -38,17 +38,26 @@ fn asynchronous_io() {
     assert_refused(&sandbox, job, "[aio]");
 }
 
+/// Of private and of shared memory, for writes, for missing pages, and for pages that are there.
+const WATCHED: &[&str] = &["watched", "awaited", "shared-watched", "shared-awaited", "shared-minor"];
+
 #[test]
 fn the_programs_own_userfaultfd() {
-    let sandbox = Sandbox::new("dirty-watched");
-    let job = Case::of(&["watched"]).launch(&sandbox);
-    assert_refused(&sandbox, job, "userfaultfd");
+    for how in WATCHED {
+        let sandbox = Sandbox::new("dirty-watched");
+        let job = Case::of(&[how]).launch(&sandbox);
+        assert_refused(&sandbox, job, "userfaultfd");
+    }
 }
 
 #[test]
 fn memory_watched_through_a_userfaultfd_that_another_process_holds() {
+    WATCHED.iter().for_each(|how| held_by_another_process(how));
+}
+
+fn held_by_another_process(how: &str) {
     let sandbox = Sandbox::new("dirty-held");
-    let job = Case { steps: 2, ..Case::of(&["watched"]) }.launch(&sandbox);
+    let job = Case { steps: 2, ..Case::of(&[how]) }.launch(&sandbox);
     let program = job.program();
     let printed = String::from_utf8_lossy(&job.running().stdout()).into_owned();
     let fd =
@@ -60,7 +69,7 @@ fn memory_watched_through_a_userfaultfd_that_another_process_holds() {
     job.running().wait_for_output("done 1\n", SOON);
     for _ in 0..2 {
         let refused = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125);
-        assert!(refused.stderr_text().contains("userfaultfd"), "{}", refused.stderr_text());
+        assert!(refused.stderr_text().contains("userfaultfd"), "{how}: {}", refused.stderr_text());
     }
     holder.kill(Signal::SIGKILL);
     holder.wait(SOON);
