@@ -213,6 +213,10 @@ rows! {
     a_session_keyring_without_a_name: "must(libc.syscall(250, 1, None))", "", ["session keyring", "one without a name"];
     a_keyring_of_one_thread: "global keep\nkeep = in_a_thread(lambda: must(libc.syscall(250, 0, -1, 1)))", "end(keep)",
         ["keyring of its own"];
+    a_keyring_of_the_process: "must(libc.syscall(250, 0, -2, 1))", "", ["keyring of its own"];
+    a_session_keyring_with_a_long_name: "must(libc.syscall(250, 1, b'n' * 127))", "", ["session keyring", "joined by name"];
+    a_session_keyring_of_two_users: "global keep\nmust(libc.syscall(250, 1, b'of two users'))\nkeep = in_a_thread(lambda: must(libc.syscall(117, 1000, 1000, 1000)))", "end(keep)",
+        ["session keyring \"of two users\"", "another user"];
     a_keyring_for_requested_keys: "must(libc.syscall(250, 14, 3))", "must(libc.syscall(250, 14, 0))", ["keys that it requests"];
     rules_of_landlock: "rules = must(libc.syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0))\nmust(libc.prctl(38, 1, 0, 0, 0))\nmust(libc.syscall(446, rules, 0))\nos.close(rules)",
         "", ["restricted by Landlock"];
@@ -222,6 +226,9 @@ rows! {
         ["local descriptor table"];
     semaphores_given_back_at_the_end: "id = must(libc.semget(0, 1, 0o1600))\nmust(libc.semop(id, (ctypes.c_int16 * 3)(0, 1, 0x1000), 1))",
         "", ["SEM_UNDO"];
+    ports_of_devices: "must(libc.ioperm(0x80, 1, 1))", "must(libc.ioperm(0x80, 1, 0))", ["I/O ports"];
+    a_child_that_has_dumped_core: "import resource\nresource.setrlimit(resource.RLIMIT_CORE, (-1, -1))\nchild.append(os.fork() or os.abort())\nif os.waitid(os.P_PID, child[0], os.WEXITED | os.WNOWAIT).si_code != os.CLD_DUMPED:\n    raise OSError(errno.EOPNOTSUPP, 'no core is dumped here')",
+        "os.waitpid(child[0], 0)", ["core dump"];
     a_host_name_of_its_own: "must(libc.unshare(0x04000000))", "", ["uts namespace of its own"];
     mounts_of_its_own: "must(libc.unshare(0x00020000))", "", ["mnt namespace of its own"];
     a_network_of_its_own: "must(libc.unshare(0x40000000))", "", ["net namespace of its own"];

@@ -3,7 +3,7 @@
 use super::proc::ProcDir;
 use super::signals;
 use crate::freeze;
-use crate::refusal::{Reading, Refusal};
+use crate::refusal::{Reading, Refusal, named};
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
 use std::io;
@@ -50,7 +50,10 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
             }
             let status = stat.number(52) as i32;
             if status & 0x80 != 0 {
-                let what = "has ended with a core dump and was not waited for";
+                let what = format!(
+                    "has ended with a core dump, and process {} has not waited for it",
+                    named(parent)
+                );
                 return Err(Refusal::unsupported(pid, what, "its status cannot be made again"));
             }
             let uid = dir.status().and_then(|s| s.numbers("Uid")).reading(pid, "status")?;
