@@ -89,7 +89,30 @@ fn parse(text: &str) -> Told {
             _ => put("", &which, body),
         }
     }
-    told
+    let files: BTreeSet<String> =
+        told.iter().filter(is_of_a_file).map(|(place, _)| place.which.clone()).collect();
+    // Said by themselves: only what is made anew has other numbers.
+    let of_files = |mut place: Place| {
+        let is_numbered =
+            ["fd:link", "fdinfo:ino", "maps:inode", "maps:device"].contains(&place.kind.as_str());
+        if is_numbered && files.contains(&place.which) {
+            place.kind += " of a file";
+        }
+        place
+    };
+    told.into_iter().map(|(place, value)| (of_files(place), value)).collect()
+}
+
+/// Of a descriptor's link, or of a mapping's name: whether that is a file that is there. Not of a standard stream.
+fn is_of_a_file((place, value): &(&Place, &String)) -> bool {
+    const STANDARD: [&str; 3] = ["descriptor 0", "descriptor 1", "descriptor 2"];
+    let is_name =
+        place.kind == "maps:name" || place.kind == "fd:link" && !STANDARD.contains(&place.which.as_str());
+    let is_made = value.starts_with("/memfd:")
+        || value.starts_with("/SYSV")
+        || *value == "/dev/zero"
+        || value.ends_with("(deleted)");
+    is_name && value.starts_with('/') && !is_made
 }
 
 /// The kinds in the first column of the table below `heading`.
@@ -150,6 +173,9 @@ fn what_a_program_sees_of_itself_is_the_same_but_for_a_list() {
     let mut job = Job::launch(&sandbox, &[], &victim_cmd("invisible"));
     let first = ask(&sandbox, &job, 1);
     assert!(first.len() > 1000, "{} places", first.len());
+    for kind in ["fd:link of a file", "fdinfo:ino of a file", "maps:inode of a file"] {
+        assert!(first.keys().any(|place| place.kind == kind), "nothing is a {kind}");
+    }
     job.checkpoint();
     compare("after the first checkpoint", &first, &ask(&sandbox, &job, 2), &checkpoint);
     let mut number = 2;
