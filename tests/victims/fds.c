@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 
 enum { PLAIN = 100, DUPLICATE, APPEND, CLOEXEC, READONLY, FOLDER, NUL, ZERO, PIPE_OUT, PIPE_IN, FIFO, EVENT, SEMAPHORE,
-       EPOLL, TIMER, ABSOLUTE, FORKED, TO_CHILD, FROM_CHILD, NONBLOCK_OUT, NONBLOCK_IN, UNHEARD, LAST };
+       EPOLL, TIMER, ABSOLUTE, FORKED, TO_CHILD, FROM_CHILD, NONBLOCK_OUT, NONBLOCK_IN, UNHEARD, FULL, RANDOM, URANDOM, LAST };
 
 static volatile sig_atomic_t wanted;
 static char report[32768];
@@ -60,6 +60,9 @@ static pid_t set_up(const char *dir)
     move(open(".", O_RDONLY | O_DIRECTORY), FOLDER, 0);
     move(open("/dev/null", O_WRONLY), NUL, 0);
     move(open("/dev/zero", O_RDONLY), ZERO, 0);
+    move(open("/dev/full", O_RDWR), FULL, 0);
+    move(open("/dev/random", O_RDONLY), RANDOM, 0);
+    move(open("/dev/urandom", O_RDONLY), URANDOM, 0);
     CHECK(pipe(pair) == 0 && fcntl(pair[1], F_SETPIPE_SZ, 32768) == 32768);
     move(pair[0], PIPE_OUT, 0), move(pair[1], PIPE_IN, O_CLOEXEC);
     /* In three pieces, over two pages and more. */
@@ -118,9 +121,20 @@ static int fdinfo(int fd, char *to, size_t size)
     return n;
 }
 
+/* Each is the device that it was, and not only something that is there. */
+static void look_at_devices(void)
+{
+    char bytes[32] = {1}, zeros[32] = {0};
+    CHECK(write(NUL, bytes, 1) == 1 && read(ZERO, bytes, 32) == 32 && !memcmp(bytes, zeros, 32));
+    CHECK(write(FULL, bytes, 1) < 0 && errno == ENOSPC);
+    CHECK(read(RANDOM, bytes, 32) == 32 && memcmp(bytes, zeros, 32));
+    CHECK(read(URANDOM, zeros, 32) == 32 && memcmp(bytes, zeros, 32));
+}
+
 static uint64_t look(void)
 {
     size_t n = 0;
+    look_at_devices();
     for (int fd = PLAIN; fd < LAST; fd++) {
         struct stat stat, path;
         int waiting = 0;

@@ -81,7 +81,8 @@ static void locks_end(void)
 }
 
 static volatile sig_atomic_t signalled, number_of;
-static int line[2], of_group[2];
+static int line[2], of_group[2], of_inner[2];
+static pid_t inner;
 
 static void on_signal(int signal, siginfo_t *info, void *context)
 {
@@ -97,6 +98,10 @@ static void owners_begin(void)
     CHECK(fcntl(line[0], F_SETOWN_EX, &own) == 0 && fcntl(line[0], F_SETSIG, SIGRTMIN + 2) == 0);
     CHECK(fcntl(line[0], F_SETFL, O_ASYNC | O_NONBLOCK) == 0);
     CHECK(pipe(of_group) == 0 && fcntl(of_group[0], F_SETOWN, -getpgrp()) == 0);
+    CHECK((inner = fork()) >= 0);
+    while (inner == 0)
+        pause();
+    CHECK(setpgid(inner, inner) == 0 && pipe(of_inner) == 0 && fcntl(of_inner[0], F_SETOWN, -inner) == 0);
 }
 
 static uint64_t owners_round(long n)
@@ -116,10 +121,16 @@ static uint64_t owners_round(long n)
     CHECK(fcntl(of_group[0], F_GETOWN_EX, &own) == 0);
     if (own.type != F_OWNER_PGRP || own.pid != getpgrp())
         fail("the group %d is signalled and not %d", own.pid, getpgrp());
+    CHECK(fcntl(of_inner[0], F_GETOWN_EX, &own) == 0 && getpgid(inner) == inner);
+    if (own.type != F_OWNER_PGRP || own.pid != inner)
+        fail("the group %d is signalled and not that of the child, %d", own.pid, inner);
     return mix(mix(signalled - before, number_of == line[0]), fcntl(line[0], F_GETFL));
 }
 
-static void owners_end(void) {}
+static void owners_end(void)
+{
+    CHECK(kill(inner, SIGKILL) == 0 && waitpid(inner, NULL, 0) == inner);
+}
 
 static int name_of_file, name_of_folder, name_of_link, half;
 

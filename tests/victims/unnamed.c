@@ -5,7 +5,8 @@
 
 enum { SIZE = (3 << 20) + 123 };
 
-static int gone, again, twice, unborn, linked, renamed;
+static const off_t VAST = 1ll << 40;
+static int gone, again, twice, unborn, linked, renamed, vast;
 
 static void set_up(const char *dir)
 {
@@ -21,6 +22,8 @@ static void set_up(const char *dir)
     memset(bytes, 0, 20000);
     CHECK(pwrite(gone, bytes, 20000, 1 << 20) == 20000 && ftruncate(gone, SIZE + (8 << 20)) == 0);
     CHECK(lseek(gone, 4321, SEEK_SET) == 4321 && lseek(again, 77, SEEK_SET) == 77);
+    CHECK((vast = open("vast", O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0 && unlink("vast") == 0);
+    CHECK(ftruncate(vast, VAST) == 0);
     CHECK((unborn = open(".", O_RDWR | O_TMPFILE | O_APPEND, 0600)) >= 0);
     unlink("one"), unlink("two"), unlink("three"), unlink("four");
     CHECK((linked = open("one", O_RDWR | O_CREAT, 0600)) >= 0 && link("one", "two") == 0 && unlink("one") == 0);
@@ -43,6 +46,23 @@ static uint64_t look(int fd)
     return sum;
 }
 
+/* A terabyte, and next to nothing in it: some words far from each other, which are written over in each round. */
+static uint64_t look_at_vast(long round)
+{
+    static uint64_t wrote[4];
+    const off_t at[4] = {0, VAST / 2 + 5000, VAST / 2 + 40960, VAST - 8};
+    struct stat stat;
+    uint64_t word, sum = 0;
+    for (int i = 0; i < 4; i++) {
+        CHECK(pread(vast, &word, 8, at[i]) == 8 && word == wrote[i]);
+        sum = mix(sum, wrote[i] = mix(round, i));
+        CHECK(pwrite(vast, &wrote[i], 8, at[i]) == 8);
+    }
+    CHECK(pread(vast, &word, 8, VAST / 4) == 8 && word == 0);
+    CHECK(fstat(vast, &stat) == 0 && stat.st_size == VAST && stat.st_blocks < 1000);
+    return sum;
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc > 1);
@@ -55,8 +75,8 @@ int main(int argc, char **argv)
         CHECK(pwrite(gone, &word, 8, round * 40009 % SIZE) == 8);
         write_all(unborn, &word, 8), write_all(linked, &word, 8), write_all(renamed, &word, 8);
         CHECK(lseek(twice, 3, SEEK_CUR) == 4321 + 3 * round);
-        say(1, "%ld gone %016lx %016lx unborn %016lx linked %016lx renamed %016lx\n", round, look(gone), look(again),
-            look(unborn), look(linked), look(renamed));
+        say(1, "%ld gone %016lx %016lx unborn %016lx linked %016lx renamed %016lx vast %016lx\n", round, look(gone),
+            look(again), look(unborn), look(linked), look(renamed), look_at_vast(round));
         sleep_us(period);
     }
     /* A file of O_TMPFILE can be given a name. */
