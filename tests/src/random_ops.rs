@@ -96,7 +96,12 @@ struct Batch<'b> {
     sandbox: &'b Sandbox,
     seeds: Vec<u64>,
     gates: Vec<(u64, Deed)>,
+    /// Of launch and restart.
+    options: &'static [&'static str],
 }
+
+/// Of so many batches, one is without eBPF.
+const ONE_WITHOUT_BPF: u64 = 4;
 
 /// Runs each seed undisturbed, and all of them through checkpoints, kills and restarts; then compares.
 ///
@@ -109,7 +114,9 @@ pub fn run(name: &str, tool: Tool, seeds: &[u64], keeps: bool) {
     let first = *seeds.first().expect("a seed");
     let mut random = Random::of(first);
     let gates = plan(&mut random);
-    let batch = Batch { sandbox: &sandbox, seeds: seeds.to_vec(), gates };
+    let is_bare = first / seeds.len() as u64 % ONE_WITHOUT_BPF == 3;
+    let options: &[&str] = if is_bare { &["--no-bpf"] } else { &[] };
+    let batch = Batch { sandbox: &sandbox, seeds: seeds.to_vec(), gates, options };
     let undisturbed = batch.undisturbed();
     let mut job = batch.launch(tool);
     for &(step, deed) in &batch.gates {
@@ -161,8 +168,9 @@ impl Batch<'_> {
                 std::fs::write(self.stop(seed, step), "").expect("a gate");
             }
         }
-        let job =
-            Job::launch_by(self.sandbox, tool, self.sandbox.dir().join("images"), &["--keep", "3"], &program);
+        let (images, options) =
+            (self.sandbox.dir().join("images"), [&["--keep", "3"], self.options].concat());
+        let job = Job::launch_by(self.sandbox, tool, images, &options, &program);
         job.program();
         job
     }
@@ -247,7 +255,7 @@ impl Batch<'_> {
                 } else {
                     &[]
                 };
-                job.restart_at(from, mode, options);
+                job.restart_at(from, mode, &[options, self.options].concat());
                 job.program();
             }
             Deed::LetFill => {

@@ -55,9 +55,9 @@ static bool some_object(const struct model *m, struct op *op)
         int description = m->process[op->actor].fd[fd];
         if (description < 0 || m->description[description].kind != OF_OBJECT)
             continue;
-        /* Mapped files without a name cannot be saved yet. */
+        /* What changes through a descriptor shows in private pages that nobody has written yet. */
         int object = m->description[description].object, kind = m->object[object].kind;
-        if (kind == UNNAMED || (kind == FILE_MAPPED && op->how == OBJECT_PRIVATE))
+        if ((kind == UNNAMED || kind == FILE_MAPPED) && op->how == OBJECT_PRIVATE)
             continue;
         op->object = object;
         op->fd = fd;
