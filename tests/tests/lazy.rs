@@ -222,6 +222,31 @@ fn a_guardian_killed_while_pages_are_missing_takes_every_task_with_it_and_it_is_
     assert_begins("the last run", &expected, &job.stdout());
 }
 
+/// A child alone, and then the first process: the others go on, and ckptbpf and its guardian end with the last.
+#[test]
+fn a_process_killed_while_pages_are_missing_takes_nobody_with_it() {
+    let sandbox = Sandbox::with_limit("lazy_victims", Duration::from_secs(170));
+    let (mut job, from, expected) = endless(&sandbox);
+    let hold = Hold::new(&sandbox);
+    for _ in 0..4 {
+        restarted(&sandbox, &mut job, from, &hold);
+        let program = job.program();
+        let child = sandbox.ps().into_iter().find(|one| one.parent == program).expect("a child").pid;
+        sandbox.kill(child, Signal::SIGKILL as i32).unwrap();
+        job.checkpoint();
+        let printed = job.stdout().len();
+        sandbox.wait_for("the others to go on", SOON, || job.stdout().len() > printed);
+        assert_begins("with a child less", &expected, &job.stdout());
+        sandbox.kill(program, Signal::SIGKILL as i32).unwrap();
+        for other in sandbox.ps().iter().filter(|one| one.comm == "lazymem") {
+            let _ = sandbox.kill(other.pid, Signal::SIGKILL as i32);
+        }
+        job.wait(SOON).expect_code(137);
+        sandbox.wait_for("the guardian's end, too", SOON, || all_are_dead(&sandbox));
+    }
+    hold.let_go();
+}
+
 /// As by pkill(1) or `pkill -f`: whoever has the name in its own or in its command line, in the order of ids.
 #[test]
 fn everybody_called_ckptbpf_killed_at_once_takes_every_task_with_it() {
