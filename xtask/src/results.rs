@@ -103,22 +103,24 @@ impl Results {
 
     /// Of a function, whatever binary it is in, or of all tests of a file or folder below `tests/tests`.
     pub fn of(&self, name: &str) -> Outcome {
-        let file = name.strip_prefix("tests/tests/").map(|file| file.trim_end_matches(".rs"));
-        let is_meant = |test: &&String| {
-            let (binary, path) = test.split_once(' ').unwrap_or_default();
-            file.map_or_else(|| path.rsplit("::").next() == Some(name), |file| binary == file)
-        };
-        if self.failed.iter().any(|test| is_meant(&test)) {
+        if self.failed.iter().any(|test| is_meant(name, test)) {
             return Outcome::Failed;
         }
-        let passed: Vec<&String> = self.passed.iter().filter(is_meant).collect();
+        let passed: Vec<&String> = self.passed.iter().filter(|test| is_meant(name, test)).collect();
         if passed.is_empty() {
-            let skipped = self.skipped.iter().find(|(test, _)| is_meant(test));
+            let skipped = self.skipped.iter().find(|(test, _)| is_meant(name, test));
             return skipped.map_or(Outcome::Missing, |(_, reason)| Outcome::Skipped(reason.clone()));
         }
         let mut restarts = Restarts::default();
         passed.iter().filter_map(|test| self.restarts.get(*test)).for_each(|of| restarts.add(*of));
         Outcome::Passed(restarts)
+    }
+
+    /// A test that restarts one job twice or more, and all of its jobs in the same mode.
+    pub fn in_one_mode(&self, name: &str) -> Option<&str> {
+        let is_one = |of: &Restarts| of.most > 1 && (of.eager == 0 || of.lazy == 0);
+        let meant = self.restarts.iter().filter(|(test, of)| is_meant(name, test) && is_one(of));
+        meant.map(|(test, _)| test.rsplit([' ', ':']).next().unwrap_or(test)).next()
     }
 
     /// Of the last run of all tests.
@@ -138,6 +140,13 @@ impl Results {
     pub fn keep(&self) -> Result<()> {
         fs::write(Path::new(LAST), serde_json::to_string(self)?).with_context(|| format!("writing {LAST}"))
     }
+}
+
+/// Whether `name`, a function or a file, stands for a test `BINARY PATH::NAME`.
+fn is_meant(name: &str, test: &str) -> bool {
+    let file = name.strip_prefix("tests/tests/").map(|file| file.trim_end_matches(".rs"));
+    let (binary, path) = test.split_once(' ').unwrap_or_default();
+    file.map_or_else(|| path.rsplit("::").next() == Some(name), |file| binary == file)
 }
 
 /// `PASS [   0.1s] (1/2) crate::binary path::name`.

@@ -98,6 +98,10 @@ fn verdict(row: &Row, results: &Results) -> Result<(), String> {
     if (!eager && !lazy) || (!is_tried && !row.tests.is_empty()) || row.eager.contains("was tried") {
         return Ok(());
     }
+    let one_mode = row.tests.iter().find_map(|test| results.in_one_mode(test)).filter(|_| eager && lazy);
+    if let Some(test) = one_mode {
+        return Err(format!("not known: `{test}` restarts it in one mode only"));
+    }
     match restarts {
         _ if row.tests.is_empty() => Err("not known: it has no test".into()),
         Restarts { eager: 0, .. } if eager => Err("not known: no test restarts it eagerly".into()),
@@ -142,7 +146,12 @@ mod tests {
         assert_eq!(line(&both, &results(BOTH_TWICE)), "| pipes | yes; mostly | yes | `good`, `without` |\n");
         for (restarts, why) in [
             ("", "no test restarts it eagerly"),
-            ("pipes good\teager\t1\npipes good\teager\t2\n", "no test restarts it lazily"),
+            ("pipes good\teager\t1\n", "no test restarts it lazily"),
+            ("pipes good\teager\t1\npipes good\teager\t2\n", "`good` restarts it in one mode only"),
+            (
+                "pipes good\teager\t1\npipes good\tlazy\t2\npipes without\tlazy\t1\npipes without\tlazy\t2\n",
+                "`without` restarts it in one mode only",
+            ),
             ("pipes good\teager\t1\npipes good\tlazy\t1\n", "no test restarts it twice"),
         ] {
             let line = line(&both, &results(restarts));

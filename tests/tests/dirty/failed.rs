@@ -1,7 +1,7 @@
 //! A checkpoint that fails loses nothing: the program runs on, the last checkpoint stays good, and the next one that
 //! succeeds holds everything since.
 
-use super::{SOON, compare, restart, restart_at, signal};
+use super::{SOON, compare, restart_at, signal};
 use ckpt_tests::scenario::verb;
 use ckpt_tests::{Job, Mode, Sandbox, skip, victim_cmd};
 use std::path::Path;
@@ -43,11 +43,11 @@ fn loses_nothing(sandbox: &Sandbox, job: &mut Job, reason: &str, spoil: &[String
     let good = job.checkpoint();
     assert_eq!((good.kind.as_str(), good.parent), ("delta", Some(1)), "{good:?}");
     job.kill_all();
-    restart(sandbox, job);
+    restart_at(sandbox, job, good.id, Mode::Eager, &[]);
     compare(sandbox, job, program, 1);
     job.kill_all();
     // And the first one is as good as it was: the step is yet to be taken.
-    restart_at(sandbox, job, 1, Mode::Eager, &[]);
+    restart_at(sandbox, job, 1, Mode::Lazy, &[]);
     signal(sandbox, program);
     job.running().wait_for_output("done 1\n", SOON);
     compare(sandbox, job, program, 1);
