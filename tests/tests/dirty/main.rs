@@ -120,7 +120,7 @@ fn signal(sandbox: &Sandbox, program: i32) {
 /// Restarts, eagerly and lazily by turns, and waits until the program itself runs.
 fn restart(sandbox: &Sandbox, job: &mut Job) {
     let newest = job.newest();
-    let mode = if newest % 2 == 0 { Mode::Eager } else { Mode::Lazy };
+    let mode = if newest.is_multiple_of(2) { Mode::Eager } else { Mode::Lazy };
     restart_at(sandbox, job, newest, mode, &[]);
 }
 
