@@ -289,7 +289,7 @@ fn overruns(image: &mut Image, kernel: &Kernel) {
     has.into_iter().for_each(|(pid, timers)| posix_timers::count(pid, timers, &overruns));
 }
 
-/// A child that was forked while pages were missing was watched by the pager until they had arrived, just now.
+/// A child that was forked while pages were missing was watched by the pager until just now.
 fn no_longer_paged(pid: Pid, mappings: &mut [Vma]) -> Result<(), Refusal> {
     if !mappings.iter().any(|v| v.has("uw")) {
         return Ok(());

@@ -24,7 +24,7 @@
 //! concurrently.
 //!
 //! **A forked child** is served like its parent, with first touches of empty memory too, until a freeze finds all its pages
-//! there. That lets go of it mapping by mapping: closing its userfaultfd ends nothing while somebody else has it too, if only
+//! there, unless there are very many. That lets go of it mapping by mapping: closing its userfaultfd ends nothing while somebody else has it too, if only
 //! to list /proc/PID/fd.
 //!
 //! **After the last page** the userfaultfd still serves first touches of empty memory, and events still stop
@@ -76,10 +76,6 @@ impl PagerError {
     fn kernel(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Kernel { doing, source }
     }
-
-    fn is_for_want_of_descriptors(&self) -> bool {
-        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::EMFILE))
-    }
 }
 
 /// How a lazy restart goes.
@@ -118,25 +114,14 @@ impl Arrivals {
         if children.is_empty() {
             return;
         }
+        // Those that are watched, where flags are known.
+        let is_watched = |vma: &&Vma| may_be_watched(vma) && (vma.flags.is_empty() || vma.has("uw"));
         let forked = processes.filter(|(pid, _)| !self.of.contains_key(pid));
-        let mut ranges = BTreeSet::new();
-        for (_, mappings) in forked {
-            // Flags are not known of all.
-            let is_watched = |vma: &&Vma| may_be_watched(vma) && (vma.flags.is_empty() || vma.has("uw"));
-            let watched: Vec<&Vma> = mappings.iter().filter(is_watched).collect();
-            for group in watched.chunk_by(|one, next| one.end == next.start) {
-                ranges.insert(group.iter().map(|vma| (vma.start, vma.end - vma.start)).collect::<Vec<_>>());
-            }
-        }
+        let theirs = forked.flat_map(|(_, mappings)| mappings.iter().filter(is_watched));
+        let ranges: BTreeSet<(u64, u64)> = theirs.map(|vma| (vma.start, vma.end - vma.start)).collect();
         for uffd in children {
-            for group in &ranges {
-                let (start, end) = (group[0].0, group.last().map_or(0, |last| last.0 + last.1));
-                // Neighbours in one call, all or none of them; then one by one.
-                if !uffd.let_go(start, end - start) && group.len() > 1 {
-                    for &(start, length) in group {
-                        uffd.let_go(start, length);
-                    }
-                }
+            for &(start, length) in &ranges {
+                uffd.let_go(start, length);
             }
         }
     }
@@ -177,6 +162,9 @@ struct State {
 
 /// Copies between two looks at messages while a checkpoint waits.
 const SETTLE_BATCHES: usize = 8;
+
+/// Children that are complete are let go of at once while there are more spaces than this: each has a descriptor.
+const MANY: usize = 256;
 
 /// The wake descriptor and the guardian in the epoll set; spaces have other keys.
 const WAKE: u64 = u64::MAX;
@@ -252,21 +240,22 @@ impl Pager {
         Ok(())
     }
 
-    /// An error is the pager's thread's: what was read by then is gone from the kernel's queues.
+    /// An error is the pager's thread's, which does not meet it again by itself. So is a fault that has to wait for the kernel.
     fn settle_some(&self, state: &mut State) -> Result<Progress, Lost> {
         let settled = state.settle_some(&self.shared.epoll);
         self.shared.publish(state);
-        settled.map_err(|error| {
-            state.error = Some(error);
+        if settled.is_err() || state.spaces.values().any(LazySpace::is_stalled) {
             // Fails only when it is to wake up already.
             let _ = self.shared.wake.write(1);
+        }
+        settled.map_err(|error| {
+            state.error = Some(error);
             Lost
         })
     }
 
     /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
-    /// rebuilt process what is still on its way. What was moved is told once. Children are watched no more when the
-    /// result is dropped.
+    /// rebuilt process what is still on its way. What was moved is told once. Children are to be let go of.
     ///
     /// # Errors
     /// A page that cannot be had.
@@ -317,10 +306,10 @@ impl Shared {
 
 impl State {
     fn add(&mut self, epoll: &Epoll, space: LazySpace) -> io::Result<()> {
-        epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, self.next))?;
-        self.spaces.insert(self.next, space);
+        let key = self.next;
         self.next += 1;
-        Ok(())
+        let space = self.spaces.entry(key).or_insert(space);
+        Ok(epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, key))?)
     }
 
     fn remove(&mut self, epoll: &Epoll, key: u64) -> Option<LazySpace> {
@@ -339,31 +328,28 @@ impl State {
 
     /// Reads, applies and serves for one space; takes in its new children.
     fn serve(&mut self, epoll: &Epoll, key: u64) -> Result<(), PagerError> {
-        loop {
-            let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
-            let served = space.serve(self.source.as_mut(), &mut self.messages, &mut self.buffer);
-            let children = std::mem::take(&mut space.children);
-            if !children.is_empty() {
-                // Shells fork and execute: what such a child would have inherited is wanted no more.
-                self.drop_dead(epoll);
-            }
-            for child in children {
-                self.add(epoll, child).map_err(PagerError::kernel("watch"))?;
-            }
-            match served {
-                Err(error) if error.is_for_want_of_descriptors() && self.drop_complete(epoll) => {}
-                served => return served,
-            }
+        if self.spaces.len() > MANY {
+            self.drop_complete(epoll);
         }
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+        let served = space.serve(self.source.as_mut(), &mut self.messages, &mut self.buffer);
+        let children = std::mem::take(&mut space.children);
+        if !children.is_empty() {
+            // Shells fork and execute: what such a child would have inherited is wanted no more.
+            self.drop_dead(epoll);
+        }
+        // All of them, whatever fails: nobody may run without being watched.
+        let added: Vec<io::Result<()>> = children.into_iter().map(|child| self.add(epoll, child)).collect();
+        served?;
+        added.into_iter().collect::<io::Result<()>>().map_err(PagerError::kernel("watch"))
     }
 
-    /// Lets go of children that are complete; whether there was one.
-    fn drop_complete(&mut self, epoll: &Epoll) -> bool {
+    /// Lets go of children that are complete: each costs a descriptor.
+    fn drop_complete(&mut self, epoll: &Epoll) {
         let is_complete =
             |(&key, s): (&u64, &LazySpace)| (s.pid.is_none() && s.pending.is_empty()).then_some(key);
         let complete: Vec<u64> = self.spaces.iter().filter_map(is_complete).collect();
-        complete.iter().for_each(|&key| drop(self.remove(epoll, key)));
-        !complete.is_empty()
+        complete.into_iter().for_each(|key| drop(self.remove(epoll, key)));
     }
 
     fn serve_all(&mut self, epoll: &Epoll) -> Result<(), PagerError> {

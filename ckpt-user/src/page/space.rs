@@ -91,8 +91,7 @@ impl LazySpace {
     /// forked in `children`, faults that were not served in `stalled`.
     ///
     /// # Errors
-    /// When a page cannot be had, or the kernel refuses what it never should; EMFILE for a child's userfaultfd, whose
-    /// event is there to be read again.
+    /// When a page cannot be had, or the kernel refuses what it never should.
     pub fn serve(
         &mut self,
         from: &mut dyn PageSource,
@@ -134,14 +133,18 @@ impl LazySpace {
                 self.moved.insert(to..to + count);
             }
             Event::Fork(uffd) => {
-                let mut pending = self.pending.clone();
+                let child = LazySpace::new(self.source, None, uffd, self.pending.clone(), Vec::new());
+                // Watched whatever fails.
+                self.children.push(child);
                 let wiped = match wiped {
                     Some(wiped) => wiped,
-                    None if pending.is_empty() => Vec::new(),
+                    None if self.pending.is_empty() => Vec::new(),
                     None => self.wiped()?,
                 };
-                wiped.iter().for_each(|pages| drop(pending.remove(pages)));
-                self.children.push(LazySpace::new(self.source, None, uffd, pending, Vec::new()));
+                let pending = self.children.last_mut().map(|child| &mut child.pending);
+                pending
+                    .into_iter()
+                    .for_each(|pending| wiped.iter().for_each(|pages| drop(pending.remove(pages))));
             }
         }
         Ok(())

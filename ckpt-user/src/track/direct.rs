@@ -147,8 +147,9 @@ const CACHED: &[&str] = &[
     "xfs",
 ];
 
-/// Whether there is what reads without a thread: an io_uring(7), a context of io_setup(2), memory pinned for either. Whoever
-/// takes it away waits for what is in flight, or leaves it pinned; so what is not to be seen any more has landed.
+/// Whether there is what reads without a thread: the mappings of an io_uring(7), a context of io_setup(2), memory pinned for
+/// either. io_destroy(2) waits for what is in flight. An io_uring that is closed does not, and is seen in the freeze, where what
+/// is left of it refuses the checkpoint.
 fn has_asynchronous_reads(pid: Pid) -> io::Result<bool> {
     let dir = ProcDir::process(pid);
     if dir.status()?.field("VmPin").is_some_and(|size| !size.starts_with("0 ")) {
@@ -156,16 +157,13 @@ fn has_asynchronous_reads(pid: Pid) -> io::Result<bool> {
     }
     let is_one =
         |line: &str| line.ends_with(RING) || line.ends_with("/[aio] (deleted)") || line.ends_with("/[aio]");
-    if dir.text("maps")?.lines().any(is_one) {
-        return Ok(true);
-    }
-    let is_ring = |number: &i32| dir.link(&format!("fd/{number}")).is_ok_and(|link| link.as_os_str() == RING);
-    Ok(dir.numbers("fd")?.iter().any(is_ring))
+    Ok(dir.text("maps")?.lines().any(is_one))
 }
 
 const RING: &str = "anon_inode:[io_uring]";
 
-/// Whether a descriptor that can be read from is of O_DIRECT, or of a file system that may go past the page cache anyway.
+/// Whether a descriptor that can be read from is of O_DIRECT, of a file system that may go past the page cache anyway, or an
+/// io_uring.
 fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
     let dir = ProcDir::process(pid);
     let mut mounts = None;
@@ -185,6 +183,9 @@ fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
         }
         // Asking the file itself would wait for its file system.
         let path = dir.link(&format!("fd/{number}")).unwrap_or_default();
+        if path.as_os_str() == RING {
+            return Ok(true);
+        }
         if path.is_absolute() && !path.as_os_str().as_bytes().starts_with(b"/memfd:") {
             let mounts = match &mut mounts {
                 Some(mounts) => mounts,
