@@ -65,6 +65,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < pages; i++)
         fill(memory + i * WORDS, &seed);
     for (long step = 0; step <= steps; step++) {
+        hold_at(step, steps);
         if (step) {
             wait_at(gate, fifo, &usr1);
             for (size_t i = 0; i < pages * percent / 100; i++)
