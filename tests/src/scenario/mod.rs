@@ -128,6 +128,11 @@ pub struct Job<'b> {
 }
 
 impl<'b> Job<'b> {
+    /// How often it was restarted.
+    pub fn restarts(&self) -> usize {
+        self.restarts
+    }
+
     /// `ckptbpf launch -d DIR OPTIONS -- PROGRAM`, DIR being `images` in the box's folder.
     pub fn launch(sandbox: &'b Sandbox, options: &[&str], program: &Cmd) -> Self {
         Self::launch_in(sandbox, sandbox.dir().join("images"), options, program)

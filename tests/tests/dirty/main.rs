@@ -14,7 +14,7 @@ mod refused;
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::verb;
+use ckpt_tests::scenario::{MODES, verb};
 use ckpt_tests::{Generation, Job, Mode, Sandbox, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -119,9 +119,7 @@ fn signal(sandbox: &Sandbox, program: i32) {
 
 /// Restarts, eagerly and lazily by turns, and waits until the program itself runs.
 fn restart(sandbox: &Sandbox, job: &mut Job) {
-    let newest = job.newest();
-    let mode = if newest.is_multiple_of(2) { Mode::Eager } else { Mode::Lazy };
-    restart_at(sandbox, job, newest, mode, &[]);
+    restart_at(sandbox, job, job.newest(), MODES[job.restarts() % MODES.len()], &[]);
 }
 
 fn restart_at(sandbox: &Sandbox, job: &mut Job, id: u64, mode: Mode, options: &[&str]) {
