@@ -24,8 +24,8 @@
 //! concurrently.
 //!
 //! **A forked child** is served like its parent, with first touches of empty memory too, until a freeze finds all its pages
-//! there, unless there are very many. That lets go of it mapping by mapping: closing its userfaultfd ends nothing while somebody else has it too, if only
-//! to list /proc/PID/fd.
+//! there, unless there are very many. That lets go of it mapping by mapping: closing its userfaultfd ends nothing while
+//! somebody else has it too, if only to list /proc/PID/fd.
 //!
 //! **After the last page** the userfaultfd still serves first touches of empty memory, and events still stop
 //! their threads. So the supervisor hands over at once, in a short freeze of its own, rather than at the next

@@ -141,10 +141,9 @@ impl LazySpace {
                     None if self.pending.is_empty() => Vec::new(),
                     None => self.wiped()?,
                 };
-                let pending = self.children.last_mut().map(|child| &mut child.pending);
-                pending
-                    .into_iter()
-                    .for_each(|pending| wiped.iter().for_each(|pages| drop(pending.remove(pages))));
+                if let Some(child) = self.children.last_mut() {
+                    wiped.iter().for_each(|pages| drop(child.pending.remove(pages)));
+                }
             }
         }
         Ok(())
