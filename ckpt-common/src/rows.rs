@@ -244,6 +244,10 @@ pub struct ProcessRow {
     pub key_map: u32,
     /// Which of them the kernel has taken for memory that may only be executed; -1 for none.
     pub execute_only_key: i32,
+    /// `mm_struct.membarrier_state`: `MEMBARRIER_STATE_*`.
+    pub barriers: u32,
+    /// Nothing yet.
+    pub unused: u32,
 }
 
 /// The action for one signal, as the kernel keeps it (`struct sigaction` of the kernel, not of libc).

@@ -113,6 +113,8 @@ struct More {
     futex_chosen: u32,
     key_map: u32,
     execute_only_key: i32,
+    barriers: u32,
+    unused: u32,
 }
 
 #[inline(always)]
@@ -127,6 +129,9 @@ unsafe fn copy_more(to: &mut More, mm: *const c_void) -> Option<()> {
         if MM_KEY_MAP.load() != ABSENT && MM_EXECUTE_ONLY_KEY.load() != ABSENT {
             to.key_map = u32::from(read::<u16>(mm, MM_KEY_MAP.load())?);
             to.execute_only_key = i32::from(read::<i16>(mm, MM_EXECUTE_ONLY_KEY.load())?);
+        }
+        if MM_BARRIERS.load() != ABSENT {
+            copy(&mut to.barriers, mm, MM_BARRIERS.load())?;
         }
         if MM_FUTEX.load() != ABSENT && FUTEX_CHOSEN.load() != ABSENT {
             let slots = read::<u64>(mm, MM_FUTEX.load())? as *const c_void;

@@ -12,7 +12,7 @@ use crate::record::{Clocks, Image, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::inject;
 use crate::sys::sched;
-use crate::task::clock::{self, Shift};
+use crate::task::clock::{self, Cpu, Shift};
 use crate::task::hidden::{Injector, ProcessState, ThreadState};
 use crate::task::iterators::Hidden;
 use crate::task::policy::Policy;
@@ -193,6 +193,8 @@ fn capture_process(
         locks_to_come: asked.locks_to_come,
         protection_keys: asked.protection_keys.filter(|keys| *keys != Keys::default()),
         futex_slots: state.futex_slots,
+        barriers: state.barriers,
+        cpu_time: clock::cpu_time(pid, Cpu::Scheduled).unwrap_or(0),
     })
 }
 

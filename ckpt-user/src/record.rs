@@ -17,6 +17,7 @@ use crate::task::signals::{Action, ThreadSignals};
 use crate::task::surroundings::Surroundings;
 use crate::task::zombie::Zombie;
 use nix::unistd::Pid;
+use std::time::Duration;
 
 /// A whole tree at one instant.
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
@@ -135,6 +136,12 @@ pub struct Process {
     /// Where it has allocated any.
     #[prost(message, optional, tag = "42")]
     pub protection_keys: Option<crate::memory::protection_keys::Keys>,
+    /// CLOCK_PROCESS_CPUTIME_ID, nanoseconds. Only told: no call sets it.
+    #[prost(uint64, tag = "43")]
+    pub cpu_time: u64,
+    /// Commands of membarrier(2) that it has registered for, a bit each.
+    #[prost(uint32, tag = "44")]
+    pub barriers: u32,
 }
 
 impl Process {
@@ -154,6 +161,13 @@ impl Image {
     /// The deleted file with this device and inode.
     pub fn deleted(&self, identity: (u64, u64)) -> Option<&DeletedRecord> {
         self.deleted.iter().find(|file| file.identity() == identity)
+    }
+
+    /// CPU time that its processes had had since they began or were restarted last.
+    pub fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(
+            self.processes.iter().fold(0, |sum, process| sum.saturating_add(process.cpu_time)),
+        )
     }
 
     /// The tree as [`crate::rebuild::plan`] needs it: processes, zombies, and leaders that are gone.

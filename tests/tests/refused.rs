@@ -22,6 +22,11 @@ def must(got):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return got
 
+def offered(got):
+    if got == -1 and ctypes.get_errno() in (errno.EINVAL, errno.ENODEV):
+        raise OSError(errno.EOPNOTSUPP, 'neither kernel nor processor offer it')
+    return must(got)
+
 def mapping(protection, flags, fd=-1, offset=0):
     return must(libc.mmap(None, ctypes.c_long(2 << 20), protection, flags, fd, ctypes.c_long(offset)))
 
@@ -227,6 +232,8 @@ rows! {
     semaphores_given_back_at_the_end: "id = must(libc.semget(0, 1, 0o1600))\nmust(libc.semop(id, (ctypes.c_int16 * 3)(0, 1, 0x1000), 1))",
         "", ["SEM_UNDO"];
     ports_of_devices: "must(libc.ioperm(0x80, 1, 1))", "must(libc.ioperm(0x80, 1, 0))", ["I/O ports"];
+    a_core_scheduling_group: "offered(libc.prctl(62, 1, 0, 0, 0))", "", ["core scheduling group"];
+    tagged_addresses: "offered(libc.syscall(158, 0x4002, ctypes.c_long(6)))", "", ["tagged addresses"];
     a_child_that_has_dumped_core: "import resource\nresource.setrlimit(resource.RLIMIT_CORE, (-1, -1))\nchild.append(os.fork() or os.abort())\nif os.waitid(os.P_PID, child[0], os.WEXITED | os.WNOWAIT).si_code != os.CLD_DUMPED:\n    raise OSError(errno.EOPNOTSUPP, 'no core is dumped here')",
         "os.waitpid(child[0], 0)", ["core dump"];
     a_host_name_of_its_own: "must(libc.unshare(0x04000000))", "", ["uts namespace of its own"];

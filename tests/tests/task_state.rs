@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{MODES, Survival, survive};
+use ckpt_tests::scenario::{MODES, Survival, survive, verb};
 use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+use serde_json::Value;
 
 fn survives(name: &str, case: &str, options: &[&str]) {
     let program = victim_cmd("taskstate").args([case, "400", "3000"]);
@@ -129,7 +130,7 @@ fn without_its_first_thread_and_without_bpf() {
     goes_on_without_its_first_thread("leaderless_injected", "child", &["--no-bpf"]);
 }
 
-/// What no call sets: a limitation, and it is asserted what happens instead.
+/// What no call sets: a limitation. It is said, shown and written down, and asserted what happens instead.
 #[test]
 fn cpu_time_begins_anew_after_a_restart() {
     const SOON: Duration = Duration::from_secs(30);
@@ -145,10 +146,20 @@ while True: select.select([], [], [], 0.01)
     let mut job = Job::launch(&sandbox, &[], &program);
     job.running().wait_for_output("burnt True\n", SOON);
     job.checkpoint();
+    let shown = sandbox.run(verb("inspect", ["--json"]).arg(job.image(1))).success();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let before = shown["processes"][0]["cpu_time_s"].as_f64().unwrap();
+    assert!((1.0..60.0).contains(&before), "{before} s");
     for mode in MODES {
         job.kill_all();
-        job.restart_at(1, *mode, &[]);
+        job.restart_at(1, *mode, &["-v"]);
         job.running().wait_for_output("anew True True\n", SOON);
+        let said = job.running().stderr();
+        assert!(said.contains("CPU time counts from 0 again"), "{said}");
+        let events = std::fs::read_to_string(job.dir().join("events.jsonl")).unwrap();
+        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let restart = events.rfind(|event| event["phase"] == "restart").unwrap();
+        assert_eq!(restart["cpu_us_before"].as_f64().map(f64::floor), Some((before * 1e6).floor()));
     }
     job.kill_all();
 }

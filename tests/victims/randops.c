@@ -54,6 +54,7 @@ static const struct row ROWS[] = {
     {"handle", 2, choose_take, apply_handle, perform_handle},
     {"mask", 2, choose_mask, apply_mask, perform_mask},
     {"timer", 2, choose_timer, apply_timer, perform_timer},
+    {"keep", 4, choose_keep, apply_keep, perform_keep},
     {"ring", 2, choose_any, apply_nothing, perform_ring},
     {"thread", 3, choose_thread, apply_thread, perform_thread},
     {"churn", 2, choose_churn, apply_churn, perform_churn},

@@ -33,6 +33,7 @@ enum {
     FDS = 20, FIRST_FD = 100, DESCRIPTIONS = 40,
     QUEUE = 8,
     FIRST_SIGNAL = 40, SIGNALS = 4,
+    TIMERS = 3, OF_TIMER = FIRST_SIGNAL + 18, HOUR = 3600,
 };
 
 enum kind { NONE, ANON, SHARED, PRIVATE };
@@ -70,6 +71,11 @@ struct pipe_state { int read, written; };
 
 struct signal_state { uint8_t number; uint32_t value; };
 
+enum timer_kind { NO_TIMER, RUNNING, RUNG };
+
+/* Of timer_create(2): one that has hours to go, which no run reaches, or whose signal waits. */
+struct timer_state { uint8_t kind, hours, every; uint32_t value; };
+
 struct process {
     bool alive, zombie, sprints;
     int8_t parent, threads, churns_at, churns_for;
@@ -78,7 +84,8 @@ struct process {
     uint16_t mask;          /* further signals that are blocked */
     uint8_t queued;
     struct signal_state queue[QUEUE];
-    bool timed, interval_timed;
+    uint8_t hours, every;   /* of ITIMER_REAL; 0 for none, or once */
+    struct timer_state timer[TIMERS];
     uint64_t handled;       /* what handlers have seen */
     struct page page[PAGES];
 };

@@ -8,6 +8,9 @@
 /* Handlers mix what they get into this. */
 static volatile uint64_t handled;
 
+/* This process's own. */
+static timer_t timers[TIMERS];
+
 static void check_page(const struct model *m, int number, uint64_t *sum)
 {
     static char copy[PAGE];
@@ -167,6 +170,33 @@ static uint64_t check_descriptor(const struct model *m, int number)
     return d->kind;
 }
 
+/* The hour that a timer is in, of those that it has to go; 0 if it has none. */
+static int hour_of(long seconds, long rest)
+{
+    return seconds || rest ? (seconds - (rest == 0)) / HOUR + 1 : 0;
+}
+
+static void check_timers(const struct process *self, const sigset_t *pending)
+{
+    struct itimerval timer;
+    CHECK(getitimer(ITIMER_REAL, &timer) == 0);
+    if (hour_of(timer.it_value.tv_sec, timer.it_value.tv_usec) != self->hours ||
+        timer.it_interval.tv_sec != self->every * HOUR)
+        WRONG("the timer has %ld s left, of %d h", timer.it_value.tv_sec, self->hours);
+    for (int i = 0; i < TIMERS; i++) {
+        const struct timer_state *wanted = &self->timer[i];
+        struct itimerspec left = {{0, 0}, {0, 0}};
+        if (wanted->kind != NO_TIMER && timer_gettime(timers[i], &left) != 0)
+            WRONG("timer %d is not there", i);
+        if (hour_of(left.it_value.tv_sec, left.it_value.tv_nsec) != wanted->hours ||
+            left.it_interval.tv_sec != wanted->every * HOUR)
+            WRONG("timer %d has %ld s left, of %d h", i, left.it_value.tv_sec, wanted->hours);
+        if (sigismember(pending, OF_TIMER + i) != (wanted->kind == RUNG))
+            WRONG("timer %d is of kind %d, and its signal %s", i, wanted->kind,
+                  wanted->kind == RUNG ? "does not wait" : "waits");
+    }
+}
+
 static uint64_t check_signals(const struct model *m)
 {
     const struct process *self = &m->process[me];
@@ -187,10 +217,7 @@ static uint64_t check_signals(const struct model *m)
             WRONG("the mask of signal %d", FIRST_SIGNAL + 10 + i);
     if (handled != self->handled)
         WRONG("handlers have seen %016lx and not %016lx", handled, self->handled);
-    struct itimerval timer;
-    CHECK(getitimer(ITIMER_REAL, &timer) == 0);
-    if (!!timer.it_value.tv_sec != self->timed || (timer.it_interval.tv_sec == 77) != self->interval_timed)
-        WRONG("the timer has %ld s left", timer.it_value.tv_sec);
+    check_timers(self, &pending);
     return mix(handled, self->queued);
 }
 

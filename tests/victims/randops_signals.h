@@ -116,6 +116,8 @@ static void handle_signals(void)
         sigaddset(&ours, number);
     }
     sigaddset(&ours, RING);
+    for (int i = 0; i < TIMERS; i++)
+        sigaddset(&ours, OF_TIMER + i);
     CHECK(sigprocmask(SIG_BLOCK, &ours, NULL) == 0);
 }
 
@@ -156,26 +158,92 @@ static uint64_t perform_mask(const struct model *m, const struct op *op)
     return 0;
 }
 
-/* A timer that rings in an hour, which no run reaches, or none. */
+/* A timer that rings in some hours, which no run reaches, once or every so many, or none. */
 static bool choose_timer(const struct model *m, struct op *op)
 {
     (void)m;
-    op->how = dice(op, 3);
+    op->count = dice(op, 9);
+    op->how = op->count ? dice(op, 4) : 0;
     return true;
 }
 
 static void apply_timer(struct model *m, const struct op *op)
 {
-    m->process[op->actor].timed = op->how > 0;
-    m->process[op->actor].interval_timed = op->how > 1;
+    m->process[op->actor].hours = op->count;
+    m->process[op->actor].every = op->how;
 }
 
 static uint64_t perform_timer(const struct model *m, const struct op *op)
 {
     (void)m;
-    struct itimerval timer = {{op->how > 1 ? 77 : 0, 0}, {op->how ? 3600 : 0, 0}};
+    struct itimerval timer = {{op->how * HOUR, 0}, {op->count * HOUR, 0}};
     CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
     return 0;
+}
+
+/* Timers of timer_create(2), on any clock, that live over other operations: made running or to ring at once, set anew, deleted,
+ * their signals taken. */
+enum { MAKE_RUNNING, MAKE_RUNG, SET_ANEW, DELETE, TAKE };
+
+static bool choose_keep(const struct model *m, struct op *op)
+{
+    op->to = dice(op, TIMERS);
+    int kind = m->process[op->actor].timer[op->to].kind;
+    op->how = kind == NO_TIMER ? MAKE_RUNNING + dice(op, 2) : kind == RUNNING ? SET_ANEW + dice(op, 2) : TAKE;
+    op->count = 1 + dice(op, 8);
+    op->object = dice(op, 3);
+    return true;
+}
+
+static void apply_keep(struct model *m, const struct op *op)
+{
+    struct timer_state *timer = &m->process[op->actor].timer[op->to];
+    bool runs = op->how == MAKE_RUNNING || op->how == SET_ANEW, rung = op->how == MAKE_RUNG;
+    *timer = (struct timer_state){runs ? RUNNING : rung ? RUNG : NO_TIMER, runs ? op->count : 0, runs ? op->object : 0,
+                                  rung ? op->step : 0};
+}
+
+static void make_timer(const struct op *op)
+{
+    /* One of CPU time rings late, for want of a tick of the clock: none that is to ring. */
+    static const clockid_t clocks[] = {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_PROCESS_CPUTIME_ID};
+    struct op copy = *op;
+    clockid_t clock = clocks[dice(&copy, op->how == MAKE_RUNG ? 4 : 5)];
+    struct sigevent event = {.sigev_notify = dice(&copy, 2) ? SIGEV_SIGNAL : SIGEV_THREAD_ID, .sigev_signo = OF_TIMER + op->to,
+                             .sigev_value.sival_ptr = (void *)(uintptr_t)op->step};
+    event._sigev_un._tid = gettid();
+    CHECK(timer_create(clock, &event, &timers[op->to]) == 0);
+}
+
+static uint64_t perform_keep(const struct model *m, const struct op *op)
+{
+    struct itimerspec once = {{0, 0}, {0, 1}}, running = {{op->object * HOUR, 0}, {op->count * HOUR, 0}};
+    const struct timespec at_once = {0, 0};
+    timer_t *timer = &timers[op->to];
+    sigset_t set;
+    siginfo_t info;
+    switch (op->how) {
+    case MAKE_RUNNING:
+    case MAKE_RUNG:
+        make_timer(op);
+        /* fall through */
+    case SET_ANEW:
+        CHECK(timer_settime(*timer, 0, op->how == MAKE_RUNG ? &once : &running, NULL) == 0);
+        do
+            CHECK(sigpending(&set) == 0);
+        while (op->how == MAKE_RUNG && !sigismember(&set, OF_TIMER + op->to));
+        return 0;
+    case TAKE:
+        set_of(&set, OF_TIMER + op->to);
+        if (sigtimedwait(&set, &info, &at_once) != OF_TIMER + op->to)
+            WRONG("the signal of timer %d does not come", op->to);
+        if ((uintptr_t)info.si_ptr != m->process[me].timer[op->to].value || info.si_overrun != 0)
+            WRONG("the signal of timer %d brings %p, and %d overruns", op->to, info.si_ptr, info.si_overrun);
+        /* fall through */
+    default:
+        CHECK(timer_delete(*timer) == 0);
+        return 0;
+    }
 }
 
 /* A timer that rings at once, nearly, and is waited for. */

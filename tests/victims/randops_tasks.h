@@ -205,7 +205,9 @@ static void inherit(struct process *child, const struct process *parent)
 {
     *child = *parent;
     child->threads = child->churns_for = child->queued = 0;
-    child->sprints = child->timed = child->interval_timed = false;
+    child->sprints = false;
+    child->hours = child->every = 0;
+    memset(child->timer, 0, sizeof child->timer);
     for (int i = 0; i < PAGES; i++) {
         struct page *p = &child->page[i];
         if (p->flags & (BUSY | NOT_FORKED)) {

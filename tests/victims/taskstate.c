@@ -116,6 +116,8 @@ static void set_controls(void)
         CHECK(pthread_create(&one, NULL, stay, (void *)i) == 0);
     }
     set_own(0);
+    may("MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED", syscall(SYS_membarrier, 1 << 2, 0));
+    may("MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED", syscall(SYS_membarrier, 1 << 4, 0));
     CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
 }
 
@@ -130,6 +132,8 @@ static void look_controls(void)
     CHECK(prctl(PR_GET_CHILD_SUBREAPER, &subreaper) == 0);
     show("dumpable %d, subreaper %d, huge pages off %d, merged %d\n", prctl(PR_GET_DUMPABLE), subreaper,
          prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), prctl(68 /* PR_GET_MEMORY_MERGE */, 0, 0, 0, 0));
+    show("barriers registered %lx, private %ld, of rseq %ld\n", syscall(SYS_membarrier, 1 << 9 /* GET_REGISTRATIONS */, 0),
+         syscall(SYS_membarrier, 1 << 3, 0), syscall(SYS_membarrier, 1 << 7, 0));
 }
 
 /* --- ids: threads whose credentials differ, without the C library that would keep them alike --------------------------- */

@@ -1,6 +1,7 @@
 //! What `inspect` shows of a checkpoint's metadata, as JSON for people and programs. Fields are added, never renamed.
 
 use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 use crate::memory::vma::Kind;
 use crate::object::Description;
@@ -40,6 +41,7 @@ fn process(process: &Process) -> Value {
         "process_group": process.process_group,
         "session": process.session,
         "executable": process.layout.as_ref().and_then(|layout| layout.executable.as_ref()).map(|file| text(&file.path)),
+        "cpu_time_s": Duration::from_nanos(process.cpu_time).as_secs_f64(),
         "stopped_by": (process.job_stop != 0).then_some(process.job_stop),
         "threads": process.threads.iter().map(thread).collect::<Vec<_>>(),
     })

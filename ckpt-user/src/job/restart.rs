@@ -35,7 +35,10 @@ use anyhow::{Context, anyhow, bail};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// CPU time of which a person may keep account.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 /// Runs a program again from a checkpoint and supervises it.
 pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
@@ -127,7 +130,10 @@ fn run_again(
     if let Some(taken) = taken {
         say_where(taken, root);
     }
-    note(target.lease.dir(), parent, begun);
+    note(target.lease.dir(), parent, begun, image.cpu_time());
+    if terminal::wants_start_line(options.job.verbose) && image.cpu_time() >= WORTH_A_LINE {
+        terminal::say(&terminal::cpu_time_line(image.cpu_time()));
+    }
     if options.json {
         let lazy = pager.as_ref().map_or(0, |p| p.total);
         let line = serde_json::json!({
@@ -190,8 +196,9 @@ fn say_where(taken: &Taken, root: Pid) {
 }
 
 /// The restart's line in events.jsonl.
-fn note(dir: &Arc<JobDir>, from: GenerationId, begun: Instant) {
+fn note(dir: &Arc<JobDir>, from: GenerationId, begun: Instant, cpu_time: Duration) {
     let event = Event::named("restart", begun.elapsed()).count("id", from.0);
+    let event = event.count("cpu_us_before", u64::try_from(cpu_time.as_micros()).unwrap_or(u64::MAX));
     if let Err(error) = EventLog::open(dir).and_then(|mut log| log.write(&event)) {
         log::warn!("{error}");
     }

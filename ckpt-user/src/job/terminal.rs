@@ -58,6 +58,14 @@ pub fn checkpoint_line(done: &CheckpointDone) -> String {
     )
 }
 
+/// The line of a restart about what no system call gives back, without prefix.
+pub fn cpu_time_line(before: Duration) -> String {
+    format!(
+        "CPU time counts from 0 again (no system call sets it); at the checkpoint it was {}",
+        duration(before)
+    )
+}
+
 /// The line at an abnormal end, without prefix. `last` is the newest checkpoint and its age.
 pub fn end_line(last: Option<(u64, Duration)>, dir: &Path) -> String {
     match last {

@@ -18,7 +18,8 @@ use crate::task::filters::{Filter, Step};
 use crate::task::keyring::Joined;
 use crate::task::proc::ProcDir;
 use crate::task::{
-    control, credentials, denials, filters, limits, policy, scheduling, settings, signals, surroundings,
+    barriers, control, credentials, denials, filters, limits, policy, scheduling, settings, signals,
+    surroundings,
 };
 use nix::unistd::Pid;
 use std::io;
@@ -94,6 +95,7 @@ pub fn complete(
         settings::rebuild(wanted, remote_pid, record.session != 0, &mut remote)
             .rebuilding(pid, "its settings")?;
     }
+    barriers::rebuild(record.barriers, &mut remote).rebuilding(pid, "its memory barriers")?;
     let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));
     limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, &mut remote)
         .rebuilding(pid, "limits")?;

@@ -13,6 +13,23 @@ pub fn now(clock: i32) -> Option<i64> {
     Some(now.tv_sec() * SECOND + now.tv_nsec())
 }
 
+/// A clock of CPU time: CPUCLOCK_PROF, CPUCLOCK_VIRT, CPUCLOCK_SCHED of include/linux/posix-timers_types.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cpu {
+    /// In the program and in the kernel, counted by ticks.
+    Profiling,
+    /// In the program, counted by ticks.
+    Virtual,
+    /// CLOCK_PROCESS_CPUTIME_ID.
+    Scheduled,
+}
+
+/// CPU time that the threads of a process have had, those that have ended too; nanoseconds.
+pub fn cpu_time(pid: Pid, clock: Cpu) -> Option<u64> {
+    // MAKE_PROCESS_CPUCLOCK of include/linux/posix-timers.h.
+    now(!pid.as_raw() << 3 | clock as i32).map(i64::unsigned_abs)
+}
+
 /// How far a process's clocks are from the host's and from ours; monotonic and boottime, nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shift {

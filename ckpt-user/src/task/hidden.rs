@@ -5,6 +5,7 @@
 //! where BPF is not to be had, system calls injected into the stopped threads ([`Injector`], below). Both give
 //! the same image, but for the times, and for sleeps whose remaining time only the kernel knows.
 
+use super::barriers;
 use super::control::Known;
 use super::denials::{ARCH_GET_CPUID, Instructions, L1D, Memory, PR_GET_MDWE};
 use super::keyring;
@@ -67,6 +68,8 @@ pub struct ProcessState {
     pub segments: bool,
     /// How many slots its futexes have where it has chosen that (PR_FUTEX_HASH). Known only from BPF.
     pub futex_slots: Option<u32>,
+    /// Commands of membarrier(2) that it has registered for.
+    pub barriers: u32,
 }
 
 /// An alternate stack in one form, whichever source it is from: SS_ONSTACK follows from the stack pointer.
@@ -292,6 +295,7 @@ impl Injector<'_> {
         const ONE: usize = 8;
         let table = |at| (libc::SYS_modify_ldt, vec![0, at, ONE as u64]);
         let (segments, _, thread) = self.asking(thread, ONE, table)?;
+        let (barriers, thread) = self.call(thread, libc::SYS_membarrier, &[barriers::GET, 0])?;
         let state = ProcessState {
             actions,
             brk: brk as u64,
@@ -303,6 +307,7 @@ impl Injector<'_> {
             protection_keys: None,
             segments: segments > 0,
             futex_slots: None,
+            barriers: barriers::from_call(barriers),
         };
         Ok((state, thread))
     }

@@ -3,7 +3,8 @@
 //! Loaded once a supervisor, before its first checkpoint and never before a restarted program runs. A kernel that
 //! refuses a part costs one warning and the fallback (injected system calls).
 
-use super::clock;
+use super::barriers;
+use super::clock::{self, Cpu};
 use super::control::Known;
 use super::hidden::{ProcessState, ThreadState, altstack};
 use super::keyring;
@@ -265,6 +266,7 @@ impl Iterators {
                 locks_to_come: self.names.of(row.default_flags).map(|names| locks(&names)),
                 protection_keys: Keys::read(row.key_map, row.execute_only_key),
                 segments: row.segments != 0,
+                barriers: barriers::from_state(row.barriers),
                 futex_slots: (row.futex_chosen != 0).then(|| slots(row.futex_mask)),
             };
             processes.insert(pid, state);
@@ -437,8 +439,7 @@ const KERNEL_FLAGS: u64 = 0x0380_0000;
 
 /// The interval timers as getitimer(2) gives them.
 fn timers(pid: Pid, row: &ProcessRow) -> [Timer; 3] {
-    // MAKE_PROCESS_CPUCLOCK of include/linux/posix-timers.h: profiling 0, virtual 1.
-    let cpu = |which: i32| clock::now(!pid.as_raw() << 3 | which).unwrap_or(0) as u64;
+    let cpu = |clock| clock::cpu_time(pid, clock).unwrap_or(0);
     let left = |timer: &IntervalTimer, now: u64, armed: bool| Timer {
         interval: timer.interval,
         // At least a microsecond: 0 means not armed.
@@ -448,7 +449,7 @@ fn timers(pid: Pid, row: &ProcessRow) -> [Timer; 3] {
     let host = clock::now(libc::CLOCK_MONOTONIC).unwrap_or(0) - own;
     [
         left(&row.real, host as u64, row.real_armed != 0),
-        left(&row.virt, cpu(1), row.virt.expires != 0),
-        left(&row.prof, cpu(0), row.prof.expires != 0),
+        left(&row.virt, cpu(Cpu::Virtual), row.virt.expires != 0),
+        left(&row.prof, cpu(Cpu::Profiling), row.prof.expires != 0),
     ]
 }

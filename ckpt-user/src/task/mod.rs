@@ -1,5 +1,6 @@
 //! One file per piece of a task: its record, how it is captured and how it is rebuilt.
 
+pub mod barriers;
 pub mod call;
 pub mod clock;
 pub mod control;

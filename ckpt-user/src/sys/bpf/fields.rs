@@ -150,6 +150,7 @@ pub(super) const FIELDS: &[Field] = &[
     global("MM_KEY_MAP", OPTIONAL, &["mm_struct.context.pkey_allocation_map"]),
     global("MM_EXECUTE_ONLY_KEY", OPTIONAL, &["mm_struct.context.execute_only_pkey"]),
     global("MM_SEGMENTS", OPTIONAL, &["mm_struct.context.ldt"]),
+    global("MM_BARRIERS", OPTIONAL, &["mm_struct.membarrier_state"]),
     global("MM_FUTEX", OPTIONAL, &["mm_struct.futex_phash", "mm_struct.futex.phash.hash"]),
     global("FUTEX_MASK", OPTIONAL, &["futex_private_hash.hash_mask"]),
     global("FUTEX_CHOSEN", OPTIONAL, &["futex_private_hash.custom"]),
