@@ -1,7 +1,7 @@
 //! Iterator over POSIX timers: how often they have rung, which no call tells while their signals wait.
 use core::ffi::c_void;
 
-use ckpt_common::TimerRow;
+use ckpt_common::{ABSENT, TimerRow};
 
 use crate::{
     filter::{field, read},
@@ -12,7 +12,21 @@ use crate::{
 /// So many timers of a process are looked at, the newest first: the verifier wants an end.
 const MOST: u32 = 256;
 
-/// A `TimerRow` for each timer of a tracked process that has rung more often than its signal was taken.
+/// Whether it was set anew since its signal was sent.
+///
+/// # Safety
+/// A k_itimer, read with checks.
+#[inline(always)]
+unsafe fn was_set_anew(timer: *const c_void) -> bool {
+    if TIMER_SEQUENCE.load() == ABSENT || TIMER_SENT.load() == ABSENT {
+        return false;
+    }
+    // SAFETY: offsets of words in it.
+    let (now, sent) = unsafe { (read::<u32>(timer, TIMER_SEQUENCE.load()), read::<u32>(timer, TIMER_SENT.load())) };
+    now != sent
+}
+
+/// A `TimerRow` for each timer of a tracked process that has rung more often than its signal was taken, or was set anew since.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub fn iter_timers(ctx: *mut c_void) -> i32 {
@@ -41,10 +55,11 @@ pub fn iter_timers(ctx: *mut c_void) -> i32 {
             let id = read(timer, TIMER_ID.load());
             let (waiting, taken) = (read(timer, TIMER_OVERRUN.load()), read(timer, TIMER_OVERRUN_LAST.load()));
             node = read::<u64>(node, 0).unwrap_or(0) as *const c_void;
-            (id, waiting, taken)
+            (id, waiting, taken, was_set_anew(timer))
         };
-        let (Some(id), Some(waiting), Some(taken)) = row else { break };
-        if (waiting > 0 || taken > 0) && rows.write(&TimerRow { tgid, id, waiting, taken }).is_none() {
+        let (Some(id), Some(waiting), Some(taken), anew) = row else { break };
+        let row = TimerRow { tgid, id, waiting, taken, anew: u32::from(anew), unused: 0 };
+        if (waiting > 0 || taken > 0 || anew) && rows.write(&row).is_none() {
             break;
         }
     }

@@ -12,6 +12,18 @@ pub fn here(vdso: u64) -> Machine {
     Machine { host, kernel, cpu_features: cpu_features(), vdso }
 }
 
+/// Whether a signal of a timer comes that was set anew, or deleted, while the signal waited: not from Linux 6.13 on.
+pub fn delivers_stale_rings() -> bool {
+    static DELIVERS: OnceLock<bool> = OnceLock::new();
+    *DELIVERS.get_or_init(|| version(&here(0).kernel) < Some((6, 13)))
+}
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// The `flags` line of /proc/cpuinfo, sorted. Read once: on some machines that asks every processor for its speed.
 pub fn cpu_features() -> Vec<String> {
     static FEATURES: OnceLock<Vec<String>> = OnceLock::new();

@@ -70,7 +70,7 @@ pub mod proc_timers {
             let _ = posix_timers::first_ring(&timer, clock::Shift::default());
         }
         let infos = bytes.as_chunks::<128>().0.to_vec();
-        let _ = posix_timers::without(infos, &timers);
+        let _ = posix_timers::without(infos, &timers, bytes.len() % 2 == 0);
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {

@@ -343,7 +343,8 @@ impl Iterators {
         let count = |rings: i64| u64::try_from(rings).unwrap_or(0);
         let timer = |row: &TimerRow| {
             let pid = Pid::from_raw(*own.get(&row.tgid)? as i32);
-            Some(((pid, row.id), Overrun { waiting: count(row.waiting), taken: count(row.taken) }))
+            let (waiting, taken, anew) = (count(row.waiting), count(row.taken), row.anew != 0);
+            Some(((pid, row.id), Overrun { waiting, taken, anew }))
         };
         Ok(self.bpf.timers()?.iter().filter_map(timer).collect())
     }

@@ -55,11 +55,14 @@ pub struct PosixTimer {
     pub overruns: u64,
 }
 
-/// How many times more than once a timer has rung: since its signal waits, and before the last one was taken.
+/// How many times more than once a timer has rung: since its signal waits, and before the last one was taken. Also those
+/// that have not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Overrun {
     pub waiting: u64,
     pub taken: u64,
+    /// It was set anew since: a signal of it that waits comes to nothing.
+    pub anew: bool,
 }
 
 /// By process and timer; those that are not in it have none.
@@ -141,18 +144,27 @@ pub fn of_signal(info: &[u8; 128]) -> Option<u32> {
     (word(8) == SI_TIMER).then(|| word(16) as u32)
 }
 
-/// Notes how often each has rung.
+/// Notes how often each has rung, and which of them are to ring at another time than that of the signal that waits.
 pub fn count(pid: Pid, timers: &mut [PosixTimer], overruns: &Overruns) {
-    for timer in timers.iter_mut().filter(|timer| timer.interval != 0) {
-        let Overrun { waiting, taken } = overruns.get(&(pid, timer.id)).copied().unwrap_or_default();
-        timer.overruns = if timer.due { waiting } else { taken };
+    for timer in timers {
+        let Overrun { waiting, taken, anew } = overruns.get(&(pid, timer.id)).copied().unwrap_or_default();
+        timer.due &= !anew;
+        timer.overruns = if timer.interval == 0 {
+            0
+        } else if timer.due {
+            waiting
+        } else {
+            taken
+        };
     }
 }
 
-/// Leaves out the signals of timers that ring again by themselves.
-pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer]) -> Vec<[u8; 128]> {
-    let of = |info: &[u8; 128]| of_signal(info).is_some_and(|id| timers.iter().any(|t| t.id == id));
-    pending.into_iter().filter(|info| !of(info)).collect()
+/// Leaves out the signals of timers that ring again by themselves, and those that come to nothing: of a timer that was set
+/// anew, or deleted, while its signal waited. Linux delivered the latter before 6.13; `is_delivered`: as here.
+pub fn without(pending: Vec<[u8; 128]>, timers: &[PosixTimer], is_delivered: bool) -> Vec<[u8; 128]> {
+    let is_due = |id| timers.iter().any(|t| t.id == id && t.due);
+    let stays = |info: &[u8; 128]| of_signal(info).is_none_or(|id| is_delivered && !is_due(id));
+    pending.into_iter().filter(stays).collect()
 }
 
 /// Makes the timers and arms them; the clocks of the process have begun to run. All signals of its `threads` are blocked.

@@ -130,6 +130,8 @@ pub(super) const FIELDS: &[Field] = &[
     global("TIMER_ID", TIMER, &["k_itimer.it_id"]),
     global("TIMER_OVERRUN", TIMER, &["k_itimer.it_overrun"]),
     global("TIMER_OVERRUN_LAST", TIMER, &["k_itimer.it_overrun_last"]),
+    global("TIMER_SEQUENCE", OPTIONAL, &["k_itimer.it_signal_seq"]),
+    global("TIMER_SENT", OPTIONAL, &["k_itimer.it_sigqueue_seq"]),
     global("SIGNAL_GROUP_STOP_COUNT", PROCESS, &["signal_struct.group_stop_count"]),
     global("SIGNAL_FLAGS", PROCESS, &["signal_struct.flags"]),
     Field { name: "SIGNAL_SUBREAPER_BIT", unit: Bits, paths: &["signal_struct.is_child_subreaper"], needed_by: PROCESS, global: true },
