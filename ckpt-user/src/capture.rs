@@ -125,6 +125,7 @@ fn capture_process(
     let status = dir.status().reading(pid, "status")?;
     unsupported::check(via, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
     let stat = dir.stat().reading(pid, "stat")?;
+    let own_stat = ProcDir::process(pid).stat().reading(pid, "stat")?;
     process.threads.iter().filter_map(|t| t.stopped.as_ref()).try_for_each(|t| registers::check(pid, t))?;
     let (threads, state, own_keyrings) = match known_states(process, hidden) {
         Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
@@ -194,6 +195,7 @@ fn capture_process(
         protection_keys: asked.protection_keys.filter(|keys| *keys != Keys::default()),
         futex_slots: state.futex_slots,
         barriers: state.barriers,
+        exit_signal: own_stat.exit_signal(),
         cpu_time: clock::cpu_time(pid, Cpu::Scheduled).unwrap_or(0),
     })
 }
@@ -410,7 +412,7 @@ fn capture_thread(
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,
-        registers: Some(registers::capture(pid, stopped, &thread.regs)?),
+        registers: Some(registers::capture(stopped, &thread.regs)?),
         signals: Some(signals::of_thread(stopped.sigmask()?, state, &pending)),
         credentials: Some(credentials::capture(&status, state.control.securebits)?),
         scheduling: Some(scheduling::capture(pid, thread.tid)?),

@@ -142,6 +142,9 @@ pub struct Process {
     /// Commands of membarrier(2) that it has registered for, a bit each.
     #[prost(uint32, tag = "44")]
     pub barriers: u32,
+    /// What its end tells its parent, where that is not SIGCHLD; 0 nothing (clone(2)).
+    #[prost(int32, optional, tag = "45")]
+    pub exit_signal: Option<i32>,
 }
 
 impl Process {
@@ -177,12 +180,14 @@ impl Image {
             parent: p.parent,
             group: p.process_group,
             session: p.session,
+            exit_signal: p.exit_signal.unwrap_or(libc::SIGCHLD),
         });
         let ended = self.zombies.iter().map(|z| Node {
             pid: z.pid,
             parent: z.parent,
             group: z.process_group,
             session: z.session,
+            exit_signal: z.exit_signal.unwrap_or(libc::SIGCHLD),
         });
         let mut nodes: Vec<Node> = living.chain(ended).collect();
         nodes.extend(plan::leaders(&nodes));

@@ -33,6 +33,11 @@ fn a_parent_s_death_is_told_and_orphans_come_to_the_subreaper() {
     survives("parent_death", "death", &[]);
 }
 
+#[test]
+fn children_whose_end_tells_their_parent_something_else() {
+    survives("ends", "ends", &[]);
+}
+
 fn is_kept(case: &str) {
     let program = victim_cmd("kept").args([case, ".", "400", "3000"]);
     survive(&Survival { rounds: 4, ..Survival::of(case, program) });

@@ -138,6 +138,34 @@ static void look_controls(void)
 
 /* --- ids: threads whose credentials differ, without the C library that would keep them alike --------------------------- */
 
+/* All that the thread may have, as its effective set; `inheritable` in the low word. */
+static void have_all(uint32_t inheritable)
+{
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[2];
+    CHECK(syscall(SYS_capget, &head, sets) == 0);
+    for (int i = 0; i < 2; i++)
+        sets[i].effective = sets[i].permitted;
+    sets[0].inheritable |= inheritable;
+    CHECK(syscall(SYS_capset, &head, sets) == 0);
+}
+
+static void inherit_what_is_no_longer_bounded(struct __user_cap_data_struct *low)
+{
+    low->inheritable = 1 << CAP_FOWNER;
+    have_all(low->inheritable);
+    CHECK(prctl(PR_CAPBSET_DROP, CAP_FOWNER, 0, 0, 0) == 0);
+}
+
+/* Of ids that the thread has nowhere else, with the right to have them, which it then gives up. */
+static void have_foreign_file_system_ids(void)
+{
+    have_all(0);
+    syscall(SYS_setfsgid, 3334);
+    syscall(SYS_setfsuid, 3333);
+    CHECK(syscall(SYS_setfsgid, -1) == 3334 && syscall(SYS_setfsuid, -1) == 3333);
+}
+
 static void set_ids(int i)
 {
     gid_t groups[] = {100 + i, 200 + i};
@@ -148,7 +176,11 @@ static void set_ids(int i)
     if (i == 0)
         return;
     CHECK(syscall(SYS_setgroups, 2, groups) == 0 && prctl(PR_SET_KEEPCAPS, 1) == 0);
+    if (i == 2)
+        inherit_what_is_no_longer_bounded(&sets[0]);
     CHECK(syscall(SYS_setresgid, 1000 + i, 1010 + i, 1020 + i) == 0 && syscall(SYS_setresuid, 2000 + i, 2010 + i, 2020 + i) == 0);
+    if (i == 2)
+        have_foreign_file_system_ids();
     CHECK(syscall(SYS_capset, &head, sets) == 0);
     if (i == 1)
         CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_RAW, 0, 0) == 0);
@@ -259,6 +291,64 @@ static void end_death(void)
 static void look_death(void)
 {
     show("subreaper\n");
+}
+
+/* --- ends: children whose end tells their parent something else than SIGCHLD, or nothing (clone(2)) ----------------------- */
+
+enum { ENDS = 5 };
+static const struct end {
+    int signal, code; /* code: it has ended */
+} ends[ENDS] = {{SIGUSR1, 0}, {0, 0}, {SIGUSR2, 41}, {0, 42}, {SIGCHLD, 43}};
+static pid_t children[ENDS];
+
+static void set_ends(void)
+{
+    sigset_t blocked;
+    siginfo_t info;
+    sigfillset(&blocked);
+    CHECK(sigprocmask(SIG_BLOCK, &blocked, NULL) == 0);
+    for (int i = 0; i < ENDS; i++) {
+        children[i] = syscall(SYS_clone, ends[i].signal, 0, 0, 0, 0);
+        CHECK(children[i] >= 0);
+        if (children[i] == 0 && ends[i].code)
+            _exit(ends[i].code);
+        while (children[i] == 0)
+            pause();
+        if (ends[i].code)
+            CHECK(waitid(P_PID, children[i], &info, WEXITED | WNOWAIT | __WALL) == 0);
+    }
+    /* Of the signals that have come, the next steps see nothing. */
+    struct timespec at_once = {0, 0};
+    while (sigtimedwait(&blocked, NULL, &at_once) > 0)
+        ;
+}
+
+static void look_ends(void)
+{
+    for (int i = 0; i < ENDS; i++)
+        for (int kind = 0; kind < 2; kind++) {
+            siginfo_t info = {.si_status = 0};
+            int found = waitid(P_PID, children[i], &info, WEXITED | WNOWAIT | WNOHANG | (kind ? __WCLONE : 0));
+            show("child %d, %s clones: %d, status %d\n", i, kind ? "of" : "without", found, info.si_status);
+        }
+}
+
+/* Those that live are killed; what that tells, and how each has ended. */
+static void end_ends(void)
+{
+    sigset_t all;
+    sigfillset(&all);
+    struct timespec at_once = {0, 0};
+    for (int i = 0; i < ENDS; i++) {
+        int status = 0;
+        siginfo_t info;
+        if (!ends[i].code)
+            CHECK(kill(children[i], SIGKILL) == 0);
+        CHECK(waitid(P_PID, children[i], &info, WEXITED | WNOWAIT | __WALL) == 0);
+        int told = sigtimedwait(&all, &info, &at_once);
+        CHECK(waitpid(children[i], &status, __WALL) == children[i]);
+        say(1, "child %d: told by %d, status %x\n", i, told, status);
+    }
 }
 
 /* --- timers: of timer_create(2) ------------------------------------------------------------------------------------------ */
@@ -879,6 +969,7 @@ static const struct state {
     {"controls", set_controls, look_controls, NULL},
     {"ids", set_all_ids, look_all_ids, NULL},
     {"death", set_death, look_death, end_death},
+    {"ends", set_ends, look_ends, end_ends},
     {"timers", set_timers, look_timers, end_timers},
     {"counted_timers", set_counted_timers, look_timers, end_timers},
     {"denials", set_denials, look_denials, NULL},

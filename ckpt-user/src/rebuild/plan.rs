@@ -18,6 +18,8 @@ pub struct Node {
     pub parent: i32,
     pub group: i32,
     pub session: i32,
+    /// What its end tells its parent, 0 for nothing: SIGCHLD but for children of clone(2) with another one.
+    pub exit_signal: i32,
 }
 
 /// Who forks a process.
@@ -48,14 +50,15 @@ pub struct Impossible(pub i32);
 /// Leaders of sessions and groups that are gone: they are made, and end before the program runs.
 pub fn leaders(nodes: &[Node]) -> Vec<Node> {
     let mut all: Vec<Node> = Vec::new();
+    let gone = Node { exit_signal: libc::SIGCHLD, ..Node::default() };
     let mut known: HashSet<i32> = nodes.iter().map(|n| n.pid).chain([0]).collect();
     for node in nodes {
         if known.insert(node.session) {
             let pid = node.session;
-            all.push(Node { pid, parent: 0, group: pid, session: pid });
+            all.push(Node { pid, group: pid, session: pid, ..gone });
         }
         if known.insert(node.group) {
-            all.push(Node { pid: node.group, parent: 0, group: node.group, session: node.session });
+            all.push(Node { pid: node.group, group: node.group, session: node.session, ..gone });
         }
     }
     all
@@ -159,7 +162,7 @@ mod tests {
     use super::*;
 
     fn node(pid: i32, parent: i32, group: i32, session: i32) -> Node {
-        Node { pid, parent, group, session }
+        Node { pid, parent, group, session, exit_signal: libc::SIGCHLD }
     }
 
     /// Carries the steps out on paper.

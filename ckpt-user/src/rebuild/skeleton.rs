@@ -43,7 +43,7 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
                         let process = unless_taken(pid, || clone::fork_waiting(Pid::from_raw(pid)))?;
                         take_over(process, scratch).rebuilding(pid, "the process")?
                     }
-                    Maker::Parent(by) => child(made(&mut grown, by)?, pid)?,
+                    Maker::Parent(by) => child(made(&mut grown, by)?, pid, nodes[i].exit_signal)?,
                     Maker::Within(by) => orphan(made(&mut grown, by)?, pid)?,
                 };
                 grown[i] = Some(new);
@@ -108,14 +108,14 @@ pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>)
 }
 
 /// A child of the skeleton.
-fn child(parent: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
-    unless_taken(pid, || fork_child(parent, Some(pid)))
+fn child(parent: &mut Skeleton, pid: i32, exit_signal: i32) -> Result<Skeleton, RebuildError> {
+    unless_taken(pid, || fork_child(parent, Some(pid), exit_signal))
 }
 
 /// A child of ours in the session of `leader`: born of a helper that ends, and adopted by us, the subreaper.
 fn orphan(leader: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
-    let mut helper = fork_child(leader, None).rebuilding(pid, "a helper")?;
-    let made = child(&mut helper, pid)?;
+    let mut helper = fork_child(leader, None, libc::SIGCHLD).rebuilding(pid, "a helper")?;
+    let made = child(&mut helper, pid, libc::SIGCHLD)?;
     let ended = Zombie { pid: helper.remote.pid().as_raw(), ..Zombie::default() };
     zombie::rebuild(&ended, helper.remote, Some(&mut leader.remote))
         .and_then(|()| leader.remote.call(libc::SYS_wait4, &[ended.pid as u64, 0, 0, 0]))
@@ -196,8 +196,8 @@ pub fn syscall_instruction(pid: Pid, vdso: &std::ops::Range<u64>) -> io::Result<
 }
 
 /// Has the parent's skeleton fork a child, with id `pid` if one is wanted.
-fn fork_child(parent: &mut Skeleton, pid: Option<i32>) -> io::Result<Skeleton> {
-    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+fn fork_child(parent: &mut Skeleton, pid: Option<i32>, exit_signal: i32) -> io::Result<Skeleton> {
+    let mut args = CloneArgs { exit_signal: u64::from(exit_signal.unsigned_abs()), ..CloneArgs::default() };
     if let Some(pid) = pid {
         args.set_tid = parent.remote.data(&pid.to_le_bytes())?;
         args.set_tid_size = 1;

@@ -196,6 +196,11 @@ fn ids(image: &Image) -> Result<(), String> {
         }
     }
     image.zombies.iter().try_for_each(|z| take(z.pid))?;
+    let signals =
+        image.processes.iter().map(|p| p.exit_signal).chain(image.zombies.iter().map(|z| z.exit_signal));
+    if let Some(signal) = signals.flatten().find(|signal| !(0..=64).contains(signal)) {
+        return Err(format!("signal {signal} tells of an end"));
+    }
     let living = image.processes.iter().map(|p| [p.parent, p.process_group, p.session]);
     let ended = image.zombies.iter().map(|z| [z.parent, z.process_group, z.session]);
     let bad = living.chain(ended).flatten().chain([image.foreground]).find(|id| !(0..=IDS).contains(id));

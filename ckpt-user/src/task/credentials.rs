@@ -72,7 +72,13 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> i
     let all_at = remote.data(&sets(permitted, permitted, wanted.inheritable))?;
     let wanted_at = remote.data(&sets(wanted.effective, wanted.permitted, wanted.inheritable))?;
     let id = |v: u32| u64::from(v);
-    let mut calls = vec![Call::new(libc::SYS_prctl, &[KEEPCAPS, 1, 0, 0, 0])];
+    let fs_ids =
+        [Call::new(libc::SYS_setfsgid, &[id(gids[3])]), Call::new(libc::SYS_setfsuid, &[id(uids[3])])];
+    let mut calls = vec![
+        Call::new(libc::SYS_prctl, &[KEEPCAPS, 1, 0, 0, 0]),
+        // What may be inherited need not be in the bounding set, but cannot come once it is dropped there.
+        Call::new(libc::SYS_capset, &[all_at, all_at + 8]),
+    ];
     for cap in (0..64u64).filter(|c| bounding & !wanted.bounding & 1 << c != 0) {
         calls.push(Call::new(libc::SYS_prctl, &[CAPBSET_DROP, cap, 0, 0, 0]));
     }
@@ -80,11 +86,10 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> i
         Call::new(libc::SYS_setgroups, &[wanted.groups.len() as u64, groups_at]),
         Call::new(libc::SYS_setresgid, &[id(gids[0]), id(gids[1]), id(gids[2])]),
         Call::new(libc::SYS_setresuid, &[id(uids[0]), id(uids[1]), id(uids[2])]),
-        Call::new(libc::SYS_setfsgid, &[id(gids[3])]),
-        Call::new(libc::SYS_setfsuid, &[id(uids[3])]),
-        // Other ids have taken the effective set away, which ambient capabilities and secure bits need.
+        // Other ids have taken the effective set away, which all that follows needs.
         Call::new(libc::SYS_capset, &[all_at, all_at + 8]),
     ]);
+    calls.extend(fs_ids);
     for cap in (0..64u64).filter(|c| wanted.ambient & 1 << c != 0) {
         const AMBIENT_RAISE: u64 = libc::PR_CAP_AMBIENT_RAISE as u64;
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, AMBIENT_RAISE, cap, 0, 0]));
@@ -99,11 +104,15 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> i
     if wanted.no_new_privileges {
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]));
     }
-    let fs_ids = [libc::SYS_setfsgid, libc::SYS_setfsuid];
     for (call, result) in calls.iter().zip(remote.run(&calls)?) {
-        if result < 0 && !fs_ids.contains(&call.number) {
+        if result < 0 && fs_ids.iter().all(|fs| fs.number != call.number) {
             return Err(io::Error::from_raw_os_error(-result as i32));
         }
+    }
+    // These return what was set before, and say of no error.
+    let set = remote.run(&fs_ids)?;
+    if set != [i64::from(gids[3]), i64::from(uids[3])] {
+        return Err(io::Error::other("its file system ids (setfsuid(2)) cannot be had"));
     }
     Ok(())
 }

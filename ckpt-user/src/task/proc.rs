@@ -227,6 +227,11 @@ impl Stat {
         Pid::from_raw(self.number(6) as i32)
     }
 
+    /// What its end tells its parent, where that is not SIGCHLD; 0 nothing.
+    pub fn exit_signal(&self) -> Option<i32> {
+        Some(self.number(38) as i32).filter(|&signal| signal != libc::SIGCHLD)
+    }
+
     /// Device number of the controlling terminal, 0 for none.
     pub fn terminal(&self) -> u64 {
         // The kernel's new_encode_dev: 12 bits of major between the low 8 and the high 12 of minor.

@@ -47,10 +47,10 @@ impl Registers {
 
 /// Reads the registers of a stopped thread. An instruction pointer inside an rseq critical section is set to
 /// the section's abort address, as the kernel would on the way back to user space.
-pub fn capture(pid: Pid, thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
+pub fn capture(thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
     let area = thread.rseq().unwrap_or_default();
     let mut regs = *regs;
-    if let Some(abort) = critical_section_abort(pid, area, regs.rip) {
+    if let Some(abort) = critical_section_abort(thread.tid(), area, regs.rip) {
         regs.rip = abort;
     }
     let rseq = (area.pointer != 0).then_some(Rseq {
@@ -96,18 +96,18 @@ pub fn rebuild_xstate(own: &Registers, thread: &Stopped) -> io::Result<()> {
 
 /// The abort address when `rip` lies in the critical section that the area names (struct rseq, rseq_cs:
 /// linux/rseq.h).
-fn critical_section_abort(pid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
+fn critical_section_abort(tid: Pid, area: RseqArea, rip: u64) -> Option<u64> {
     if area.pointer == 0 {
         return None;
     }
     let mut pointer = [0; 8];
-    crate::sys::mem::read(pid, area.pointer + 8, &mut pointer).ok()?;
+    crate::sys::mem::read(tid, area.pointer + 8, &mut pointer).ok()?;
     let section = u64::from_le_bytes(pointer);
     if section == 0 {
         return None;
     }
     let mut words = [0; 32];
-    crate::sys::mem::read(pid, section, &mut words).ok()?;
+    crate::sys::mem::read(tid, section, &mut words).ok()?;
     let word = |i: usize| words[i * 8..i * 8 + 8].iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b));
     let (start, len, abort) = (word(1), word(2), word(3));
     (rip.wrapping_sub(start) < len).then_some(abort)

@@ -27,6 +27,9 @@ pub struct Zombie {
     /// Real user id, which waitid(2) shows.
     #[prost(uint32, tag = "7")]
     pub uid: u32,
+    /// As [`crate::record::Process`] has it.
+    #[prost(int32, optional, tag = "8")]
+    pub exit_signal: Option<i32>,
 }
 
 /// The ended children of stopped processes. Those of the supervisor are none of the program's.
@@ -63,6 +66,7 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zom
                 process_group: stat.process_group().as_raw(),
                 session: stat.session().as_raw(),
                 status,
+                exit_signal: stat.exit_signal(),
                 name: stat.comm.into_bytes(),
                 uid: uid.first().copied().unwrap_or(0),
             });
@@ -82,7 +86,11 @@ pub fn rebuild(zombie: &Zombie, mut remote: Remote, parent: Option<&mut Remote>)
     // Were SIGCHLD ignored, the child would be gone at once.
     signals::rebuild_actions(&[], parent)?;
     remote.end(zombie.status)?;
-    let set = parent.data(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes())?;
+    let told = zombie.exit_signal.unwrap_or(libc::SIGCHLD);
+    if told == 0 {
+        return Ok(());
+    }
+    let set = parent.data(&(1u64 << (told - 1)).to_le_bytes())?;
     let at_once = parent.data(&[0; 16])?;
     match parent.call(libc::SYS_rt_sigtimedwait, &[set, 0, at_once, 8]) {
         Err(e) if e.raw_os_error() != Some(libc::EAGAIN) => Err(e),
