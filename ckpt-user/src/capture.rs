@@ -147,6 +147,7 @@ fn capture_process(
     let first = &process.threads[0];
     let shared =
         first.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
+    let shared = signals::with_bare(shared, status.hex("ShdPnd").reading(pid, "status")?);
     let mut records = Vec::with_capacity(process.threads.len() + 1);
     if via != pid {
         records.push(ended::capture(pid).reading(pid, "its first thread")?);
@@ -408,7 +409,8 @@ fn capture_thread(
     let mut name = dir.bytes("comm")?;
     name.truncate(name.len().saturating_sub(1));
     let status = dir.status()?;
-    let pending = posix_timers::without(stopped.pending(false)?, timers, machine::delivers_stale_rings());
+    let pending = signals::with_bare(stopped.pending(false)?, status.hex("SigPnd")?);
+    let pending = posix_timers::without(pending, timers, machine::delivers_stale_rings());
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -685,7 +686,7 @@ static void take_queued(int i)
     sigfillset(&all);
     for (; sigtimedwait(&all, &info, &(struct timespec){0}) > 0; taken++) {
         sum = mix(sum, info.si_signo), sum = mix(sum, info.si_code), sum = mix(sum, info.si_errno);
-        sum = mix(sum, info.si_pid == getpid()), sum = mix(sum, info.si_uid), sum = mix(sum, (uintptr_t)info.si_value.sival_ptr);
+        sum = mix(sum, info.si_pid ? info.si_pid == getpid() : 2), sum = mix(sum, info.si_uid), sum = mix(sum, (uintptr_t)info.si_value.sival_ptr);
     }
     snprintf(of_thread[i], sizeof of_thread[i], "thread %d has taken %ld: %016lx\n", i, taken, sum);
 }
@@ -724,6 +725,16 @@ static void set_queued(void)
         queue(0, value % 2 ? SIGRTMIN + 2 : SIGRTMIN + value % 5, value);
     queue(0, SIGHUP, 1);
     queue(getpid(), SIGTERM, 2);
+    /* From here on there is room for no signal, and of one that comes only the number waits; nor is there for a descriptor. */
+    struct rlimit most;
+    int own = open("/proc/self/stat", O_RDONLY);
+    CHECK(own >= 0 && dup2(own, 900) == 900 && close(own) == 0);
+    for (const int *kind = (const int[]){RLIMIT_SIGPENDING, RLIMIT_NOFILE, -1}; *kind >= 0; kind++) {
+        CHECK(getrlimit(*kind, &most) == 0);
+        most.rlim_cur = *kind == RLIMIT_NOFILE ? 20 : 0;
+        CHECK(setrlimit(*kind, &most) == 0);
+    }
+    CHECK(kill(getpid(), SIGQUIT) == 0 && syscall(SYS_tgkill, getpid(), getpid(), SIGURG) == 0);
 }
 
 static void look_all_queued(void)
@@ -733,6 +744,13 @@ static void look_all_queued(void)
     pthread_barrier_wait(&end);
     for (int i = 0; i < THREADS; i++)
         show("%s", of_thread[i]);
+    for (const int *kind = (const int[]){RLIMIT_SIGPENDING, RLIMIT_NOFILE, -1}; *kind >= 0; kind++) {
+        struct rlimit most;
+        CHECK(getrlimit(*kind, &most) == 0);
+        show("limit %d: %lu\n", *kind, most.rlim_cur);
+    }
+    char byte;
+    CHECK(pread(900, &byte, 1, 0) == 1);
 }
 
 static void end_queued(void)

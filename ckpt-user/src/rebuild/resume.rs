@@ -9,7 +9,7 @@ use crate::sys::ptrace::Stopped;
 use crate::sys::remote::Remote;
 use crate::task::clock::Shift;
 use crate::task::registers::{self, Registers};
-use crate::task::{dispatch, posix_timers, signals, sleep, timers};
+use crate::task::{dispatch, limits, posix_timers, signals, sleep, timers};
 use std::io;
 
 /// Runs every process; children first, so that no parent sees a child that is not there yet.
@@ -66,6 +66,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let shift = Shift::of(process.pid())?;
     posix_timers::rebuild(&process.record.posix_timers, &mut process.threads, shift)?;
     timers::rebuild(&process.record.timers, &mut process.threads[0])?;
+    limits::rebuild_last(&process.record.limits, &mut process.threads[0])?;
     let mut wanted = Vec::with_capacity(process.threads.len());
     let lives = |(thread, _): &(&Thread, &mut Remote)| thread.ended.is_none();
     for (thread, remote) in process.record.threads.iter().zip(&mut process.threads).filter(lives) {

@@ -44,6 +44,9 @@ pub const REALTIME_PRIORITY: u32 = 14;
 /// Processes and pending signals: the kernel begins with what fits the machine's memory (kernel/fork.c).
 pub const OF_THE_MACHINE: [u32; 2] = [6, 11];
 
+/// Open files and pending signals: a restart itself needs some of both until right before the program runs.
+const AT_LAST: [u32; 2] = [7, 11];
+
 /// As /proc/PID/limits calls it.
 pub fn name(resource: u32) -> &'static str {
     NAMES.get(resource as usize).copied().unwrap_or("unknown limit")
@@ -81,12 +84,30 @@ pub fn raise_own_open_files() {
     }
 }
 
-/// Sets the limits of the calling skeleton; only those that differ from `current`.
+/// Sets the limits of the calling skeleton; only those that differ from `current`. Some are raised as far as they may be, and
+/// wait for [`rebuild_last`].
 ///
 /// # Errors
 /// EPERM when a hard limit would have to rise and CAP_SYS_RESOURCE is missing.
 pub fn rebuild(wanted: &[Limit], current: &[Limit], remote: &mut Remote) -> io::Result<()> {
-    for limit in wanted.iter().filter(|l| !current.contains(l)) {
+    let is_last = |limit: &Limit| AT_LAST.contains(&limit.resource);
+    let raised = wanted.iter().map(|limit| {
+        let own = current.iter().find(|own| own.resource == limit.resource && is_last(limit));
+        own.map_or(*limit, |own| {
+            let hard = own.hard.max(limit.hard);
+            Limit { soft: hard, hard, ..*limit }
+        })
+    });
+    set(raised.filter(|limit| !current.contains(limit)), remote)
+}
+
+/// Lowers what [`rebuild`] has raised: no step after this needs a descriptor or a signal.
+pub fn rebuild_last(wanted: &[Limit], remote: &mut Remote) -> io::Result<()> {
+    set(wanted.iter().copied().filter(|limit| AT_LAST.contains(&limit.resource)), remote)
+}
+
+fn set(limits: impl Iterator<Item = Limit>, remote: &mut Remote) -> io::Result<()> {
+    for limit in limits {
         let mut bytes = limit.soft.to_le_bytes().to_vec();
         bytes.extend(limit.hard.to_le_bytes());
         let at = remote.data(&bytes)?;

@@ -58,6 +58,25 @@ pub fn of_thread(mask: u64, state: &ThreadState, pending: &[[u8; 128]]) -> Threa
     }
 }
 
+/// `queued`, and those that wait without an entry there, as when the user's queue was full (RLIMIT_SIGPENDING): the kernel gives
+/// them one of zeros, SI_USER. `bits` of SigPnd or ShdPnd were read before: what comes in between has one.
+pub fn with_bare(mut queued: Vec<[u8; 128]>, bits: u64) -> Vec<[u8; 128]> {
+    let entered = queued
+        .iter()
+        .fold(0, |all, info| all | bit(u32::from_le_bytes([info[0], info[1], info[2], info[3]])));
+    let bare = bits & !entered & !bit(libc::SIGKILL as u32);
+    for signal in (1..=64u32).filter(|&signal| bare & bit(signal) != 0) {
+        let mut info = [0; 128];
+        info[..4].copy_from_slice(&signal.to_le_bytes());
+        queued.push(info);
+    }
+    queued
+}
+
+fn bit(signal: u32) -> u64 {
+    signal.checked_sub(1).and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0)
+}
+
 /// Signals whose action the kernel lets nobody set.
 pub fn is_fixed(signal: u32) -> bool {
     signal == libc::SIGKILL as u32 || signal == libc::SIGSTOP as u32
