@@ -22,7 +22,7 @@ use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
     control, credentials, denials, dispatch, ended, filters, keyring, limits, registers, scheduling,
-    settings, sharing, signals, sleep, surroundings, unsupported,
+    settings, sharing, signals, sleep, surroundings, tiles, unsupported,
 };
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -127,6 +127,7 @@ fn capture_process(
     let stat = dir.stat().reading(pid, "stat")?;
     let own_stat = ProcDir::process(pid).stat().reading(pid, "stat")?;
     process.threads.iter().filter_map(|t| t.stopped.as_ref()).try_for_each(|t| registers::check(pid, t))?;
+    process.threads.iter().filter_map(|t| t.stopped.as_ref()).try_for_each(|t| tiles::check(pid, t))?;
     let (threads, state, own_keyrings) = match known_states(process, hidden) {
         Some((threads, state)) => (threads, state, hidden.own_keyrings.clone()),
         None => {
@@ -196,6 +197,7 @@ fn capture_process(
         protection_keys: asked.protection_keys.filter(|keys| *keys != Keys::default()),
         futex_slots: state.futex_slots,
         barriers: state.barriers,
+        tiles: asked.tiles,
         exit_signal: own_stat.exit_signal(),
         cpu_time: clock::cpu_time(pid, Cpu::Scheduled).unwrap_or(0),
     })
@@ -219,6 +221,7 @@ struct Asked {
     policies: Vec<(usize, Policy)>,
     locks_to_come: u32,
     protection_keys: Option<Keys>,
+    tiles: bool,
 }
 
 /// Asks a process for the times of its POSIX timers, and for what it may have changed. Nothing is injected where there is
@@ -238,8 +241,11 @@ fn ask(
     let is_plain = |s: &ThreadState| !s.has_policy && !s.may_be_denied;
     asked.protection_keys = state.protection_keys;
     let keys_are_known = state.protection_keys.is_some() || !protection_keys::are_here();
-    let is_known =
-        !state.may_be_denied && state.locks_to_come.is_some() && ranges.is_empty() && keys_are_known;
+    let is_known = !state.may_be_denied
+        && state.locks_to_come.is_some()
+        && ranges.is_empty()
+        && keys_are_known
+        && !tiles::are_here();
     if asked.timers.is_empty() && is_known && states.iter().all(is_plain) {
         return Ok(asked);
     }
@@ -270,6 +276,10 @@ fn ask(
             let found;
             (found, stopped) = injector.protection_keys(stopped).reading(pid, "its protection keys")?;
             asked.protection_keys = Some(Keys::found(&found, mappings).reading(pid, "its protection keys")?);
+        }
+        if i == 0 && tiles::are_here() {
+            (asked.tiles, stopped) =
+                injector.tiles(stopped).reading(pid, "whether it may use tile registers")?;
         }
         if own.may_be_denied {
             (answers.1, stopped) = injector.instructions(stopped).reading(pid, "a thread")?;

@@ -145,6 +145,9 @@ pub struct Process {
     /// What its end tells its parent, where that is not SIGCHLD; 0 nothing (clone(2)).
     #[prost(int32, optional, tag = "45")]
     pub exit_signal: Option<i32>,
+    /// It has asked for tile registers (AMX).
+    #[prost(bool, tag = "46")]
+    pub tiles: bool,
 }
 
 impl Process {

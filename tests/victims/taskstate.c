@@ -637,6 +637,7 @@ static void set_denials(void)
         pthread_t one;
         CHECK(pthread_create(&one, NULL, stay_denied, (void *)i) == 0);
     }
+    may("ARCH_REQ_XCOMP_PERM", syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18));
     may("PR_SET_MDWE", prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0));
     may("PR_SET_THP_DISABLE", prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0));
 }
@@ -649,6 +650,9 @@ static void look_denials(void)
         show("%s", of_thread[i]);
     void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(page != MAP_FAILED);
+    unsigned long components = 0;
+    syscall(SYS_arch_prctl, 0x1022 /* ARCH_GET_XCOMP_PERM */, &components);
+    show("components of registers %lx\n", components);
     show("no new executable memory %d, to execute: %d, huge pages off %d\n", prctl(66 /* PR_GET_MDWE */, 0, 0, 0, 0),
          mprotect(page, 4096, PROT_READ | PROT_EXEC), prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
     CHECK(munmap(page, 4096) == 0);

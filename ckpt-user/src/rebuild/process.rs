@@ -19,7 +19,7 @@ use crate::task::keyring::Joined;
 use crate::task::proc::ProcDir;
 use crate::task::{
     barriers, control, credentials, denials, filters, limits, policy, scheduling, settings, signals,
-    surroundings,
+    surroundings, tiles,
 };
 use nix::unistd::Pid;
 use std::io;
@@ -94,6 +94,9 @@ pub fn complete(
     if let Some(wanted) = &record.settings {
         settings::rebuild(wanted, remote_pid, record.session != 0, &mut remote)
             .rebuilding(pid, "its settings")?;
+    }
+    if record.tiles {
+        tiles::rebuild(&mut remote).rebuilding(pid, "its tile registers")?;
     }
     barriers::rebuild(record.barriers, &mut remote).rebuilding(pid, "its memory barriers")?;
     let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));

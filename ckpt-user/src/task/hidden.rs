@@ -12,6 +12,7 @@ use super::keyring;
 use super::policy::{NODE_BITS, NODES, Policy};
 use super::posix_timers::{self, PosixTimer};
 use super::proc::ProcDir;
+use super::tiles;
 use super::timers::Timer;
 use crate::memory::protection_keys::{self, Keys};
 use crate::sys::inject::{self, Call};
@@ -245,6 +246,13 @@ impl Injector<'_> {
         let speculation = [libc::PR_GET_SPECULATION_CTRL as u64, L1D, 0, 0, 0];
         let (cache, thread) = self.call(thread, libc::SYS_prctl, &speculation)?;
         Ok((Instructions::read(word(&counter) as u32, cpuid, cache), thread))
+    }
+
+    /// Whether the process may use tile registers.
+    pub fn tiles(&mut self, thread: Stopped) -> io::Result<(bool, Stopped)> {
+        let (components, thread) =
+            self.reading(thread, 8, |at| (libc::SYS_arch_prctl, vec![tiles::GET, at]))?;
+        Ok((tiles::are_permitted(word(&components)), thread))
     }
 
     /// The kinds of memory that are denied to the process, if any are.

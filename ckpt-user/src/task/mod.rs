@@ -26,6 +26,7 @@ pub mod sharing;
 pub mod signals;
 pub mod sleep;
 pub mod surroundings;
+pub mod tiles;
 pub mod timers;
 pub mod unsupported;
 pub mod zombie;
