@@ -105,6 +105,7 @@ pub fn capture(
         terminal,
         deleted: objects.deleted,
         filters: filters.filters,
+        cpu_time_before: 0,
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));

@@ -50,6 +50,9 @@ pub struct Image {
     /// Seccomp filters, each once.
     #[prost(message, repeated, tag = "20")]
     pub filters: Vec<crate::task::filters::Filter>,
+    /// CPU time that its processes had had at the last restart, nanoseconds.
+    #[prost(uint64, tag = "21")]
+    pub cpu_time_before: u64,
 }
 
 /// Where the image was made.
@@ -169,11 +172,10 @@ impl Image {
         self.deleted.iter().find(|file| file.identity() == identity)
     }
 
-    /// CPU time that its processes had had since they began or were restarted last.
+    /// CPU time that its processes have had, also before restarts.
     pub fn cpu_time(&self) -> Duration {
-        Duration::from_nanos(
-            self.processes.iter().fold(0, |sum, process| sum.saturating_add(process.cpu_time)),
-        )
+        let since = self.processes.iter().map(|process| process.cpu_time);
+        Duration::from_nanos(since.fold(self.cpu_time_before, u64::saturating_add))
     }
 
     /// The tree as [`crate::rebuild::plan`] needs it: processes, zombies, and leaders that are gone.

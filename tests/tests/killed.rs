@@ -307,10 +307,11 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
     herd.kill_all(running);
     running = herd.restart(&[]);
     for (phase, kind) in OF_A_CHECKPOINT {
-        for deed in [itself, children] {
+        for (deed, spares) in [(itself as fn(i32) -> Deed, true), (children, false)] {
             let ckptbpf = running.outside_pid().expect("it runs");
             let (_, done) = herd.traced_checkpoint(&running, (*kind, 1), deed(ckptbpf));
             assert!(done, "no checkpoint came to {phase}");
+            assert!(herd.lives_or_dies() || !spares, "ckptbpf killed in {phase}: the program is gone");
             herd.verify();
             herd.kill_all(running);
             running = herd.restart(&[]);

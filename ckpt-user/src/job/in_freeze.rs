@@ -43,6 +43,8 @@ pub struct Tracked {
     pub next_space: u32,
     /// Whose descriptors 0, 1 and 2 are the standard streams; `None`: ckptbpf's own.
     pub standards_of: Option<Pid>,
+    /// CPU time that the program's processes had had at the restart.
+    pub cpu_time_before: Duration,
     /// While the pages of a lazy restart arrive, and until the hand-over.
     pub pager: Option<Arc<Pager>>,
 }
@@ -211,6 +213,7 @@ fn inside(
     let captured = capture::capture(tree, standards_of, &hidden, lazy, &mut tracked.ends)?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
+    image.cpu_time_before = u64::try_from(tracked.cpu_time_before.as_nanos()).unwrap_or(u64::MAX);
     overruns(&mut image, kernel);
     // A page's mark may come before its data: what was in flight was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {

@@ -307,7 +307,7 @@ fn tracker(
     same_directory: bool,
     pager: Option<Arc<Pager>>,
 ) -> Tracked {
-    let mut tracked = Tracked { pager, ..Tracked::default() };
+    let mut tracked = Tracked { pager, cpu_time_before: image.cpu_time(), ..Tracked::default() };
     for object in shared {
         // Of an object that is not known the next checkpoint holds everything.
         if let Ok(identity) = object.identity() {
