@@ -116,7 +116,7 @@ impl Stopping<'_> {
         let mut without_first = members.iter().map(|m| m.0).filter(|pid| !first.contains(pid));
         let pid = without_first.find(|&pid| tree::has_lost_its_first_thread(pid) && !stands(pid))?;
         let others = self.stopped.extract_if(.., |s| s.0 == pid);
-        self.asked.extend(others.map(|(_, tid, _)| (pid, ptrace::adopt(tid))));
+        self.asked.extend(others.map(|(_, _, thread)| (pid, thread.runs())));
         Some(pid)
     }
 }
@@ -214,7 +214,7 @@ fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(_) if has_ended(pid, tid) => return Ok(None),
             // Left over from a freeze that was given up before this thread stood.
-            Err(_) if crate::sys::wait::is_traced_by_us(tid) => return Ok(Some(ptrace::adopt(tid))),
+            Err(_) if crate::sys::wait::is_traced_by_us(tid) => return Ok(Some(ptrace::still_seized(tid))),
             Err(e) if tries == TRIES => return Err(not_traceable(pid, tid, &e)),
             Err(_) => std::thread::sleep(Duration::from_micros(200)),
         }

@@ -63,13 +63,25 @@ pub enum Waited {
 #[derive(Debug)]
 pub struct Running {
     tid: Pid,
+    whose: Whose,
 }
 
-/// A seized thread that stands still.
+/// A seized thread that stands still. Who drops one of the program's lets it run on, whatever has failed: nobody else could
+/// (only on the tracer's thread does that do anything).
 #[derive(Debug)]
 pub struct Stopped {
     tid: Pid,
     stop: Stop,
+    whose: Whose,
+}
+
+/// Whose a thread is decides what becomes of it when an error drops it where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// It goes on.
+    Program,
+    /// A skeleton is no program yet: it stands until it ends with us (PTRACE_O_EXITKILL).
+    Ours,
 }
 
 /// Where a thread's rseq area lies (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13).
@@ -99,12 +111,18 @@ fn request(req: u32, tid: Pid, addr: usize, data: usize) -> io::Result<i64> {
 /// EPERM when another tracer is attached or the credentials do not allow it; ESRCH when it is gone.
 pub fn seize(tid: Pid, options: i32) -> io::Result<Running> {
     request(libc::PTRACE_SEIZE, tid, 0, options as usize)?;
-    Ok(Running { tid })
+    let whose = if options & O_EXITKILL == 0 { Whose::Program } else { Whose::Ours };
+    Ok(Running { tid, whose })
 }
 
-/// Takes over a thread that the kernel attached by itself (PTRACE_O_TRACECLONE/FORK).
+/// Takes over a skeleton's thread that the kernel attached by itself (PTRACE_O_TRACECLONE/FORK).
 pub fn adopt(tid: Pid) -> Running {
-    Running { tid }
+    Running { tid, whose: Whose::Ours }
+}
+
+/// A thread of the program that was seized before, and was not let go of.
+pub fn still_seized(tid: Pid) -> Running {
+    Running { tid, whose: Whose::Program }
 }
 
 impl Running {
@@ -159,7 +177,8 @@ impl Running {
                 super::wait::keep(self.tid, status);
                 return Ok(Waited::Died(Died(status)));
             }
-            return Ok(Waited::Stopped(Stopped { tid: self.tid, stop: classify(status) }));
+            let (tid, whose) = (self.tid, self.whose);
+            return Ok(Waited::Stopped(Stopped { tid, stop: classify(status), whose }));
         }
     }
 
@@ -335,7 +354,14 @@ impl Stopped {
     /// Runs on, delivering `signal` if not 0.
     pub fn cont(self, signal: i32) -> io::Result<Running> {
         request(libc::PTRACE_CONT, self.tid, 0, signal as usize)?;
-        Ok(Running { tid: self.tid })
+        Ok(self.runs())
+    }
+
+    /// To wait for once more: it has been killed where it stood.
+    pub fn runs(self) -> Running {
+        let running = Running { tid: self.tid, whose: self.whose };
+        std::mem::forget(self);
+        running
     }
 
     /// Runs on, delivering `signal` if not 0, into a PTRACE_EVENT_STOP asked for beforehand.
@@ -347,17 +373,32 @@ impl Stopped {
     /// Runs to the next system call entry or exit.
     pub fn syscall(self) -> io::Result<Running> {
         request(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
-        Ok(Running { tid: self.tid })
+        Ok(self.runs())
     }
 
     /// Lets go of the thread: the thaw. A group-stop stays one.
     pub fn detach(self) -> io::Result<()> {
+        let result = self.release();
+        std::mem::forget(self);
+        result
+    }
+
+    fn release(&self) -> io::Result<()> {
         let signal = if let Stop::Signal(signal) = self.stop { signal } else { 0 };
         request(libc::PTRACE_DETACH, self.tid, 0, signal as usize).map(drop)
     }
 
     pub fn set_options(&self, options: i32) -> io::Result<()> {
         request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize).map(drop)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if self.whose == Whose::Program {
+            // ESRCH: it was killed meanwhile, which is its right.
+            let _ = self.release();
+        }
     }
 }
 
@@ -393,9 +434,9 @@ mod tests {
         child.kill().unwrap();
         assert!(matches!(first.wait(None).unwrap(), Waited::Died(_)));
         // Now its other thread is taken, and it can be.
-        let other = Running { tid: all.remove(0).tid() };
+        let other = all.remove(0).runs();
         assert!(matches!(other.wait(None).unwrap(), Waited::Died(_)));
-        let again = Running { tid: Pid::from_raw(pid) };
+        let again = still_seized(Pid::from_raw(pid));
         assert!(matches!(again.wait(None).unwrap(), Waited::Died(_)));
         // How it ended is not lost with that.
         let killed = Ended::Signaled(libc::SIGKILL);

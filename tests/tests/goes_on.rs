@@ -1,0 +1,104 @@
+//! Whatever a checkpoint fails of, the program goes on, all of it, and so do the checkpoints after it where they can.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
+use ckpt_tests::{Cmd, Job, Sandbox, skip};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A program of Debian's Python that begins with `body`, and then counts for as long as it lives.
+fn counting(body: &str) -> Cmd {
+    const BEGIN: &str =
+        "import ctypes, os, signal, sys, threading, time\nlibc = ctypes.CDLL(None, use_errno=True)\n";
+    const COUNT: &str = "\nnumber = 0\nwhile True:\n    number += 1\n    print('step', number, flush=True)\n    time.sleep(0.01)\n";
+    Cmd::new("/usr/bin/python3").arg("-c").arg(format!("{BEGIN}{body}{COUNT}"))
+}
+
+fn goes_on(sandbox: &Sandbox, job: &Job) {
+    let now = job.running().stdout().len();
+    sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
+}
+
+/// Hands the system calls of its own thread back, but for now.
+const HANDED_BACK: &str = "selector = ctypes.c_uint8(0)
+if libc.prctl(59, 1, 0, 0, ctypes.byref(selector)):
+    print('cannot', flush=True)
+    sys.exit()";
+
+/// With PR_SET_SYSCALL_USER_DISPATCH on the thread that `at` has it done on; whether this kernel has that.
+fn launch_handed_back<'b>(sandbox: &'b Sandbox, options: &[&str]) -> Option<Job<'b>> {
+    let mut job = Job::launch(sandbox, options, &counting(HANDED_BACK));
+    sandbox.wait_for("the program to begin", SOON, || !job.running().stdout().is_empty());
+    if job.running().stdout().starts_with(b"cannot") {
+        skip::skip("system calls that are handed back", "this kernel has no PR_SET_SYSCALL_USER_DISPATCH");
+        job.wait(SOON);
+        return None;
+    }
+    job.running().wait_for_output("step 2\n", SOON);
+    Some(job)
+}
+
+/// Its first thread makes no system call for ckptbpf.
+#[test]
+fn a_program_whose_calls_are_handed_back_to_its_first_thread() {
+    let sandbox = Sandbox::new("handed_back");
+    let Some(mut job) = launch_handed_back(&sandbox, &[]) else { return };
+    let whole = job.checkpoint().pages;
+    for mode in MODES {
+        goes_on(&sandbox, &job);
+        let pages = job.checkpoint().pages;
+        // A restart tracks its memory before its calls are handed back.
+        assert_eq!(pages * 2 > whole, job.restarts() == 0, "{pages} of {whole}");
+        goes_on(&sandbox, &job);
+        job.kill_all();
+        job.restart(*mode, &[]);
+        goes_on(&sandbox, &job);
+    }
+    job.kill_all();
+}
+
+#[test]
+fn a_program_whose_calls_are_handed_back_and_no_bpf() {
+    let sandbox = Sandbox::new("handed_back_injected");
+    let Some(mut job) = launch_handed_back(&sandbox, &["--no-bpf"]) else { return };
+    job.program();
+    for _ in 0..2 {
+        let said = job.try_checkpoint().expect_code(125).stderr_text();
+        assert!(said.contains("handed back to it (PR_SET_SYSCALL_USER_DISPATCH)"), "{said}");
+        goes_on(&sandbox, &job);
+    }
+    assert!(job.checkpoints().is_empty());
+    job.kill_all();
+}
+
+/// As under many a service manager: its filters are the program's too, and it can neither read nor suspend any.
+#[test]
+fn a_ckptbpf_that_has_seccomp_filters_itself() {
+    let sandbox = Sandbox::new("filtered_ckptbpf");
+    let wrapped = sandbox.dir().join("wrapped");
+    let script = format!(
+        "#!/usr/bin/python3\nimport ctypes, os, sys\nlibc = ctypes.CDLL(None)\ncode = ctypes.c_uint64(0x7fff000000000006)\n\
+         program = (ctypes.c_uint64 * 2)(1, ctypes.addressof(code))\n\
+         assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0\n\
+         os.execv('{0}', ['{0}'] + sys.argv[1:])\n",
+        ckptbpf().display()
+    );
+    std::fs::write(&wrapped, script).unwrap();
+    std::fs::set_permissions(&wrapped, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let tool = Tool { binary: wrapped, environment: Vec::new() };
+    let images = sandbox.dir().join("images");
+    let mut job = Job::launch_by(&sandbox, tool, images, &[], &counting(""));
+    job.running().wait_for_output("step 2\n", SOON);
+    job.program();
+    for _ in 0..2 {
+        let said = job.try_checkpoint().expect_code(125).stderr_text();
+        assert!(said.contains("seccomp filter"), "{said}");
+        goes_on(&sandbox, &job);
+    }
+    assert!(job.checkpoints().is_empty());
+    job.kill_all();
+}
