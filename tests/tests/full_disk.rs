@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::scenario::verb;
-use ckpt_tests::{Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -51,6 +51,29 @@ fn full_disk() {
         "dd if=/dev/zero of=disk/filler bs=64k status=none",
         "rm disk/filler",
     );
+}
+
+/// What is beyond 256 MiB is written while the program stands still: it goes on if that fails, also where it was to end.
+#[test]
+fn a_disk_that_is_full_before_the_program_would_end() {
+    let sandbox = Sandbox::new("full_disk_kill");
+    sandbox.run("mkdir disk && mount -t tmpfs -o size=16m small disk").success();
+    let images = sandbox.dir().join("disk/images");
+    let random = "import os, time\nkept = [os.urandom(1 << 20) for _ in range(300)]\nfor i in range(1000000):\n    \
+                  print(f'{i} ', flush=True)\n    time.sleep(0.01)";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", random]);
+    // Nothing is copied beside the program.
+    let mut job = Job::launch_in(&sandbox, images.clone(), &["--track", "full"], &program);
+    job.running().wait_for_output("0 ", SOON);
+    job.program();
+    for options in [&["--kill"][..], &[]] {
+        let said = sandbox.run(verb("checkpoint", options).arg(&images)).expect_code(125).stderr_text();
+        assert!(said.contains("No space left on device"), "{said}");
+        let now = job.running().stdout().len();
+        sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
+    }
+    job.kill_all();
+    sandbox.run("umount disk").success();
 }
 
 #[test]

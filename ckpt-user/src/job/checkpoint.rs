@@ -273,8 +273,14 @@ impl Checkpointer {
                 }
                 in_freeze::Message::Overflow(_) => {}
                 in_freeze::Message::Done(frozen) => {
-                    written?;
-                    let mut frozen = (*frozen)?;
+                    let mut frozen = *frozen;
+                    if let Err(error) = written {
+                        if let Some(tree) = frozen.as_mut().ok().and_then(|frozen| frozen.held.take()) {
+                            tracer.run(move || tree.thaw());
+                        }
+                        return Err(error.into());
+                    }
+                    let mut frozen = frozen?;
                     frozen.image.ended = self.root_ended(tracer, &frozen.image);
                     return Ok(frozen);
                 }
