@@ -166,6 +166,10 @@ fn capture_process(
         }
         records.push(record);
     }
+    let mut waiting = shared.clone();
+    for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
+        waiting.extend(stopped.pending(false).reading(pid, "signals")?);
+    }
     let mut shared = posix_timers::without(shared, &asked.timers, machine::delivers_stale_rings());
     if planted::is("dropped-signal") {
         shared.pop();
@@ -185,7 +189,7 @@ fn capture_process(
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
         surroundings: Some(surroundings::capture(via, &status)?),
         guards: Vec::new(),
-        job_stop: job_stop(process.job_stop, &shared),
+        job_stop: job_stop(process.job_stop, &waiting),
         settings: Some(settings::capture(via, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
@@ -390,7 +394,8 @@ fn injected_states(
 
 /// The job-control signal that the process is stopped by, 0 for none. Its threads stop one after another: one that
 /// was still running may have continued a process that had been seen stopped, or stopped it; then the signal is
-/// pending. Each of the two takes the other away when it is sent (signal(7)), so only the last one is there.
+/// pending, for the process or one of its threads. Each of the two takes the other away when it is sent (signal(7)), so only the
+/// last one is there.
 fn job_stop(seen: Option<i32>, pending: &[[u8; 128]]) -> i32 {
     let has = |signal| pending.iter().any(|info| number(info) == signal);
     if has(libc::SIGCONT) {
@@ -421,7 +426,9 @@ fn capture_thread(
     name.truncate(name.len().saturating_sub(1));
     let status = dir.status()?;
     let pending = signals::with_bare(stopped.pending(false)?, status.hex("SigPnd")?);
-    let pending = posix_timers::without(pending, timers, machine::delivers_stale_rings());
+    let mut pending = posix_timers::without(pending, timers, machine::delivers_stale_rings());
+    // That stops the whole process, and is told by it.
+    pending.retain(|info| number(info) != libc::SIGSTOP);
     Ok(Thread {
         tid: thread.tid.as_raw(),
         name,

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::let_pass;
-use ckpt_tests::scenario::verb;
-use ckpt_tests::{Expected, Job, Mode, Process, Random, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::scenario::{MODES, verb};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Random, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -248,4 +248,80 @@ fn ckptbpf_serves_pages_while_the_first_process_is_stopped() {
     job.checkpoint();
     job.kill_all();
     assert!(!String::from_utf8_lossy(&job.stdout()).contains("WRONG"));
+}
+
+/// Children that are stopped, and have signals that wait for the end of that: one that nothing holds up ends them, or has them
+/// run its handler. One of them has a second thread, another one has lost its first.
+const STOPPED_WITH_SIGNALS: &str = "import ctypes, os, signal, threading, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+libc = ctypes.CDLL(None)
+def say(what): print(what, flush=True)
+def state(pid): return open(f'/proc/{pid}/task/{max(os.listdir(f\"/proc/{pid}/task\"), key=int)}/stat').read().rsplit(') ', 1)[1][0]
+def wait_for(states, pid):
+    while state(pid) not in states: time.sleep(0.001)
+def alone(): time.sleep(1000)
+def with_a_thread(): threading.Thread(target=alone).start(), alone()
+def without_its_first(): threading.Thread(target=alone).start(), libc.syscall(60, 0)
+def with_a_handler(): signal.signal(signal.SIGUSR2, lambda *_: os._exit(7)), alone()
+def with_an_alarm(): signal.setitimer(signal.ITIMER_REAL, 0.2), alone()
+children = []
+for of, number in [(alone, 15), (alone, 1), (alone, 14), (alone, 9 + 26), (with_a_thread, 15), (without_its_first, 15), (with_a_handler, 12), (with_an_alarm, 0)]:
+    pid = os.fork()
+    if not pid: of()
+    if of is without_its_first:
+        while open(f'/proc/{pid}/stat').read().rsplit(') ', 1)[1][0] != 'Z': time.sleep(0.001)
+    elif of is not with_an_alarm:
+        wait_for('S', pid)
+        if of is not alone: time.sleep(0.1)
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+    if number: os.kill(pid, number)
+    children.append(pid)
+time.sleep(0.3)
+say('ready')
+while True:
+    signal.sigwait([signal.SIGUSR1])
+    try:
+        for pid in children: wait_for('TZ', pid)
+        say('all stopped' if not any(os.waitpid(pid, os.WNOHANG)[0] for pid in children) else 'one has ended')
+    except FileNotFoundError: say('one is gone')
+    if os.path.exists('end'): break
+for pid in children:
+    os.kill(pid, signal.SIGCONT)
+    say(f'ended with {os.waitpid(pid, 0)[1]}')
+";
+
+fn signals_wait(name: &str, options: &[&str]) {
+    let sandbox = Sandbox::new(name);
+    let mut job =
+        Job::launch(&sandbox, options, &Cmd::new("/usr/bin/python3").args(["-c", STOPPED_WITH_SIGNALS]));
+    job.running().wait_for_output("ready\n", SOON);
+    for mode in MODES {
+        for _ in 0..2 {
+            // The second one has them make system calls: they have outlived the first, and are tracked.
+            job.checkpoint();
+            job.checkpoint();
+            job.kill_all();
+            job.restart(*mode, options);
+        }
+        let before = job.running().stdout().len();
+        job.signal(Signal::SIGUSR1);
+        sandbox.wait_for("an answer", SOON, || job.running().stdout().len() > before);
+        assert_eq!(String::from_utf8_lossy(&job.running().stdout()), "all stopped\n");
+    }
+    std::fs::write(sandbox.dir().join("end"), "").unwrap();
+    job.signal(Signal::SIGUSR1);
+    let printed = job.wait(SOON).success().stdout_text();
+    let ends = [15, 1, 14, 35, 15, 15, 7 << 8, 14].map(|status| format!("ended with {status}\n")).concat();
+    assert_eq!(printed, format!("all stopped\nall stopped\n{ends}"));
+}
+
+#[test]
+fn signals_wait_for_the_end_of_a_stop() {
+    signals_wait("stopped_signals", &[]);
+}
+
+#[test]
+fn signals_wait_for_the_end_of_a_stop_without_bpf() {
+    signals_wait("stopped_signals_injected", &["--no-bpf"]);
 }

@@ -16,12 +16,8 @@ use std::io;
 pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Tracked>, RebuildError> {
     let mut ready: Vec<(i32, Vec<Stopped>)> = Vec::new();
     let mut tracked = Vec::new();
-    let mut stopped_jobs = Vec::new();
     for mut process in processes {
         let pid = process.record.pid;
-        if process.record.job_stop != 0 {
-            stopped_jobs.push(process.pid());
-        }
         finish(&mut process).rebuilding(pid, "its last state")?;
         let mut stopped = Vec::new();
         let id = process.pid();
@@ -41,12 +37,6 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
             zero: fill::zeros(&process.record, chain),
         });
         ready.push((pid, stopped));
-    }
-    for pid in stopped_jobs {
-        // Delivered when the process runs on, before its first instruction. Whatever had stopped it: SIGTSTP and
-        // the like do nothing in an orphaned process group.
-        let stop = nix::sys::signal::Signal::SIGSTOP;
-        nix::sys::signal::kill(pid, stop).map_err(io::Error::from).rebuilding(pid.as_raw(), "its stop")?;
     }
     for (pid, stopped) in ready.into_iter().rev() {
         for thread in stopped {
@@ -78,6 +68,12 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let result = process.threads[0].step(gadget, unmap)?;
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result as i32));
+    }
+    if process.record.job_stop != 0 {
+        // Before its signals are unblocked. Whatever had stopped it: SIGTSTP and the like do nothing in an orphaned process group.
+        let pid = process.pid();
+        let mut living = process.record.threads.iter().zip(&mut process.threads).filter(lives);
+        living.next().map_or(Ok(()), |(_, remote)| remote.stop(pid))?;
     }
     let living = process.record.threads.iter().zip(&mut process.threads).filter(lives);
     for ((thread, remote), wanted) in living.zip(wanted) {

@@ -69,8 +69,24 @@ pub fn call(
     call: Call,
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(i64, Stopped)> {
-    let mut thread = thread;
     undisturbed(&thread)?;
+    let held_up = hold_signals_up(&thread)?;
+    let (result, thread) = made(memory, thread, at, call, keep)?;
+    if let Some(mask) = held_up {
+        thread.set_sigmask(mask)?;
+    }
+    Ok((result?, thread))
+}
+
+/// The call itself. The inner error is that of `keep`.
+fn made(
+    memory: &Forced,
+    thread: Stopped,
+    at: u64,
+    call: Call,
+    keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
+) -> io::Result<(io::Result<i64>, Stopped)> {
+    let mut thread = thread;
     let mut original;
     // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
     let entry = loop {
@@ -100,16 +116,30 @@ pub fn call(
                 // A signal comes first: the thread takes it, then the descriptor is closed by another call.
                 let thread = settle(next, &original)?;
                 let close = Call::new(libc::SYS_close, &[result as u64]);
-                let (_, thread) = self::call(memory, thread, at, close, None)?;
-                return kept.map(|()| (result, thread));
+                let (_, thread) = made(memory, thread, at, close, None)?;
+                return Ok((kept.map(|()| result), thread));
             }
         }
         _ => exit,
     };
     let thread = settle(last, &original)?;
     memory.write(at, &[0; CODE_LEN])?;
-    kept?;
-    Ok((result, thread))
+    Ok((kept.map(|()| result), thread))
+}
+
+/// Signals that wait for the end of a job-control stop go on waiting while the thread runs for us: one may end the program.
+/// Returns its own mask where it has another one for that time.
+fn hold_signals_up(thread: &Stopped) -> io::Result<Option<u64>> {
+    if !matches!(thread.stop(), Stop::Group(_)) {
+        return Ok(None);
+    }
+    let mask = thread.sigmask()?;
+    let is_free = |info: &[u8; 128]| (1..=64).contains(&info[0]) && mask & 1 << (info[0] - 1) == 0;
+    let waits = thread.pending(false)?.iter().chain(&thread.pending(true)?).any(is_free);
+    if waits {
+        thread.set_sigmask(!0)?;
+    }
+    Ok(waits.then_some(mask))
 }
 
 /// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls

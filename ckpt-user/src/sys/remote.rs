@@ -269,6 +269,20 @@ impl Remote {
         Ok(())
     }
 
+    /// Stops the whole process `pid` of this thread, as SIGSTOP does; its other threads take part as soon as they go on. Signals
+    /// that wait stay blocked: one that ends a program would be taken first, as its number is lower.
+    pub fn stop(&mut self, pid: Pid) -> io::Result<()> {
+        self.settle()?;
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+        let mut stopped = self.thread.take().ok_or_else(lost)?;
+        while !matches!(stopped.stop(), Stop::Group(_)) {
+            let given = if stopped.stop() == Stop::Signal(libc::SIGSTOP) { libc::SIGSTOP } else { 0 };
+            stopped = stopped.cont(given)?.wait_stopped()?;
+        }
+        self.thread = Some(stopped);
+        Ok(())
+    }
+
     /// The address of the loop's `syscall` instruction.
     pub fn gadget(&self) -> u64 {
         self.base + LOOP_SYSCALL
