@@ -118,7 +118,7 @@ fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
     job.running().wait_for_output("\n3\n", SOON);
     job.checkpoint();
     job.kill_all();
-    let other = sandbox.spawn(Cmd::sh("exec 7>> mine; flock 7; echo have; sleep 1000"));
+    let other = sandbox.spawn(Cmd::sh("exec 7< mine; flock 7; echo have; sleep 1000"));
     other.wait_for_output("have\n", SOON);
     let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125);
     let said = refused.stderr_text();

@@ -192,7 +192,7 @@ fn holder_goes_on(sandbox: &Sandbox, job: &mut Job<'_>) {
 fn a_lease_that_cannot_be_had_is_told_before_a_file_is_changed() {
     let sandbox = Sandbox::new("lease_taken");
     let mut job = killed_holder(&sandbox);
-    let other = sandbox.spawn(Cmd::sh("exec 7<> leased; echo have; sleep 1000"));
+    let other = sandbox.spawn(Cmd::sh("exec 7< leased; echo have; sleep 1000"));
     other.wait_for_output("have\n", SOON);
     refused_with_files_as_they_are(&sandbox, &job, "/leased of process");
     other.kill_group(nix::sys::signal::Signal::SIGKILL);

@@ -3,11 +3,13 @@
 
 use super::directory::JobDir;
 use super::options::FilesPolicy;
+use super::others;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::MappedFile;
 use crate::object::file::FileRecord;
 use crate::object::{Object, ends};
+use crate::rebuild::taken;
 use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::sys::pidfd;
@@ -18,9 +20,11 @@ use std::io::{Seek, SeekFrom};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// What has to be cut before the program runs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rollback {
-    cuts: Vec<(FileRecord, u64)>,
+    cuts: Vec<FileRecord>,
+    /// All that it writes but what is a standard stream of the restarter.
+    written: Vec<FileRecord>,
     streams: Vec<Stream>,
 }
 
@@ -54,45 +58,51 @@ impl Stream {
 /// program reads and was overwritten since.
 pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Result<Rollback> {
     let _as_owner = owner.assume()?;
-    let mut cuts: Vec<(FileRecord, u64)> = Vec::new();
+    let mut written: Vec<(FileRecord, u64)> = Vec::new();
     let mut streams: Vec<Stream> = Vec::new();
+    let mut own: HashSet<Identity> = HashSet::new();
     for (index, description) in image.descriptions.iter().enumerate() {
         let writable = description.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
         let Some(Object::File(file)) = &description.object else { continue };
         if description.standard.is_some() {
-            let own: Vec<Stream> = streams_of(image, index)
+            let all: Vec<Stream> = streams_of(image, index)
                 .into_iter()
                 .filter_map(|stream| Stream::of(stream, file, description.position))
                 .filter(|stream| stream.same || writable)
                 .collect();
-            let same = own.iter().any(|s| s.same);
-            streams.extend(own);
+            let same = all.iter().any(|s| s.same);
+            streams.extend(all);
             // It is the restarter's own now. A different one is no file of this run.
             if !same {
                 continue;
             }
+            own.insert((file.device, file.inode));
         }
-        if !writable || file.directory || cuts.iter().any(|(other, _)| other == file) {
+        if !writable || file.directory || written.iter().any(|(other, _)| other == file) {
             continue;
         }
-        cuts.extend(to_cut(image, file, policy)?);
+        written.extend(compared(image, file, policy)?);
     }
     // Files that are mapped for writing need no descriptor.
     for file in image.objects.iter().filter_map(|o| o.file.as_ref()) {
-        let known = cuts.iter().any(|(other, _)| (other.device, other.inode) == (file.device, file.inode));
+        let known = written.iter().any(|(other, _)| (other.device, other.inode) == (file.device, file.inode));
         if !known {
             let (path, size) = (file.path.clone(), file.size);
             let (device, inode) = (file.device, file.inode);
             let file =
                 FileRecord { path, device, inode, size, modified_ns: file.modified_ns, ..Default::default() };
-            cuts.extend(to_cut(image, &file, policy)?);
+            written.extend(compared(image, &file, policy)?);
         }
     }
-    Ok(Rollback { cuts, streams })
+    let has_grown = |(file, now): &&(FileRecord, u64)| *now > file.size && policy == FilesPolicy::Rollback;
+    let cuts = written.iter().filter(has_grown).map(|(file, _)| file.clone()).collect();
+    let is_others = |file: &FileRecord| !own.contains(&(file.device, file.inode));
+    let written = written.into_iter().map(|(file, _)| file).filter(is_others).collect();
+    Ok(Rollback { cuts, written, streams })
 }
 
-/// The cut that a file needs, if any, with its size now.
-fn to_cut(
+/// A file with its size now, if it is one to go on with.
+fn compared(
     image: &Image,
     file: &FileRecord,
     policy: FilesPolicy,
@@ -102,18 +112,23 @@ fn to_cut(
         Ok(grown) if policy == FilesPolicy::Check && grown > file.size => {
             bail!("{path}: it has grown from {} to {grown} bytes since the checkpoint", file.size)
         }
-        Ok(grown) if policy == FilesPolicy::Rollback && grown > file.size => Ok(Some((file.clone(), grown))),
-        Ok(_) => Ok(None),
+        Ok(now) => Ok(Some((file.clone(), now))),
         Err(Difference::Error(error)) => Err(error.context(format!(
             "{path}: the program had it open for writing; another checkpoint may \
                  not need it (ckptbpf list, restart --at ID)"
         ))),
-        Err(different) if policy == FilesPolicy::Keep => {
-            log::warn!("{path}: {different}");
-            Ok(None)
-        }
-        Err(different) => bail!("{path}: {different} (--files keep goes on with it as it is)"),
+        Err(different) => differs(file, &different, policy).map(|()| None),
     }
+}
+
+/// An error, or a warning where files are kept as they are.
+fn differs(file: &FileRecord, how: &dyn std::fmt::Display, policy: FilesPolicy) -> anyhow::Result<()> {
+    let path = file.path().display();
+    if policy != FilesPolicy::Keep {
+        bail!("{path}: {how} (--files keep goes on with it as it is)");
+    }
+    log::warn!("{path}: {how}");
+    Ok(())
 }
 
 /// The restarter's standard streams that take the place of description `index`.
@@ -179,11 +194,21 @@ pub struct Kept<'p> {
 }
 
 impl Rollback {
+    /// Whether nobody else writes to those files.
+    ///
+    /// # Errors
+    /// Names who does.
+    pub fn require_alone(&self, policy: FilesPolicy, owner: &FsIds) -> anyhow::Result<()> {
+        let others = others::writing(&self.written, owner, taken::WAIT)?;
+        let lost = "what it writes there would be cut off or written over";
+        others.iter().try_for_each(|(file, other)| differs(file, &format!("{other}: {lost}"), policy))
+    }
+
     /// Keeps what is cut in `DIR/cut/`. The files on which there are to be leases are closed again.
     pub fn keep(&self, dir: &JobDir, owner: &FsIds, leased: &HashSet<Identity>) -> anyhow::Result<Kept<'_>> {
         let _as_owner = owner.assume()?;
         let mut cuts = Vec::new();
-        for (record, _) in &self.cuts {
+        for record in &self.cuts {
             let path = record.path();
             let file = OpenOptions::new().read(true).write(true).open(path);
             let mut file = file.with_context(|| format!("{}: cannot be cut back", path.display()))?;
@@ -241,7 +266,7 @@ mod tests {
         std::fs::create_dir(&elsewhere).unwrap();
         let record = grown(&base.path().join("a"));
         let carry_out = || {
-            let plan = Rollback { cuts: vec![(record.clone(), 12)], streams: Vec::new() };
+            let plan = Rollback { cuts: vec![record.clone()], ..Rollback::default() };
             plan.keep(&dir, &ids, &HashSet::new()).and_then(|kept| kept.cut(&HashMap::new(), &ids))
         };
         let cut = dir.path().join("cut");
@@ -273,7 +298,7 @@ mod tests {
         for path in ["../../a", "/a\0b", "", "/proc/self/fd/999999", "job/../a"] {
             let path = path.as_bytes().to_vec();
             let record = FileRecord { path, device: u64::MAX, inode: u64::MAX, ..FileRecord::default() };
-            let plan = Rollback { cuts: vec![(record, 1)], streams: Vec::new() };
+            let plan = Rollback { cuts: vec![record], ..Rollback::default() };
             plan.keep(&dir, &ids, &HashSet::new()).unwrap_err();
         }
         assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1);

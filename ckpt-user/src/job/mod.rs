@@ -25,6 +25,7 @@ mod lazy;
 pub mod lease;
 pub mod namespace;
 pub mod options;
+mod others;
 pub mod process;
 pub mod prune;
 pub mod record;

@@ -74,6 +74,10 @@ fn run_again(
     image.check()?;
     let owner = permitted(&mut image, newest.owner_uid())?;
     let plan = files::compare(&image, options.files, &owner)?;
+    // In a namespace, the one outside has seen to it: not everybody is seen from there.
+    if taken.is_none() {
+        plan.require_alone(options.files, &owner)?;
+    }
     // Before it is looked who has one of the ids: whoever starts later takes none.
     taken::stay_clear(&image);
     if taken.is_none()

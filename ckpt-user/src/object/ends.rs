@@ -44,6 +44,11 @@ const ALIGNMENT: usize = 4096;
 const NO_CONTENT: [FsType; 5] =
     [SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC];
 
+/// Whether files of that kind of file system are no more than questions to the kernel.
+pub fn has_no_content(system: FsType) -> bool {
+    NO_CONTENT.contains(&system)
+}
+
 impl Ends {
     /// # Errors
     /// It cannot be read, or is shorter than `size`.
@@ -132,7 +137,7 @@ pub fn capture(descriptions: &mut [Description], opened: &[(OwnedFd, Seen)], kno
     for (reader, writers) in files {
         let (fd, seen) = &opened[reader];
         let system = fstatfs(fd).ok().map(|fs| fs.filesystem_type());
-        if system.is_some_and(|system| NO_CONTENT.contains(&system)) {
+        if system.is_some_and(has_no_content) {
             continue;
         }
         let metadata = fd.try_clone().and_then(|fd| File::from(fd).metadata()).ok();
