@@ -12,16 +12,16 @@ use super::events::{Event, EventLog};
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
 use super::retention;
+use super::sync;
 use super::tracer::Tracer;
 use crate::freeze::tree;
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::map_count;
-use crate::object::Object;
 use crate::page::Lost;
 use crate::phase::Phase;
 use crate::record::{BadImage, Image, Process};
 use crate::refusal::Refusal;
-use crate::sys::{pidfd, wait};
+use crate::sys::wait;
 use crate::task::iterators::Kernel;
 use crate::track::arm;
 use crate::track::backend::Backend;
@@ -30,10 +30,7 @@ use crate::track::space::Space;
 use nix::unistd::Pid;
 use prost::Message;
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -317,7 +314,7 @@ impl Checkpointer {
             }
         }
         writer.set_spaces(&frozen.live)?;
-        sync_files(&frozen.image);
+        sync::files(&frozen.image);
         let kind = if making.parent.is_some() { Kind::Delta } else { Kind::Full };
         let summary = Summary {
             kind: kind as i32,
@@ -396,33 +393,6 @@ pub(super) fn lock(tracked: &Mutex<Tracked>) -> MutexGuard<'_, Tracked> {
 fn told(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
-}
-
-/// The files that the tree writes are on disk before the checkpoint that relies on them has its name.
-fn sync_files(image: &Image) {
-    let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-    for (index, description) in image.descriptions.iter().enumerate().filter(|(_, d)| writes(d.flags)) {
-        let Some(Object::File(file)) = &description.object else { continue };
-        // Its path may lead elsewhere by now, and opening it may be forbidden, or wait.
-        let is_it = |opened: &File| opened.metadata().is_ok_and(|found| file.is_same_inode(&found));
-        let opened = match same_description(image, index).ok().filter(is_it) {
-            Some(opened) => Ok(opened),
-            // Opening it would break the lease.
-            None if description.lease.is_some() => continue,
-            None => OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file.path()),
-        };
-        // Gone by now: a restart finds out by itself.
-        let _ = opened.and_then(|f| f.sync_data());
-    }
-}
-
-/// A duplicate of what a process had as description `index`; it may have something else there by now.
-fn same_description(image: &Image, index: usize) -> io::Result<File> {
-    let number =
-        |p: &Process| p.descriptors.iter().find(|d| d.description as usize == index).map(|d| d.number);
-    let holder = image.processes.iter().find_map(|p| Some((p.reached_by(), number(p)?)));
-    let (pid, number) = holder.ok_or(std::io::ErrorKind::NotFound)?;
-    pidfd::get_fd(pidfd::of_thread(pid)?.as_fd(), number as i32).map(Into::into)
 }
 
 fn unix_ns() -> i64 {

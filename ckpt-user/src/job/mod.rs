@@ -42,6 +42,7 @@ pub mod signals;
 pub mod stand_in;
 pub mod start;
 pub mod supervisor;
+mod sync;
 pub mod terminal;
 pub mod tracer;
 
