@@ -33,6 +33,13 @@ const MAPS: &str = "bounds permissions offset device inode name";
 const BY_LINE: [&str; 10] =
     ["arch_status", "call", "fd", "fdinfo", "io", "ksm_stat", "sched", "smaps", "status", "timers"];
 
+/// PF_FORKNOEXEC and PF_SUPERPRIV of include/linux/sched.h.
+const OF_A_FORK: u64 = 0x140;
+
+fn place(kind: &str, which: &str) -> Place {
+    Place { kind: kind.to_owned(), which: which.to_owned() }
+}
+
 fn parse(text: &str) -> Told {
     let mut told = Told::new();
     for section in text.split("== ").skip(1) {
@@ -59,7 +66,14 @@ fn parse(text: &str) -> Told {
             }
         };
         match file {
-            "stat" => columns(STAT, &which, body.rsplit_once(") ").unwrap().1),
+            "stat" => {
+                let words = body.rsplit_once(") ").unwrap().1;
+                columns(STAT, &which, words);
+                // Said by itself: what the kernel notes of one that was forked and has executed nothing.
+                let flags: u64 = told[&place("stat:flags", &which)].parse().unwrap();
+                told.insert(place("stat:flags-of-a-fork", &which), format!("{:x}", flags & OF_A_FORK));
+                told.insert(place("stat:flags", &which), format!("{:x}", flags & !OF_A_FORK));
+            }
             "statm" => columns(STATM, &which, body),
             "maps" | "numa_maps" => {
                 let names = if file == "maps" { MAPS } else { "start policy pages" };

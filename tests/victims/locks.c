@@ -28,12 +28,17 @@ static char found(void)
 {
     int one = open("bytes", O_RDWR), two = open("whole", O_RDWR), three = open("shared", O_RDWR);
     struct flock first = range(F_WRLCK, 3, 4), second = range(F_WRLCK, 50, 0), gap = range(F_WRLCK, 7, 10);
+    struct flock third = range(F_WRLCK, 30, 2), fourth = range(F_RDLCK, 40, 3);
     CHECK(one >= 0 && two >= 0 && three >= 0);
+    CHECK(fcntl(one, F_GETLK, &third) == 0 && fcntl(one, F_GETLK, &fourth) == 0);
     CHECK(fcntl(one, F_GETLK, &first) == 0 && fcntl(one, F_GETLK, &second) == 0 && fcntl(one, F_GETLK, &gap) == 0);
     int mine = first.l_type == F_WRLCK && first.l_pid == getppid() && first.l_start == 3 && first.l_len == 4;
     int of_description = second.l_type == F_RDLCK && second.l_pid == -1 && second.l_start == 50 && second.l_len == 0;
     char c = 'a' + mine + 2 * of_description + 4 * (gap.l_type == F_UNLCK) + 8 * (flock(two, LOCK_SH | LOCK_NB) != 0);
     c += flock(three, LOCK_EX | LOCK_NB) != 0 && flock(three, LOCK_SH | LOCK_NB) == 0 ? 16 : 0;
+    int readers = third.l_type == F_RDLCK && third.l_pid == getppid() && third.l_start == 30 && third.l_len == 2;
+    int writer = fourth.l_type == F_WRLCK && fourth.l_pid == -1 && fourth.l_start == 40 && fourth.l_len == 3;
+    c += !(readers && writer) * 64;
     close(one), close(two), close(three);
     return c;
 }
@@ -44,6 +49,8 @@ static void locks_begin(void)
     bytes = make("bytes"), whole = make("whole"), shared = make("shared");
     CHECK((description = open("bytes", O_RDWR)) >= 0);
     CHECK(fcntl(description, F_OFD_SETLK, &read_on) == 0 && flock(whole, LOCK_EX) == 0 && flock(shared, LOCK_SH) == 0);
+    struct flock read_some = range(F_RDLCK, 30, 2), write_some = range(F_WRLCK, 40, 3);
+    CHECK(fcntl(bytes, F_SETLK, &read_some) == 0 && fcntl(description, F_OFD_SETLK, &write_some) == 0);
     CHECK(fcntl(bytes, F_SETLK, &write) == 0 && pipe(asks) == 0 && pipe(answers) == 0 && (child = fork()) >= 0);
     if (child)
         return;

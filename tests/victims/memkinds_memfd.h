@@ -107,6 +107,22 @@ static int fixed_fd, future_fd;
 static char *fixed_at, *fixed_private, *future_at;
 enum { FIXED = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
 
+enum { SEAL_EXEC = 0x20 };
+static int exec_fd[2];
+
+static void exec_seals(void)
+{
+    for (int i = 0; i < 2; i++) {
+        struct stat found;
+        if (exec_fd[i] < 0)
+            continue;
+        CHECK(fstat(exec_fd[i], &found) == 0);
+        if ((found.st_mode & 0111) != (i ? 0111 : 0) || !(fcntl(exec_fd[i], F_GET_SEALS) & SEAL_EXEC) ||
+            fchmod(exec_fd[i], found.st_mode ^ 0111) == 0 || errno != EPERM)
+            fail("memory %d has mode %o, seals %x", i, found.st_mode, fcntl(exec_fd[i], F_GET_SEALS));
+    }
+}
+
 static void sealed_set_up(void)
 {
     fixed_fd = memory("fixed", MFD_ALLOW_SEALING, PAGES * PAGE);
@@ -122,6 +138,12 @@ static void sealed_set_up(void)
     fixed_at = map_it(PAGES * PAGE, PROT_READ, MAP_SHARED, fd);
     fixed_private = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fixed_fd);
     CHECK(close(fd) == 0);
+    /* One that nobody may execute, ever, and one that anybody may (Linux 6.3). */
+    for (int i = 0; i < 2; i++) {
+        exec_fd[i] = memfd_create("exec", MFD_ALLOW_SEALING | (i ? 0x10u /* MFD_EXEC */ : 8u /* MFD_NOEXEC_SEAL */));
+        CHECK(exec_fd[i] >= 0 || errno == EINVAL);
+        CHECK(exec_fd[i] < 0 || !i || fcntl(exec_fd[i], F_ADD_SEALS, SEAL_EXEC) == 0);
+    }
     future_fd = memory("future", MFD_ALLOW_SEALING, PAGES * PAGE);
     future_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, future_fd);
     CHECK(fcntl(future_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK) == 0);
@@ -139,6 +161,7 @@ static uint64_t sealed_round(long round)
     CHECK(pwrite(future_fd, &byte, 1, 0) < 0 && errno == EPERM);
     CHECK(mprotect(fixed_at, PAGE, PROT_READ | PROT_WRITE) < 0 && errno == EACCES);
     change(future_at, &future, round);
+    exec_seals();
     put(fixed_private, &changed, next_random(&random_state) % PAGES, round);
     uint64_t sum = right("sealed", fixed_at, &fixed, PAGES);
     sum = mix(sum, right("private mapping of what is sealed", fixed_private, &changed, PAGES));

@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 
@@ -729,6 +730,18 @@ static void set_queued(void)
         queue(0, value % 2 ? SIGRTMIN + 2 : SIGRTMIN + value % 5, value);
     queue(0, SIGHUP, 1);
     queue(getpid(), SIGTERM, 2);
+    /* Of a child that has ended, and of the kernel's own sending. */
+    siginfo_t info;
+    sigset_t waiting;
+    struct itimerval at_once = {{0, 0}, {0, 1}};
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        _exit(33);
+    CHECK(waitid(P_PID, child, &info, WEXITED) == 0 && setitimer(ITIMER_REAL, &at_once, NULL) == 0);
+    do
+        CHECK(sigpending(&waiting) == 0);
+    while (!sigismember(&waiting, SIGALRM) || !sigismember(&waiting, SIGCHLD));
     /* From here on there is room for no signal, and of one that comes only the number waits; nor is there for a descriptor. */
     struct rlimit most;
     int own = open("/proc/self/stat", O_RDONLY);
