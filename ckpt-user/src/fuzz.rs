@@ -52,6 +52,9 @@ targets! {
     kernel::proc_mountinfo: (16 * KIB, 64);
     kernel::proc_syscall: (4 * KIB, 8);
     kernel::proc_net: (8 * KIB, 64);
+    kernel::proc_cpuinfo: (16 * KIB, 64);
+    kernel::tcp_info: (4 * KIB, 4);
+    kernel::keyring_text: (4 * KIB, 8);
     kernel::sock_diag: (4 * KIB, 4);
     kernel::bpf_events: (64 * KIB, 32);
     kernel::bpf_rows: (64 * KIB, 32);

@@ -19,7 +19,7 @@ pub fn delivers_stale_rings() -> bool {
 }
 
 /// The first two numbers of a release.
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(crate) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }
@@ -31,7 +31,10 @@ pub fn cpu_features() -> Vec<String> {
 }
 
 fn read_cpu_features() -> Vec<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    features(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+pub(crate) fn features(text: &str) -> Vec<String> {
     let line = text.lines().find_map(|l| l.strip_prefix("flags")?.split_once(':').map(|(_, f)| f));
     let mut flags: Vec<String> =
         line.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect();

@@ -63,10 +63,12 @@ pub fn check(results: &Results) -> Result<()> {
     Ok(())
 }
 
+fn table() -> Result<Table> {
+    toml::from_str(&fs::read_to_string(ROWS).context(ROWS)?).with_context(|| format!("reading {ROWS}"))
+}
+
 fn generated(results: &Results) -> Result<String> {
-    let table: Table = toml::from_str(&fs::read_to_string(ROWS).context(ROWS)?)
-        .with_context(|| format!("reading {ROWS}"))?;
-    Ok(HEADING.to_owned() + &table.row.iter().map(|row| line(row, results)).collect::<String>())
+    Ok(HEADING.to_owned() + &table()?.row.iter().map(|row| line(row, results)).collect::<String>())
 }
 
 fn line(row: &Row, results: &Results) -> String {
@@ -78,6 +80,19 @@ fn line(row: &Row, results: &Results) -> String {
     let cell = |text: &str| if text.is_empty() { " ".to_owned() } else { format!(" {text} ") };
     let cells = [&row.state, eager, lazy, &names.join(", ")].map(cell).join("|");
     format!("|{cells}|\n")
+}
+
+/// What `results`, which need not be those of all tests, have shown to be otherwise, a line each.
+///
+/// # Errors
+/// The rows cannot be read.
+pub fn contradicted(results: &Results) -> Result<Vec<String>> {
+    let rows = table()?.row.into_iter().map(|mut row| {
+        row.tests.retain(|test| results.of(test) != Outcome::Missing);
+        row
+    });
+    let tried = rows.filter(|row| !row.tests.is_empty());
+    Ok(tried.filter_map(|row| Some(format!("{}: {}", row.state, verdict(&row, results).err()?))).collect())
 }
 
 /// Whether the tests have shown what the row says; otherwise what they have.

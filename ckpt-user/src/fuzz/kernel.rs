@@ -1,11 +1,13 @@
 //! What the kernel shows of a program: text of /proc, events and rows of the eBPF programs.
 
+use crate::machine;
 use crate::memory::flags::{Names, Word};
 use crate::memory::{sysv, vdso, vma};
+use crate::object::tcp_info::TcpInfo;
 use crate::object::{Seen, epoll, eventfd, inotify, lock, ports, signalfd, timerfd};
 use crate::sys::{bpf, diag};
 use crate::task::proc::{Stat, Status};
-use crate::task::{call, clock, control, credentials, hidden, limits, mounts, posix_timers};
+use crate::task::{call, clock, control, credentials, hidden, keyring, limits, mounts, posix_timers};
 use crate::track::fault_log::FaultLog;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -70,7 +72,7 @@ pub mod proc_timers {
             let _ = posix_timers::first_ring(&timer, clock::Shift::default());
         }
         let infos = bytes.as_chunks::<128>().0.to_vec();
-        let _ = posix_timers::without(infos, &timers, bytes.len() % 2 == 0);
+        let _ = posix_timers::without(infos, &timers, bytes.len().is_multiple_of(2));
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {
@@ -283,5 +285,49 @@ pub mod bpf_offsets {
             b"{\"TASK_PID\": 8, \"TASK_TGID\": 12}".to_vec(),
             b"ffffffff81000010 t do_restart_poll\n0000000000000000 t do_restart_poll\n".to_vec(),
         ]
+    }
+}
+
+pub mod tcp_info {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        if let Some(info) = TcpInfo::parse(bytes) {
+            let _ = (info.is_connected(), info.has_ended(), info.is_at_end());
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        vec![vec![1; 104], vec![0; 88]]
+    }
+}
+
+pub mod keyring_text {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        if let Some((_, name)) = keyring::described(bytes) {
+            assert!(name.len() < bytes.len().max(1), "a name that is longer than the text");
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        vec![b"keyring;0;0;3f3f0000;_ses\0\0\0".to_vec(), b"keyring;1000;-1;3f130000;a;b".to_vec()]
+    }
+}
+
+pub mod proc_cpuinfo {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let features = machine::features(&text(bytes));
+        assert!(features.is_sorted(), "not in order");
+        let _ = machine::version(&text(bytes));
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let first = |text: String| text.lines().take(28).collect::<Vec<_>>().join("\n").into_bytes();
+        let own = std::fs::read_to_string("/proc/cpuinfo").map(first);
+        own.into_iter().chain([b"6.13.0-rc1-amd64".to_vec()]).collect()
     }
 }

@@ -32,7 +32,7 @@ impl TcpInfo {
         Self::parse(&info).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    fn parse(info: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(info: &[u8]) -> Option<Self> {
         let word = |at: usize| info.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_ne_bytes(*b));
         Some(Self {
             state: *info.first()?,
