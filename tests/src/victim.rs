@@ -10,6 +10,9 @@ use crate::Cmd;
 
 const STATIC: &[&str] = &["-static"];
 const THREADS: &[&str] = &["-pthread"];
+/// Needs no C library of that kind.
+const BARE_32_BIT: &[&str] =
+    &["-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"];
 
 /// Name, source, and the flags besides the common ones.
 const TABLE: &[(&str, &str, &[&str])] = &[
@@ -39,6 +42,8 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("invisible", "invisible.c", THREADS),
     ("seccomp", "seccomp.c", THREADS),
     ("execs", "execs.c", THREADS),
+    ("thirtytwo", "thirtytwo.c", BARE_32_BIT),
+    ("mixed", "mixed.c", THREADS),
     ("leaderless", "leaderless.c", THREADS),
     ("taskstate", "taskstate.c", THREADS),
     ("maps", "maps.c", &[]),

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
-use ckpt_tests::{Cmd, Job, Sandbox, skip};
+use ckpt_tests::victim::victim;
+use ckpt_tests::{Cmd, Job, Sandbox, skip, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -101,4 +102,42 @@ fn a_ckptbpf_that_has_seccomp_filters_itself() {
     }
     assert!(job.checkpoints().is_empty());
     job.kill_all();
+}
+
+/// Refused by name twice, and the program sees nothing of it.
+fn is_refused_and_sees_nothing(name: &str, reason: &str) {
+    match std::process::Command::new(victim(name)).stdout(std::process::Stdio::null()).spawn() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
+            skip::skip(name, "this kernel executes no 32-bit programs");
+            return;
+        }
+        tried => {
+            let mut tried = tried.unwrap();
+            tried.kill().unwrap();
+            tried.wait().unwrap();
+        }
+    }
+    let sandbox = Sandbox::new(name);
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd(name));
+    job.running().wait_for_output("step\n", SOON);
+    job.program();
+    for _ in 0..2 {
+        let said = job.try_checkpoint().expect_code(125).stderr_text();
+        assert!(said.contains(reason), "{said}");
+        goes_on(&sandbox, &job);
+    }
+    assert!(job.checkpoints().is_empty());
+    let printed = String::from_utf8(job.running().stdout()).unwrap();
+    assert!(printed.lines().all(|line| "step".starts_with(line)), "{printed}");
+    job.kill_all();
+}
+
+#[test]
+fn a_32_bit_program() {
+    is_refused_and_sees_nothing("thirtytwo", "(thirtytwo) is a 32-bit program");
+}
+
+#[test]
+fn a_thread_in_32_bit_code() {
+    is_refused_and_sees_nothing("mixed", "(mixed) has a thread in 32-bit code");
 }

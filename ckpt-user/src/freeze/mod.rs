@@ -19,6 +19,8 @@ use crate::sys::regs::Regs;
 use crate::task::clock;
 use crate::task::iterators::Kernel;
 use crate::task::proc::ProcDir;
+use crate::task::registers::USER_CS;
+use crate::task::unsupported;
 use nix::unistd::Pid;
 use rewind::{Wait, Waits};
 use std::collections::HashSet;
@@ -79,6 +81,8 @@ pub struct FrozenTree {
 /// How often a tree that does not stand still is tried again; each try may take twice as long as the one before.
 /// A vfork parent stops only when its child has executed a program, which is over in milliseconds.
 const TRIES: u32 = 5;
+
+const ONLY_64_BIT: &str = "only 64-bit programs of x86-64 can be saved";
 
 /// Stops every thread of the tree below `root`; `kernel` tells what is left of their timeouts.
 ///
@@ -158,6 +162,7 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
 fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
     let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
     let mut since = None;
+    let mut looked_at = HashSet::new();
     loop {
         let members = tree::members(root);
         if members.is_empty() {
@@ -167,6 +172,10 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
         let asked = stopping.asked.iter().map(|(_, running)| running.tid());
         let mut known: HashSet<Pid> = stopping.stopped.iter().map(|&(_, tid, _)| tid).chain(asked).collect();
         for &(pid, _) in &members {
+            // Before it is stopped: what it waits in would have to be rewound by other numbers.
+            if looked_at.insert(pid) && unsupported::is_32_bit(pid) {
+                return Err(Refusal::unsupported(pid, "is a 32-bit program", ONLY_64_BIT));
+            }
             for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
                 let tid = Pid::from_raw(tid);
                 if known.insert(tid) {
@@ -295,6 +304,9 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(does_not_end(pid)),
             Err(e) => return Err(e).reading(pid, "registers"),
         };
+        if regs.cs != USER_CS {
+            return Err(Refusal::unsupported(pid, "has a thread in 32-bit code", ONLY_64_BIT));
+        }
         let at = match processes.iter().position(|p| p.pid == pid) {
             Some(at) => at,
             None => {

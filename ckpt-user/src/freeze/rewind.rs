@@ -19,6 +19,7 @@
 use crate::sys::mem::Forced;
 use crate::sys::regs::{ERESTARTNOHAND, Regs};
 use crate::task::hidden::RED_ZONE;
+use crate::task::registers::USER_CS;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
@@ -69,7 +70,9 @@ fn interrupted_by_stops(number: i64) -> bool {
 /// Has the kernel issue the call again if the stop made it fail. Only for threads that stand at a
 /// PTRACE_EVENT_STOP to which no signal was delivered: a handler's frame would have changed rip and orig_rax.
 pub fn rewind(regs: &mut Regs) -> bool {
-    if regs.rax as i64 != -i64::from(libc::EINTR) || !interrupted_by_stops(regs.orig_rax as i64) {
+    // 32-bit code has other numbers.
+    let is_interrupted = regs.cs == USER_CS && regs.rax as i64 == -i64::from(libc::EINTR);
+    if !is_interrupted || !interrupted_by_stops(regs.orig_rax as i64) {
         return false;
     }
     regs.rax = -ERESTARTNOHAND as u64;
@@ -104,6 +107,7 @@ mod tests {
     fn stopped_in(number: i64, result: i64) -> Regs {
         let mut regs = crate::sys::regs::from_words(&[0; 27]);
         (regs.rip, regs.rax, regs.orig_rax) = (102, result as u64, number as u64);
+        regs.cs = USER_CS;
         regs
     }
 
@@ -119,6 +123,9 @@ mod tests {
             assert!(!rewind(&mut regs), "{number} {result}");
             assert_eq!(regs, stopped_in(number, result));
         }
+        let mut regs = stopped_in(libc::SYS_epoll_wait, -4);
+        regs.cs = 0x23;
+        assert!(!rewind(&mut regs));
     }
 
     #[test]

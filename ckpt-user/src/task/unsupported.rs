@@ -1,7 +1,7 @@
 //! State that a restart could not rebuild yet: each is looked for, and refused by name.
 
 use super::hidden::{ProcessState, ThreadState};
-use super::proc::{ProcDir, Status};
+use super::proc::{ProcDir, Status, reached_by};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd::{self, Kind};
 use crate::sys::sched;
@@ -55,6 +55,13 @@ pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Re
         }
     }
     Ok(())
+}
+
+/// Whether the process executes a 32-bit program. What the kernel has told it at its start (auxv) is of its own words: in 64 bits
+/// the first key leaves the upper half empty, in 32 bits that is its value.
+pub fn is_32_bit(pid: Pid) -> bool {
+    let told = ProcDir::process(reached_by(pid)).bytes("auxv");
+    told.is_ok_and(|told| told.get(4..8).is_some_and(|half| half != [0; 4]))
 }
 
 /// What each thread has for itself.
