@@ -75,7 +75,8 @@ pub fn capture(
         let mappings = || memory::capture::capture(process.reached_by(), known, &mut objects);
         let mappings = timed(&mut spent.mappings, mappings)?;
         let found = (&mut objects, &mut filters);
-        let mut record = capture_process(process, mappings, hidden, found, &mut injected)?;
+        let mut record =
+            capture_process(process, (mappings, members[0].thread), hidden, found, &mut injected)?;
         record.descriptors = descriptors;
         if let Some(range) = record.mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso) {
             let shown =
@@ -116,7 +117,7 @@ pub fn capture(
 
 fn capture_process(
     process: &mut FrozenProcess,
-    mut mappings: Vec<memory::vma::Vma>,
+    (mut mappings, whose_clocks): (Vec<memory::vma::Vma>, Pid),
     hidden: &Hidden,
     (objects, filters): (&mut memory::capture::Objects, &mut filters::Found),
     injected: &mut u64,
@@ -124,7 +125,8 @@ fn capture_process(
     let (pid, via) = (process.pid, process.reached_by());
     let dir = ProcDir::process(via);
     let status = dir.status().reading(pid, "status")?;
-    unsupported::check(via, &status, process.threads.iter().skip(1).map(|thread| thread.tid))?;
+    let others = process.threads.iter().skip(1).map(|thread| thread.tid);
+    unsupported::check(via, &status, others, whose_clocks)?;
     let stat = dir.stat().reading(pid, "stat")?;
     let own_stat = ProcDir::process(pid).stat().reading(pid, "stat")?;
     process.threads.iter().filter_map(|t| t.stopped.as_ref()).try_for_each(|t| registers::check(pid, t))?;

@@ -85,8 +85,14 @@ while True:
         print('undone', flush=True)
 "#;
 
-/// `make` makes what is refused in words that hold all of `reasons`; `undo` lets go of it, where it can be.
+/// `make` makes what is refused, of the program's first process, in words that hold all of `reasons`; `undo` lets go of it, where
+/// it can be.
 fn refused(name: &str, make: &str, undo: &str, reasons: &[&str]) {
+    refused_of(name, make, undo, reasons, true);
+}
+
+/// The same, of its first process or of another one.
+fn refused_of(name: &str, make: &str, undo: &str, reasons: &[&str], is_first: bool) {
     let sandbox = Sandbox::new(name);
     let script = PROGRAM
         .replace("UNDO", if undo.is_empty() { "pass" } else { undo })
@@ -102,9 +108,10 @@ fn refused(name: &str, make: &str, undo: &str, reasons: &[&str]) {
     }
     let said = sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125).stderr_text();
     let process = format!("process {} (", job.program());
-    for word in reasons.iter().chain([&&*process]) {
+    for word in reasons {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
+    assert_eq!(said.contains(&process), is_first, "{said}");
     assert!(job.checkpoints().is_empty(), "something was written");
     let now = job.running().stdout().len();
     sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
@@ -114,6 +121,35 @@ fn refused(name: &str, make: &str, undo: &str, reasons: &[&str]) {
         assert_eq!(job.checkpoint().id, 1);
     }
     job.kill_all();
+}
+
+/// A child that has its own namespaces from its beginning; whoever made it has none for children.
+const CHILD: &str = "def child_with(flags):
+    child.append(must(libc.syscall(56, ctypes.c_ulong(flags | signal.SIGCHLD), 0, 0, 0, 0)))
+    if not child[0]:
+        time.sleep(1000)
+        os._exit(0)
+";
+
+#[test]
+fn a_child_in_a_pid_namespace_of_its_own() {
+    let make = format!("import time\n{CHILD}child_with(0x20000000)");
+    let undo = "os.kill(child[0], 9), os.wait()";
+    refused_of("child_pid_namespace", &make, undo, &["is in a pid namespace of its own"], false);
+}
+
+/// It has got others and executed a program, which moves it there.
+#[test]
+fn a_child_with_clocks_of_its_own() {
+    let make = format!(
+        "import subprocess\nglobal keep\nsays = \"import ctypes, os; assert not ctypes.CDLL(None).unshare(0x80); \\\n\
+         open('/proc/self/timens_offsets', 'w').write('monotonic 1000 0'); \\\n\
+         os.execvp('sh', ['sh', '-c', 'echo ready; read line; exit'])\"\n\
+         keep = subprocess.Popen(['/usr/bin/python3', '-c', says], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n\
+         if not keep.stdout.readline(): raise OSError(errno.EOPNOTSUPP, 'no time namespaces')"
+    );
+    let undo = "keep.kill(), keep.wait(), keep.stdin.close(), keep.stdout.close()";
+    refused_of("child_clocks", &make, undo, &["is in a time namespace of its own"], false);
 }
 
 /// One test a row: its name, what it makes, how it lets go of that, what the refusal says.

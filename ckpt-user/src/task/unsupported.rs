@@ -8,8 +8,8 @@ use crate::sys::sched;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 
-/// Those that must be the ones that ckptbpf itself lives in; `time` is ours to set.
-const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "user", "uts"];
+/// Those that must be the ones that ckptbpf itself lives in.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 /// Those that a process may have set apart for the children that it is going to have (unshare(2)).
 const FOR_CHILDREN: [&str; 2] = ["pid", "time"];
 /// What threads share unless one of them has called unshare(2).
@@ -18,11 +18,16 @@ const SHARED: [(Kind, &str); 2] = [
     (Kind::Fs, "has a thread with a working directory of its own"),
 ];
 
-/// `others` are the threads beside the first.
+/// `others` are the threads beside the first; `whose_clocks` is the process by which all clocks are told.
 ///
 /// # Errors
 /// Names the first thing found that cannot be saved.
-pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Result<(), Refusal> {
+pub fn check(
+    pid: Pid,
+    status: &Status,
+    others: impl Iterator<Item = Pid>,
+    whose_clocks: Pid,
+) -> Result<(), Refusal> {
     let dir = ProcDir::process(pid);
     thread(pid, pid, status)?;
     if status.field("VmPin").is_some_and(|size| !size.starts_with("0 ")) {
@@ -33,6 +38,15 @@ pub fn check(pid: Pid, status: &Status, others: impl Iterator<Item = Pid>) -> Re
         ));
     }
     namespaces(pid, &dir)?;
+    // Which one that is is ours to choose.
+    let clocks = |of: Pid| ProcDir::process(of).link("ns/time").reading(of, "ns");
+    if clocks(pid)? != clocks(whose_clocks)? {
+        return Err(Refusal::unsupported(
+            pid,
+            "is in a time namespace of its own",
+            "all of a program must have the same clocks",
+        ));
+    }
     for name in FOR_CHILDREN {
         let own = dir.link(&format!("ns/{name}")).reading(pid, "ns")?;
         // There is none to be seen while its first process is yet to come.
