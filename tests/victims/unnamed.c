@@ -6,7 +6,16 @@
 enum { SIZE = (3 << 20) + 123 };
 
 static const off_t VAST = 1ll << 40;
-static int gone, again, twice, unborn, linked, renamed, vast;
+static int gone, again, twice, unborn, born, linked, renamed, vast;
+
+/* A file of O_TMPFILE can be given a name. */
+static void give_name(int fd, const char *name)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    unlink(name);
+    CHECK(linkat(AT_FDCWD, path, AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0);
+}
 
 static void set_up(const char *dir)
 {
@@ -25,6 +34,8 @@ static void set_up(const char *dir)
     CHECK((vast = open("vast", O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0 && unlink("vast") == 0);
     CHECK(ftruncate(vast, VAST) == 0);
     CHECK((unborn = open(".", O_RDWR | O_TMPFILE | O_APPEND, 0600)) >= 0);
+    CHECK((born = open(".", O_RDWR | O_TMPFILE, 0600)) >= 0);
+    give_name(born, "born");
     unlink("one"), unlink("two"), unlink("three"), unlink("four");
     CHECK((linked = open("one", O_RDWR | O_CREAT, 0600)) >= 0 && link("one", "two") == 0 && unlink("one") == 0);
     CHECK((renamed = open("three", O_RDWR | O_CREAT, 0600)) >= 0 && rename("three", "four") == 0);
@@ -73,18 +84,15 @@ int main(int argc, char **argv)
         uint64_t word = round * 0x9e3779b97f4a7c15ull;
         /* Through one descriptor, read through the others. */
         CHECK(pwrite(gone, &word, 8, round * 40009 % SIZE) == 8);
-        write_all(unborn, &word, 8), write_all(linked, &word, 8), write_all(renamed, &word, 8);
+        write_all(unborn, &word, 8), write_all(born, &word, 8), write_all(linked, &word, 8), write_all(renamed, &word, 8);
         CHECK(lseek(twice, 3, SEEK_CUR) == 4321 + 3 * round);
-        say(1, "%ld gone %016lx %016lx unborn %016lx linked %016lx renamed %016lx vast %016lx\n", round, look(gone),
-            look(again), look(unborn), look(linked), look(renamed), look_at_vast(round));
+        say(1, "%ld gone %016lx %016lx unborn %016lx born %016lx linked %016lx renamed %016lx vast %016lx\n", round,
+            look(gone), look(again), look(unborn), look(born), look(linked), look(renamed), look_at_vast(round));
         sleep_us(period);
     }
-    /* A file of O_TMPFILE can be given a name. */
-    char path[64];
     struct stat stat;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", unborn);
-    unlink("born");
-    CHECK(linkat(AT_FDCWD, path, AT_FDCWD, "born", AT_SYMLINK_FOLLOW) == 0 && lstat("born", &stat) == 0);
+    give_name(unborn, "at last");
+    CHECK(lstat("at last", &stat) == 0);
     say(1, "born with %ld bytes\n", (long)stat.st_size);
     return 0;
 }

@@ -123,8 +123,15 @@ pub fn capture_device(seen: &Seen, metadata: &Metadata) -> Option<Object> {
 /// Flags that open(2) acts on once and that must not act again.
 const ONCE: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
 
+/// A file of O_TMPFILE has been given a name since. That flag is one for directories, too, which no such file is.
+fn without_tmpfile(flags: u32) -> u32 {
+    let has_been = flags & (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32 != 0;
+    if has_been { flags & !(libc::O_TMPFILE as u32) } else { flags }
+}
+
 /// Opens the path with the flags of a description.
 pub fn open(path: &Path, flags: u32) -> io::Result<File> {
+    let flags = without_tmpfile(flags);
     let access = flags & libc::O_ACCMODE as u32;
     let writes = access != libc::O_RDONLY as u32;
     OpenOptions::new()
