@@ -7,7 +7,7 @@ use super::others;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
 use crate::memory::vma::MappedFile;
-use crate::object::file::FileRecord;
+use crate::object::file::{self, FileRecord};
 use crate::object::{Object, ends};
 use crate::rebuild::taken;
 use crate::record::Image;
@@ -15,7 +15,7 @@ use crate::sys::ids::FsIds;
 use crate::sys::pidfd;
 use anyhow::{Context, bail};
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -210,8 +210,7 @@ impl Rollback {
         let mut cuts = Vec::new();
         for record in &self.cuts {
             let path = record.path();
-            let file = OpenOptions::new().read(true).write(true).open(path);
-            let mut file = file.with_context(|| format!("{}: cannot be cut back", path.display()))?;
+            let mut file = file::open(path, libc::O_RDWR as u32).context("a file cannot be cut back")?;
             file.seek(SeekFrom::Start(record.size))?;
             let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
             let mut copy = dir.create_below("cut", &name)?;

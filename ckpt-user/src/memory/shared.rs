@@ -10,12 +10,13 @@ use super::vma::{Kind, MappedFile};
 use crate::image::{Chain, Run, Source, SpaceId};
 use crate::memory::runs::PageSet;
 use crate::object::deleted::{self, DeletedRecord};
+use crate::object::file;
 use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
 use crate::record::Image;
 use crate::sys::shared;
 use crate::track::objects::{self, Hashes};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -99,8 +100,8 @@ pub fn rebuild(
 fn open(record: &MappedFile) -> Result<File, RebuildError> {
     let path = record.path();
     let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    let file = file.map_err(|e| refused(format!("the program has it mapped for writing: {e}")))?;
+    let file = file::open(path, libc::O_RDWR as u32)
+        .map_err(|e| RebuildError::Refused(format!("the program has it mapped for writing: {e}")))?;
     let now = file.metadata().map_err(|e| refused(e.to_string()))?;
     if !now.is_file() || (now.dev() == record.device && now.ino() != record.inode) {
         return Err(refused(

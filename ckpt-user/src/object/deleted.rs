@@ -135,11 +135,13 @@ pub fn other_name(former: &Path, metadata: &Metadata) -> Result<PathBuf, String>
 pub struct Files<'a> {
     pub chain: &'a Chain,
     made: HashMap<(u64, u64), File>,
+    /// Those of them that have neither owner, mode nor times yet: they may be open for more than their modes allow.
+    unfinished: Vec<(DeletedRecord, File)>,
 }
 
 impl<'a> Files<'a> {
     pub fn new(chain: &'a Chain) -> Self {
-        Self { chain, made: HashMap::new() }
+        Self { chain, made: HashMap::new(), unfinished: Vec::new() }
     }
 
     /// A file that was made elsewhere: what is shared memory, too.
@@ -154,9 +156,8 @@ impl<'a> Files<'a> {
             Entry::Occupied(made) => made.into_mut(),
             Entry::Vacant(new) => {
                 let file = create(record)?;
-                fill(record, &file, self.chain)
-                    .and_then(|()| finish(record, &file))
-                    .map_err(named(record))?;
+                let again = fill(record, &file, self.chain).and_then(|()| file.try_clone());
+                self.unfinished.push((record.clone(), again.map_err(named(record))?));
                 new.insert(file)
             }
         };
@@ -171,6 +172,11 @@ impl<'a> Files<'a> {
             again.seek(SeekFrom::Start(position))?;
         }
         Ok(again.into())
+    }
+
+    /// When all of them are open.
+    pub fn finish(&self) -> io::Result<()> {
+        self.unfinished.iter().try_for_each(|(record, file)| finish(record, file).map_err(named(record)))
     }
 }
 

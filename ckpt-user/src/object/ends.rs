@@ -4,7 +4,7 @@
 //! likely to change with any change (headers, counters, the last record), and in the time where the size is the same.
 //! A program that only writes a file cannot read another file than it remembers: it writes the same bytes once more.
 
-use super::file::FileRecord;
+use super::file::{self, FileRecord};
 use super::known_ends::{self, Known};
 use super::{Description, Object, Seen};
 use nix::sys::statfs::{
@@ -193,7 +193,7 @@ pub fn is_appended_to(descriptions: &[Description], file: &FileRecord) -> bool {
 /// It cannot be read.
 pub fn is_overwritten(record: &FileRecord, now: &Metadata, appended: bool) -> io::Result<bool> {
     let Some(ends) = &record.ends else { return Ok(false) };
-    let file = File::open(record.path())?;
+    let file = file::open(record.path(), libc::O_RDONLY as u32)?;
     if Ends::of(file.as_fd(), record.size, ends.bytes)? != *ends {
         return Ok(true);
     }

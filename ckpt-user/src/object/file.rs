@@ -2,9 +2,10 @@
 
 use super::ends::Ends;
 use super::{Object, Seen, deleted, path_of, same_by_path};
+use crate::sys::ids::FsIds;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -129,17 +130,39 @@ fn without_tmpfile(flags: u32) -> u32 {
     if has_been { flags & !(libc::O_TMPFILE as u32) } else { flags }
 }
 
-/// Opens the path with the flags of a description.
+/// Opens the path with the flags of a description. What its mode forbids the owner of a regular file, who could change that,
+/// is done with ckptbpf's own rights: it may have been opened when it was made, or when its mode was another one.
 pub fn open(path: &Path, flags: u32) -> io::Result<File> {
     let flags = without_tmpfile(flags);
+    let opened = open_as(path, flags).or_else(|error| match error.raw_os_error() {
+        Some(libc::EACCES) => as_its_owner(path, flags).map_err(|_| error),
+        _ => Err(error),
+    });
+    opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+fn open_as(path: &Path, flags: u32) -> io::Result<File> {
     let access = flags & libc::O_ACCMODE as u32;
-    let writes = access != libc::O_RDONLY as u32;
     OpenOptions::new()
         .read(access != libc::O_WRONLY as u32)
-        .write(writes)
+        .write(access != libc::O_RDONLY as u32)
         .custom_flags((flags & !ONCE & !(libc::O_ACCMODE as u32)) as i32)
         .open(path)
-        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// Whoever may give a file its mode may give it one by which it can be opened. That they may is shown by doing so, with the mode
+/// that it has, which sets its time of change alone. Not of set-id files: a change of mode may lose that.
+fn as_its_owner(path: &Path, flags: u32) -> io::Result<File> {
+    let name = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let found = name.metadata()?;
+    let is_owner = found.uid() == FsIds::of_thread().uid;
+    if !found.is_file() || !is_owner || found.mode() & (libc::S_ISUID | libc::S_ISGID) != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let link = format!("/proc/self/fd/{}", name.as_raw_fd());
+    std::fs::set_permissions(&link, found.permissions())?;
+    let _as_ourselves = FsIds::current().assume()?;
+    open_as(Path::new(&link), flags & !(libc::O_NOFOLLOW as u32))
 }
 
 /// Opens the file again with its flags and position.

@@ -13,7 +13,6 @@ use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::task::limits;
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
 /// Descriptors that the skeletons inherit.
@@ -101,6 +100,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
             }
         }
     }
+    context.deleted.finish().rebuilding(root, "a deleted file")?;
     let object::Rebuilding { sockets, .. } = context;
     Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets })
 }
@@ -132,7 +132,8 @@ fn open_mapped(record: &MappedFile) -> Result<OwnedFd, RebuildError> {
     use std::os::unix::fs::MetadataExt;
     let path = record.path();
     let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
-    let file = File::open(path).map_err(|e| refused(format!("cannot open it: {e}")))?;
+    let file = object::file::open(path, libc::O_RDONLY as u32)
+        .map_err(|e| RebuildError::Refused(format!("cannot open what the program has mapped: {e}")))?;
     let metadata = file.metadata().map_err(|e| refused(e.to_string()))?;
     let modified = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
     if metadata.size() != record.size || modified != record.modified_ns {

@@ -43,7 +43,7 @@ impl FsIds {
     }
 
     /// The file-system ids of this thread, which a guard may have changed. Asking with -1, never valid, changes none.
-    fn of_thread() -> Self {
+    pub fn of_thread() -> Self {
         let uid = setfsuid(Uid::from_raw(u32::MAX)).as_raw();
         let gid = setfsgid(Gid::from_raw(u32::MAX)).as_raw();
         Self { uid, gid, ..Self::current() }
