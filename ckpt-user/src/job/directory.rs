@@ -364,18 +364,26 @@ impl JobDir {
         opened.map(File::from).map_err(|error| self.io("open a file in it", error))
     }
 
-    /// Makes a file in the directory `below` in it, and that where it is not there; never through a symbolic link.
+    /// Makes a new file in the directory `below` in it, and that where it is not there; never through a symbolic link. Where there is
+    /// one of that name, it is the first of `name.1`, `name.2` and so on that is not there.
     pub fn create_below(&self, below: &str, name: &str) -> Result<File, DirectoryError> {
         let _as = self.assume()?;
         match mkdirat(&self.fd, below, Mode::S_IRWXU) {
             Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
             Err(errno) => return Err(self.io("make a directory in it", errno)),
         }
-        let opened =
-            open_at(&self.fd, OsStr::new(below), OFlag::O_DIRECTORY | OFlag::O_RDONLY).and_then(|below| {
-                open_at(&below, OsStr::new(name), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)
-            });
-        opened.map(File::from).map_err(|error| self.io("make a file in a directory of it", error))
+        let make = || -> io::Result<File> {
+            let below = open_at(&self.fd, OsStr::new(below), OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
+            let names = std::iter::once(name.to_owned()).chain((1..).map(|n: u32| format!("{name}.{n}")));
+            for name in names {
+                match open_at(&below, OsStr::new(&name), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    made => return made.map(File::from),
+                }
+            }
+            Err(io::ErrorKind::AlreadyExists.into())
+        };
+        make().map_err(|error| self.io("make a file in a directory of it", error))
     }
 
     /// Renames a file within the directory, replacing what has that name.

@@ -287,6 +287,11 @@ mod tests {
         assert_eq!(std::fs::metadata(cut.join(&name)).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
         assert_eq!(std::fs::metadata(record.path()).unwrap().size(), 4);
+        // Once more from the same checkpoint.
+        std::fs::write(record.path(), "kept, and this").unwrap();
+        carry_out().unwrap();
+        assert_eq!(std::fs::read(cut.join(&name)).unwrap(), b" and cut");
+        assert_eq!(std::fs::read(cut.join(format!("{name}.1"))).unwrap(), b", and this");
     }
 
     #[test]
