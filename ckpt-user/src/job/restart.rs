@@ -129,6 +129,7 @@ fn run_again(
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
+    rebuild::objects::set_streams(&image)?;
     let tracked = rebuild::resume::resume(processes, &chain)?;
     names.keep();
     if let Some(taken) = taken {

@@ -12,6 +12,7 @@ use crate::object::{self, Stage};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::task::limits;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -125,6 +126,28 @@ fn standard(stream: u32) -> std::io::Result<OwnedFd> {
     crate::sys::pidfd::duplicate_standard(stream as i32).map_err(|e| {
         std::io::Error::new(e.kind(), format!("standard stream {stream} of this restart is closed: {e}"))
     })
+}
+
+/// The restarter's standard streams do not wait (O_NONBLOCK) where those at the checkpoint did not: a program that asks again
+/// and again would stand still. Others stay as they are. The last act before the program runs, as whoever started ckptbpf
+/// has them, too.
+pub fn set_streams(image: &Image) -> Result<(), RebuildError> {
+    for descriptor in image.processes.iter().flat_map(|p| &p.descriptors) {
+        let Some(stream) = descriptor.standard else { continue };
+        let description = image.descriptions.get(descriptor.description as usize);
+        if description.is_some_and(|d| d.flags & libc::O_NONBLOCK as u32 != 0) {
+            standard(stream).and_then(|fd| do_not_wait(&fd)).rebuilding(0, "a standard stream")?;
+        }
+    }
+    Ok(())
+}
+
+fn do_not_wait(fd: &OwnedFd) -> std::io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(())
 }
 
 /// Opens the file and checks that it is still the one that was mapped.

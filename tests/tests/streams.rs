@@ -1,0 +1,58 @@
+//! Standard streams: the restarter's own take the place of those that the program was started with, and of no others.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use ckpt_tests::scenario::{Expected, MODES, ckptbpf, held, let_go, python_loop, supervised, verb};
+use ckpt_tests::{Cmd, Job, Mode, Sandbox, matrix};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn python(script: &str) -> Cmd {
+    Cmd::new("/usr/bin/python3").args(["-c", script])
+}
+
+/// A command whose standard input is the FIFO `input`, which is there, and which it keeps open for writing itself.
+fn reading(input: &str, command: &Cmd) -> Cmd {
+    Cmd::sh("input=$1; shift; [ -p $input ] || mkfifo $input; exec \"$@\" 0<> $input")
+        .args(["sh", input])
+        .program(command)
+}
+
+fn restart(mode: Mode, images: &Path) -> Cmd {
+    let lazy = if mode == Mode::Lazy { &["--lazy"][..] } else { &[] };
+    verb("restart", lazy).arg(images)
+}
+
+fn checkpoint_and_end(sandbox: &Sandbox, images: &Path) {
+    sandbox.run(verb("checkpoint", ["--kill"]).arg(images)).success();
+}
+
+/// Where nothing waits to be read it goes on, and does not wait; whatever the restarter's stream is.
+#[test]
+fn a_standard_stream_that_does_not_wait() {
+    let sandbox = Sandbox::new("streams_nonblocking");
+    let images = sandbox.dir().join("images");
+    let begin = "
+import fcntl, os
+flags = lambda fd: fcntl.fcntl(fd, fcntl.F_GETFL)
+fcntl.fcntl(0, fcntl.F_SETFL, flags(0) | os.O_NONBLOCK)
+";
+    let body = "try: print('read', os.read(0, 1), flush=True)\nexcept BlockingIOError: print(i, [flags(fd) & os.O_NONBLOCK for fd in (0, 1, 2)], flush=True)";
+    let program = held(&sandbox, python(&format!("{begin}{}", python_loop(300, 0.005, body))));
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--").program(&program);
+    let mut running = sandbox.spawn(reading("first", &launch));
+    running.wait_for_output("\n3 ", SOON);
+    for (number, &mode) in (1..).zip([MODES, MODES].concat().iter()) {
+        checkpoint_and_end(&sandbox, &images);
+        running.wait(SOON).expect_code(85);
+        running = sandbox.spawn(reading(&format!("input{number}"), &restart(mode, &images)));
+        sandbox.wait_for("the job to be known", SOON, || supervised(&sandbox, &images).is_some());
+        matrix::note(mode, number);
+    }
+    let_go(&sandbox);
+    let printed = running.wait(SOON).success().stdout_text();
+    assert!(printed.ends_with("299 [2048, 0, 0]\n"), "{printed}");
+}
