@@ -56,3 +56,62 @@ fcntl.fcntl(0, fcntl.F_SETFL, flags(0) | os.O_NONBLOCK)
     let printed = running.wait(SOON).success().stdout_text();
     assert!(printed.ends_with("299 [2048, 0, 0]\n"), "{printed}");
 }
+
+/// Once it is attached to, a program's standard streams are those that it has: one that leads to a process of its own, which
+/// writes to `log`, leads there after a restart.
+fn leads_to_its_own(name: &str, program: &Cmd) {
+    let sandbox = Sandbox::new(name);
+    let expected = Expected::of(&sandbox, program, Some("log")).file;
+    assert!(expected.ends_with(b"\n299\n"));
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program.clone()));
+    let log = || std::fs::read(sandbox.dir().join("log")).unwrap_or_default();
+    for mode in [MODES, MODES].concat() {
+        let before = log().len();
+        sandbox.wait_for("a line in the log", SOON, || log().len() > before || log().ends_with(b"\n298\n"));
+        let program = job.kill_supervisor();
+        job.attach(program, &[]);
+        job.checkpoint();
+        job.kill_all();
+        job.restart(mode, &[]);
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_eq!(String::from_utf8_lossy(&log()), String::from_utf8_lossy(&expected));
+}
+
+fn leads_to_a_child(name: &str, make: &str) {
+    let begin = format!(
+        "
+import os, socket, sys
+{make}
+if os.fork() == 0:
+    os.close(here)
+    with open('log', 'ab', 0) as log:
+        while data := os.read(there, 999): log.write(data)
+    os._exit(0)
+os.close(there), os.dup2(here, 1), os.close(here)
+"
+    );
+    let end = "os.close(1), os.wait()\nos._exit(0)";
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, flush=True)"));
+    leads_to_its_own(name, &python(&script));
+}
+
+#[test]
+fn a_standard_stream_that_is_a_pipe_to_a_child() {
+    leads_to_a_child("streams_pipe", "there, here = os.pipe()");
+}
+
+#[test]
+fn a_standard_stream_that_is_a_socket_to_a_child() {
+    leads_to_a_child("streams_socket", "there, here = (s.detach() for s in socket.socketpair())");
+}
+
+#[test]
+fn a_script_whose_output_goes_through_tee() {
+    let hold =
+        "while [[ $i = 299 && -n $VICTIM_HOLD && ! -e $VICTIM_HOLD ]]; do read -t 0.01 -u 8 || :; done";
+    let begin = "exec 8<> <(:) > >(exec tee log > /dev/null); tee=$!";
+    let line = format!("{begin}; for i in {{0..299}}; do {hold}; echo $i; read -t 0.005 -u 8 || :; done");
+    leads_to_its_own("streams_tee", &Cmd::sh(&format!("{line}; exec >&-; wait $tee")));
+}

@@ -19,13 +19,13 @@ pub type Waiting = HashMap<usize, Result<Vec<Message>, String>>;
 /// A descriptor that cannot be read.
 pub fn look(
     ends: &mut Vec<(OwnedFd, Seen)>,
-    is_standard: impl Fn(&Seen) -> bool,
+    is_standard: impl Fn(usize, &Seen) -> bool,
 ) -> Result<Waiting, Refusal> {
     let mut waiting = Waiting::new();
     let mut index = 0;
     while index < ends.len() {
         let (fd, seen) = &ends[index];
-        if seen.target.as_os_str().as_encoded_bytes().starts_with(b"socket:") && !is_standard(seen) {
+        if seen.target.as_os_str().as_encoded_bytes().starts_with(b"socket:") && !is_standard(index, seen) {
             let carrier = seen.carried.unwrap_or((seen.pid, seen.number));
             let found = match socket::waiting(fd) {
                 Ok(Some(found)) => found,

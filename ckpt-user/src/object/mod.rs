@@ -30,6 +30,7 @@ pub mod seen;
 pub mod signalfd;
 pub mod socket;
 pub mod socket_file;
+pub mod streams;
 pub mod table;
 pub mod tcp_info;
 pub mod terminal;

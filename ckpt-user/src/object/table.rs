@@ -4,6 +4,7 @@ use super::connection::Connections;
 use super::known_ends::Known;
 use super::lock::{self, Lock};
 use super::socket::{self, Message};
+use super::streams::Streams;
 use super::{
     Description, Object, Outside, Seen, Stage, carried, ends as file_ends, epoll, eventfd, file, inotify,
     memfd, owner, pidfd as process_fd, pipe, proc_file, signalfd, terminal, timerfd,
@@ -54,7 +55,7 @@ pub struct Captured {
 
 /// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors.
 ///
-/// Descriptors 0, 1 and 2 of `standards_of` are the standard streams; `ended` are processes of the tree that have ended.
+/// Descriptors 0, 1 and 2 of `standards_of` are the standard streams ([`Streams`]); `ended` are processes of the tree that have ended.
 ///
 /// # Errors
 /// Names the first descriptor that a restart could not rebuild.
@@ -78,12 +79,13 @@ pub fn capture(
         };
         ends.push((pidfd::get_fd(process.as_fd(), seen.number).reading(seen.pid, "descriptor")?, seen));
     }
-    let mut waiting = carried::look(&mut ends, |seen| !standards(seen, standards_of).is_empty())?;
-    let connections = connections(&ends, standards_of)?;
+    let streams = Streams::look(&ends, standards_of);
+    let mut waiting = carried::look(&mut ends, |index, seen| streams.contains(index, seen))?;
+    let streams = streams.of(&ends);
+    let connections = connections(&ends, &streams, standards_of)?;
     let pids: Vec<Pid> = processes.iter().map(|process| process.pid).collect();
     let members = [&pids, ended].concat();
     let program = Program { all: &ends, processes: &pids, members: &members, connections: &connections };
-    let streams: Vec<Vec<u32>> = ends.iter().map(|(_, seen)| standards(seen, standards_of)).collect();
     let mut descriptions = ends
         .iter()
         .zip(&streams)
@@ -104,11 +106,11 @@ pub fn capture(
     Ok(Captured { tables, descriptions, read })
 }
 
-fn connections(ends: &[(OwnedFd, Seen)], standards_of: Pid) -> Result<Connections, Refusal> {
+fn connections(ends: &[(OwnedFd, Seen)], streams: &[Vec<u32>], root: Pid) -> Result<Connections, Refusal> {
     let inode = |seen: &Seen| seen.target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    let sockets = ends.iter().filter_map(|(fd, seen)| Some((inode(seen)?, fd, seen)));
-    let own = sockets.filter(|(.., seen)| standards(seen, standards_of).is_empty());
-    Connections::look(own.map(|(inode, fd, _)| (inode, fd))).reading(standards_of, "connections")
+    let own = ends.iter().zip(streams).filter(|(_, streams)| streams.is_empty());
+    let sockets = own.filter_map(|((fd, seen), _)| Some((inode(seen)?, fd)));
+    Connections::look(sockets).reading(root, "connections")
 }
 
 /// What comes with messages must be there when they are sent again; and what is open nowhere else has no process that
@@ -237,17 +239,6 @@ fn by_looking(processes: &[Member]) -> Result<Tables, Refusal> {
 
 fn descriptor(number: u32, index: usize, close_on_exec: bool) -> Descriptor {
     Descriptor { number, description: index as u32, close_on_exec, standard: None, locks: Vec::new() }
-}
-
-/// Which of the launcher's standard streams this is: on a terminal often all three.
-fn standards(seen: &Seen, standards_of: Pid) -> Vec<u32> {
-    (0..3)
-        .filter(|&stream| {
-            pidfd::compare(standards_of, seen.pid, pidfd::Kind::File, stream, seen.number)
-                .is_ok_and(|order| order == Ordering::Equal)
-        })
-        .map(|stream| stream as u32)
-        .collect()
 }
 
 fn describe(
