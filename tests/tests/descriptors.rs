@@ -6,6 +6,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use ckpt_tests::sandbox::let_pass;
 use ckpt_tests::scenario::{Expected, Survival, Tool, ckptbpf, held, let_go, python_loop, survive, verb};
 use ckpt_tests::skip::skip;
 use ckpt_tests::{Cmd, Job, Mode, Sandbox, assert_same, victim_cmd};
@@ -194,6 +195,64 @@ print([e for _, e in moved.poll(1)] == [select.EPOLLIN], os.read(kept, 9))
     let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, flush=True)"));
     let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
     survive(&Survival { rounds: 2, ..Survival::of("epolls", program) });
+}
+
+/// Nobody reads them until the end. One that is relative counts the time that the program has run; one that is absolute, that
+/// on the wall, and stays in step with it.
+#[test]
+fn timers_of_the_wall_clock_that_nobody_has_read() {
+    let begin = "
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+def timer(flags, first, interval):
+    fd = libc.timerfd_create(time.CLOCK_REALTIME, 0)
+    spec = struct.pack('qqqq', *divmod(interval, 10**9), *divmod(first, 10**9))
+    assert libc.timerfd_settime(fd, flags, spec, None) == 0
+    return fd
+def left(fd):
+    spec = ctypes.create_string_buffer(32)
+    libc.timerfd_gettime(fd, spec)
+    _, _, seconds, ns = struct.unpack('qqqq', spec.raw)
+    return seconds * 10**9 + ns
+def ticks(fd): return struct.unpack('Q', os.read(fd, 8))[0]
+def flags(fd): return next(l for l in open(f'/proc/self/fdinfo/{fd}') if 'settime flags' in l).split()[-1]
+STEP, SECOND = 5 * 10**7, 10**9
+begun = time.monotonic_ns()
+relative = timer(0, STEP, STEP)
+zero = (time.time_ns() // SECOND + 1) * SECOND
+absolute = timer(1, zero, SECOND)
+once = timer(0, 1, 0)
+while left(absolute) > SECOND or time.time_ns() < zero: pass
+";
+    let end = "
+ran = (time.monotonic_ns() - begun) // STEP
+got = ticks(relative)
+print('relative', 'as it ran' if abs(got - ran) < 20 else (got, ran), flags(relative))
+before = (time.time_ns() - zero) // SECOND + 1
+got = ticks(absolute)
+print('absolute', 'all' if before <= got <= (time.time_ns() - zero) // SECOND + 1 else (got, before), flags(absolute))
+before = time.time_ns()
+due = left(absolute)
+after = time.time_ns()
+print('in step' if -(before + due) % SECOND <= after - before + 10**6 or (before + due) % SECOND < 10**6 else (before, due, after))
+print('once', ticks(once), left(once), flags(once))
+";
+    let sandbox = Sandbox::new("wall_clock");
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, flush=True)"));
+    let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
+    job.running().wait_for_output("\n3\n", SOON);
+    for mode in [Mode::Eager, Mode::Lazy, Mode::Eager] {
+        job.checkpoint();
+        job.kill_all();
+        // What the timers are to tell apart: time in which the program does not run.
+        let_pass(Duration::from_millis(2300));
+        job.restart(mode, &[]);
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
 /// On a terminal, all of 0, 1 and 2 are one: each goes to the restarter's own of its number.

@@ -1,5 +1,8 @@
 //! timerfd_create(2): timers that go on. Relative ones, and those of clocks that go on over a restart, with the time
 //! that was left; absolute ones of the wall clock at their moment, or at once when it has passed.
+//!
+//! Not kept, where the kernel cannot be told how many expiries nobody has read (CONFIG_CHECKPOINT_RESTORE): that a relative
+//! timer of the wall clock for which some wait is relative; of the time to its next restart, it counts all.
 
 use super::{Object, Seen};
 use crate::sys::timerfd;
@@ -76,32 +79,66 @@ pub(crate) fn shown(info: &str) -> Option<(i32, u64, i32)> {
 
 /// The arguments of timerfd_settime(2): flags, first expiry. `now` is read from the timer's clock.
 pub(crate) fn first(record: &TimerRecord, now: i64) -> (i32, i64) {
+    // One that does not repeat has none left once it has expired.
+    let left = if record.ticks > 0 && record.interval == 0 { 0 } else { record.left };
+    // An expiry in the past is counted at once, all of a periodic timer's since then.
+    let since = i64::try_from(record.ticks).unwrap_or(i64::MAX).saturating_mul(record.interval);
+    if is_on_the_wall(record) && (record.left > 0 || record.ticks > 0) {
+        return (record.flags, record.now.saturating_add(left).saturating_sub(since).max(1));
+    }
     if record.ticks > 0 {
-        // An expiry in the past is counted at once, all of a periodic timer's since then.
-        let since = i64::try_from(record.ticks).unwrap_or(i64::MAX).saturating_mul(record.interval);
-        let left = if record.interval == 0 { 0 } else { record.left };
         return (libc::TFD_TIMER_ABSTIME, now.saturating_add(left).saturating_sub(since).max(1));
     }
-    if record.left == 0 {
-        return (0, 0);
-    }
-    if record.flags & libc::TFD_TIMER_ABSTIME != 0 && wall_clock(record.clock) {
-        return (record.flags, record.now.saturating_add(record.left));
-    }
     (0, record.left)
+}
+
+fn is_on_the_wall(record: &TimerRecord) -> bool {
+    record.flags & libc::TFD_TIMER_ABSTIME != 0 && wall_clock(record.clock)
 }
 
 pub fn rebuild(record: &TimerRecord, flags: u32) -> io::Result<OwnedFd> {
     let nonblocking = flags as i32 & libc::TFD_NONBLOCK;
     let fd = timerfd::create(record.clock, libc::TFD_CLOEXEC | nonblocking)?;
+    let is_relative = wall_clock(record.clock) && !is_on_the_wall(record);
+    if record.ticks > 0 && is_relative && stays_relative(record, &fd)? {
+        return Ok(fd);
+    }
     let (how, value) = first(record, now(record.clock)?);
     timerfd::set(fd.as_fd(), how, value, record.interval)?;
     Ok(fd)
 }
 
+/// Arms a relative timer of which expiries wait, or the next restart took it for an absolute one; whether the kernel can be
+/// told of them.
+fn stays_relative(record: &TimerRecord, fd: &OwnedFd) -> io::Result<bool> {
+    if record.interval == 0 {
+        return timerfd::set(fd.as_fd(), 0, 1, 0).map(|()| true);
+    }
+    let mut left = record.left.max(1);
+    loop {
+        let begun = Instant::now();
+        timerfd::set(fd.as_fd(), 0, left, record.interval)?;
+        if timerfd::set_ticks(fd.as_fd(), record.ticks).is_err() {
+            return Ok(false);
+        }
+        // An expiry between the two calls would not be counted.
+        let took = i64::try_from(begun.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        if took < left {
+            return Ok(true);
+        }
+        left = took.saturating_mul(2);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn unread(fd: &OwnedFd) -> u64 {
+        let mut bytes = [0; 8];
+        nix::unistd::read(fd, &mut bytes).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
 
     #[test]
     fn unread_expiries_come_back() {
@@ -115,9 +152,37 @@ mod tests {
         let fd = rebuild(&record, 0).unwrap();
         let (left, _) = timerfd::get(fd.as_fd()).unwrap();
         assert!((3_000_000_000..=4_000_000_000).contains(&left), "{left}");
-        let mut bytes = [0; 8];
-        nix::unistd::read(&fd, &mut bytes).unwrap();
-        assert_eq!(u64::from_ne_bytes(bytes), 3);
+        assert_eq!(unread(&fd), 3);
+    }
+
+    #[test]
+    fn unread_expiries_of_the_wall_clock_come_back_as_they_were() {
+        let record = TimerRecord {
+            clock: libc::CLOCK_REALTIME,
+            left: 4_000_000_000,
+            interval: 10_000_000_000,
+            ticks: 3,
+            ..Default::default()
+        };
+        let overdue = TimerRecord { left: 1, ..record.clone() };
+        assert!((3..=4).contains(&unread(&rebuild(&overdue, 0).unwrap())));
+        let fd = rebuild(&record, 0).unwrap();
+        let info = || {
+            let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
+            shown(&std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap()).unwrap()
+        };
+        assert!(timerfd::get(fd.as_fd()).unwrap().0 <= 4_000_000_000);
+        // What does not offer it keeps the number, and is absolute then.
+        if timerfd::set_ticks(fd.as_fd(), 3).is_ok() {
+            assert_eq!(info(), (libc::CLOCK_REALTIME, 3, 0));
+        }
+        assert_eq!(unread(&fd), 3);
+        let absolute = TimerRecord { flags: libc::TFD_TIMER_ABSTIME, now: 100_000_000_000, ..record };
+        assert_eq!(first(&absolute, i64::MAX), (1, 74_000_000_000));
+        assert_eq!(
+            first(&TimerRecord { interval: 0, ticks: 1, left: 0, ..absolute }, 9),
+            (1, 100_000_000_000)
+        );
     }
 
     #[test]

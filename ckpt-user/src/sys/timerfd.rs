@@ -39,3 +39,14 @@ pub fn get(fd: BorrowedFd<'_>) -> io::Result<(i64, i64)> {
     super::check(i64::from(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut now) }))?;
     Ok((ns(now.it_value), ns(now.it_interval)))
 }
+
+/// Has the armed timer count so many expiries that nobody has read.
+///
+/// # Errors
+/// ENOTTY where the kernel does not offer it (CONFIG_CHECKPOINT_RESTORE).
+pub fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
+    // TFD_IOC_SET_TICKS (linux/timerfd.h): _IOW('T', 0, __u64).
+    const SET_TICKS: libc::c_ulong = 0x4008_5400;
+    // SAFETY: the kernel reads eight bytes, which live across the call.
+    super::check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), SET_TICKS, &raw const ticks) })).map(drop)
+}
