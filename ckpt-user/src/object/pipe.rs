@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -207,11 +207,12 @@ fn fill(record: &PipeRecord) -> io::Result<(OwnedFd, OwnedFd)> {
 fn open_unheard(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let named = |why: &str| io::Error::other(format!("{}: {why}", path.display()));
     let end = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut end = end.map_err(|e| named(&e.to_string()))?;
+    let end = end.map_err(|e| named(&e.to_string()))?;
     if !end.metadata()?.file_type().is_fifo() {
         return Err(named("it is no longer a FIFO"));
     }
-    if !matches!(end.read(&mut [0]), Ok(0)) {
+    // Nothing is taken out: it is somebody else's.
+    if !tee::is_over(end.as_fd())? {
         return Err(named("another process uses this FIFO"));
     }
     fcntl(&end, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags as i32 & !libc::O_ACCMODE)))?;
@@ -221,13 +222,36 @@ fn open_unheard(path: &Path, flags: u32) -> io::Result<OwnedFd> {
 fn open_fifo(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let named = |why: &str| io::Error::other(format!("{}: {why}", path.display()));
     let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut both = both.map_err(|e| named(&e.to_string()))?;
+    let both = both.map_err(|e| named(&e.to_string()))?;
     if !both.metadata()?.file_type().is_fifo() {
         return Err(named("it is no longer a FIFO"));
     }
-    if both.read(&mut [0]).is_ok() {
+    if tee::waiting(both.as_fd())? > 0 {
         return Err(named("another process uses this FIFO: there is data in it"));
     }
     let second = both.try_clone()?;
     Ok((both.into(), second.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn what_somebody_else_has_in_a_fifo_is_left_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        open_unheard(&path, 0).unwrap();
+        open_fifo(&path).unwrap();
+        let mut other = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        assert!(open_unheard(&path, 0).unwrap_err().to_string().contains("another process uses this FIFO"));
+        other.write_all(b"theirs").unwrap();
+        assert!(open_unheard(&path, 0).unwrap_err().to_string().contains("another process uses this FIFO"));
+        assert!(open_fifo(&path).unwrap_err().to_string().contains("there is data in it"));
+        let mut bytes = [0; 9];
+        assert_eq!(other.read(&mut bytes).unwrap(), 6);
+        assert_eq!(&bytes[..6], b"theirs");
+    }
 }

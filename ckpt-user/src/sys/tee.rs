@@ -11,6 +11,17 @@ pub struct Copy {
     capacity: usize,
 }
 
+/// Whether the pipe is empty and nobody has it open to write to it, as far as `read_end` is told.
+pub fn is_over(read_end: BorrowedFd<'_>) -> io::Result<bool> {
+    let (_read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    // SAFETY: as below.
+    let got = unsafe { libc::tee(read_end.as_raw_fd(), write.as_raw_fd(), 1, libc::SPLICE_F_NONBLOCK) };
+    match super::check(got as i64) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        got => got.map(|bytes| bytes == 0),
+    }
+}
+
 /// A copy of what waits in the pipe behind `read_end`, at most `capacity` bytes; none when it is empty.
 pub fn copy(read_end: BorrowedFd<'_>, capacity: usize) -> io::Result<Option<Copy>> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
@@ -72,7 +83,7 @@ impl Copy {
 }
 
 /// Bytes that wait in a pipe.
-fn waiting(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+pub fn waiting(pipe: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes one int to `bytes`, which lives across the call.
     super::check(i64::from(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }))?;
