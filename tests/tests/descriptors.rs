@@ -197,6 +197,28 @@ print([e for _, e in moved.poll(1)] == [select.EPOLLIN], os.read(kept, 9))
     survive(&Survival { rounds: 2, ..Survival::of("epolls", program) });
 }
 
+/// To find what is watched, the root of its mount is not opened: that would be an event, of which the program is told, and
+/// which refuses the checkpoint.
+#[test]
+fn an_inotify_on_the_root_of_a_mount_hears_no_checkpoint() {
+    let begin = "
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.inotify_init1(os.O_NONBLOCK)
+assert libc.inotify_add_watch(fd, b'/dev/shm', 0xfff) == 1
+def events():
+    try: return [hex(struct.unpack_from('=iI', os.read(fd, 4096))[1])]
+    except BlockingIOError: return []
+";
+    let end = "
+os.close(os.open('/dev/shm', os.O_RDONLY))
+print(events())
+";
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, events(), flush=True)"));
+    let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
+    survive(&Survival { rounds: 4, ..Survival::of("inotify_root", program) });
+}
+
 /// Nobody reads them until the end. One that is relative counts the time that the program has run; one that is absolute, that
 /// on the wall, and stays in step with it.
 #[test]

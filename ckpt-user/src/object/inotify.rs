@@ -7,9 +7,10 @@ use super::file::FileRecord;
 use super::{Object, Seen, same_by_path};
 use crate::sys::{inotify, socket};
 use crate::task::mounts::{self, Mount};
+use nix::sched::{CloneFlags, unshare};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -38,16 +39,19 @@ const MOST: i32 = 1 << 20;
 /// The reason why it cannot be saved: events that wait, a file that is not found.
 pub fn capture(seen: &Seen, fd: &OwnedFd) -> Result<Object, String> {
     let info = seen.fresh_info().map_err(|e| e.to_string())?;
-    let mut watches = Vec::new();
-    let mut mounts = None;
+    let mut all = Vec::new();
     for line in info.lines().filter(|l| l.starts_with("inotify ")) {
         let shown =
             Shown::parse(line).ok_or_else(|| format!("this kernel does not show what it watches: {line}"))?;
         if shown.number > MOST {
             return Err(format!("it has had too many watches: {}", shown.number));
         }
-        let mounts = mounts.get_or_insert_with(read_mounts);
-        let (path, metadata) = shown.find(mounts).ok_or_else(|| {
+        all.push(shown);
+    }
+    let found = find(&all).map_err(|e| e.to_string())?;
+    let mut watches = Vec::with_capacity(all.len());
+    for (shown, found) in all.iter().zip(found) {
+        let (path, metadata) = found.ok_or_else(|| {
             format!(
                 "what its watch {} is on (inode {}) has no path that can be found",
                 shown.number, shown.inode
@@ -97,18 +101,33 @@ impl Shown {
         })
     }
 
-    /// A path that leads to it.
-    fn find(&self, mounts: &[Mount]) -> Option<(PathBuf, std::fs::Metadata)> {
+    /// A path that leads to it. The thread has a working directory of its own, and loses it.
+    fn find(&self, mounts: &[Mount]) -> Option<Found> {
         mounts.iter().filter(|mount| mount.device == self.device).find_map(|mount| {
-            // A name alone (O_PATH) is not enough for the kernel.
-            let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-            let top = OpenOptions::new().read(true).custom_flags(flags).open(&mount.path).ok()?;
-            let found = inotify::open_by_handle(top.as_fd(), self.kind, &self.handle).ok()?;
+            // A name alone (O_PATH) is not enough for the kernel, and to open it is an event for those who watch it.
+            nix::unistd::chdir(&mount.path).ok()?;
+            let found = inotify::open_by_handle_here(self.kind, &self.handle).ok()?;
             let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
             let metadata = File::from(found).metadata().ok()?;
             (metadata.ino() == self.inode && same_by_path(&path, &metadata)).then_some((path, metadata))
         })
     }
+}
+
+type Found = (PathBuf, std::fs::Metadata);
+
+/// Where each of them is.
+fn find(all: &[Shown]) -> io::Result<Vec<Option<Found>>> {
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let look = || {
+        unshare(CloneFlags::CLONE_FS)?;
+        let mounts = read_mounts();
+        Ok(all.iter().map(|shown| shown.find(&mounts)).collect())
+    };
+    let done = std::thread::scope(|scope| scope.spawn(look).join());
+    done.unwrap_or_else(|_| Err(io::Error::other("looking for what is watched failed")))
 }
 
 /// Whole file systems before parts of them.
@@ -207,7 +226,7 @@ mod tests {
             info.lines().filter(|l| l.starts_with("inotify")).filter_map(Shown::parse).collect();
         found.sort_by_key(|s| s.number);
         assert_eq!(found.iter().map(|s| s.number).collect::<Vec<_>>(), [3, 40]);
-        let (path, _) = found[1].find(&read_mounts()).unwrap();
+        let (path, _) = find(&found).unwrap().pop().flatten().unwrap();
         assert_eq!(path, dir.path().canonicalize().unwrap().join("sub"));
     }
 

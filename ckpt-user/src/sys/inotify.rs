@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -27,11 +27,11 @@ pub fn remove(instance: &OwnedFd, watch: i32) -> io::Result<()> {
     super::check(i64::from(unsafe { libc::inotify_rm_watch(instance.as_raw_fd(), watch) })).map(drop)
 }
 
-/// Opens what a file handle names, as a name alone (O_PATH); `mount` is of a file system that it is on.
+/// Opens what a file handle names, as a name alone (O_PATH), on the file system of the working directory.
 ///
 /// # Errors
 /// ESTALE when it is on another one, or is gone.
-pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> io::Result<OwnedFd> {
+pub fn open_by_handle_here(kind: i32, handle: &[u8]) -> io::Result<OwnedFd> {
     /// MAX_HANDLE_SZ.
     const LARGEST: usize = 128;
     // struct file_handle: length, kind, bytes; of ints, so that it is aligned.
@@ -47,7 +47,7 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> io::Re
     }
     let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: the kernel reads a struct file_handle, which `words` holds whole and which lives across the call.
-    let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), words.as_ptr(), flags) };
+    let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, words.as_ptr(), flags) };
     let fd = super::check(fd)?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
