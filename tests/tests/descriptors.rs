@@ -197,6 +197,44 @@ print([e for _, e in moved.poll(1)] == [select.EPOLLIN], os.read(kept, 9))
     survive(&Survival { rounds: 2, ..Survival::of("epolls", program) });
 }
 
+/// Spent entries (EPOLLONESHOT) say nothing until they are armed again, of hang-ups neither; one whose number has been given to
+/// another file is among them, and one that has nothing to say at the restart.
+#[test]
+fn spent_entries_of_an_epoll_say_nothing() {
+    let begin = "
+import os, select, socket
+once, e, names = select.EPOLLIN | select.EPOLLONESHOT, select.epoll(), {}
+def told(end): return sorted((names[fd], hex(events)) for fd, events in e.poll(end))
+def watch(name, fd, events):
+    names[fd] = name
+    e.register(fd, events)
+    return fd
+hung, edge, idle, moved, armed, quiet = [socket.socketpair() for _ in range(6)]
+watch('hung', hung[0].fileno(), once), watch('edge', edge[0].fileno(), once | select.EPOLLET)
+watch('moved', moved[0].fileno(), once), watch('idle', (idle := os.pipe())[0], once)
+watch('armed', armed[0].fileno(), once), watch('level', quiet[0].fileno(), select.EPOLLIN)
+for other in hung[1], edge[1], moved[1]: other.send(b'x')
+os.write(idle[1], b'x')
+print(told(1), told(0))
+os.read(idle[0], 1)
+hung[1].close(), edge[1].close()
+kept = os.dup(moved[0].fileno())
+os.dup2(armed[1].fileno(), moved[0].fileno())
+moved[1].close()
+";
+    let end = "
+os.write(idle[1], b'y'), quiet[1].send(b'z')
+print(told(0), told(0))
+armed[1].send(b'z')
+print(told(0), told(0))
+for fd in hung[0], edge[0], idle[0]: e.modify(fd, once)
+print(told(0), told(0))
+";
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, told(0), flush=True)"));
+    let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
+    survive(&Survival { rounds: 4, ..Survival::of("spent", program) });
+}
+
 /// To find what is watched, the root of its mount is not opened: that would be an event, of which the program is told, and
 /// which refuses the checkpoint.
 #[test]

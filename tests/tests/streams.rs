@@ -115,3 +115,47 @@ fn a_script_whose_output_goes_through_tee() {
     let line = format!("{begin}; for i in {{0..299}}; do {hold}; echo $i; read -t 0.005 -u 8 || :; done");
     leads_to_its_own("streams_tee", &Cmd::sh(&format!("{line}; exec >&-; wait $tee")));
 }
+
+#[test]
+fn a_watched_standard_stream_that_cannot_be_watched_is_refused_by_name() {
+    let sandbox = Sandbox::new("streams_watched");
+    let images = sandbox.dir().join("images");
+    let begin = "import select\ne = select.epoll()\ne.register(0, select.EPOLLIN)\n";
+    let script = format!("{begin}{}", python_loop(300, 0.005, "print(i, e.poll(0), flush=True)"));
+    let program = held(&sandbox, python(&script));
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--").program(&program);
+    let running = sandbox.spawn(reading("first", &launch));
+    running.wait_for_output("\n3 ", SOON);
+    checkpoint_and_end(&sandbox, &images);
+    running.wait(SOON).expect_code(85);
+    let said = sandbox.run(restart(Mode::Eager, &images)).expect_code(125).stderr_text();
+    assert!(said.contains("standard stream 0") && said.contains("/dev/null"), "{said}");
+    let_go(&sandbox);
+    let printed = sandbox.run(reading("second", &restart(Mode::Lazy, &images))).success().stdout_text();
+    assert!(printed.ends_with("299 []\n"), "{printed}");
+}
+
+/// What were several streams in one is watched under the number that the program watches.
+#[test]
+fn a_watched_standard_stream_is_that_of_its_number() {
+    let sandbox = Sandbox::new("streams_of_one");
+    let images = sandbox.dir().join("images");
+    let begin = "import select\ne = select.epoll()\ne.register(2, select.EPOLLIN)\n";
+    let end = "os.write(2, b'x')\nprint([fd for fd, _ in e.poll(1)])\n";
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, "print(i, flush=True)"));
+    let program = held(&sandbox, python(&script));
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--").program(&program);
+    let launch = Cmd::sh("exec \"$@\" 2>&0").arg("sh").program(&launch);
+    let mut running = sandbox.spawn(reading("first", &launch));
+    running.wait_for_output("\n3\n", SOON);
+    for &mode in MODES {
+        checkpoint_and_end(&sandbox, &images);
+        running.wait(SOON).expect_code(85);
+        let other = Cmd::sh("exec \"$@\" 2>&0 < /dev/null").arg("sh").program(&restart(mode, &images));
+        running = sandbox.spawn(reading("second", &other));
+        sandbox.wait_for("the job to be known", SOON, || supervised(&sandbox, &images).is_some());
+    }
+    let_go(&sandbox);
+    let printed = running.wait(SOON).success().stdout_text();
+    assert!(printed.ends_with("299\n[2]\n"), "{printed}");
+}

@@ -7,7 +7,9 @@ use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
 use crate::memory::vma::Kind;
 use crate::memory::{layout, protection_keys};
-use crate::object::{Object, epoll, lock, owner};
+use crate::object::epoll::{self, Entry, Target};
+use crate::object::table::Descriptor;
+use crate::object::{Object, lock, owner};
 use crate::record::{Image, Process, SharedObject, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::ids::FsIds;
@@ -179,10 +181,25 @@ fn watch(record: &Process, image: &Image, objects: &Objects, remote: &mut Remote
         let Some(Object::Epoll(epoll)) = &description.object else { continue };
         let has = |p: &&Process| p.descriptors.iter().any(|d| d.description as usize == index);
         if image.processes.iter().find(has).is_some_and(|first| first.pid == record.pid) {
-            epoll::watch(epoll, fd, (&objects.descriptions, &image.descriptions), remote)?;
+            epoll::watch(epoll, fd, |entry| target(entry, record, image, objects), remote)?;
         }
     }
     Ok(())
+}
+
+/// What an entry of an epoll of the process watches.
+fn target<'a>(entry: &Entry, record: &Process, image: &'a Image, objects: &'a Objects) -> Option<Target<'a>> {
+    let description = image.descriptions.get(entry.description as usize)?;
+    let stream = description.standard.map(|lowest| {
+        // What were several streams in one, each goes to its own.
+        let is_it = |d: &&Descriptor| d.number == entry.number && d.description == entry.description;
+        record.descriptors.iter().find(is_it).and_then(|d| d.standard).unwrap_or(lowest)
+    });
+    let fd = match stream.and_then(|stream| objects.streams.get(stream as usize)?.as_ref()) {
+        Some(own) => own,
+        None => objects.descriptions.get(entry.description as usize)?,
+    };
+    Some(Target { fd, description, stream })
 }
 
 /// Creates the other threads with their ids, and gives each its seccomp filters.
