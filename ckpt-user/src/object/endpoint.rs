@@ -9,7 +9,7 @@ use super::new_sockets::NewSockets;
 use super::option::{self, Kind, SocketOption};
 use super::socket_file::{self, Names, Place, SocketFile};
 use super::tcp_info::{CLOSE, TcpInfo};
-use super::{Object, Seen, path_of, ports};
+use super::{Object, Seen, path_of, ports, udp};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::diag::{self, Diagnosis};
 use crate::sys::ids::FsIds;
@@ -261,7 +261,8 @@ pub fn capture_inet(
                     "packets wait in it, which cannot be saved; the next checkpoint may find none".to_owned()
                 );
             }
-            no_groups(fd, family)?;
+            udp::nothing_unsent(fd)?;
+            udp::no_groups(fd, family)?;
         }
         _ => return Err(format!("sockets of protocol {protocol} cannot be saved yet")),
     }
@@ -280,28 +281,6 @@ pub fn capture_inet(
         return Err(waits(1));
     }
     Ok(Object::Endpoint(record))
-}
-
-/// No call lists the groups that a socket has joined: it is asked for each that the machine has.
-fn no_groups(fd: &OwnedFd, family: i32) -> Result<(), String> {
-    /// Level IPPROTO_IP and IPPROTO_IPV6 (linux/in.h).
-    const MCAST_MSFILTER: i32 = 48;
-    let own = if family == libc::AF_INET { 4 } else { 16 };
-    for (interface, group) in ports::groups_now() {
-        // struct group_filter: interface, struct sockaddr_storage, mode, how many sources, one of them.
-        let mut filter = vec![0; 8 + 128 + 8 + 128];
-        filter[..4].copy_from_slice(&interface.to_ne_bytes());
-        let (of, at, level) = match group.len() {
-            4 => (libc::AF_INET, 12, libc::SOL_IP),
-            _ => (libc::AF_INET6, 16, libc::SOL_IPV6),
-        };
-        filter[8..10].copy_from_slice(&(of as u16).to_ne_bytes());
-        filter[at..at + group.len()].copy_from_slice(&group);
-        if group.len() <= own && socket::ask(fd, level, MCAST_MSFILTER, &mut filter).is_ok() {
-            return Err("it has joined a multicast group, which cannot be saved yet".to_owned());
-        }
-    }
-    Ok(())
 }
 
 /// Makes it, and binds it unless its name is a file; `is_roots`: the image's owner is root.

@@ -35,6 +35,7 @@ pub mod table;
 pub mod tcp_info;
 pub mod terminal;
 pub mod timerfd;
+pub mod udp;
 
 pub use seen::Seen;
 

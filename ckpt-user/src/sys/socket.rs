@@ -134,7 +134,8 @@ pub fn waiting(fd: &OwnedFd) -> io::Result<usize> {
     Ok(bytes as usize)
 }
 
-/// Bytes of a TCP stream that the other end has not acknowledged; its end counts as one.
+/// Bytes of a TCP stream that the other end has not acknowledged, where its end counts as one; of UDP, memory of packets that
+/// have not left.
 pub fn unacknowledged(fd: &OwnedFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (linux/sockios.h): the kernel writes one int to `bytes`, which lives across the call.
