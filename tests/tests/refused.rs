@@ -175,6 +175,8 @@ rows! {
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_packet_that_is_not_complete: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)\nkeep[0].bind(('127.0.0.1', 0)), keep[1].connect(keep[0].getsockname()), keep[1].send(b'x', socket.MSG_MORE)",
         "keep[1].send(b'y'), keep[0].recv(9) == b'xy' or os._exit(9)", ["descriptor ", "(MSG_MORE, UDP_CORK)"];
+    a_directory_that_signals_its_changes: "global keep\nkeep = os.open('.', os.O_RDONLY)\nfcntl.fcntl(keep, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)",
+        "os.close(keep)", ["descriptor ", "(F_NOTIFY)"];
     a_connection_that_waits_to_be_accepted: "global keep\nkeep = [socket.create_server(('127.0.0.1', 0))]\nkeep.append(socket.create_connection(keep[0].getsockname()))",
         "keep.pop().close(), keep[0].accept()[0].close()", ["descriptor ", "1 connections wait to be accepted"];
     a_connection_that_is_being_made: "global keep\nkeep = [socket.create_server(('127.0.0.1', 0))]\nkeep[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)\nkeep.append(socket.create_connection(keep[0].getsockname()))",

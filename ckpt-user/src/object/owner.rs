@@ -6,6 +6,7 @@ use crate::record::Process;
 use crate::sys::inject::Call;
 use crate::sys::pidfd;
 use crate::sys::remote::Remote;
+use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Pid, getpgid, getpgrp};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,6 +37,13 @@ pub fn capture(fd: &OwnedFd, flags: u32, processes: &[Pid]) -> Result<Option<Sig
     let (kind, id, signal) = pidfd::signalled(fd).map_err(|e| e.to_string())?;
     if id == 0 && signal == 0 && flags & libc::O_ASYNC as u32 == 0 {
         return Ok(None);
+    }
+    // Whoever asks for signals of what happens in a directory becomes its owner; nothing else tells.
+    if id != 0
+        && SFlag::from_bits_truncate(fstat(fd).map_err(|e| e.to_string())?.st_mode) & SFlag::S_IFMT
+            == SFlag::S_IFDIR
+    {
+        return Err("what happens in it may be signalled (F_NOTIFY), which cannot be saved".to_owned());
     }
     let is_inside = id == 0
         || if kind == GROUP {
