@@ -159,3 +159,35 @@ fn a_watched_standard_stream_is_that_of_its_number() {
     let printed = running.wait(SOON).success().stdout_text();
     assert!(printed.ends_with("299\n[2]\n"), "{printed}");
 }
+
+/// As cron jobs are kept from running twice: the lock is inherited by ckptbpf, and so by the program.
+#[test]
+fn a_lock_that_ckptbpf_is_started_with() {
+    let sandbox = Sandbox::new("streams_flock");
+    let images = sandbox.dir().join("images");
+    let program = held(&sandbox, python(&python_loop(300, 0.005, "print(i, flush=True)")));
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--").program(&program);
+    let locked = |command: &Cmd| Cmd::new("flock").args(["-n", "L"]).program(command);
+    let mut running = sandbox.spawn(locked(&launch));
+    running.wait_for_output("\n3\n", SOON);
+    for (number, &mode) in (1..).zip([MODES, MODES].concat().iter()) {
+        checkpoint_and_end(&sandbox, &images);
+        running.wait(SOON).expect_code(85);
+        running = sandbox.spawn(locked(&restart(mode, &images)));
+        sandbox.wait_for("the job to be known", SOON, || supervised(&sandbox, &images).is_some());
+        sandbox.run("flock -n L true").expect_code(1);
+        matrix::note(mode, number);
+    }
+    let_go(&sandbox);
+    assert!(running.wait(SOON).success().stdout_text().ends_with("299\n"));
+    // Somebody else's is not taken for it.
+    let other = sandbox.spawn(Cmd::sh("exec 7> L; flock 7; echo have; read <> <(:)"));
+    other.wait_for_output("have\n", SOON);
+    let said = sandbox.run(restart(Mode::Eager, &images)).expect_code(125).stderr_text();
+    assert!(said.contains("somebody else has a lock that the program had"), "{said}");
+    let said =
+        sandbox.run(Cmd::sh("exec 7> L; exec \"$@\"").arg("sh").program(&restart(Mode::Eager, &images)));
+    assert!(said.expect_code(125).stderr_text().contains("somebody else has a lock"));
+    other.kill_group(nix::sys::signal::Signal::SIGKILL);
+    other.wait(SOON);
+}

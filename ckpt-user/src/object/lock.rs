@@ -4,15 +4,17 @@
 //! after the last descriptor was closed in it, which would give them up.
 
 use super::table::Descriptor;
-use super::{Description, Object};
+use super::{Description, Object, Seen};
 use crate::record::{Process, SharedObject};
 use crate::refusal::Refusal;
 use crate::sys::inject::Call;
-use crate::sys::lock;
 use crate::sys::remote::Remote;
+use crate::sys::{lock, pidfd};
+use crate::task::proc::ProcDir;
+use nix::sys::stat::{FileStat, fstat, stat};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// One lock.
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -143,6 +145,25 @@ pub fn rebuild(locks: &[Lock], fd: &OwnedFd) -> io::Result<()> {
         done.map_err(|e| named(&e))?;
     }
     Ok(())
+}
+
+/// The description that ckptbpf was started with, of the same file as `fd` and open in the same way (`flags`), which has these
+/// locks: whoever starts ckptbpf under a lock (`flock LOCK ckptbpf restart`) has taken it again.
+pub fn inherited(locks: &[Lock], fd: &OwnedFd, flags: u32) -> Option<OwnedFd> {
+    const ALIKE: u32 = (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK) as u32;
+    let own = Pid::this();
+    let file = fstat(fd).ok()?;
+    let is_it = |&number: &i32| {
+        let Ok((seen, close_on_exec)) = Seen::look(own, number) else { return false };
+        let is_same = |other: FileStat| (other.st_dev, other.st_ino) == (file.st_dev, file.st_ino);
+        let has = parse(&seen.info, Owner::Description);
+        !close_on_exec
+            && (seen.flags ^ flags) & ALIKE == 0
+            && stat(&seen.link()).is_ok_and(is_same)
+            && locks.iter().all(|lock| has.contains(lock))
+    };
+    let number = ProcDir::process(own).numbers("fd").ok()?.into_iter().find(is_it)?;
+    pidfd::get_fd(pidfd::of_thread(own).ok()?.as_fd(), number).ok()
 }
 
 /// Has the process take its own.

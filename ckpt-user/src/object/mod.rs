@@ -39,6 +39,7 @@ pub mod udp;
 
 pub use seen::Seen;
 
+use nix::unistd::{Whence, lseek};
 use std::fs::Metadata;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -175,8 +176,12 @@ impl Description {
         // Who is signalled is said later, by the process itself.
         let flags = self.flags & !(libc::O_ASYNC as u32);
         let fd = self.make(flags, context)?;
-        lock::rebuild(&self.locks, &fd)?;
-        Ok(fd)
+        let Err(error) = lock::rebuild(&self.locks, &fd) else { return Ok(fd) };
+        let inherited = lock::inherited(&self.locks, &fd, self.flags).ok_or(error)?;
+        if matches!(self.object, Some(Object::File(_))) {
+            lseek(&inherited, i64::try_from(self.position).unwrap_or(0), Whence::SeekSet)?;
+        }
+        Ok(inherited)
     }
 
     fn make(&self, flags: u32, context: &mut Rebuilding<'_>) -> io::Result<OwnedFd> {
