@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{MODES, Survival, survive, verb};
+use ckpt_tests::scenario::{MODES, Survival, python_loop, survive, verb};
 use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Job, Sandbox, User, ckptbpf, victim_cmd};
 use nix::sys::signal::Signal;
@@ -305,4 +305,31 @@ fn a_connection_at_a_port_that_only_root_may_have_is_not_had_by_a_user_s_image()
     low_port("low_connection", &talk(80), "full", &words, |sandbox, pid| {
         sandbox.kill(pid, Signal::SIGUSR1 as i32).unwrap();
     });
+}
+
+/// What is held back until there is more of it (TCP_CORK, MSG_MORE) comes once, in order, and after what is still held back.
+#[test]
+fn what_a_tcp_connection_holds_back_is_not_lost() {
+    let begin = "
+import socket
+server = socket.create_server(('127.0.0.1', 0))
+def connection():
+    client = socket.create_connection(server.getsockname())
+    return client, server.accept()[0]
+corked, more = connection(), connection()
+corked[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+sent = b''
+";
+    let body = "part = b'%d ' % i\nsent += part\ncorked[0].send(part), more[0].send(part, socket.MSG_MORE)\nprint(i, flush=True)";
+    let end = "
+print(corked[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+for client, other in corked, more:
+    client.close()
+    got = b''
+    while part := other.recv(999): got += part
+    print(got == sent or (got, sent))
+";
+    let script = format!("{begin}{}{end}", python_loop(300, 0.005, body));
+    let program = Cmd::new("/usr/bin/python3").args(["-c", &script]);
+    survive(&Survival { rounds: 4, ..Survival::of("corked", program) });
 }

@@ -116,6 +116,26 @@ fn a_script_whose_output_goes_through_tee() {
     leads_to_its_own("streams_tee", &Cmd::sh(&format!("{line}; exec >&-; wait $tee")));
 }
 
+/// Whoever started it so has the other end, too: the restarter's stream takes its place.
+#[test]
+fn a_standard_stream_whose_other_end_was_inherited() {
+    let sandbox = Sandbox::new("streams_inherited");
+    let images = sandbox.dir().join("images");
+    let script = python_loop(300, 0.005, "print(i, flush=True)") + "print(os.read(0, 99))\n";
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--");
+    let launch = launch.program(&held(&sandbox, python(&script)));
+    let line = "mkfifo p; exec 7<> p 8> p 0< p 7>&-; exec \"$@\"";
+    let running = sandbox.spawn(Cmd::sh(line).arg("sh").program(&launch));
+    running.wait_for_output("\n3\n", SOON);
+    checkpoint_and_end(&sandbox, &images);
+    running.wait(SOON).expect_code(85);
+    let_go(&sandbox);
+    let answer = sandbox.dir().join("answer");
+    std::fs::write(&answer, "word").unwrap();
+    let printed = sandbox.run(restart(Mode::Eager, &images).stdin(&answer)).success().stdout_text();
+    assert!(printed.ends_with("299\nb'word'\n"), "{printed}");
+}
+
 #[test]
 fn a_watched_standard_stream_that_cannot_be_watched_is_refused_by_name() {
     let sandbox = Sandbox::new("streams_watched");
