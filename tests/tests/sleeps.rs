@@ -7,8 +7,7 @@ use ckpt_tests::scenario::{Survival, stepper, survive, walk_through};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim, victim_cmd};
 
 /// All that the kernel or we continue; a call that begins anew after each stop would not end before the program.
-const KINDS: &str =
-    "nanosleep,clock_nanosleep,poll,ppoll,select,epoll_wait,futex,sigtimedwait,semtimedop,pause,read";
+const KINDS: &str = "nanosleep,clock_nanosleep,poll,ppoll,select,epoll_wait,futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
 
 #[test]
 fn they_go_on_after_a_restart() {
@@ -43,9 +42,10 @@ fn epoll_wait_ends_neither_early_nor_late() {
 /// would be longer by the time that they stood, as those of any program that stands.
 #[test]
 fn freezes_that_are_given_up_do_not_make_them_longer() {
-    const KINDS: &str = "nanosleep,clock_nanosleep,poll,epoll_wait,futex,sigtimedwait,semtimedop,pause,read";
+    const KINDS: &str =
+        "nanosleep,clock_nanosleep,poll,epoll_wait,futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
     let sandbox = Sandbox::new("sleeps_through_refusals");
-    let ms = scaled(Duration::from_secs(2)).as_millis();
+    let ms = scaled(Duration::from_secs(3)).as_millis();
     let expected = Expected::of(&sandbox, &victim_cmd("sleeps").args([&ms.to_string(), "1", KINDS]), None);
     let [vfork, sleeps] = ["vfork", "sleeps"].map(|name| victim(name).display().to_string());
     let program = Cmd::sh(&format!("{vfork} {} & exec {sleeps} {ms} 1 {KINDS}", ms * 5 / 4));

@@ -91,7 +91,7 @@ fn sleeps() {
     let wrong: Vec<_> =
         printed.lines().filter(|line| !line.ends_with("ok") && !line.ends_with("sleeping")).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
-    assert_eq!(printed.lines().count(), 2 * 13);
+    assert_eq!(printed.lines().count(), 2 * 15);
     assert_eq!(twice("sleeps", &["200", "1", "poll,futex"]).lines().count(), 3);
 }
 

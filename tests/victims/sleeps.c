@@ -4,11 +4,13 @@
  * sleep never gives (EINTR above all), woken early, or half as long again (and 250 ms, times the scale of all deadlines)
  * as it should have been, which is what a sleep does that begins anew after a restart. */
 #include "victim.h"
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <linux/futex.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/ipc.h>
 #include <sys/select.h>
 #include <sys/sem.h>
@@ -95,6 +97,38 @@ static long by_read(void)
     return read(feed[0], &byte, 1);
 }
 
+/* Locks that the first description of a file has, and the second one waits for: flock(2) and F_OFD_SETLKW. */
+enum { FLOCK, RANGE, LOCKS };
+static int locked[LOCKS][2];
+
+static long lock(int kind, int which, int on)
+{
+    struct flock range = {.l_type = on ? F_WRLCK : F_UNLCK, .l_whence = SEEK_SET, .l_start = 3, .l_len = 4};
+    int fd = locked[kind][which];
+    return kind == FLOCK ? flock(fd, on ? LOCK_EX : LOCK_UN) : fcntl(fd, F_OFD_SETLKW, &range);
+}
+
+static void open_locked(void)
+{
+    char name[32];
+    for (int i = 0; i < 2 * LOCKS; i++) {
+        snprintf(name, sizeof name, "locked-%d", i / 2);
+        locked[i / 2][i % 2] = open(name, O_RDWR | O_CREAT, 0600);
+        CHECK(locked[i / 2][i % 2] >= 0);
+    }
+}
+
+/* Waits for it, and lets go of it again. */
+static long wait_for_lock(int kind)
+{
+    long got = lock(kind, 1, 1);
+    return got < 0 ? got : lock(kind, 1, 0);
+}
+
+static long by_flock(void) { return wait_for_lock(FLOCK); }
+
+static long by_range_lock(void) { return wait_for_lock(RANGE); }
+
 static long by_waitpid(void)
 {
     int status;
@@ -130,6 +164,8 @@ static struct kind {
     {"semtimedop", by_semtimedop, -1, EAGAIN, 0, 0, 0, ""},
     {"pause", by_pause, -1, EINTR, 0, 0, 0, ""},
     {"read", by_read, 1, 0, 0, 0, 0, ""},
+    {"flock", by_flock, 0, 0, 0, 0, 0, ""},
+    {"range_lock", by_range_lock, 0, 0, 0, 0, 0, ""},
     {"waitpid", by_waitpid, 0, 0, 0, 0, 0, ""},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
@@ -181,6 +217,7 @@ int main(int argc, char **argv)
     semaphores = semget(IPC_PRIVATE, 1, 0600);
     CHECK(sigprocmask(SIG_BLOCK, &timed, NULL) == 0 && sigaction(SIGUSR1, &wake, NULL) == 0);
     CHECK(pipe(feed) == 0 && semaphores >= 0);
+    open_locked();
     for (int i = 0; i < KINDS; i++)
         threads += is_wanted(list, kinds[i].name);
     pthread_barrier_init(&begin, NULL, threads + 1);
@@ -191,6 +228,7 @@ int main(int argc, char **argv)
     for (int round = 1; round <= rounds; round++) {
         for (int i = 0; i < KINDS; i++)
             kinds[i].over = kinds[i].began = 0;
+        CHECK(lock(FLOCK, 0, 1) == 0 && lock(RANGE, 0, 1) == 0);
         hold_at(round, rounds);
         pthread_barrier_wait(&begin);
         say(1, "%d sleeping\n", round);
@@ -202,6 +240,8 @@ int main(int argc, char **argv)
                 sleep_us(1000);
             if (kinds[i].sleep == by_read)
                 write_all(feed[1], "x", 1);
+            if (kinds[i].sleep == by_flock || kinds[i].sleep == by_range_lock)
+                CHECK(lock(kinds[i].sleep == by_flock ? FLOCK : RANGE, 0, 0) == 0);
             /* Again until it has ended: the first may come before the pause has begun. */
             while (kinds[i].sleep == by_pause && !kinds[i].over) {
                 pthread_kill(kinds[i].thread, SIGUSR1);
@@ -209,6 +249,7 @@ int main(int argc, char **argv)
             }
         }
         pthread_barrier_wait(&end);
+        CHECK(lock(FLOCK, 0, 0) == 0 && lock(RANGE, 0, 0) == 0);
         for (int i = 0; i < KINDS; i++)
             if (kinds[i].thread)
                 say(1, "%d %s %s\n", round, kinds[i].name, kinds[i].report);
