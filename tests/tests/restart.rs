@@ -145,6 +145,64 @@ fn a_file_that_was_overwritten_is_refused_where_the_program_reads_it() {
     }
 }
 
+/// Adds to `log`, and has what it held at first mapped to be read, by a descriptor that it may then close.
+const MAPPER: &str = "
+import ctypes, os, select, sys
+PROT_READ = 1
+kind, closes = int(sys.argv[1]), sys.argv[2] == 'closes'
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+log = open('log', 'ab', 0)
+log.write(b'at first ' * 1000)
+reader = os.open('log', os.O_RDONLY)
+at = libc.mmap(None, 9000, PROT_READ, kind, reader, 0)
+if closes: os.close(reader)
+for i in range(10 ** 8):
+    assert ctypes.string_at(at, 9000) == b'at first ' * 1000
+    assert os.stat('log').st_size == 9000 + 9 * i
+    log.write(b'%9d' % i)
+    print(i, flush=True)
+    select.select([], [], [], 0.005)
+";
+
+/// Cutting it back makes it what is mapped, if that can be told.
+#[test]
+fn a_file_that_is_mapped_to_be_read_and_was_added_to_is_cut_back() {
+    for (kind, closes) in
+        [(libc::MAP_PRIVATE, "stays"), (libc::MAP_SHARED, "stays"), (libc::MAP_PRIVATE, "closes")]
+    {
+        let sandbox = Sandbox::new("mapped_log");
+        let program = Cmd::new("/usr/bin/python3").args(["-c", MAPPER, &kind.to_string(), closes]);
+        let mut job = Job::launch(&sandbox, &[], &program);
+        let steps = |job: &Job<'_>| {
+            let lines = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
+            let then = lines();
+            sandbox.wait_for("it to write more", SOON, || {
+                assert!(!job.running().has_ended(), "{}", job.running().stderr());
+                lines() > then + 3
+            });
+        };
+        steps(&job);
+        job.checkpoint();
+        steps(&job);
+        job.kill_all();
+        if closes == "stays" {
+            for mode in [Mode::Eager, Mode::Lazy, Mode::Eager] {
+                job.restart(mode, &[]);
+                steps(&job);
+                job.checkpoint();
+                steps(&job);
+                job.kill_all();
+            }
+            sandbox.run("printf X | dd of=log conv=notrunc status=none").success();
+        }
+        let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+        let says =
+            if closes == "stays" { "/log: bytes that it held" } else { "/log: the program has it mapped" };
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
 /// Adds to `log` and, where it has a lease, to `leased`; watches `w` where there is one.
 const HOLDER: &str = "
 import ctypes, fcntl, os, select

@@ -26,6 +26,8 @@ pub struct Rollback {
     /// All that it writes but what is a standard stream of the restarter.
     written: Vec<FileRecord>,
     streams: Vec<Stream>,
+    /// Those whose content is known to be what it was, up to the size that they had: by device and inode.
+    pub sound: HashSet<Identity>,
 }
 
 /// A standard stream of the restarter that is a regular file.
@@ -96,9 +98,11 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
     }
     let has_grown = |(file, now): &&(FileRecord, u64)| *now > file.size && policy == FilesPolicy::Rollback;
     let cuts = written.iter().filter(has_grown).map(|(file, _)| file.clone()).collect();
+    let sound = written.iter().filter(|(file, _)| file.ends.is_some());
+    let sound = sound.map(|(file, _)| (file.device, file.inode)).collect();
     let is_others = |file: &FileRecord| !own.contains(&(file.device, file.inode));
     let written = written.into_iter().map(|(file, _)| file).filter(is_others).collect();
-    Ok(Rollback { cuts, written, streams })
+    Ok(Rollback { cuts, written, streams, sound })
 }
 
 /// A file with its size now, if it is one to go on with.

@@ -104,7 +104,7 @@ fn run_again(
     };
     tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
-    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner).map_err(advised)?;
+    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     let mut processes = rebuilt.processes;
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;

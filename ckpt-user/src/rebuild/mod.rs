@@ -29,6 +29,7 @@ use crate::sys::ids::FsIds;
 use crate::task::filters;
 use crate::task::keyring::Joined;
 use nix::unistd::Pid;
+use std::collections::HashSet;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +74,22 @@ pub enum Mode {
     Lazy(Plan),
 }
 
-/// Rebuilds the tree of `image` with the pages of `chain`. Its ids are free ([`taken`]).
+/// Rebuilds the tree of `image` with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for [`objects::make`].
 ///
 /// # Errors
 /// Named; everything made so far is taken away again.
-pub fn rebuild(image: &Image, chain: &Chain, mode: Mode, owner: &FsIds) -> Result<Rebuilt, RebuildError> {
+pub fn rebuild(
+    image: &Image,
+    chain: &Chain,
+    mode: Mode,
+    owner: &FsIds,
+    sound: &HashSet<(u64, u64)>,
+) -> Result<Rebuilt, RebuildError> {
     check(image, owner)?;
     hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
     image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let mut objects = objects::make(image, chain, owner)?;
+    let mut objects = objects::make(image, chain, owner, sound)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
     late::messages(image, &objects, owner.uid == 0)?;

@@ -13,7 +13,7 @@ use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::task::limits;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// Descriptors that the skeletons inherit.
@@ -35,8 +35,14 @@ pub struct Objects {
     pub sockets: object::socket::Sockets,
 }
 
-/// Opens and makes everything, with the file-system ids of the image's owner.
-pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, RebuildError> {
+/// Opens and makes everything, with the file-system ids of the image's owner. `sound` are files, by device and inode, whose
+/// content up to their former size is what it was; they may have grown.
+pub fn make(
+    image: &Image,
+    chain: &Chain,
+    owner: &FsIds,
+    sound: &HashSet<(u64, u64)>,
+) -> Result<Objects, RebuildError> {
     let segments = sysv::make(image, owner)?;
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
@@ -95,7 +101,7 @@ pub fn make(image: &Image, chain: &Chain, owner: &FsIds) -> Result<Objects, Rebu
                     Some(record) if file.deleted => {
                         context.deleted.rebuild(record, 0, 0).rebuilding(process.pid, "a mapped file")?
                     }
-                    _ => open_mapped(file)?,
+                    _ => open_mapped(file, sound)?,
                 };
                 files.insert(file.clone(), lift(fd, "a mapped file")?);
             }
@@ -151,7 +157,7 @@ fn do_not_wait(fd: &OwnedFd) -> std::io::Result<()> {
 }
 
 /// Opens the file and checks that it is still the one that was mapped.
-fn open_mapped(record: &MappedFile) -> Result<OwnedFd, RebuildError> {
+fn open_mapped(record: &MappedFile, sound: &HashSet<(u64, u64)>) -> Result<OwnedFd, RebuildError> {
     use std::os::unix::fs::MetadataExt;
     let path = record.path();
     let refused = |why: String| RebuildError::Refused(format!("{}: {why}", path.display()));
@@ -159,7 +165,10 @@ fn open_mapped(record: &MappedFile) -> Result<OwnedFd, RebuildError> {
         .map_err(|e| RebuildError::Refused(format!("cannot open what the program has mapped: {e}")))?;
     let metadata = file.metadata().map_err(|e| refused(e.to_string()))?;
     let modified = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
-    if metadata.size() != record.size || modified != record.modified_ns {
+    let is_as_it_was = metadata.size() == record.size && modified == record.modified_ns;
+    let identity = (metadata.dev(), metadata.ino());
+    let is_sound = identity == (record.device, record.inode) && sound.contains(&identity);
+    if !is_as_it_was && !(is_sound && metadata.size() >= record.size) {
         return Err(refused("the program has it mapped, and it has changed since the checkpoint".to_owned()));
     }
     Ok(file.into())
