@@ -74,7 +74,9 @@ fn a_second_node_is_told_of_the_first_and_the_one_that_lost_commits_nothing_more
     assert!(refused.contains("node-a") && refused.contains("--take-over"), "{refused}");
     wait_for_checkpoints(&sandbox, &first, 1);
 
-    let second = sandbox.spawn(on(&sandbox, "node-b", 20, true, &restart(&["--take-over"])));
+    // Here one kernel knows of both that they write to the file, which no second node does.
+    let take_over = restart(&["--take-over", "--files", "keep"]);
+    let second = sandbox.spawn(on(&sandbox, "node-b", 20, true, &take_over));
     sandbox.wait_for("the first one to notice", SOON, || {
         assert!(!second.has_ended(), "{}", second.stderr());
         first.stderr().contains("node-b")
