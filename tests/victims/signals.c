@@ -38,6 +38,7 @@ static void set_up(void)
     CHECK(sigaction(SIGALRM, &alarm, NULL) == 0 && signal(SIGPIPE, SIG_IGN) != SIG_ERR);
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGUSR1);
+    sigaddset(&blocked, SIGTRAP);
     sigaddset(&blocked, SIGRTMIN + 1);
     sigaddset(&blocked, SIGRTMIN + 2);
     CHECK(sigprocmask(SIG_BLOCK, &blocked, NULL) == 0 && setitimer(ITIMER_REAL, &every, NULL) == 0);
@@ -49,15 +50,18 @@ static void send_pending(void)
     for (int i = 0; i < 3; i++)
         CHECK(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){.sival_int = 1000 + i}) == 0);
     CHECK(pthread_sigqueue(pthread_self(), SIGRTMIN + 2, (union sigval){.sival_int = 77}) == 0);
+    /* One for the thread, one for the process. */
+    CHECK(pthread_sigqueue(pthread_self(), SIGTRAP, (union sigval){.sival_int = 78}) == 0);
+    CHECK(sigqueue(getpid(), SIGTRAP, (union sigval){.sival_int = 79}) == 0);
 }
 
 /* What waits: numbers, values and senders' kinds, in the order of delivery. */
 static uint64_t take_pending(void)
 {
-    const int expected[] = {SIGUSR1, SIGRTMIN + 1, SIGRTMIN + 1, SIGRTMIN + 1, SIGRTMIN + 2};
+    const int expected[] = {SIGUSR1, SIGRTMIN + 1, SIGRTMIN + 1, SIGRTMIN + 1, SIGRTMIN + 2, SIGTRAP, SIGTRAP};
     struct timespec none = {0, 0};
     uint64_t sum = 0;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 7; i++) {
         siginfo_t info;
         sigset_t one;
         sigemptyset(&one);

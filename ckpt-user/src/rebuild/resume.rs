@@ -64,6 +64,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
         wanted.push(sleep::rebuild(thread.sleep.as_ref(), regs, remote, gadget, shift)?);
     }
     signals::rebuild_trap(&process.record.actions, &mut process.threads[0], gadget)?;
+    pending_traps(process)?;
     let unmap = Call::new(libc::SYS_munmap, &[scratch.start, scratch.end - scratch.start]);
     let result = process.threads[0].step(gadget, unmap)?;
     if result < 0 {
@@ -89,6 +90,18 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The SIGTRAPs that wait: one that was not blocked would be taken for the end of a call list.
+fn pending_traps(process: &mut RebuiltProcess) -> io::Result<()> {
+    let (pid, gadget) = (process.record.pid as u64, process.gadget);
+    process.threads.iter().try_for_each(Remote::block_all)?;
+    for (thread, remote) in process.record.threads.iter().zip(&mut process.threads) {
+        let own = thread.signals.as_ref().map_or(&[][..], |signals| &signals.pending);
+        signals::rebuild_pending_trap((own, &[]), remote, gadget, (pid, thread.tid as u64))?;
+    }
+    let all = (&[][..], &process.record.pending[..]);
+    signals::rebuild_pending_trap(all, &mut process.threads[0], gadget, (pid, pid))
 }
 
 fn registers_of(thread: &Thread) -> io::Result<&Registers> {

@@ -269,6 +269,11 @@ impl Remote {
         Ok(())
     }
 
+    /// Blocks SIGTRAP, too: from here on there are no call lists.
+    pub fn block_all(&self) -> io::Result<()> {
+        self.thread()?.set_sigmask(!0)
+    }
+
     /// Stops the whole process `pid` of this thread, as SIGSTOP does; its other threads take part as soon as they go on. Signals
     /// that wait stay blocked: one that ends a program would be taken first, as its number is lower.
     pub fn stop(&mut self, pid: Pid) -> io::Result<()> {

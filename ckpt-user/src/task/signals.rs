@@ -77,6 +77,8 @@ fn bit(signal: u32) -> u64 {
     signal.checked_sub(1).and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0)
 }
 
+const TRAP: u64 = libc::SIGTRAP as u64;
+
 /// Signals whose action the kernel lets nobody set.
 pub fn is_fixed(signal: u32) -> bool {
     signal == libc::SIGKILL as u32 || signal == libc::SIGSTOP as u32
@@ -95,7 +97,7 @@ pub fn rebuild_actions(actions: &[Action], remote: &mut Remote) -> io::Result<()
     let base = remote.data(&bytes)?;
     let calls: Vec<Call> = (1..=64u64)
         // SIGTRAP ends the call list itself: it is set last, by `rebuild_trap`.
-        .filter(|&s| !is_fixed(s as u32) && s != libc::SIGTRAP as u64)
+        .filter(|&s| !is_fixed(s as u32) && s != TRAP)
         .map(|s| Call::new(libc::SYS_rt_sigaction, &[s, base + (s - 1) * 32, 0, 8]))
         .collect();
     all_zero(&remote.run(&calls)?)
@@ -112,7 +114,8 @@ pub fn rebuild_trap(actions: &[Action], remote: &mut Remote, gadget: u64) -> io:
     all_zero(&[result])
 }
 
-/// Sets the calling thread's alternate stack and queues its pending signals again; all signals are blocked.
+/// Sets the calling thread's alternate stack and queues its pending signals again; all signals are blocked. Those of SIGTRAP, by
+/// which call lists end, come last ([`rebuild_pending_trap`]).
 pub fn rebuild_thread(signals: &ThreadSignals, remote: &mut Remote, pid: u64, tid: u64) -> io::Result<()> {
     // Having none is to be said, too: a skeleton has inherited that of ckptbpf's own thread, whose memory is gone.
     let mut stack = Vec::with_capacity(24);
@@ -121,20 +124,46 @@ pub fn rebuild_thread(signals: &ThreadSignals, remote: &mut Remote, pid: u64, ti
     stack.extend(signals.altstack_size.to_le_bytes());
     let at = remote.data(&stack)?;
     remote.call(libc::SYS_sigaltstack, &[at, 0])?;
-    for info in &signals.pending {
+    for (signal, info) in numbered(&signals.pending, |signal| signal != TRAP)? {
         let at = remote.data(info)?;
-        remote.call(libc::SYS_rt_tgsigqueueinfo, &[pid, tid, signal_of(info)?, at])?;
+        remote.call(libc::SYS_rt_tgsigqueueinfo, &[pid, tid, signal, at])?;
     }
     Ok(())
 }
 
 /// Queues signals again that were pending for the whole process.
 pub fn rebuild_shared(pending: &[Vec<u8>], remote: &mut Remote, pid: u64) -> io::Result<()> {
-    for info in pending {
+    for (signal, info) in numbered(pending, |signal| signal != TRAP)? {
         let at = remote.data(info)?;
-        remote.call(libc::SYS_rt_sigqueueinfo, &[pid, signal_of(info)?, at])?;
+        remote.call(libc::SYS_rt_sigqueueinfo, &[pid, signal, at])?;
     }
     Ok(())
+}
+
+/// Queues the SIGTRAPs that were pending for the thread, and for its process; no call list can end after that.
+pub fn rebuild_pending_trap(
+    (own, shared): (&[Vec<u8>], &[Vec<u8>]),
+    remote: &mut Remote,
+    gadget: u64,
+    (pid, tid): (u64, u64),
+) -> io::Result<()> {
+    for (_, info) in numbered(own, |signal| signal == TRAP)? {
+        let at = remote.data(info)?;
+        let call = Call::new(libc::SYS_rt_tgsigqueueinfo, &[pid, tid, TRAP, at]);
+        all_zero(&[remote.step(gadget, call)?])?;
+    }
+    for (_, info) in numbered(shared, |signal| signal == TRAP)? {
+        let at = remote.data(info)?;
+        let call = Call::new(libc::SYS_rt_sigqueueinfo, &[pid, TRAP, at]);
+        all_zero(&[remote.step(gadget, call)?])?;
+    }
+    Ok(())
+}
+
+/// Those of the signals that are wanted, with their numbers.
+fn numbered(pending: &[Vec<u8>], is_wanted: impl Fn(u64) -> bool) -> io::Result<Vec<(u64, &[u8])>> {
+    let all = pending.iter().map(|info| Ok((signal_of(info)?, &info[..])));
+    all.filter(|one| one.as_ref().map_or(true, |(signal, _)| is_wanted(*signal))).collect()
 }
 
 fn signal_of(info: &[u8]) -> io::Result<u64> {
