@@ -141,15 +141,13 @@ fn a_child_in_a_pid_namespace_of_its_own() {
 /// It has got others and executed a program, which moves it there.
 #[test]
 fn a_child_with_clocks_of_its_own() {
-    let make = format!(
-        "import subprocess\nglobal keep\nsays = \"import ctypes, os; assert not ctypes.CDLL(None).unshare(0x80); \\\n\
+    let make = "import subprocess\nglobal keep\nsays = \"import ctypes, os; assert not ctypes.CDLL(None).unshare(0x80); \\\n\
          open('/proc/self/timens_offsets', 'w').write('monotonic 1000 0'); \\\n\
          os.execvp('sh', ['sh', '-c', 'echo ready; read line; exit'])\"\n\
          keep = subprocess.Popen(['/usr/bin/python3', '-c', says], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n\
-         if not keep.stdout.readline(): raise OSError(errno.EOPNOTSUPP, 'no time namespaces')"
-    );
+         if not keep.stdout.readline(): raise OSError(errno.EOPNOTSUPP, 'no time namespaces')";
     let undo = "keep.kill(), keep.wait(), keep.stdin.close(), keep.stdout.close()";
-    refused_of("child_clocks", &make, undo, &["is in a time namespace of its own"], false);
+    refused_of("child_clocks", make, undo, &["is in a time namespace of its own"], false);
 }
 
 /// One test a row: its name, what it makes, how it lets go of that, what the refusal says.
