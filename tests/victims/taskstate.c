@@ -730,6 +730,7 @@ static void set_queued(void)
         queue(0, value % 2 ? SIGRTMIN + 2 : SIGRTMIN + value % 5, value);
     queue(0, SIGHUP, 1);
     queue(getpid(), SIGTERM, 2);
+    queue(0, SIGTRAP, 3);
     /* Of a child that has ended, and of the kernel's own sending. */
     siginfo_t info;
     sigset_t waiting;

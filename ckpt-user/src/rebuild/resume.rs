@@ -56,7 +56,6 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     let shift = Shift::of(process.pid())?;
     posix_timers::rebuild(&process.record.posix_timers, &mut process.threads, shift)?;
     timers::rebuild(&process.record.timers, &mut process.threads[0])?;
-    limits::rebuild_last(&process.record.limits, &mut process.threads[0])?;
     let mut wanted = Vec::with_capacity(process.threads.len());
     let lives = |(thread, _): &(&Thread, &mut Remote)| thread.ended.is_none();
     for (thread, remote) in process.record.threads.iter().zip(&mut process.threads).filter(lives) {
@@ -65,6 +64,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
     }
     signals::rebuild_trap(&process.record.actions, &mut process.threads[0], gadget)?;
     pending_traps(process)?;
+    limits::rebuild_last(&process.record.limits, &mut process.threads[0], gadget)?;
     let unmap = Call::new(libc::SYS_munmap, &[scratch.start, scratch.end - scratch.start]);
     let result = process.threads[0].step(gadget, unmap)?;
     if result < 0 {

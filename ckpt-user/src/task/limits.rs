@@ -98,31 +98,35 @@ pub fn rebuild(wanted: &[Limit], current: &[Limit], remote: &mut Remote) -> io::
             Limit { soft: hard, hard, ..*limit }
         })
     });
-    set(raised.filter(|limit| !current.contains(limit)), remote)
-}
-
-/// Lowers what [`rebuild`] has raised: no step after this needs a descriptor or a signal.
-pub fn rebuild_last(wanted: &[Limit], remote: &mut Remote) -> io::Result<()> {
-    set(wanted.iter().copied().filter(|limit| AT_LAST.contains(&limit.resource)), remote)
-}
-
-fn set(limits: impl Iterator<Item = Limit>, remote: &mut Remote) -> io::Result<()> {
-    for limit in limits {
-        let mut bytes = limit.soft.to_le_bytes().to_vec();
-        bytes.extend(limit.hard.to_le_bytes());
-        let at = remote.data(&bytes)?;
-        let results =
-            remote.run(&[Call::new(libc::SYS_prlimit64, &[0, u64::from(limit.resource), at, 0])])?;
-        if results[0] < 0 {
-            let error = io::Error::from_raw_os_error(-results[0] as i32);
-            let (name, [soft, hard]) = (name(limit.resource), [limit.soft, limit.hard].map(shown));
-            return Err(io::Error::new(
-                error.kind(),
-                format!("cannot set {name:?} to {soft}/{hard}: {error}"),
-            ));
-        }
+    for limit in raised.filter(|limit| !current.contains(limit)) {
+        let call = call(&limit, remote)?;
+        outcome(&limit, remote.run(&[call])?[0])?;
     }
     Ok(())
+}
+
+/// Lowers what [`rebuild`] has raised: no step after this needs a descriptor or a signal, nor do call lists end any more.
+pub fn rebuild_last(wanted: &[Limit], remote: &mut Remote, gadget: u64) -> io::Result<()> {
+    for limit in wanted.iter().filter(|limit| AT_LAST.contains(&limit.resource)) {
+        let call = call(limit, remote)?;
+        outcome(limit, remote.step(gadget, call)?)?;
+    }
+    Ok(())
+}
+
+fn call(limit: &Limit, remote: &mut Remote) -> io::Result<Call> {
+    let bytes = [limit.soft, limit.hard].map(u64::to_le_bytes).concat();
+    let at = remote.data(&bytes)?;
+    Ok(Call::new(libc::SYS_prlimit64, &[0, u64::from(limit.resource), at, 0]))
+}
+
+fn outcome(limit: &Limit, result: i64) -> io::Result<()> {
+    if result >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::from_raw_os_error(-result as i32);
+    let (name, [soft, hard]) = (name(limit.resource), [limit.soft, limit.hard].map(shown));
+    Err(io::Error::new(error.kind(), format!("cannot set {name:?} to {soft}/{hard}: {error}")))
 }
 
 #[cfg(test)]
