@@ -141,6 +141,12 @@ impl Drop for Stopping<'_> {
     }
 }
 
+/// Lets a thread run on that stands only now, after the freeze that had asked it to was given up.
+pub fn let_go_late(tid: Pid, stop: Stop) {
+    // Nobody knows any more how long it was to wait: the whole time begins anew.
+    let_go(tid, tid, ptrace::found_standing(tid, stop), &Waits::new());
+}
+
 /// Lets a thread run on that was stopped in vain, without an EINTR from it, and its wait no longer than it was.
 fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     if let Ok(mut regs) = thread.regs()

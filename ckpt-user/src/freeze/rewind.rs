@@ -38,9 +38,14 @@ pub struct Wait {
 /// The waits of a tree's threads shortly before it is stopped.
 pub type Waits = HashMap<Pid, Wait>;
 
-/// Whether call `number` returns EINTR when its thread is stopped without a signal. Reads and writes do so on
-/// sockets with a timeout (sock_intr_errno() of include/net/sock.h), and have then transferred nothing.
-fn interrupted_by_stops(number: i64) -> bool {
+/// Whether this call returns EINTR when its thread is stopped without a signal. Reads and writes do so on
+/// sockets with a timeout (sock_intr_errno() of include/net/sock.h), and have then transferred nothing. fallocate(2) does so on
+/// tmpfs and hugetlbfs; what it moves about in a file, it may have moved.
+fn interrupted_by_stops(number: i64, regs: &Regs) -> bool {
+    if number == libc::SYS_fallocate {
+        const MOVES: i32 = libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE;
+        return regs.rsi as i32 & MOVES == 0;
+    }
     matches!(
         number,
         libc::SYS_epoll_wait
@@ -53,11 +58,15 @@ fn interrupted_by_stops(number: i64) -> bool {
             | libc::SYS_io_uring_enter
             | libc::SYS_read
             | libc::SYS_readv
+            | libc::SYS_preadv2
             | libc::SYS_recvfrom
             | libc::SYS_recvmsg
             | libc::SYS_recvmmsg
             | libc::SYS_write
             | libc::SYS_writev
+            | libc::SYS_pwritev2
+            | libc::SYS_splice
+            | libc::SYS_sendfile
             | libc::SYS_sendto
             | libc::SYS_sendmsg
             | libc::SYS_sendmmsg
@@ -72,7 +81,7 @@ fn interrupted_by_stops(number: i64) -> bool {
 pub fn rewind(regs: &mut Regs) -> bool {
     // 32-bit code has other numbers.
     let is_interrupted = regs.cs == USER_CS && regs.rax as i64 == -i64::from(libc::EINTR);
-    if !is_interrupted || !interrupted_by_stops(regs.orig_rax as i64) {
+    if !is_interrupted || !interrupted_by_stops(regs.orig_rax as i64, regs) {
         return false;
     }
     regs.rax = -ERESTARTNOHAND as u64;
@@ -126,6 +135,11 @@ mod tests {
         let mut regs = stopped_in(libc::SYS_epoll_wait, -4);
         regs.cs = 0x23;
         assert!(!rewind(&mut regs));
+        for (mode, again) in [(0, true), (3, true), (libc::FALLOC_FL_INSERT_RANGE, false)] {
+            let mut regs = stopped_in(libc::SYS_fallocate, -4);
+            regs.rsi = mode as u64;
+            assert_eq!(rewind(&mut regs), again, "mode {mode}");
+        }
     }
 
     #[test]

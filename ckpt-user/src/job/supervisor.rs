@@ -17,7 +17,7 @@ use super::options::{Cause, ends_program};
 use super::signals::{Meaning, Signals};
 use super::terminal;
 use super::tracer::{Tasks, Tracer, channel};
-use crate::freeze::tree;
+use crate::freeze::{self, tree};
 use crate::sys::wait::{self, Change};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
@@ -306,7 +306,7 @@ impl Supervisor {
                     let _ = self.plan.ended.set(ended);
                 }
                 // A thread that stopped for a freeze which had been given up by then.
-                Ok(Some((pid, Change::TraceStop(signal)))) => wait::release(pid, signal),
+                Ok(Some((pid, Change::TraceStop(stop)))) => freeze::let_go_late(pid, stop),
                 Ok(Some((pid, Change::Stopped))) if pid == self.plan.root => {
                     self.stops_later = true;
                 }

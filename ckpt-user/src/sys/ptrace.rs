@@ -125,6 +125,11 @@ pub fn still_seized(tid: Pid) -> Running {
     Running { tid, whose: Whose::Program }
 }
 
+/// A thread of the program that was found standing, after whoever had asked it to had given up.
+pub fn found_standing(tid: Pid, stop: Stop) -> Stopped {
+    Stopped { tid, stop, whose: Whose::Program }
+}
+
 impl Running {
     pub fn tid(&self) -> Pid {
         self.tid
@@ -200,7 +205,7 @@ impl Running {
     }
 }
 
-fn classify(status: i32) -> Stop {
+pub(super) fn classify(status: i32) -> Stop {
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
         0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,

@@ -1,5 +1,6 @@
 //! Children of this process: waiting, signalling, letting go.
 
+use super::ptrace::{self, Stop};
 use crate::job::ended::Ended;
 use crate::task::proc::{self, ProcDir, reached_by};
 use nix::unistd::Pid;
@@ -22,8 +23,8 @@ pub enum Change {
     Ended(Ended),
     /// Job control stopped it.
     Stopped,
-    /// It stands at a ptrace stop that nobody waits for, with this signal pending delivery (0: none).
-    TraceStop(i32),
+    /// It stands at a ptrace stop that nobody waits for.
+    TraceStop(Stop),
     Continued,
 }
 
@@ -48,7 +49,7 @@ pub fn next_change() -> io::Result<Option<(Pid, Change)>> {
     } else if libc::WIFCONTINUED(status) {
         Change::Continued
     } else if is_traced_by_us(pid) {
-        Change::TraceStop(if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 })
+        Change::TraceStop(ptrace::classify(status))
     } else {
         Change::Stopped
     };
@@ -90,12 +91,6 @@ pub fn is_traced_by_us(tid: Pid) -> bool {
     // SAFETY: gettid takes nothing and cannot fail.
     let own = unsafe { libc::gettid() };
     status.and_then(|s| s.decimal("TracerPid")).is_ok_and(|tracer| tracer == own as u64)
-}
-
-/// Detaches a thread that stands at a ptrace stop.
-pub fn release(tid: Pid, signal: i32) {
-    // SAFETY: integers only; ESRCH means that it is gone or runs.
-    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid.as_raw(), 0, signal as usize) };
 }
 
 /// Sends a signal by number (real-time ones included); a process that is gone gets none.
