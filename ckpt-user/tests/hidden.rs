@@ -44,6 +44,7 @@ time.sleep(1000)
 /// Times are never the same twice: what remains of them is whether there are any.
 fn without_times(mut image: Image) -> Image {
     image.clocks = None;
+    image.processes.iter_mut().for_each(|process| process.cpu_time = 0);
     for timer in image.processes.iter_mut().flat_map(|p| &mut p.timers) {
         timer.left = timer.left.min(1);
     }

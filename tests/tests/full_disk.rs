@@ -59,8 +59,8 @@ fn a_disk_that_is_full_before_the_program_would_end() {
     let sandbox = Sandbox::new("full_disk_kill");
     sandbox.run("mkdir disk && mount -t tmpfs -o size=16m small disk").success();
     let images = sandbox.dir().join("disk/images");
-    let random = "import os, time\nkept = [os.urandom(1 << 20) for _ in range(300)]\nfor i in range(1000000):\n    \
-                  print(f'{i} ', flush=True)\n    time.sleep(0.01)";
+    let random = "import os, select\nkept = [os.urandom(1 << 20) for _ in range(300)]\nfor i in range(1000000):\n    \
+                  print(f'{i} ', flush=True)\n    select.select([], [], [], 0.01)";
     let program = Cmd::new("/usr/bin/python3").args(["-c", random]);
     // Nothing is copied beside the program.
     let mut job = Job::launch_in(&sandbox, images.clone(), &["--track", "full"], &program);

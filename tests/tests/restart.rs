@@ -86,6 +86,11 @@ fn files_are_rolled_back_kept_or_compared() {
     let both = cut();
     let is_second = |cut: &Vec<u8>| cut.ends_with(b"somebody adds a line\n");
     assert!(both.len() == 2 && both.contains(&first[0]) && both.iter().any(is_second), "a cut is lost");
+    // Until there is a checkpoint of the run that goes on without it.
+    let going_on = ["-d", "images", "--exit-after-ckpt", "-i", "0.01"];
+    sandbox.run(verb("restart", going_on).arg("images")).expect_code(85);
+    assert!(!sandbox.dir().join("images/cut").exists(), "what was cut is still there");
+    sandbox.run("rm images/000002.ckpt").success();
     // Shorter than at the checkpoint, or missing: named, with the way on where there is one.
     for (spoil, says) in [(": > f", "(--files keep goes on"), ("rm f", "had it open for writing")] {
         sandbox.run(spoil).success();

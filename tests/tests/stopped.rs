@@ -252,37 +252,38 @@ fn ckptbpf_serves_pages_while_the_first_process_is_stopped() {
 
 /// Children that are stopped, and have signals that wait for the end of that: one that nothing holds up ends them, or has them
 /// run its handler. One of them has a second thread, another one has lost its first.
-const STOPPED_WITH_SIGNALS: &str = "import ctypes, os, signal, threading, time
+const STOPPED_WITH_SIGNALS: &str = "import ctypes, os, select, signal, threading
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 libc = ctypes.CDLL(None)
+told = os.pipe()
 def say(what): print(what, flush=True)
-def state(pid): return open(f'/proc/{pid}/task/{max(os.listdir(f\"/proc/{pid}/task\"), key=int)}/stat').read().rsplit(') ', 1)[1][0]
-def wait_for(states, pid):
-    while state(pid) not in states: time.sleep(0.001)
-def alone(): time.sleep(1000)
-def with_a_thread(): threading.Thread(target=alone).start(), alone()
-def without_its_first(): threading.Thread(target=alone).start(), libc.syscall(60, 0)
-def with_a_handler(): signal.signal(signal.SIGUSR2, lambda *_: os._exit(7)), alone()
-def with_an_alarm(): signal.setitimer(signal.ITIMER_REAL, 0.2), alone()
+def read(pid, name): return open(f'/proc/{pid}/{name}').read()
+def state(pid): return read(pid, f'task/{max(os.listdir(f\"/proc/{pid}/task\"), key=int)}/stat').rsplit(') ', 1)[1][0]
+def until(holds):
+    while not holds(): select.select([], [], [], 0.001)
+def idle():
+    os.write(told[1], b'x')
+    while True: signal.pause()
+def with_a_thread(): threading.Thread(target=idle).start(), idle()
+def without_its_first(): threading.Thread(target=idle).start(), libc.syscall(60, 0)
+def with_a_handler(): signal.signal(signal.SIGUSR2, lambda *_: os._exit(7)), idle()
+def with_an_alarm(): signal.setitimer(signal.ITIMER_REAL, 3), idle()
 children = []
-for of, number in [(alone, 15), (alone, 1), (alone, 14), (alone, 9 + 26), (with_a_thread, 15), (without_its_first, 15), (with_a_handler, 12), (with_an_alarm, 0)]:
+for of, number in [(idle, 15), (idle, 1), (idle, 14), (idle, 9 + 26), (with_a_thread, 15), (without_its_first, 15), (with_a_handler, 12), (with_an_alarm, 0)]:
     pid = os.fork()
     if not pid: of()
-    if of is without_its_first:
-        while open(f'/proc/{pid}/stat').read().rsplit(') ', 1)[1][0] != 'Z': time.sleep(0.001)
-    elif of is not with_an_alarm:
-        wait_for('S', pid)
-        if of is not alone: time.sleep(0.1)
+    for _ in range(1 + (of is with_a_thread)): os.read(told[0], 1)
+    until(lambda: of is not without_its_first or read(pid, 'stat').rsplit(') ', 1)[1][0] == 'Z')
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
     if number: os.kill(pid, number)
     children.append(pid)
-time.sleep(0.3)
+until(lambda: f'ShdPnd:\\t{1 << 13:016x}' in read(children[-1], 'status'))
 say('ready')
 while True:
     signal.sigwait([signal.SIGUSR1])
     try:
-        for pid in children: wait_for('TZ', pid)
+        for pid in children: until(lambda: state(pid) in 'TZ')
         say('all stopped' if not any(os.waitpid(pid, os.WNOHANG)[0] for pid in children) else 'one has ended')
     except FileNotFoundError: say('one is gone')
     if os.path.exists('end'): break

@@ -9,6 +9,7 @@
 use super::control::CheckpointDone;
 use super::ended::Ended;
 use super::events::{Event, EventLog};
+use super::files;
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
 use super::retention;
@@ -360,6 +361,7 @@ impl Checkpointer {
         let committed = writer.commit(&frozen.image.encode_to_vec(), summary, check)?;
         self.tracked().committed();
         self.parent = Some(making.id);
+        files::forget_cuts(lease.dir());
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
             ok: true,

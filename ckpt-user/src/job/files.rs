@@ -19,6 +19,9 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::time::{Duration, UNIX_EPOCH};
 
+/// The directory in the job's own for what is cut off.
+const CUT: &str = "cut";
+
 /// What has to be cut before the program runs.
 #[derive(Debug, Default)]
 pub struct Rollback {
@@ -50,6 +53,19 @@ impl Stream {
         let mut file = File::from(pidfd::duplicate_standard(self.stream as i32)?);
         let to = if self.same { SeekFrom::Start(self.position) } else { SeekFrom::End(0) };
         file.seek(to).map(drop)
+    }
+}
+
+/// Removes what rollbacks have cut off: there is a complete checkpoint of the run that goes on without it.
+pub fn forget_cuts(dir: &JobDir) {
+    let removed = dir.assume().map_err(anyhow::Error::from).and_then(|_as| {
+        match std::fs::remove_dir_all(dir.proc_path().join(CUT)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    });
+    if let Err(error) = removed {
+        log::warn!("{}: cannot remove what was cut off: {error:#}", dir.path().join(CUT).display());
     }
 }
 
@@ -217,7 +233,7 @@ impl Rollback {
             let mut file = file::open(path, libc::O_RDWR as u32).context("a file cannot be cut back")?;
             file.seek(SeekFrom::Start(record.size))?;
             let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
-            let mut copy = dir.create_below("cut", &name)?;
+            let mut copy = dir.create_below(CUT, &name)?;
             std::io::copy(&mut file, &mut copy)
                 .with_context(|| format!("{}: cannot keep what is cut", path.display()))?;
             copy.sync_data()?;
