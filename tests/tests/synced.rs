@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::{Cmd, Job, Sandbox};
+use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -51,5 +51,39 @@ fn a_checkpoint_holds_no_file_that_the_program_has_closed() {
     assert!(made > 10, "{made} checkpoints");
     let then = job.running().stdout().len();
     sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > then);
+    job.kill_all();
+}
+
+/// Adds to a file, and watches who opens it.
+const WATCHER: &str = "
+import ctypes, os, select
+IN_NONBLOCK, IN_CLOSE, IN_OPEN = 0o4000, 0x18, 0x20
+libc = ctypes.CDLL(None)
+log = open('log', 'ab', 0)
+watcher = libc.inotify_init1(IN_NONBLOCK)
+assert libc.inotify_add_watch(watcher, b'log', IN_OPEN | IN_CLOSE) > 0
+for i in range(10 ** 8):
+    log.write(b'%9d' % i)
+    assert not select.select([watcher], [], [], 0.005)[0], 'somebody has opened or closed it'
+    print(i, flush=True)
+";
+
+#[test]
+fn a_checkpoint_is_no_event_to_a_program_that_watches_its_file() {
+    let sandbox = Sandbox::new("watched");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", WATCHER]));
+    for mode in [Mode::Eager, Mode::Lazy] {
+        for _ in 0..3 {
+            job.checkpoint();
+            let then = job.running().stdout().len();
+            sandbox.wait_for("the program to go on", SOON, || {
+                assert!(!job.running().has_ended(), "{}", job.running().stderr());
+                job.running().stdout().len() > then + 10
+            });
+        }
+        job.kill_all();
+        job.restart(mode, &[]);
+    }
+    job.checkpoint();
     job.kill_all();
 }
