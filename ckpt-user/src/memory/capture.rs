@@ -39,15 +39,28 @@ impl Objects {
                 if !deleted::is_on_a_mount(former, metadata) {
                     return Err("its file has been deleted; it cannot be saved yet".to_owned());
                 }
-                if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
-                    self.deleted.push(deleted::of(link, former, metadata)?);
-                }
-                return Ok(MappedFile { deleted: true, ..file_of(target, metadata) });
+                return self.without_a_name(link, former, metadata);
+            }
+            None if deleted::is_hidden(&target, link) => {
+                return self.without_a_name(link, &target, metadata);
             }
             Some(former) if !same_by_path(&target, metadata) => deleted::other_name(former, metadata)?,
             _ => target,
         };
         Ok(file_of(path, metadata))
+    }
+
+    fn without_a_name(
+        &mut self,
+        link: &Path,
+        former: &Path,
+        metadata: &Metadata,
+    ) -> Result<MappedFile, String> {
+        if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
+            self.deleted.push(deleted::of(link, former, metadata)?);
+        }
+        let target = std::fs::read_link(link).map_err(|e| e.to_string())?;
+        Ok(MappedFile { deleted: true, ..file_of(target, metadata) })
     }
 
     /// The index of an object; one that is met for the first time is told about by `describe`.

@@ -7,7 +7,7 @@
 use super::{Object, Seen, path_of};
 use crate::image::{Chain, Source, SpaceId};
 use crate::task::mounts;
-use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, statfs};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, HUGETLBFS_MAGIC, NFS_SUPER_MAGIC, statfs};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
@@ -71,6 +71,24 @@ impl DeletedRecord {
 pub fn former(target: &Path) -> Option<&Path> {
     let bytes = target.as_os_str().as_bytes().strip_suffix(GONE)?;
     Some(Path::new(OsStr::from_bytes(bytes)))
+}
+
+/// Whether that is the name under which a file that was removed is hidden until nobody has it open any more: by an NFS client
+/// (nfs_sillyrename() of fs/nfs/unlink.c), or by libfuse. With the program, it goes.
+pub fn is_hidden(target: &Path, link: &Path) -> bool {
+    let Some(of) = hidden_by(target) else { return false };
+    statfs(link).is_ok_and(|found| found.filesystem_type() == of)
+}
+
+fn hidden_by(target: &Path) -> Option<FsType> {
+    let name = target.file_name()?.as_bytes();
+    let is_number = |digits: &[u8], count| digits.len() == count && digits.iter().all(u8::is_ascii_hexdigit);
+    let is = |prefix: &[u8], count| name.strip_prefix(prefix).is_some_and(|digits| is_number(digits, count));
+    match () {
+        () if is(b".nfs", 24) => Some(NFS_SUPER_MAGIC),
+        () if is(b".fuse_hidden", 16) => Some(FUSE_SUPER_MAGIC),
+        () => None,
+    }
 }
 
 /// # Errors
@@ -249,6 +267,22 @@ mod tests {
         let file = unnamed(dir.path()).unwrap();
         assert_eq!(file.metadata().unwrap().nlink(), 0);
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_of_what_is_hidden_until_it_is_closed() {
+        let of = |name: &str| hidden_by(&Path::new("/d").join(name));
+        assert_eq!(of(".nfs000000000123abcd00000007"), Some(NFS_SUPER_MAGIC));
+        assert_eq!(of(".fuse_hidden0000000a00000001"), Some(FUSE_SUPER_MAGIC));
+        for name in
+            [".nfs", ".nfs000000000123abcd0000000", ".nfs000000000123abcd0000000x", ".fuse_hidden1", "nfs"]
+        {
+            assert_eq!(of(name), None, "{name}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".nfs000000000123abcd00000007");
+        std::fs::write(&path, "here it is a name like any other").unwrap();
+        assert!(!is_hidden(&path, &path));
     }
 
     #[test]

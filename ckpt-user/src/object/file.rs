@@ -92,6 +92,9 @@ fn modified(metadata: &Metadata) -> i64 {
 pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
     let path = match deleted::former(&seen.target) {
         Some(former) if metadata.nlink() == 0 => return deleted::capture(seen, former, metadata),
+        None if deleted::is_hidden(&seen.target, &seen.link()) => {
+            return deleted::capture(seen, &seen.target, metadata);
+        }
         Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
         _ => &seen.target,
     };
