@@ -168,10 +168,9 @@ fn capture_process(
         }
         records.push(record);
     }
-    let mut waiting = shared.clone();
-    for stopped in process.threads.iter().filter_map(|t| t.stopped.as_ref()) {
-        waiting.extend(stopped.pending(false).reading(pid, "signals")?);
-    }
+    let of_threads = process.threads.iter().filter_map(|t| t.stopped.as_ref()).map(|s| s.pending(false));
+    let of_threads = of_threads.collect::<Result<Vec<_>, _>>().reading(pid, "signals")?;
+    let waiting = [&shared[..], &of_threads.concat()].concat();
     let mut shared = posix_timers::without(shared, &asked.timers, machine::delivers_stale_rings());
     if planted::is("dropped-signal") {
         shared.pop();
@@ -191,7 +190,7 @@ fn capture_process(
         limits: dir.text("limits").and_then(|t| limits::parse(&t)).reading(pid, "limits")?,
         surroundings: Some(surroundings::capture(via, &status)?),
         guards: Vec::new(),
-        job_stop: job_stop(process.job_stop, &waiting),
+        job_stop: signals::job_stop(process.job_stop, &waiting),
         settings: Some(settings::capture(via, &status, &state).reading(pid, "settings")?),
         timers: if state.timers.iter().all(|t| *t == Timer::default()) {
             Vec::new()
@@ -227,21 +226,6 @@ fn no_call_under_way(process: &FrozenProcess, behind: &std::ops::Range<u64>) -> 
             crate::refusal::named(process.pid)
         ))),
         None => Ok(()),
-    }
-}
-
-/// The job-control signal that the process is stopped by, 0 for none. Its threads stop one after another: one that
-/// was still running may have continued a process that had been seen stopped, or stopped it; then the signal is
-/// pending, for the process or one of its threads. Each of the two takes the other away when it is sent (signal(7)), so only the
-/// last one is there.
-fn job_stop(seen: Option<i32>, pending: &[[u8; 128]]) -> i32 {
-    let has = |signal| pending.iter().any(|info| number(info) == signal);
-    if has(libc::SIGCONT) {
-        0
-    } else if has(libc::SIGSTOP) {
-        libc::SIGSTOP
-    } else {
-        seen.unwrap_or(0)
     }
 }
 
@@ -341,22 +325,4 @@ fn clocks(pid: Pid) -> std::io::Result<Clocks> {
         monotonic: shift.now(libc::CLOCK_MONOTONIC).ok_or_else(missing)?,
         boottime: shift.now(libc::CLOCK_BOOTTIME).ok_or_else(missing)?,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stop_that_was_taken_back_while_others_ran_is_none() {
-        let pending = |signal: i32| {
-            let mut info = [0; 128];
-            info[..4].copy_from_slice(&signal.to_le_bytes());
-            [info]
-        };
-        assert_eq!(job_stop(Some(libc::SIGTSTP), &[]), libc::SIGTSTP);
-        assert_eq!(job_stop(Some(libc::SIGSTOP), &pending(libc::SIGCONT)), 0);
-        assert_eq!(job_stop(None, &pending(libc::SIGSTOP)), libc::SIGSTOP);
-        assert_eq!(job_stop(None, &pending(libc::SIGCHLD)), 0);
-    }
 }

@@ -180,3 +180,34 @@ fn all_zero(results: &[i64]) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+/// The job-control signal that the process is stopped by, 0 for none. Its threads stop one after another: one that
+/// was still running may have continued a process that had been seen stopped, or stopped it; then the signal is
+/// pending, for the process or one of its threads. Each of the two takes the other away when it is sent (signal(7)), so only the
+/// last one is there.
+pub fn job_stop(seen: Option<i32>, pending: &[[u8; 128]]) -> i32 {
+    let has = |signal: i32| pending.iter().any(|info| signal_of(info).is_ok_and(|is| is == signal as u64));
+    match (has(libc::SIGCONT), has(libc::SIGSTOP)) {
+        (true, _) => 0,
+        (_, true) => libc::SIGSTOP,
+        _ => seen.unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_was_taken_back_while_others_ran_is_none() {
+        let pending = |signal: i32| {
+            let mut info = [0; 128];
+            info[..4].copy_from_slice(&signal.to_le_bytes());
+            [info]
+        };
+        assert_eq!(job_stop(Some(libc::SIGTSTP), &[]), libc::SIGTSTP);
+        assert_eq!(job_stop(Some(libc::SIGSTOP), &pending(libc::SIGCONT)), 0);
+        assert_eq!(job_stop(None, &pending(libc::SIGSTOP)), libc::SIGSTOP);
+        assert_eq!(job_stop(None, &pending(libc::SIGCHLD)), 0);
+    }
+}

@@ -54,8 +54,14 @@ pub fn outside(init: i32, pid: i32) -> Option<i32> {
     let level = levels(init)?.len() - 1;
     let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let same = |&other: &i32| levels(other).is_some_and(|ids| ids.get(level) == Some(&pid));
+    let parent = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        parse(&stat).map(|process| process.parent)
+    };
+    // One in a namespace of its own may be of another box.
     let below = |&other: &i32| {
-        namespace(other) == namespace(init) || levels(other).is_some_and(|ids| ids.len() > level + 1)
+        namespace(other) == namespace(init)
+            || std::iter::successors(Some(other), parent).any(|one| one == init)
     };
     let found = list(Path::new("/proc")).into_iter().map(|process| process.pid);
     found.filter(same).find(below)
