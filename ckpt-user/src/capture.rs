@@ -149,9 +149,11 @@ fn capture_process(
     let executable = objects.file(&exe, &executable);
     let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let first = &process.threads[0];
+    // While it was asked, it may have taken some.
+    let waited = dir.status().and_then(|status| status.hex("ShdPnd")).reading(pid, "status")?;
     let shared =
         first.stopped.as_ref().map_or(Ok(Vec::new()), |s| s.pending(true)).reading(pid, "signals")?;
-    let shared = signals::with_bare(shared, status.hex("ShdPnd").reading(pid, "status")?);
+    let shared = signals::with_bare(shared, waited);
     let mut records = Vec::with_capacity(process.threads.len() + 1);
     if via != pid {
         records.push(ended::capture(pid).reading(pid, "its first thread")?);

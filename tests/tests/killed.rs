@@ -376,6 +376,46 @@ fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     herd.kill_all(running);
 }
 
+/// SIGSTOP to each process that it traces at that moment, as one to all of a batch job comes.
+fn skeletons_stop(pid: i32) -> Deed {
+    fn below(pid: i32) -> Vec<i32> {
+        children_of(pid).into_iter().flat_map(|child| [vec![child], below(child)].concat()).collect()
+    }
+    let is_traced = move |child: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+        status.contains(&format!("TracerPid:\t{pid}\n"))
+    };
+    let stop = |child| kill(Pid::from_raw(child), Signal::SIGSTOP).unwrap_or_default();
+    Box::new(move || below(pid).into_iter().filter(is_traced).for_each(stop))
+}
+
+/// What is not the program yet takes no stop for it, wherever that finds it: in a clone(2), which begins none then.
+#[test]
+fn skeletons_that_are_stopped_go_on() {
+    let sandbox = sandbox("stopped_skeletons");
+    let (mut herd, running) = Herd::launch(&sandbox, &[]);
+    herd.traced_checkpoint(&running, (any, 0), never(0));
+    herd.verify_whole();
+    herd.kill_all(running);
+    let (running, calls) = herd.traced_restart(&[], (injects, 0), never);
+    herd.wait_for_supervisor(&running);
+    let all = calls.seen();
+    herd.kill_all(running);
+    calls.end();
+    // An odd number: entries and ends of calls take turns.
+    for at in (1..=all).step_by(all as usize / 20 | 1) {
+        let (running, calls) = herd.traced_restart(&[], (injects, at), skeletons_stop);
+        herd.wait_for_supervisor(&running);
+        assert!(calls.is_done(), "no stop came before call {at} of {all}");
+        for process in sandbox.ps() {
+            let _ = sandbox.kill(process.pid, Signal::SIGCONT as i32);
+        }
+        assert!(herd.goes_on(&running), "stopped before call {at} of {all}: the program is gone");
+        herd.kill_all(running);
+        calls.end();
+    }
+}
+
 #[test]
 fn ckptbpf_before_any_call_of_an_eager_restart() {
     killed_in_a_restart("killed_eager", &[], itself);

@@ -35,13 +35,6 @@ fn lazymem(args: [u64; 3], gate: &str, tasks: u64) -> Cmd {
     victim_cmd("lazymem").args([&mib, &steps, gate, &touch, &tasks.to_string()])
 }
 
-fn missing(sandbox: &Sandbox, job: &Job) -> u64 {
-    let status = sandbox.run(verb("status", ["--json"]).arg(job.dir())).success();
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let one = if status.is_array() { &status[0] } else { &status };
-    one["pages_missing"].as_u64().unwrap_or_else(|| panic!("no pages_missing in {status}"))
-}
-
 /// Restarts and waits until the program runs and the job can be asked.
 fn restart(sandbox: &Sandbox, job: &mut Job, from: u64, mode: Mode, options: &[&str]) {
     job.restart_at(from, mode, &[&["--json"], options].concat());
@@ -62,7 +55,7 @@ fn wait_until_full(sandbox: &Sandbox, job: &Job) {
     let events = sandbox.see(job.dir()).join("events.jsonl");
     let count = || std::fs::read_to_string(&events).unwrap_or_default().matches("lazy-done").count();
     let before = count();
-    sandbox.wait_for("lazy-done", SOON, || missing(sandbox, job) == 0 && count() >= before.max(1));
+    sandbox.wait_for("lazy-done", SOON, || job.pages_missing() == 0 && count() >= before.max(1));
 }
 
 fn signal(sandbox: &Sandbox, pid: i32) {
@@ -104,7 +97,7 @@ fn the_first_output_comes_before_one_percent_of_the_memory() {
     assert!(line["mode"] == "lazy" && total >= mib() << 8, "{line}");
     signal(&sandbox, job.program());
     job.running().wait_for_output("1 ", SOON);
-    let served = total - missing(&sandbox, &job);
+    let served = total - job.pages_missing();
     println!("{served} of {total} pages were served by the first output");
     assert!(served > 0 && served * 100 <= total, "{served} of {total} pages");
     assert_eq!(guards(&sandbox), 1);
@@ -396,7 +389,7 @@ fn checkpoints_taken_while_pages_are_missing_are_whole() {
         signal(&sandbox, job.program());
         job.running().wait_for_output(act, SOON);
         let taken = job.checkpoint();
-        assert!(taken.kind == "delta" && missing(&sandbox, &job) > 0, "{act}: {taken:?}");
+        assert!(taken.kind == "delta" && job.pages_missing() > 0, "{act}: {taken:?}");
         if *act == "replace" {
             assert!(taken.pages * 10 < first.pages, "unfilled pages count as dirty: {taken:?}");
         }

@@ -234,13 +234,8 @@ fn ckptbpf_serves_pages_while_the_first_process_is_stopped() {
     let is_stopped = |pid| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
     sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
     sandbox.wait_for("the stop", SOON, || is_stopped(program));
-    let missing = || {
-        let status = sandbox.run(verb("status", ["--json"]).arg(job.dir())).success();
-        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-        status["pages_missing"].as_u64().unwrap()
-    };
-    let before = missing();
-    sandbox.wait_for("pages for the others", SOON, || missing() < before);
+    let before = job.pages_missing();
+    sandbox.wait_for("pages for the others", SOON, || job.pages_missing() < before);
     std::fs::remove_file(hold).unwrap();
     sandbox.wait_for("ckptbpf to stop, once all are there", SOON, || is_stopped(ckptbpf));
     sandbox.kill(program, Signal::SIGCONT as i32).unwrap();

@@ -68,6 +68,9 @@ fn leads_to_its_own(name: &str, program: &Cmd) {
     for mode in [MODES, MODES].concat() {
         let before = log().len();
         sandbox.wait_for("a line in the log", SOON, || log().len() > before || log().ends_with(b"\n298\n"));
+        // Without whom those that are missing would never come.
+        job.program();
+        sandbox.wait_for("all pages", SOON, || job.pages_missing() == 0);
         let program = job.kill_supervisor();
         job.attach(program, &[]);
         job.checkpoint();

@@ -12,7 +12,7 @@
 use super::inject::Call;
 use super::mem;
 use super::ptrace::{Stop, Stopped, Waited, adopt};
-use super::regs::Regs;
+use super::regs::{ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Regs};
 use nix::unistd::Pid;
 use std::io;
 use std::time::{Duration, Instant};
@@ -176,11 +176,17 @@ impl Remote {
     }
 
     /// One call by the `syscall` instruction at `gadget`, by PTRACE_SYSCALL stops: needs no scratch and no
-    /// SIGTRAP, so it can be the last one made.
+    /// SIGTRAP, so it can be the last one made. A call that a SIGSTOP from outside kept from beginning (clone(2) begins none
+    /// while one waits) is made again.
     pub fn step(&mut self, gadget: u64, call: Call) -> io::Result<i64> {
-        self.enter(gadget, call)?;
-        self.next_syscall_stop()?;
-        Ok(self.thread()?.regs()?.rax as i64)
+        loop {
+            self.enter(gadget, call)?;
+            self.next_syscall_stop()?;
+            let result = self.thread()?.regs()?.rax as i64;
+            if ![-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND].contains(&result) {
+                return Ok(result);
+            }
+        }
     }
 
     /// Issues `call` by the `syscall` instruction at `gadget` and interrupts it at once: one that sleeps gives

@@ -142,7 +142,7 @@ macro_rules! targets {
 targets! {
     header footer block index summary generation chain metadata
     proc_stat proc_status proc_limits proc_timers proc_maps proc_fdinfo proc_words proc_mountinfo proc_syscall proc_net
-    sock_diag
+    proc_cpuinfo tcp_info keyring_text sock_diag
     bpf_events bpf_rows bpf_offsets
     job_json registry request reply names arguments
 }

@@ -203,6 +203,14 @@ impl<'b> Job<'b> {
         self.sandbox.run(self.tool.verb("checkpoint", [&self.dir]))
     }
 
+    /// How many pages have yet to arrive after a lazy restart; 0 after any other.
+    pub fn pages_missing(&self) -> u64 {
+        let status = self.sandbox.run(verb("status", ["--json"]).arg(&self.dir)).success();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+        let missing = status.get("pages_missing").unwrap_or_else(|| panic!("no pages_missing in {status}"));
+        missing.as_u64().unwrap_or(0)
+    }
+
     /// Process id of the program itself, inside the box; waits until the job is known.
     pub fn program(&self) -> i32 {
         let mut pid = None;
