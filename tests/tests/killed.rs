@@ -403,7 +403,7 @@ fn skeletons_that_are_stopped_go_on() {
     herd.kill_all(running);
     calls.end();
     // An odd number: entries and ends of calls take turns.
-    for at in (1..=all).step_by(all as usize / 20 | 1) {
+    for at in (1..=all).step_by((all as usize / 20) | 1) {
         let (running, calls) = herd.traced_restart(&[], (injects, at), skeletons_stop);
         herd.wait_for_supervisor(&running);
         assert!(calls.is_done(), "no stop came before call {at} of {all}");
