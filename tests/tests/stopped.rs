@@ -262,13 +262,19 @@ def idle():
 def with_a_thread(): threading.Thread(target=idle).start(), idle()
 def without_its_first(): threading.Thread(target=idle).start(), libc.syscall(60, 0)
 def with_a_handler(): signal.signal(signal.SIGUSR2, lambda *_: os._exit(7)), idle()
-def with_an_alarm(): signal.setitimer(signal.ITIMER_REAL, 3), idle()
+def in_a_suspension():
+    # TERM gets through in it only.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.write(told[1], b'x')
+    while True: libc.syscall(130, ctypes.byref(ctypes.c_uint64(1 << 9)), 8)
+def with_an_alarm(): signal.setitimer(signal.ITIMER_REAL, 3 * float(os.environ.get('CKPTBPF_TEST_TIMEOUT_SCALE', 1))), idle()
 children = []
-for of, number in [(idle, 15), (idle, 1), (idle, 14), (idle, 9 + 26), (with_a_thread, 15), (without_its_first, 15), (with_a_handler, 12), (with_an_alarm, 0)]:
+for of, number in [(idle, 15), (idle, 1), (idle, 14), (idle, 9 + 26), (with_a_thread, 15), (without_its_first, 15), (with_a_handler, 12), (in_a_suspension, 15), (with_an_alarm, 0)]:
     pid = os.fork()
     if not pid: of()
     for _ in range(1 + (of is with_a_thread)): os.read(told[0], 1)
     until(lambda: of is not without_its_first or read(pid, 'stat').rsplit(') ', 1)[1][0] == 'Z')
+    until(lambda: of is not in_a_suspension or read(pid, 'syscall').startswith('130 '))
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
     if number: os.kill(pid, number)
@@ -308,7 +314,8 @@ fn signals_wait(name: &str, options: &[&str]) {
     std::fs::write(sandbox.dir().join("end"), "").unwrap();
     job.signal(Signal::SIGUSR1);
     let printed = job.wait(SOON).success().stdout_text();
-    let ends = [15, 1, 14, 35, 15, 15, 7 << 8, 14].map(|status| format!("ended with {status}\n")).concat();
+    let ends =
+        [15, 1, 14, 35, 15, 15, 7 << 8, 15, 14].map(|status| format!("ended with {status}\n")).concat();
     assert_eq!(printed, format!("all stopped\nall stopped\n{ends}"));
 }
 

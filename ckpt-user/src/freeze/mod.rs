@@ -130,6 +130,8 @@ impl Drop for Stopping<'_> {
         for (pid, tid, thread) in self.stopped.drain(..) {
             let_go(pid, tid, thread, self.waits);
         }
+        // Some may have been seized and not asked yet.
+        self.asked.iter().for_each(|(_, running)| running.interrupt().unwrap_or_default());
         let soon = Instant::now() + Duration::from_millis(5);
         for (pid, running) in self.asked.drain(..) {
             let tid = running.tid();

@@ -56,17 +56,42 @@ impl Stream {
     }
 }
 
-/// Removes what rollbacks have cut off: there is a complete checkpoint of the run that goes on without it.
+/// Removes what rollbacks have cut off, and nothing else that is there: a complete checkpoint of the run goes on without it.
 pub fn forget_cuts(dir: &JobDir) {
+    let below = dir.proc_path().join(CUT);
     let removed = dir.assume().map_err(anyhow::Error::from).and_then(|_as| {
-        match std::fs::remove_dir_all(dir.proc_path().join(CUT)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        if !std::fs::symlink_metadata(&below).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&below)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name().to_str().is_some_and(is_cut) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        match std::fs::remove_dir(&below) {
+            Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(error.into()),
             _ => Ok(()),
         }
     });
     if let Err(error) = removed {
         log::warn!("{}: cannot remove what was cut off: {error:#}", dir.path().join(CUT).display());
     }
+}
+
+/// The name of what was cut off a file.
+fn name_of_cut(record: &FileRecord) -> String {
+    format!("{:x}-{:x}-{}", record.device, record.inode, record.size)
+}
+
+/// Whether it is one, with or without the number by which there are several.
+fn is_cut(name: &str) -> bool {
+    let (name, number) = name.split_once('.').unwrap_or((name, "1"));
+    let parts: Vec<&str> = name.split('-').collect();
+    let is_number = |text: &&str, radix| u64::from_str_radix(text, radix).is_ok();
+    parts.len() == 3
+        && parts[..2].iter().all(|part| is_number(part, 16))
+        && [parts[2], number].iter().all(|part| is_number(part, 10))
 }
 
 /// Compares every written file with the checkpoint; changes nothing.
@@ -116,8 +141,17 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
     let cuts = written.iter().filter(has_grown).map(|(file, _)| file.clone()).collect();
     let sound = written.iter().filter(|(file, _)| file.ends.is_some());
     let sound = sound.map(|(file, _)| (file.device, file.inode)).collect();
-    let is_others = |file: &FileRecord| !own.contains(&(file.device, file.inode));
-    let written = written.into_iter().map(|(file, _)| file).filter(is_others).collect();
+    // Of one that nothing is cut off, and that the program adds to, nothing is lost to others who do.
+    let is_mapped = |file: &FileRecord| {
+        let is_it = |other: &MappedFile| (other.device, other.inode) == (file.device, file.inode);
+        image.objects.iter().filter_map(|object| object.file.as_ref()).any(is_it)
+    };
+    let is_at_risk = |file: &FileRecord, now: u64| {
+        let stays = now == file.size && (file.size == 0 || ends::is_appended_to(&image.descriptions, file));
+        !own.contains(&(file.device, file.inode)) && (!stays || is_mapped(file))
+    };
+    let written =
+        written.into_iter().filter(|(file, now)| is_at_risk(file, *now)).map(|(file, _)| file).collect();
     Ok(Rollback { cuts, written, streams, sound })
 }
 
@@ -232,8 +266,7 @@ impl Rollback {
             let path = record.path();
             let mut file = file::open(path, libc::O_RDWR as u32).context("a file cannot be cut back")?;
             file.seek(SeekFrom::Start(record.size))?;
-            let name = format!("{:x}-{:x}-{}", record.device, record.inode, record.size);
-            let mut copy = dir.create_below(CUT, &name)?;
+            let mut copy = dir.create_below(CUT, &name_of_cut(record))?;
             std::io::copy(&mut file, &mut copy)
                 .with_context(|| format!("{}: cannot keep what is cut", path.display()))?;
             copy.sync_data()?;
@@ -312,6 +345,13 @@ mod tests {
         carry_out().unwrap();
         assert_eq!(std::fs::read(cut.join(&name)).unwrap(), b" and cut");
         assert_eq!(std::fs::read(cut.join(format!("{name}.1"))).unwrap(), b", and this");
+        // What is somebody's own there stays.
+        std::fs::write(cut.join("my own"), "").unwrap();
+        forget_cuts(&dir);
+        assert_eq!(std::fs::read_dir(&cut).unwrap().count(), 1);
+        std::fs::remove_file(cut.join("my own")).unwrap();
+        forget_cuts(&dir);
+        assert!(!cut.exists());
     }
 
     #[test]

@@ -141,8 +141,9 @@ fn look(asked: &[(&FileRecord, Asked)]) -> HashMap<Identity, Vec<(Pid, Other)>> 
     for pid in all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw) {
         let dir = ProcDir::process(reached_by(pid));
         let mut has: HashSet<Identity> = HashSet::new();
-        let opened =
-            dir.numbers("fd").unwrap_or_default().into_iter().filter(|number| is_written(&dir, *number));
+        let inodes: HashSet<u64> = files.iter().map(|(_, inode)| *inode).collect();
+        let opened = dir.numbers("fd").unwrap_or_default().into_iter();
+        let opened = opened.filter(|number| is_written(&dir, *number, &inodes));
         let links = opened.map(|number| format!("fd/{number}"));
         let mapped = also_mapped.then(|| mapped(&dir, &files)).into_iter().flatten();
         for link in links.chain(mapped) {
@@ -161,13 +162,16 @@ fn look(asked: &[(&FileRecord, Asked)]) -> HashMap<Identity, Vec<(Pid, Other)>> 
     found
 }
 
-/// Whether a descriptor is open for writing.
-fn is_written(dir: &ProcDir, number: i32) -> bool {
-    let flags = dir.text(&format!("fdinfo/{number}")).ok().and_then(|info| {
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
-        i32::from_str_radix(flags.trim(), 8).ok()
-    });
-    flags.is_some_and(|flags| flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY)
+/// Whether a descriptor is open for writing, of what may be one of these. Nobody is asked who may not answer: the file itself is
+/// not looked at (its inode is shown from Linux 5.14 on).
+fn is_written(dir: &ProcDir, number: i32, inodes: &HashSet<u64>) -> bool {
+    let info = dir.text(&format!("fdinfo/{number}")).unwrap_or_default();
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+    let may_be =
+        field("ino:").and_then(|inode| inode.parse().ok()).is_none_or(|inode| inodes.contains(&inode));
+    may_be
+        && flags.is_some_and(|flags| flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 /// The links of shared mappings that may be written to and may be of one of the files. The device that is shown is not always
@@ -189,7 +193,7 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsRawFd;
     use std::path::Path;
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     fn others(path: &Path) -> Vec<Other> {
         let files = [FileRecord::of(path, &path.metadata().unwrap())];
@@ -208,6 +212,7 @@ mod tests {
         let own = File::create(&path).unwrap();
         assert_eq!(others(&path), []);
         let mut sleep = Command::new("sleep").arg("60").stdout(own.try_clone().unwrap()).spawn().unwrap();
+        executes(&sleep);
         let found = others(&path);
         // Where there are no leases, /proc tells the same.
         let record = FileRecord::of(&path, &path.metadata().unwrap());
@@ -217,9 +222,19 @@ mod tests {
         assert!(is_sleep(&found), "{found:?}");
         assert!(looked.iter().any(|(pid, _)| pid.as_raw() == sleep.id() as i32), "{looked:?}");
         let reader = Command::new("sleep").arg("60").stdin(Stdio::from(File::open(&path).unwrap())).spawn();
+        let mut reader = reader.unwrap();
+        executes(&reader);
         let found = others(&path);
-        reader.unwrap().kill().unwrap();
+        reader.kill().unwrap();
+        reader.wait().unwrap();
         assert_eq!(found, []);
+    }
+
+    /// Until then it has what its parent has open.
+    fn executes(child: &Child) {
+        while std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap() != "sleep\n" {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -129,8 +129,12 @@ fn run_again(
     if let Err(error) = rebuild::foreground::give(&image) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
-    rebuild::objects::set_streams(&image)?;
-    let tracked = rebuild::resume::resume(processes, &chain)?;
+    let changed = rebuild::objects::set_streams(&image)?;
+    let tracked = rebuild::resume::resume(processes, &chain).inspect_err(|_| {
+        for stream in &changed {
+            let _ = rebuild::objects::set_waiting(stream, true);
+        }
+    })?;
     names.keep();
     if let Some(taken) = taken {
         say_where(taken, root);

@@ -3,6 +3,10 @@
 use super::ends::Ends;
 use super::{Object, Seen, deleted, path_of, same_by_path};
 use crate::sys::ids::FsIds;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
+    TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -153,12 +157,30 @@ fn open_as(path: &Path, flags: u32) -> io::Result<File> {
         .open(path)
 }
 
+/// File systems whose files are content and nothing else (linux/magic.h, and those of ZFS, Lustre and GPFS).
+const STORES: [FsType; 10] = [
+    EXT4_SUPER_MAGIC,
+    XFS_SUPER_MAGIC,
+    BTRFS_SUPER_MAGIC,
+    F2FS_SUPER_MAGIC,
+    TMPFS_MAGIC,
+    OVERLAYFS_SUPER_MAGIC,
+    NFS_SUPER_MAGIC,
+    FsType(0x2fc1_2fc1),
+    FsType(0x0bd0_0bd0),
+    FsType(0x4750_4653),
+];
+
 /// Whoever may give a file its mode may give it one by which it can be opened. That they may is shown by doing so, with the mode
 /// that it has, which sets its time of change alone. Not of set-id files: a change of mode may lose that.
 fn as_its_owner(path: &Path, flags: u32) -> io::Result<File> {
     let name = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
     let found = name.metadata()?;
     let is_owner = found.uid() == FsIds::of_thread().uid;
+    // Files elsewhere are orders to the kernel, which may ask who has opened them.
+    if !STORES.contains(&fstatfs(&name)?.filesystem_type()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     if !found.is_file() || !is_owner || found.mode() & (libc::S_ISUID | libc::S_ISGID) != 0 {
         return Err(io::ErrorKind::PermissionDenied.into());
     }

@@ -104,6 +104,10 @@ impl Shown {
     /// A path that leads to it. The thread has a working directory of its own, and loses it.
     fn find(&self, mounts: &[Mount]) -> Option<Found> {
         mounts.iter().filter(|mount| mount.device == self.device).find_map(|mount| {
+            let at = std::fs::symlink_metadata(&mount.path).ok()?;
+            if !at.is_dir() {
+                return (at.ino() == self.inode).then(|| (mount.path.clone(), at));
+            }
             // A name alone (O_PATH) is not enough for the kernel, and to open it is an event for those who watch it.
             nix::unistd::chdir(&mount.path).ok()?;
             let found = inotify::open_by_handle_here(self.kind, &self.handle).ok()?;

@@ -59,10 +59,12 @@ fn leads_inside(fd: &OwnedFd, seen: &Seen, all: &[(OwnedFd, Seen)]) -> bool {
         let mut others = all.iter().map(|(_, other)| other).filter(|other| is_other_end(other));
         others.any(|other| !other.is_inherited())
     };
+    let opposite = if access(seen) == libc::O_RDONLY { libc::O_WRONLY } else { libc::O_RDONLY };
     match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
         // One that is both ends (`0<> fifo`) needs no other.
         SFlag::S_IFIFO if access(seen) == libc::O_RDWR => false,
-        SFlag::S_IFIFO => has(&|other| other.target == seen.target && access(other) != access(seen)),
+        // Nor is the stream itself, opened once more for both (/dev/stdout).
+        SFlag::S_IFIFO => has(&|other| other.target == seen.target && access(other) == opposite),
         SFlag::S_IFSOCK => match diag::diagnose(found.st_ino as u32).map(|found| found.peer) {
             Ok(Some(peer)) if peer != 0 => {
                 let name = format!("socket:[{peer}]");

@@ -11,9 +11,12 @@ use crate::memory::vma::{Kind, MappedFile};
 use crate::object::{self, Stage};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::sys::pidfd;
 use crate::task::limits;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use std::collections::{HashMap, HashSet};
+use nix::unistd::Pid;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// Descriptors that the skeletons inherit.
@@ -135,25 +138,45 @@ fn standard(stream: u32) -> std::io::Result<OwnedFd> {
 }
 
 /// The restarter's standard streams do not wait (O_NONBLOCK) where those at the checkpoint did not: a program that asks again
-/// and again would stand still. Others stay as they are. The last act before the program runs, as whoever started ckptbpf
-/// has them, too.
-pub fn set_streams(image: &Image) -> Result<(), RebuildError> {
-    for descriptor in image.processes.iter().flat_map(|p| &p.descriptors) {
-        let Some(stream) = descriptor.standard else { continue };
-        let description = image.descriptions.get(descriptor.description as usize);
-        if description.is_some_and(|d| d.flags & libc::O_NONBLOCK as u32 != 0) {
-            standard(stream).and_then(|fd| do_not_wait(&fd)).rebuilding(0, "a standard stream")?;
+/// and again would stand still. Others stay as they are, also where one description is several of them by now, of which
+/// one waited. The last act before the program runs, as whoever started ckptbpf has them, too; those that were changed.
+pub fn set_streams(image: &Image) -> Result<Vec<OwnedFd>, RebuildError> {
+    let streams = |waits: bool| {
+        let all = image.processes.iter().flat_map(|p| &p.descriptors);
+        let does = move |index: u32| {
+            let description = image.descriptions.get(index as usize);
+            description.is_some_and(|d| (d.flags & libc::O_NONBLOCK as u32 == 0) == waits)
+        };
+        all.filter(move |d| does(d.description)).filter_map(|d| d.standard).collect::<BTreeSet<u32>>()
+    };
+    let own = Pid::this();
+    let is_one = |a: u32, b: u32| {
+        pidfd::compare(own, own, pidfd::Kind::File, a as i32, b as i32).is_ok_and(Ordering::is_eq)
+    };
+    let (waiting, mut changed) = (streams(true), Vec::new());
+    for stream in streams(false) {
+        if let Some(other) = waiting.iter().find(|&&other| is_one(stream, other)) {
+            log::warn!(
+                "standard stream {stream} of the program did not wait (O_NONBLOCK), and is one with {other} now, which did"
+            );
+            continue;
+        }
+        let fd = standard(stream).rebuilding(0, "a standard stream")?;
+        if set_waiting(&fd, false).rebuilding(0, "a standard stream")? {
+            changed.push(fd);
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
-fn do_not_wait(fd: &OwnedFd) -> std::io::Result<()> {
+/// Whether that was to be changed.
+pub fn set_waiting(fd: &OwnedFd, waits: bool) -> std::io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    if !flags.contains(OFlag::O_NONBLOCK) {
-        fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    if flags.contains(OFlag::O_NONBLOCK) != waits {
+        return Ok(false);
     }
-    Ok(())
+    fcntl(fd, FcntlArg::F_SETFL(flags ^ OFlag::O_NONBLOCK))?;
+    Ok(true)
 }
 
 /// Opens the file and checks that it is still the one that was mapped.

@@ -74,7 +74,7 @@ fn finish(process: &mut RebuiltProcess) -> io::Result<()> {
         // Before its signals are unblocked. Whatever had stopped it: SIGTSTP and the like do nothing in an orphaned process group.
         let pid = process.pid();
         let mut living = process.record.threads.iter().zip(&mut process.threads).filter(lives);
-        living.next().map_or(Ok(()), |(_, remote)| remote.stop(pid))?;
+        living.next().map_or(Ok(()), |(_, remote)| remote.stop(gadget, pid))?;
     }
     let living = process.record.threads.iter().zip(&mut process.threads).filter(lives);
     for ((thread, remote), wanted) in living.zip(wanted) {

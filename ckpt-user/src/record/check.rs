@@ -8,7 +8,7 @@ use crate::memory::{hugetlb, protection_keys};
 use crate::object::connection::ConnectionRecord;
 use crate::object::ends::Ends;
 use crate::object::{Description, Object, deleted, epoll, inotify, lock, option, owner, socket, table};
-use crate::task::{filters, limits, posix_timers, signals, timers, zombie};
+use crate::task::{barriers, filters, limits, posix_timers, signals, timers, zombie};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,6 +196,9 @@ fn ids(image: &Image) -> Result<(), String> {
         }
     }
     image.zombies.iter().try_for_each(|z| take(z.pid))?;
+    if let Some(process) = image.processes.iter().find(|p| !barriers::are_known(p.barriers)) {
+        return Err(format!("process {} has registered for barriers {:#x}", process.pid, process.barriers));
+    }
     let signals =
         image.processes.iter().map(|p| p.exit_signal).chain(image.zombies.iter().map(|z| z.exit_signal));
     if let Some(signal) = signals.flatten().find(|signal| !(0..=64).contains(signal)) {

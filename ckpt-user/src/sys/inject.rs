@@ -127,19 +127,15 @@ fn made(
     Ok((kept.map(|()| result), thread))
 }
 
-/// Signals that wait for the end of a job-control stop go on waiting while the thread runs for us: one may end the program.
+/// Signals wait for the end of a job-control stop, and go on waiting while the thread runs for us: one may end the program.
 /// Returns its own mask where it has another one for that time.
 fn hold_signals_up(thread: &Stopped) -> io::Result<Option<u64>> {
     if !matches!(thread.stop(), Stop::Group(_)) {
         return Ok(None);
     }
     let mask = thread.sigmask()?;
-    let is_free = |info: &[u8; 128]| (1..=64).contains(&info[0]) && mask & 1 << (info[0] - 1) == 0;
-    let waits = thread.pending(false)?.iter().chain(&thread.pending(true)?).any(is_free);
-    if waits {
-        thread.set_sigmask(!0)?;
-    }
-    Ok(waits.then_some(mask))
+    thread.set_sigmask(!0)?;
+    Ok(Some(mask))
 }
 
 /// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls

@@ -377,7 +377,12 @@ impl Stopped {
 
     /// Runs to the next system call entry or exit.
     pub fn syscall(self) -> io::Result<Running> {
-        request(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
+        self.syscall_with(0)
+    }
+
+    /// The same, delivering `signal` if not 0.
+    pub fn syscall_with(self, signal: i32) -> io::Result<Running> {
+        request(libc::PTRACE_SYSCALL, self.tid, 0, signal as usize)?;
         Ok(self.runs())
     }
 

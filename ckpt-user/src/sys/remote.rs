@@ -281,17 +281,22 @@ impl Remote {
     }
 
     /// Stops the whole process `pid` of this thread, as SIGSTOP does; its other threads take part as soon as they go on. Signals
-    /// that wait stay blocked: one that ends a program would be taken first, as its number is lower.
-    pub fn stop(&mut self, pid: Pid) -> io::Result<()> {
+    /// that wait stay blocked: one that ends a program would be taken first, as its number is lower. A SIGCONT that comes
+    /// meanwhile leaves it running.
+    pub fn stop(&mut self, gadget: u64, pid: Pid) -> io::Result<()> {
         self.settle()?;
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+        // Where it would go on to if there is no stop.
+        let (rip, rax, orig_rax) = (gadget, libc::SYS_getpid as u64, u64::MAX);
+        self.thread()?.set_regs(&Regs { rip, rax, orig_rax, ..self.template })?;
         let mut stopped = self.thread.take().ok_or_else(lost)?;
-        while !matches!(stopped.stop(), Stop::Group(_)) {
+        while !matches!(stopped.stop(), Stop::Group(_) | Stop::Syscall) {
             let given = if stopped.stop() == Stop::Signal(libc::SIGSTOP) { libc::SIGSTOP } else { 0 };
-            stopped = stopped.cont(given)?.wait_stopped()?;
+            stopped = stopped.syscall_with(given)?.wait_stopped()?;
         }
+        let continued = stopped.stop() == Stop::Syscall;
         self.thread = Some(stopped);
-        Ok(())
+        if continued { self.settle() } else { Ok(()) }
     }
 
     /// The address of the loop's `syscall` instruction.

@@ -18,6 +18,10 @@ pub fn from_state(state: u32) -> u32 {
     READY.iter().filter(|(ready, _)| state & ready != 0).fold(0, |all, (_, command)| all | command)
 }
 
+pub fn are_known(commands: u32) -> bool {
+    commands & !ALL == 0
+}
+
 /// The commands from what the system call has returned: an error before Linux 6.3, which tells of none.
 pub fn from_call(result: i64) -> u32 {
     u32::try_from(result).map_or(0, |commands| commands & ALL)
