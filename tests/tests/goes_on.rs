@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
 use ckpt_tests::victim::victim;
-use ckpt_tests::{Cmd, Job, Sandbox, skip, victim_cmd};
+use ckpt_tests::{Cmd, Job, Sandbox, skip};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -118,13 +118,18 @@ fn is_refused_and_sees_nothing(name: &str, reason: &str) {
         }
     }
     let sandbox = Sandbox::new(name);
-    let mut job = Job::launch(&sandbox, &[], &victim_cmd(name));
+    // Below one that could be saved.
+    let program = Cmd::sh("\"$0\" & wait").arg(victim(name));
+    let mut job = Job::launch(&sandbox, &[], &program);
     job.running().wait_for_output("step\n", SOON);
     job.program();
     for _ in 0..2 {
         let said = job.try_checkpoint().expect_code(125).stderr_text();
         assert!(said.contains(reason), "{said}");
         goes_on(&sandbox, &job);
+        let status = |pid: i32| std::fs::read_to_string(sandbox.root().join(format!("proc/{pid}/status")));
+        let is_free = |pid: i32| status(pid).is_ok_and(|status| status.contains("TracerPid:\t0\n"));
+        sandbox.wait_for("nobody to be traced", SOON, || sandbox.ps().iter().all(|one| is_free(one.pid)));
     }
     assert!(job.checkpoints().is_empty());
     let printed = String::from_utf8(job.running().stdout()).unwrap();

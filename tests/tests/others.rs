@@ -133,3 +133,39 @@ fn who_has_started_the_restart_is_nobody_else() {
         });
     }
 }
+
+/// A log that several jobs add to, and a lock file that they have in common: nothing of either is lost.
+#[test]
+fn files_that_nothing_is_cut_off_are_shared_with_others() {
+    const PROGRAM: &str = "
+import fcntl, os, select
+log, lock = open('log', 'ab', 0), os.open('lock', os.O_RDWR | os.O_CREAT)
+log.write(b'one')
+for i in range(10 ** 8):
+    print(i, flush=True)
+    select.select([], [], [], 0.005)
+";
+    let sandbox = Sandbox::new("others_share");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", PROGRAM]));
+    job.running().wait_for_output("\n9\n", SOON);
+    job.checkpoint();
+    job.kill_all();
+    let another = || {
+        let other = sandbox.spawn("exec 7>> log 8<> lock; echo have; sleep 1000");
+        other.wait_for_output("have\n", SOON);
+        other
+    };
+    for mode in [Mode::Eager, Mode::Lazy] {
+        let _other = another();
+        job.restart_at(1, mode, &[]);
+        steps(&sandbox, &job);
+        job.kill_all();
+    }
+    // Once the other one has added to it, that would be cut off.
+    let other = another();
+    sandbox.run("printf mine >> log").success();
+    let said = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+    assert!(said.contains("/log: process ") && said.contains("has it open for writing"), "{said}");
+    other.kill_group(Signal::SIGKILL);
+    assert_eq!(std::fs::read(sandbox.dir().join("log")).unwrap(), b"onemine");
+}

@@ -139,6 +139,29 @@ fn a_standard_stream_whose_other_end_was_inherited() {
     assert!(printed.ends_with("299\nb'word'\n"), "{printed}");
 }
 
+/// The pipe of a standard stream, opened once more for both ways, as gfortran opens /dev/stdout: what is written there goes where
+/// the stream goes, after a restart too.
+#[test]
+fn a_standard_stream_that_is_opened_once_more() {
+    let sandbox = Sandbox::new("streams_once_more");
+    let images = sandbox.dir().join("images");
+    let begin = "import os\nagain = os.open('/dev/stdout', os.O_RDWR)\n";
+    let body = "os.write(1 if i % 2 else again, b'%d\\n' % i)";
+    let script = format!("{begin}{}", python_loop(300, 0.005, body));
+    let launch = Cmd::new(ckptbpf()).args(["launch", "-d"]).arg(&images).arg("--");
+    let launch = launch.program(&held(&sandbox, python(&script)));
+    let piped = |cmd: &Cmd| Cmd::sh("\"$@\" | cat").arg("sh").program(cmd);
+    let running = sandbox.spawn(piped(&launch));
+    running.wait_for_output("\n3\n", SOON);
+    checkpoint_and_end(&sandbox, &images);
+    running.wait(SOON).success();
+    let_go(&sandbox);
+    for mode in MODES {
+        let printed = sandbox.run(piped(&restart(*mode, &images))).success().stdout_text();
+        assert!(printed.ends_with("\n297\n298\n299\n"), "{printed}");
+    }
+}
+
 #[test]
 fn a_watched_standard_stream_that_cannot_be_watched_is_refused_by_name() {
     let sandbox = Sandbox::new("streams_watched");

@@ -28,6 +28,19 @@ impl Streams {
         let within: HashSet<&Path> = ends.filter(is_within).map(|(_, (_, seen))| &*seen.target).collect();
         let ends = all.iter().zip(&mut streams).filter(|((_, seen), _)| within.contains(&*seen.target));
         ends.for_each(|(_, streams)| streams.clear());
+        // Their pipe, opened once more by /dev/stdout or the like for both ways: what it is given goes where theirs goes.
+        let again = |seen: &Seen| {
+            let is_it = |(index, (_, other)): &(usize, &(OwnedFd, Seen))| {
+                !streams[*index].is_empty() && other.target == seen.target
+            };
+            all.iter().enumerate().find(is_it).map(|(index, _)| streams[index].clone())
+        };
+        let both_ways = |(index, (fd, seen)): (usize, &(OwnedFd, Seen))| {
+            let is_one = streams[index].is_empty() && access(seen) == libc::O_RDWR && is_fifo(fd);
+            Some((index, again(seen).filter(|_| is_one)?))
+        };
+        let more: Vec<_> = all.iter().enumerate().filter_map(both_ways).collect();
+        more.into_iter().for_each(|(index, numbers)| streams[index] = numbers);
         Self { of, numbers: streams }
     }
 
@@ -74,6 +87,10 @@ fn leads_inside(fd: &OwnedFd, seen: &Seen, all: &[(OwnedFd, Seen)]) -> bool {
         },
         _ => false,
     }
+}
+
+fn is_fifo(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO)
 }
 
 fn access(seen: &Seen) -> i32 {
