@@ -141,13 +141,17 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
     let cuts = written.iter().filter(has_grown).map(|(file, _)| file.clone()).collect();
     let sound = written.iter().filter(|(file, _)| file.ends.is_some());
     let sound = sound.map(|(file, _)| (file.device, file.inode)).collect();
-    // Of one that nothing is cut off, and that the program adds to, nothing is lost to others who do.
+    // Of one that nothing is cut off, and that the program only adds to, nothing is lost to others who do; nor of one that was
+    // empty and has not been touched, such as a lock file.
     let is_mapped = |file: &FileRecord| {
         let is_it = |other: &MappedFile| (other.device, other.inode) == (file.device, file.inode);
         image.objects.iter().filter_map(|object| object.file.as_ref()).any(is_it)
     };
+    let is_untouched =
+        |file: &FileRecord| std::fs::metadata(file.path()).is_ok_and(|now| file.is_as_old(&now));
     let is_at_risk = |file: &FileRecord, now: u64| {
-        let stays = now == file.size && (file.size == 0 || ends::is_appended_to(&image.descriptions, file));
+        let is_added_to = ends::is_only_appended_to(&image.descriptions, file);
+        let stays = now == file.size && (is_added_to || (now == 0 && is_untouched(file)));
         !own.contains(&(file.device, file.inode)) && (!stays || is_mapped(file))
     };
     let written =

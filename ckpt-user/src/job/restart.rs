@@ -130,11 +130,8 @@ fn run_again(
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;
-    let tracked = rebuild::resume::resume(processes, &chain).inspect_err(|_| {
-        for stream in &changed {
-            let _ = rebuild::objects::set_waiting(stream, true);
-        }
-    })?;
+    let tracked = rebuild::resume::resume(processes, &chain)
+        .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     names.keep();
     if let Some(taken) = taken {
         say_where(taken, root);

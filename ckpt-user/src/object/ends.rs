@@ -173,16 +173,24 @@ fn bytes_of_each(files: u64) -> u64 {
     1 << bytes.ilog2()
 }
 
-/// Whether all that write to the file do so at its end.
+/// Whether the program writes at the file's end only: it has it open for that, or stood there.
 pub fn is_appended_to(descriptions: &[Description], file: &FileRecord) -> bool {
-    let same = |d: &&Description| {
-        file_of(d).is_some_and(|other| (other.device, other.inode) == (file.device, file.inode))
-    };
-    descriptions
-        .iter()
-        .filter(same)
-        .filter(|d| writes(d))
-        .all(|d| d.flags & libc::O_APPEND as u32 != 0 || d.position >= file.size)
+    writers(descriptions, file).all(|d| appends(d) || d.position >= file.size)
+}
+
+/// Whether all that the program writes there goes to the file's end, wherever that is by then.
+pub fn is_only_appended_to(descriptions: &[Description], file: &FileRecord) -> bool {
+    writers(descriptions, file).all(appends)
+}
+
+fn appends(description: &Description) -> bool {
+    description.flags & libc::O_APPEND as u32 != 0
+}
+
+fn writers<'d>(descriptions: &'d [Description], file: &FileRecord) -> impl Iterator<Item = &'d Description> {
+    let file = (file.device, file.inode);
+    let same = move |d: &&Description| file_of(d).is_some_and(|other| (other.device, other.inode) == file);
+    descriptions.iter().filter(same).filter(|d| writes(d))
 }
 
 /// Whether bytes that the file held at the checkpoint are others now; `appended`: the program writes at its end only.

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub struct Streams {
@@ -35,8 +36,8 @@ impl Streams {
             };
             all.iter().enumerate().find(is_it).map(|(index, _)| streams[index].clone())
         };
-        let both_ways = |(index, (fd, seen)): (usize, &(OwnedFd, Seen))| {
-            let is_one = streams[index].is_empty() && access(seen) == libc::O_RDWR && is_fifo(fd);
+        let both_ways = |(index, (_, seen)): (usize, &(OwnedFd, Seen))| {
+            let is_one = streams[index].is_empty() && access(seen) == libc::O_RDWR && has_no_name(seen);
             Some((index, again(seen).filter(|_| is_one)?))
         };
         let more: Vec<_> = all.iter().enumerate().filter_map(both_ways).collect();
@@ -76,8 +77,12 @@ fn leads_inside(fd: &OwnedFd, seen: &Seen, all: &[(OwnedFd, Seen)]) -> bool {
     match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
         // One that is both ends (`0<> fifo`) needs no other.
         SFlag::S_IFIFO if access(seen) == libc::O_RDWR => false,
-        // Nor is the stream itself, opened once more for both (/dev/stdout).
-        SFlag::S_IFIFO => has(&|other| other.target == seen.target && access(other) == opposite),
+        // Nor is that of a pipe its own end, opened once more for both (/dev/stdout).
+        SFlag::S_IFIFO => has(&|other| {
+            let is_other =
+                if has_no_name(seen) { access(other) == opposite } else { access(other) != access(seen) };
+            other.target == seen.target && is_other
+        }),
         SFlag::S_IFSOCK => match diag::diagnose(found.st_ino as u32).map(|found| found.peer) {
             Ok(Some(peer)) if peer != 0 => {
                 let name = format!("socket:[{peer}]");
@@ -89,8 +94,9 @@ fn leads_inside(fd: &OwnedFd, seen: &Seen, all: &[(OwnedFd, Seen)]) -> bool {
     }
 }
 
-fn is_fifo(fd: &OwnedFd) -> bool {
-    fstat(fd).is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO)
+/// A pipe, and no FIFO, which leads to whoever opens it by its name.
+fn has_no_name(seen: &Seen) -> bool {
+    seen.target.as_os_str().as_bytes().starts_with(b"pipe:[")
 }
 
 fn access(seen: &Seen) -> i32 {

@@ -155,22 +155,30 @@ pub fn set_streams(image: &Image) -> Result<Vec<OwnedFd>, RebuildError> {
     };
     let (waiting, mut changed) = (streams(true), Vec::new());
     for stream in streams(false) {
-        if let Some(other) = waiting.iter().find(|&&other| is_one(stream, other)) {
+        if let Some(other) = waiting.iter().find(|&&other| other != stream && is_one(stream, other)) {
             log::warn!(
                 "standard stream {stream} of the program did not wait (O_NONBLOCK), and is one with {other} now, which did"
             );
             continue;
         }
-        let fd = standard(stream).rebuilding(0, "a standard stream")?;
-        if set_waiting(&fd, false).rebuilding(0, "a standard stream")? {
-            changed.push(fd);
+        match standard(stream).and_then(|fd| Ok(set_waiting(&fd, false)?.then_some(fd))) {
+            Ok(fd) => changed.extend(fd),
+            Err(error) => {
+                undo_streams(&changed);
+                return Err(error).rebuilding(0, "a standard stream");
+            }
         }
     }
     Ok(changed)
 }
 
+/// Has them wait again: nothing runs.
+pub fn undo_streams(changed: &[OwnedFd]) {
+    changed.iter().for_each(|stream| drop(set_waiting(stream, true)));
+}
+
 /// Whether that was to be changed.
-pub fn set_waiting(fd: &OwnedFd, waits: bool) -> std::io::Result<bool> {
+fn set_waiting(fd: &OwnedFd, waits: bool) -> std::io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     if flags.contains(OFlag::O_NONBLOCK) != waits {
         return Ok(false);

@@ -44,6 +44,17 @@ impl CloneArgs {
     }
 }
 
+/// For a child, right after its fork: it ends with its parent, which may be dead already.
+pub fn end_with(parent: Pid) {
+    // SAFETY: system calls that take numbers, and need no lock that another thread may hold.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() != parent.as_raw() {
+            libc::_exit(0);
+        }
+    }
+}
+
 /// Forks a child named `pid` that does nothing but wait to be taken over by ptrace.
 ///
 /// Only while the calling process has one thread: the child is a copy of it and never returns from here.
@@ -52,6 +63,7 @@ impl CloneArgs {
 /// EEXIST when the id is taken, EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
 pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
     let tid = [pid.as_raw()];
+    let parent = Pid::this();
     let args = CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
         set_tid: tid.as_ptr() as u64,
@@ -64,7 +76,7 @@ pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
         let child = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>());
         if child == 0 {
             // Should ckptbpf die before it has seized this child, nothing else would end it.
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            end_with(parent);
             loop {
                 libc::pause();
             }

@@ -2,6 +2,7 @@
 //! child that has told it nothing, is what that thing looks like in this kernel ([`crate::task::learnt`]).
 
 use super::check;
+use super::clone::end_with;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -77,11 +78,12 @@ impl Doer {
         check(i64::from(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }))?;
         // SAFETY: two new descriptors that nobody else knows.
         let [from, to] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let parent = Pid::this();
         // SAFETY: the child makes system calls only, which need no lock that another thread may hold.
         let child = unsafe {
             let child = check(libc::syscall(libc::SYS_fork))?;
             if child == 0 {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                end_with(parent);
                 let done = u8::from(deed.perform());
                 libc::syscall(libc::SYS_write, to.as_raw_fd(), &raw const done, 1);
                 loop {

@@ -16,7 +16,8 @@ use nix::{
     unistd::{ForkResult, Pid, fork},
 };
 
-use super::{check, clone::CloneArgs};
+use super::check;
+use super::clone::{CloneArgs, end_with};
 
 /// Bytes of a page on x86-64.
 pub const PAGE: usize = 4096;
@@ -112,16 +113,17 @@ impl Idle {
     /// # Errors
     /// fork(2) failed.
     pub fn new() -> io::Result<Self> {
+        let parent = Pid::this();
         // SAFETY: the child makes only system calls.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Self(child)),
-            ForkResult::Child => loop {
-                // SAFETY: both take numbers; the child ends with its parent.
-                unsafe {
-                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                    libc::pause();
+            ForkResult::Child => {
+                end_with(parent);
+                loop {
+                    // SAFETY: it takes nothing.
+                    unsafe { libc::pause() };
                 }
-            },
+            }
         }
     }
 
