@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -147,10 +147,15 @@ fn own_locks(
     ends: &[(OwnedFd, Seen)],
     descriptions: &[Description],
 ) -> Result<(), Refusal> {
-    // Who has any is known; where it is not, all are looked at.
-    let all = std::fs::read_to_string("/proc/locks").ok();
-    for (&Member { pid, thread }, table) in processes.iter().zip(tables) {
-        let id = pid.to_string();
+    // By whom a description was found is what it was looked at for, too; the others have still to be asked.
+    let is_known = |process: &Member, seen: &Seen| seen.carried.is_none() && seen.pid == process.thread;
+    let unknown = processes.iter().zip(&*tables).map(|(process, table)| {
+        table.iter().filter(|d| !is_known(process, &ends[d.description as usize].1)).count()
+    });
+    let all =
+        if unknown.sum::<usize>() > ASKED_ONE_BY_ONE { fs::read_to_string(ALL_LOCKS).ok() } else { None };
+    for (process, table) in processes.iter().zip(tables) {
+        let id = process.pid.to_string();
         let is_his =
             |line: &str| line.contains("POSIX") && line.split_ascii_whitespace().any(|word| word == id);
         if all.as_ref().is_some_and(|all| !all.lines().any(is_his)) {
@@ -158,19 +163,29 @@ fn own_locks(
         }
         let mut done = HashSet::new();
         for descriptor in table.iter_mut().filter(|d| done.insert(d.description)) {
-            let info = ProcDir::process(thread).text(&format!("fdinfo/{}", descriptor.number));
-            descriptor.locks = lock::parse(&info.reading(pid, "fdinfo")?, lock::Owner::Process);
             let index = descriptor.description as usize;
+            let seen = &ends[index].1;
+            descriptor.locks = if is_known(process, seen) {
+                lock::parse(&seen.info, lock::Owner::Process)
+            } else {
+                let info = ProcDir::process(process.thread).text(&format!("fdinfo/{}", descriptor.number));
+                lock::parse(&info.reading(process.pid, "fdinfo")?, lock::Owner::Process)
+            };
             if descriptor.standard.is_some() && !descriptor.locks.is_empty() {
-                return Err(ends[index].1.refuse(LOCKED_STREAM));
+                return Err(seen.refuse(LOCKED_STREAM));
             }
             if descriptions[index].stage() == Stage::Last && !descriptor.locks.is_empty() {
-                return Err(ends[index].1.refuse(MARKED));
+                return Err(seen.refuse(MARKED));
             }
         }
     }
     Ok(())
 }
+
+/// Who has any locks at all. Reading it stops all locking on the machine and takes a grace period of RCU, 5 to 20 ms
+/// (fs/locks.c, `locks_start`): as long as it takes to ask for so many descriptors.
+const ALL_LOCKS: &str = "/proc/locks";
+const ASKED_ONE_BY_ONE: usize = 1000;
 
 const LOCKED_STREAM: &str = "locks on a standard stream of whoever started the program cannot be saved";
 const MARKED: &str = "locks on it, and signals of it (F_SETOWN, F_SETSIG), cannot be saved";
