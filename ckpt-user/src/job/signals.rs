@@ -1,5 +1,6 @@
 //! Signals that the supervisor gets: read from a signalfd, sorted into the program's, everybody's, and ours.
 
+use crate::sys::signalfd;
 use crate::sys::witness::{Sent, Witness};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -84,9 +85,17 @@ impl Signals {
                 witness.iter_mut().for_each(|w| w.forget(signal));
                 true
             }
-            (libc::SI_USER, Some(witness)) => witness.has(sent),
+            (libc::SI_USER, Some(witness)) => witness.has(sent) || (signal == libc::SIGCONT && is_to_stop()),
             _ => false,
         };
         Some(if everyones { Meaning::Everyones(signal) } else { Meaning::Forward(signal) })
     }
+}
+
+/// Whether job control is to stop this process: since its last SIGCONT, as the kernel drops what waits to stop it when that
+/// comes, and that when a stop comes (prepare_signal() of kernel/signal.c), in the witness as well. Such a SIGCONT is over,
+/// whoever has got it: passed on, it would undo the stop.
+fn is_to_stop() -> bool {
+    const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    signalfd::waiting().is_ok_and(|waiting| STOPS.iter().any(|stop| waiting & 1 << (stop - 1) != 0))
 }

@@ -11,3 +11,11 @@ pub fn create(mask: u64, flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
+
+/// The signals that wait for this thread or its process: bit 0 is signal 1 (rt_sigpending(2)).
+pub fn waiting() -> io::Result<u64> {
+    let mut set = 0u64;
+    // SAFETY: the kernel writes eight bytes to `set`.
+    let asked = unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut set, 8) };
+    super::check(asked).map(|_| set)
+}
