@@ -152,6 +152,18 @@ fn a_witness_that_is_stopped_or_dead_holds_nothing_up() {
     }
 }
 
+/// Tells each SIGCONT, too.
+const CONTINUED: &str = "
+import signal, sys
+known = [signal.SIGUSR2, signal.SIGTERM, signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP]
+signal.pthread_sigmask(signal.SIG_BLOCK, known)
+print('ready', flush=True)
+got = 0
+while got != signal.SIGUSR2:
+    got = signal.sigwait(known)
+    print(int(got), flush=True)
+";
+
 /// On a terminal of its own: while ckptbpf asks whether a SIGCONT was everybody's, and gets no answer, ^Z is pressed.
 const OVERTAKEN: &str = r#"
 import os, pty, signal, sys, time
@@ -196,7 +208,8 @@ print("late" if late else seen)
 fn a_stop_is_not_undone_by_what_came_before_it() {
     for attempt in 0..20 {
         let sandbox = Sandbox::new(&format!("overtaken_{attempt}"));
-        let launch = verb("launch", ["-d", "images", "--"]).program(&listener());
+        let launch = verb("launch", ["-d", "images", "--"])
+            .program(&Cmd::new("/usr/bin/python3").args(["-c", CONTINUED]));
         let typed = sandbox.run(Cmd::new("/usr/bin/python3").args(["-c", OVERTAKEN]).program(&launch));
         let heard = typed.success().stdout_text();
         // ckptbpf waits for an answer for half a second: this machine was too busy to type in that time.

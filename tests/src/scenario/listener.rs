@@ -4,8 +4,7 @@ use crate::sandbox::Cmd;
 
 const LISTENER: &str = r#"
 import signal, sys
-known = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH, signal.SIGRTMIN,
-         signal.SIGCONT, signal.SIGTSTP]
+known = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH, signal.SIGRTMIN]
 signal.pthread_sigmask(signal.SIG_BLOCK, known)
 print("ready", flush=True)
 while True:
