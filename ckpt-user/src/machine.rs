@@ -9,7 +9,14 @@ pub fn here(vdso: u64) -> Machine {
         |_| (String::new(), String::new()),
         |u| (u.nodename().to_string_lossy().into_owned(), u.release().to_string_lossy().into_owned()),
     );
-    Machine { host, kernel, cpu_features: cpu_features(), vdso }
+    Machine { host, kernel, cpu_features: cpu_features(), vdso, boot_id: boot_id().to_owned() }
+}
+
+/// Of this machine since it was started; empty where the kernel does not tell.
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    ID.get_or_init(|| read().trim().to_owned())
 }
 
 /// Whether a signal of a timer comes that was set anew, or deleted, while the signal waited: not from Linux 6.13 on.

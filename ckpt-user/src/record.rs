@@ -7,7 +7,9 @@ pub use check::BadImage;
 
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, deleted::DeletedRecord, memfd::Memfd, table::Descriptor, terminal::Modes};
+use crate::object::{
+    Description, Object, deleted::DeletedRecord, memfd::Memfd, table::Descriptor, terminal::Modes,
+};
 use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
 use crate::task::limits::Limit;
@@ -17,6 +19,7 @@ use crate::task::signals::{Action, ThreadSignals};
 use crate::task::surroundings::Surroundings;
 use crate::task::zombie::Zombie;
 use nix::unistd::Pid;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// A whole tree at one instant.
@@ -68,6 +71,9 @@ pub struct Machine {
     /// Fingerprint of the vdso.
     #[prost(fixed64, tag = "4")]
     pub vdso: u64,
+    /// /proc/sys/kernel/random/boot_id: files of memory are gone with it.
+    #[prost(string, tag = "5")]
+    pub boot_id: String,
 }
 
 /// The program's own clocks at the checkpoint, nanoseconds.
@@ -167,6 +173,38 @@ impl Process {
 }
 
 impl Image {
+    /// Files that are others by now, by device and inode, wherever they are spoken of: all at once, as what one is now may be what
+    /// another one was.
+    pub fn renumber(&mut self, now: &HashMap<(u64, u64), (u64, u64)>) {
+        let renumber = |device: &mut u64, inode: &mut u64| {
+            if let Some(is) = now.get(&(*device, *inode)) {
+                (*device, *inode) = *is;
+            }
+        };
+        for description in &mut self.descriptions {
+            match &mut description.object {
+                Some(Object::File(file)) => renumber(&mut file.device, &mut file.inode),
+                Some(Object::Inotify(inotify)) => {
+                    let files = inotify.watches.iter_mut().filter_map(|watch| watch.file.as_mut());
+                    files.for_each(|file| renumber(&mut file.device, &mut file.inode));
+                }
+                _ => {}
+            }
+        }
+        for object in &mut self.objects {
+            if let Some(file) = &mut object.file {
+                renumber(&mut file.device, &mut file.inode);
+                renumber(&mut object.device, &mut object.inode);
+            }
+        }
+        for process in &mut self.processes {
+            let executable = process.layout.iter_mut().filter_map(|layout| layout.executable.as_mut());
+            for file in process.mappings.iter_mut().filter_map(|vma| vma.file.as_mut()).chain(executable) {
+                renumber(&mut file.device, &mut file.inode);
+            }
+        }
+    }
+
     /// The deleted file with this device and inode.
     pub fn deleted(&self, identity: (u64, u64)) -> Option<&DeletedRecord> {
         self.deleted.iter().find(|file| file.identity() == identity)
@@ -273,4 +311,23 @@ pub struct SharedObject {
     /// Bytes of each of its pages, where they are huge ones of hugetlb; else 0.
     #[prost(uint64, tag = "9")]
     pub huge_page: u64,
+    /// What else it takes to make the file again: of one of tmpfs, which is gone with the machine.
+    #[prost(message, optional, tag = "10")]
+    pub tmpfs: Option<DeletedRecord>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_is_now_may_be_what_another_one_was() {
+        let file = |inode| MappedFile { device: 1, inode, ..MappedFile::default() };
+        let object = |inode| SharedObject { device: 1, inode, file: Some(file(inode)), ..Default::default() };
+        let mut image = Image { objects: vec![object(2), object(3), object(4)], ..Image::default() };
+        image.renumber(&HashMap::from([((1, 2), (1, 3)), ((1, 3), (1, 2))]));
+        let inodes: Vec<_> =
+            image.objects.iter().map(|o| (o.inode, o.file.as_ref().unwrap().inode)).collect();
+        assert_eq!(inodes, [(3, 3), (2, 2), (4, 4)]);
+    }
 }

@@ -303,7 +303,7 @@ impl JobDir {
             return Ok(None);
         }
         moving.sort_unstable_by_key(|name| std::cmp::Reverse(generation_of(name.as_bytes())));
-        let beside = ["job.json", "events.jsonl", "events.jsonl.1", "cut"];
+        let beside = ["job.json", "events.jsonl", "events.jsonl.1", "cut", "remade.json"];
         moving.extend(names.iter().filter(|name| beside.iter().any(|known| **name == **known)));
         let old =
             names.iter().filter_map(|name| name.to_str()?.strip_prefix("old-")?.parse::<u32>().ok()).max();
@@ -485,7 +485,9 @@ fn open_at(dir: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
 
 fn is_ours(name: &[u8]) -> bool {
     generation_of(name).is_some()
-        || [b"job.json".as_slice(), b"lock", b"events.jsonl", b"events.jsonl.1", b"cut"].contains(&name)
+        || ["job.json", "lock", "events.jsonl", "events.jsonl.1", "cut", "remade.json"]
+            .iter()
+            .any(|own| own.as_bytes() == name)
         || name.starts_with(b"old-")
         || name.ends_with(b".tmp")
 }

@@ -139,7 +139,7 @@ pub fn compare(image: &Image, policy: FilesPolicy, owner: &FsIds) -> anyhow::Res
     }
     let has_grown = |(file, now): &&(FileRecord, u64)| *now > file.size && policy == FilesPolicy::Rollback;
     let cuts = written.iter().filter(has_grown).map(|(file, _)| file.clone()).collect();
-    let sound = written.iter().filter(|(file, _)| file.ends.is_some());
+    let sound = written.iter().filter(|(file, _)| file.ends.is_some() || is_memory(image, file));
     let sound = sound.map(|(file, _)| (file.device, file.inode)).collect();
     // Of one that nothing is cut off, and that the program only adds to, nothing is lost to others who do; nor of one that was
     // empty and has not been touched, such as a lock file.
@@ -233,7 +233,7 @@ fn difference(image: &Image, file: &FileRecord) -> Result<u64, Difference> {
 }
 
 /// Whether all of the file is mapped, so that its bytes are in the image and come back.
-fn is_memory(image: &Image, file: &FileRecord) -> bool {
+pub fn is_memory(image: &Image, file: &FileRecord) -> bool {
     let is_it = |other: &MappedFile| (other.device, other.inode) == (file.device, file.inode);
     let index = image.objects.iter().position(|o| o.file.as_ref().is_some_and(is_it));
     let all: PageSet = std::iter::once(0..file.size.div_ceil(4096)).collect();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::{Codec, JobOptions};
 use super::process::ProcessId;
+use crate::machine;
 
 /// A record larger than this is not one of ours.
 pub const RECORD_LIMIT: u64 = 1 << 20;
@@ -33,7 +34,7 @@ impl Here {
         let line = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
         let host =
             nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let boot_id = line("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id = machine::boot_id().to_owned();
         let machine = line("/etc/machine-id").filter(|id| !id.is_empty());
         Self { host, boot_id, machine }
     }

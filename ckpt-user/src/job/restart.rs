@@ -10,6 +10,7 @@ use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side};
 use super::options::{FilesPolicy, RestartOptions};
 use super::record::RecordedOptions;
+use super::remade;
 use super::rights::{self, Means};
 use super::signals::Signals;
 use super::start::{self, Start};
@@ -73,6 +74,8 @@ fn run_again(
     let mut image = Image::read(newest.metadata())?;
     image.check()?;
     let owner = permitted(&mut image, newest.owner_uid())?;
+    rebuild::check(&image, &chain, &owner)?;
+    let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;
     let plan = files::compare(&image, options.files, &owner)?;
     // In a namespace, the one outside has seen to it: not everybody is seen from there.
     if taken.is_none() {
@@ -84,7 +87,7 @@ fn run_again(
         && let Some(taken) = taken::first(&image)
     {
         // Who goes on begins anew: the lock of the directory is not to be shared.
-        drop((target, chain, plan, dir));
+        drop((made, plan, chain, target, dir));
         return match namespace::make(&image, &taken)? {
             Side::Outside(stand_in) => stand_in.serve(),
             Side::Inside => run_again(options, begun, Some(&taken), running),
@@ -133,6 +136,7 @@ fn run_again(
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     names.keep();
+    made.keep();
     if let Some(taken) = taken {
         say_where(taken, root);
     }

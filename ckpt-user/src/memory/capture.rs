@@ -1,6 +1,7 @@
 //! The mappings of a stopped process, with what stands behind each.
 
 use super::hugetlb;
+use super::posix;
 use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
@@ -179,6 +180,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     if may_write {
         let object = objects.index(&metadata, |object| {
             object.deleted = file.deleted;
+            object.tmpfs = posix::of(&link, &file, &metadata)?;
             object.file = (!file.deleted).then_some(file);
             Ok(())
         });

@@ -7,6 +7,7 @@ pub mod layout;
 pub mod map_count;
 pub mod pages;
 pub mod policy;
+pub mod posix;
 pub mod protection_keys;
 pub mod runs;
 pub mod shared;

@@ -45,6 +45,9 @@ pub struct DeletedRecord {
     pub accessed_ns: i64,
     #[prost(int64, tag = "10")]
     pub modified_ns: i64,
+    /// All of it has its place there, also where nothing was written (fallocate(2)).
+    #[prost(bool, tag = "11")]
+    pub allocated: bool,
 }
 
 /// MQUEUE_MAGIC (ipc/mqueue.c).
@@ -134,6 +137,7 @@ pub fn of(link: &Path, former: &Path, metadata: &Metadata) -> Result<DeletedReco
         space: 0,
         accessed_ns: ns(metadata.atime(), metadata.atime_nsec()),
         modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+        allocated: metadata.blocks() >= metadata.size().div_ceil(512),
     })
 }
 
@@ -210,7 +214,7 @@ pub fn create(record: &DeletedRecord) -> io::Result<File> {
 }
 
 /// A file without a name in `directory`, also where the file system has no O_TMPFILE.
-fn unnamed(directory: &Path) -> io::Result<File> {
+pub fn unnamed(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     match options.custom_flags(libc::O_TMPFILE).open(directory) {
@@ -223,7 +227,8 @@ fn unnamed(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn fill(record: &DeletedRecord, file: &File, chain: &Chain) -> io::Result<()> {
+/// Its content. Its size is what it was.
+pub fn fill(record: &DeletedRecord, file: &File, chain: &Chain) -> io::Result<()> {
     /// Pages read at a time.
     const BATCH: u64 = 256;
     let mut reader = chain.reader();

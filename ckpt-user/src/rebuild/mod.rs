@@ -74,7 +74,7 @@ pub enum Mode {
     Lazy(Plan),
 }
 
-/// Rebuilds the tree of `image` with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for [`objects::make`].
+/// Rebuilds the tree of `image`, which has passed [`check`], with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for [`objects::make`].
 ///
 /// # Errors
 /// Named; everything made so far is taken away again.
@@ -85,9 +85,6 @@ pub fn rebuild(
     owner: &FsIds,
     sound: &HashSet<(u64, u64)>,
 ) -> Result<Rebuilt, RebuildError> {
-    check(image, owner)?;
-    hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
-    image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)?;
     let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner, sound)?;
     let mut skeletons = skeleton::plant(image, original_time)?;
@@ -127,7 +124,7 @@ pub fn rebuild(
 }
 
 /// What can be known to fail before anything is made.
-fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
+pub fn check(image: &Image, chain: &Chain, owner: &FsIds) -> Result<(), RebuildError> {
     let refused = |reason: String| Err(RebuildError::Refused(reason));
     filters::check(image, owner.uid == 0).map_err(RebuildError::Refused)?;
     let Some(machine) = &image.machine else {
@@ -151,7 +148,8 @@ fn check(image: &Image, owner: &FsIds) -> Result<(), RebuildError> {
             machine.kernel, machine.host
         ));
     }
-    Ok(())
+    hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
+    image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)
 }
 
 /// What tracking and the pager need of a rebuilt process afterwards.

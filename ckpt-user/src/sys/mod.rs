@@ -34,6 +34,7 @@ pub mod timerfd;
 pub mod uffd;
 pub mod wait;
 pub mod witness;
+pub mod xattr;
 
 use std::io;
 
