@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
 use ckpt_tests::victim::victim;
 use ckpt_tests::{Cmd, Job, Sandbox, skip};
+use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -145,4 +147,33 @@ fn a_32_bit_program() {
 #[test]
 fn a_thread_in_32_bit_code() {
     is_refused_and_sees_nothing("mixed", "(mixed) has a thread in 32-bit code");
+}
+
+/// One for which there is no room: the next one is made, and the end of the program is ckptbpf's.
+#[test]
+fn a_checkpoint_without_a_thread_for_it() {
+    let sandbox = Sandbox::new("no_thread");
+    let mut job = Job::launch(&sandbox, &["--ckpt-signal", "USR1"], &counting(""));
+    // Nobody has asked it anything: there is no thread that has ended, whose stack another one could have.
+    job.running().wait_for_output("step 2\n", SOON);
+    let limited = |bytes: &str| {
+        let ckptbpf = job.running().pid.to_string();
+        sandbox
+            .run(Cmd::new("/usr/bin/prlimit").args(["--pid", &ckptbpf]).arg(format!("--as={bytes}")))
+            .success();
+    };
+    let status =
+        std::fs::read_to_string(sandbox.see(Path::new(&format!("/proc/{}/statm", job.running().pid))));
+    let pages: u64 = status.unwrap().split(' ').next().unwrap().parse().unwrap();
+    // A stack takes two MiB.
+    limited(&format!("{}:unlimited", (pages << 12) + (1 << 20)));
+    job.running().kill(Signal::SIGUSR1);
+    let refused = "no checkpoint: cannot start a thread for it";
+    sandbox.wait_for("the failure", SOON, || job.running().stderr().contains(refused));
+    goes_on(&sandbox, &job);
+    limited("unlimited:unlimited");
+    job.running().kill(Signal::SIGUSR1);
+    job.wait_for_checkpoint(1);
+    sandbox.kill(job.program(), Signal::SIGKILL as i32).unwrap();
+    job.wait(SOON).expect_code(137);
 }

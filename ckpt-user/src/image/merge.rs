@@ -17,7 +17,8 @@ type Place = (usize, u64);
 
 /// Makes the newest generation of `chain` a full one.
 ///
-/// `check_lease` is asked just before the file is replaced. `Ok(None)`: a reader holds the file, nothing changed.
+/// `check_lease` is asked just before the file is replaced. `Ok(None)`: a reader holds the file, or it no longer `goes_on`; nothing
+/// changed.
 ///
 /// # Errors
 /// `Owner` when the files belong to somebody else; what the writer and the reader report. Nothing changed then.
@@ -25,6 +26,7 @@ pub(super) fn merge(
     dir: &Path,
     chain: Chain,
     check_lease: &mut dyn FnMut() -> Result<(), String>,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<Option<Committed>, ImageError> {
     let newest = chain.newest();
     let path = newest.path().to_path_buf();
@@ -44,8 +46,10 @@ pub(super) fn merge(
     }
     let maps: Vec<(SpaceId, PageMap)> =
         chain.spaces().into_iter().map(|space| (space, chain.pages(space))).collect();
-    let copied = copy_whole_blocks(&mut writer, &chain, &maps)?;
-    repack(&mut writer, &chain, &maps, &copied)?;
+    let Some(copied) = copy_whole_blocks(&mut writer, &chain, &maps, goes_on)? else { return Ok(None) };
+    if !repack(&mut writer, &chain, &maps, &copied, goes_on)? {
+        return Ok(None);
+    }
     let (metadata, summary) = (newest.metadata().to_vec(), newest.summary().clone());
     // Ours is a reader's lock, too.
     drop(chain);
@@ -63,12 +67,13 @@ pub(super) fn merge(
     }
 }
 
-/// Copies the blocks of which every page is alive; gives their numbers in the new file.
+/// Copies the blocks of which every page is alive; gives their numbers in the new file, none if it was given up.
 fn copy_whole_blocks(
     writer: &mut GenerationWriter,
     chain: &Chain,
     maps: &[(SpaceId, PageMap)],
-) -> Result<BTreeMap<Place, u32>, ImageError> {
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Option<BTreeMap<Place, u32>>, ImageError> {
     let mut alive: BTreeMap<Place, u64> = BTreeMap::new();
     for run in maps.iter().flat_map(|(_, map)| map.runs()) {
         if let Source::Stored { generation, block, .. } = run.source {
@@ -84,20 +89,24 @@ fn copy_whole_blocks(
         if pages < u64::from(row.pages) {
             continue;
         }
+        if !goes_on() {
+            return Ok(None);
+        }
         generation.read_block(&row, &mut bytes)?;
         block::check(number as u32, row.pages, &bytes).map_err(|what| generation.damaged_block(what))?;
         copied.insert((place, offset), writer.copy_block(row.pages, &mut bytes)?);
     }
-    Ok(copied)
+    Ok(Some(copied))
 }
 
-/// Writes every other page, and the index entries of all.
+/// Writes every other page, and the index entries of all; false if it was given up.
 fn repack(
     writer: &mut GenerationWriter,
     chain: &Chain,
     maps: &[(SpaceId, PageMap)],
     copied: &BTreeMap<Place, u32>,
-) -> Result<(), ImageError> {
+    goes_on: &dyn Fn() -> bool,
+) -> Result<bool, ImageError> {
     let mut reader = chain.reader();
     let mut pages = Vec::new();
     for (space, map) in maps {
@@ -107,6 +116,7 @@ fn repack(
                 Source::BackToFile => Entry::BackToFile,
                 Source::Stored { generation, block, index } => match copied.get(&(generation, block)) {
                     Some(&block) => Entry::Stored { block, index },
+                    None if !goes_on() => return Ok(false),
                     None => {
                         pages.resize(run.count as usize * PAGE_SIZE, 0);
                         reader.read_run(run, &mut pages)?;
@@ -118,5 +128,5 @@ fn repack(
             writer.insert(*space, EntryRun { first: run.first_page, count: run.count, entry });
         }
     }
-    Ok(())
+    Ok(true)
 }

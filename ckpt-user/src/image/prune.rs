@@ -43,7 +43,18 @@ pub fn prune(
     dir: &Path,
     keep: usize,
     in_use: &[GenerationId],
+    check_lease: impl FnMut() -> Result<(), String>,
+) -> Result<PruneReport, ImageError> {
+    prune_while(dir, keep, in_use, check_lease, &|| true)
+}
+
+/// The same; merging is given up once it no longer `goes_on`, and what needs none is done.
+pub fn prune_while(
+    dir: &Path,
+    keep: usize,
+    in_use: &[GenerationId],
     mut check_lease: impl FnMut() -> Result<(), String>,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<PruneReport, ImageError> {
     let mut report = PruneReport::default();
     let nodes = survey(dir, &mut report)?;
@@ -57,7 +68,7 @@ pub fn prune(
     if let Some(id) = steps.merge {
         let chain = chain::open_exactly(dir, id)?;
         let before = chain.newest().file_length();
-        match merge::merge(dir, chain, &mut check_lease)? {
+        match merge::merge(dir, chain, &mut check_lease, goes_on)? {
             Some(committed) => {
                 report.merged = Some(id);
                 report.bytes_freed -= committed.summary.bytes_stored.cast_signed() - before.cast_signed();

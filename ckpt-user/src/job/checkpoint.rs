@@ -53,6 +53,10 @@ pub enum CheckpointError {
     Io { what: &'static str, source: io::Error },
     #[error("the supervisor is gone")]
     NoTracer,
+    #[error(
+        "ckptbpf itself has failed at an earlier one; the program goes on without: restart it from its last checkpoint"
+    )]
+    NoMaker,
 }
 
 /// How the program goes on after a checkpoint.
@@ -164,10 +168,10 @@ impl Checkpointer {
         result.map(|done| CheckpointDone { killed, ..done })
     }
 
-    /// Merges and deletes old generations when it pays; a failure costs only room.
-    pub fn tidy(&mut self) {
+    /// Merges and deletes old generations when it pays, for as long as `goes_on`; a failure costs only room.
+    pub fn tidy(&mut self, goes_on: &dyn Fn() -> bool) {
         let begun = Instant::now();
-        match self.prune() {
+        match self.prune(goes_on) {
             Ok(Some(report)) => {
                 let event = Event::named("prune", begun.elapsed());
                 self.event(
@@ -181,7 +185,7 @@ impl Checkpointer {
         }
     }
 
-    fn prune(&self) -> anyhow::Result<Option<image::PruneReport>> {
+    fn prune(&self, goes_on: &dyn Fn() -> bool) -> anyhow::Result<Option<image::PruneReport>> {
         let dir = self.lease.dir();
         let _as_owner = dir.assume()?;
         let path = dir.proc_path();
@@ -193,7 +197,7 @@ impl Checkpointer {
             return Ok(None);
         }
         let check = || self.lease.check().map_err(|e| e.to_string());
-        Ok(Some(image::prune(&path, self.keep, &[], check)?))
+        Ok(Some(image::prune_while(&path, self.keep, &[], check, goes_on)?))
     }
 
     pub(super) fn tracked(&self) -> MutexGuard<'_, Tracked> {

@@ -24,6 +24,7 @@ mod known_files;
 pub mod launch;
 mod lazy;
 pub mod lease;
+mod maker;
 pub mod namespace;
 pub mod options;
 mod others;

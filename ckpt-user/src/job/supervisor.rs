@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌── SIGCHLD: reap ──────────────── last one gone ─▶ Ended
 //!   poll ─────┼── signal: forward │ checkpoint
-//!     ▲       ├── interval due │ request ─▶ checkpoint thread ─▶ done │ failed (said once)
+//!     ▲       ├── interval due │ request ─▶ its maker ─▶ done │ failed (said once)
 //!     └───────┴── task for the tracer (freeze, arm, thaw)
 //! ```
 //! Between checkpoints nothing is traced.
@@ -13,17 +13,18 @@ use super::control::{CheckpointDone, Control, ControlRequest, JobStatus, Reply, 
 use super::ended::{self, Ended};
 use super::interval::Schedule;
 use super::lazy::Lazy;
+use super::maker::{Maker, News};
 use super::options::{Cause, ends_program};
 use super::signals::{Meaning, Signals};
 use super::terminal;
-use super::tracer::{Tasks, Tracer, channel};
+use super::tracer::{Tasks, channel};
 use crate::freeze::{self, tree};
 use crate::sys::wait::{self, Change};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How a job is supervised.
@@ -46,18 +47,16 @@ pub struct Plan {
 /// How long a program that is not our child may go on after its first process, before we look again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-type Done = (Box<Checkpointer>, Result<CheckpointDone, CheckpointError>);
-
 struct Supervisor {
     plan: Plan,
     began: Instant,
     schedule: Schedule,
-    tracer: Tracer,
     tasks: Tasks,
-    done_to: mpsc::Sender<Done>,
-    done: mpsc::Receiver<Done>,
-    /// Here while no checkpoint is being made.
+    maker: Maker,
+    /// Here while the maker has nothing to do.
     idle: Option<Box<Checkpointer>>,
+    /// The maker has failed: there are no more checkpoints.
+    is_broken: bool,
     waiting: Vec<ReplyTo>,
     queued: Vec<(ReplyTo, bool)>,
     asked_by_signal: bool,
@@ -76,7 +75,6 @@ struct Supervisor {
 /// Only when the supervisor itself cannot go on (poll, eventfd).
 pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) -> std::io::Result<Ended> {
     let (tracer, tasks) = channel()?;
-    let (done_to, done) = mpsc::channel();
     let began = Instant::now();
     let schedule = Schedule::new(plan.interval, Duration::ZERO);
     let last = checkpointer.parent.map(|id| (id.0, began));
@@ -84,11 +82,10 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         plan,
         began,
         schedule,
-        tracer,
         tasks,
-        done_to,
-        done,
+        maker: Maker::new(tracer),
         idle: Some(Box::new(checkpointer)),
+        is_broken: false,
         waiting: Vec::new(),
         queued: Vec::new(),
         asked_by_signal: false,
@@ -112,8 +109,8 @@ impl Supervisor {
             while let Some(meaning) = signals.take() {
                 self.signal(meaning);
             }
-            while let Ok(done) = self.done.try_recv() {
-                self.take_in(done);
+            while let Some(news) = self.news(Duration::ZERO) {
+                self.take_in(news);
             }
             while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
                 self.request(request);
@@ -128,17 +125,30 @@ impl Supervisor {
         }
     }
 
-    fn take_in(&mut self, (checkpointer, result): Done) {
-        self.idle = Some(checkpointer);
-        self.finished(result);
+    /// Of a maker that is at work.
+    fn news(&self, wait: Duration) -> Option<News> {
+        if self.idle.is_some() || self.is_broken { None } else { self.maker.news(wait) }
     }
 
-    /// The program is gone: what a checkpoint thread still does (a commit that is also the end) counts.
+    fn take_in(&mut self, news: News) {
+        match news {
+            News::Made(result) => self.finished(result),
+            News::Idle(checkpointer) => self.idle = Some(checkpointer),
+            News::Dead => {
+                self.is_broken = true;
+                log::warn!("a checkpoint has failed in a way that it never should: there are no more");
+                self.finished(Err(CheckpointError::NoMaker));
+            }
+        }
+    }
+
+    /// The program is gone: what the maker still does (a commit that is also the end) counts.
     fn last_checkpoint(&mut self) {
-        while self.idle.is_none() {
+        self.maker.hurry();
+        while self.idle.is_none() && !self.is_broken {
             self.tasks.run_all();
-            if let Ok(done) = self.done.recv_timeout(Duration::from_millis(1)) {
-                self.take_in(done);
+            if let Some(news) = self.news(Duration::from_millis(1)) {
+                self.take_in(news);
             }
         }
     }
@@ -245,7 +255,17 @@ impl Supervisor {
         if self.killed_by_us || !(due || self.asked_by_signal || !self.queued.is_empty()) {
             return;
         }
-        let Some(mut checkpointer) = self.idle.take() else { return };
+        if self.is_broken {
+            self.refuse_all();
+            return;
+        }
+        let Some(checkpointer) = self.idle.take() else {
+            // Who asks does not wait for old checkpoints to be merged.
+            if self.asked_by_signal || !self.queued.is_empty() {
+                self.maker.hurry();
+            }
+            return;
+        };
         self.schedule.started();
         let ends = |cause| ends_program(cause, self.plan.exit_after_checkpoint, self.plan.checkpoint_signal);
         let kill = self.queued.iter().any(|q| ends(Cause::Request { kill: q.1 }))
@@ -254,18 +274,17 @@ impl Supervisor {
         self.asked_by_signal = false;
         self.waiting.extend(self.queued.drain(..).map(|q| q.0));
         let after = if kill { After::Kill } else { After::Continue };
-        let (tracer, done_to) = (self.tracer.clone(), self.done_to.clone());
-        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
-            let result = checkpointer.run(&tracer, after);
-            if result.as_ref().is_ok_and(|done| !done.killed) {
-                checkpointer.tidy();
-            }
-            let _ = done_to.send((checkpointer, result));
-            tracer.post(|| ());
-        });
-        if let Err(error) = spawned {
-            log::warn!("cannot start a thread: {error}");
+        if let Err((checkpointer, source)) = self.maker.make(checkpointer, after) {
+            self.idle = Some(checkpointer);
+            self.finished(Err(CheckpointError::Io { what: "cannot start a thread for it", source }));
         }
+    }
+
+    fn refuse_all(&mut self) {
+        self.schedule.failed(self.began.elapsed());
+        self.asked_by_signal = false;
+        self.waiting.extend(self.queued.drain(..).map(|q| q.0));
+        self.finished(Err(CheckpointError::NoMaker));
     }
 
     fn finished(&mut self, result: Result<CheckpointDone, CheckpointError>) {

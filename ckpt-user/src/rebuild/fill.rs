@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
+use std::thread::Builder;
 
 /// Pages copied at a time.
 const BATCH: u64 = 256;
@@ -173,10 +174,13 @@ pub fn eager(processes: &[Mapped], chain: &Chain) -> Result<(), RebuildError> {
     let work = Mutex::new(work);
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..cpus.clamp(2, THREADS)).map(|_| scope.spawn(|| worker(processes, chain, &work))).collect();
-        workers.into_iter().try_for_each(|w| {
-            w.join().unwrap_or_else(|_| Err(RebuildError::Refused("a fill thread failed".to_owned())))
+        let start = |_| Builder::new().spawn_scoped(scope, || worker(processes, chain, &work)).ok();
+        let workers: Vec<_> = (1..cpus.clamp(2, THREADS)).filter_map(start).collect();
+        // Where there can be no other threads, this one does it all.
+        let own = worker(processes, chain, &work);
+        workers.into_iter().fold(own, |so_far, one| {
+            let failed = |_| Err(RebuildError::Refused("a fill thread failed".to_owned()));
+            so_far.and(one.join().unwrap_or_else(failed))
         })
     })
 }

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZero;
+use std::thread::{Builder, ScopedJoinHandle};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The hash of each page, by page number.
@@ -96,9 +97,15 @@ impl Compared {
             let found: Vec<io::Result<Looked>> = match &parts[..] {
                 [part] => vec![look(part)],
                 parts => std::thread::scope(|scope| {
-                    let threads: Vec<_> = parts.iter().map(|part| scope.spawn(move || look(part))).collect();
+                    let start = |part| (part, Builder::new().spawn_scoped(scope, move || look(part)));
+                    let threads: Vec<_> = parts.iter().map(start).collect();
                     let failed = |_| Err(io::Error::other("a thread that compares pages has failed"));
-                    threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
+                    // Where there can be no more threads, this one does it.
+                    let join = |(part, thread): (_, io::Result<ScopedJoinHandle<'_, _>>)| match thread {
+                        Ok(thread) => thread.join().unwrap_or_else(failed),
+                        Err(_) => look(part),
+                    };
+                    threads.into_iter().map(join).collect()
                 }),
             };
             for looked in found {

@@ -1,7 +1,9 @@
 //! Pruning beside readers, with damage, with a lost lease.
 
-use super::super::{Generation, ImageError, prune, verify};
+use super::super::{Generation, ImageError, prune, prune_while, verify};
 use super::*;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 
 fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
@@ -158,4 +160,26 @@ fn root_does_not_make_a_users_image_its_own() {
     let error = prune(dir.path(), 1, &[], || Ok(())).unwrap_err();
     assert!(error.to_string().contains("sudo -u '#4711'"), "{error}");
     assert_eq!(names(dir.path()).len(), 3);
+}
+
+#[test]
+fn a_merge_that_is_given_up_changes_nothing() {
+    let all = |dir: &Path| {
+        let read = |entry: std::fs::DirEntry| (entry.file_name(), std::fs::read(entry.path()).unwrap());
+        std::fs::read_dir(dir).unwrap().map(|entry| read(entry.unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let dir = scratch();
+    three_generations(dir.path());
+    let before = all(dir.path());
+    for looks in 0.. {
+        let asked = Cell::new(0);
+        let goes_on = || asked.replace(asked.get() + 1) < looks;
+        let report = prune_while(dir.path(), 1, &[], || Ok(()), &goes_on).unwrap();
+        if report.merged.is_some() {
+            assert!(looks > 1, "it looks at each block");
+            return;
+        }
+        assert!(report.deleted.is_empty());
+        assert_eq!(all(dir.path()), before);
+    }
 }

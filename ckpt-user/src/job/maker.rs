@@ -1,0 +1,108 @@
+//! The thread that makes a job's checkpoints, one at a time. What it has made it tells at once; then it merges old ones, until
+//! it is wanted again.
+
+use super::checkpoint::{After, CheckpointError, Checkpointer};
+use super::control::CheckpointDone;
+use super::tracer::Tracer;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// What comes from it.
+pub enum News {
+    Made(Result<CheckpointDone, CheckpointError>),
+    /// It is through with the one before.
+    Idle(Box<Checkpointer>),
+    /// It has come to an end, and what it had of the program is lost.
+    Dead,
+}
+
+/// Held by the supervisor.
+pub struct Maker {
+    tracer: Tracer,
+    /// None until there has been something to do.
+    thread: Option<Thread>,
+    /// Whether it is wanted for more than merging.
+    is_wanted: Arc<AtomicBool>,
+}
+
+struct Thread {
+    orders: mpsc::Sender<(Box<Checkpointer>, After)>,
+    news: mpsc::Receiver<News>,
+}
+
+/// The supervisor looks at the news, also at the last.
+struct Wake(Tracer);
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        self.0.post(|| ());
+    }
+}
+
+impl Maker {
+    pub fn new(tracer: Tracer) -> Self {
+        Self { tracer, thread: None, is_wanted: Arc::default() }
+    }
+
+    /// Has it make a checkpoint.
+    ///
+    /// # Errors
+    /// There can be no thread, or it is dead: the checkpointer comes back.
+    pub fn make(
+        &mut self,
+        checkpointer: Box<Checkpointer>,
+        after: After,
+    ) -> Result<(), (Box<Checkpointer>, io::Error)> {
+        let started = match self.thread.take() {
+            None => start(self.tracer.clone(), self.is_wanted.clone()),
+            Some(known) => Ok(known),
+        };
+        let thread = match started {
+            Ok(thread) => self.thread.insert(thread),
+            Err(error) => return Err((checkpointer, error)),
+        };
+        self.is_wanted.store(false, Ordering::Relaxed);
+        let sent = thread.orders.send((checkpointer, after));
+        sent.map_err(|order| (order.0.0, io::Error::other("the thread that makes checkpoints has failed")))
+    }
+
+    /// Has it end what can wait.
+    pub fn hurry(&self) {
+        self.is_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// The next news, waited for at most so long.
+    pub fn news(&self, wait: Duration) -> Option<News> {
+        match self.thread.as_ref()?.news.recv_timeout(wait) {
+            Ok(news) => Some(news),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Some(News::Dead),
+        }
+    }
+}
+
+fn start(tracer: Tracer, is_wanted: Arc<AtomicBool>) -> io::Result<Thread> {
+    let (orders, todo) = mpsc::channel::<(Box<Checkpointer>, After)>();
+    let (tell, news) = mpsc::channel();
+    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        let _last = Wake(tracer.clone());
+        // Before the supervisor is woken: it finds that nobody has any more to tell.
+        let tell = tell;
+        while let Ok((mut checkpointer, after)) = todo.recv() {
+            let result = checkpointer.run(&tracer, after);
+            let is_over = result.as_ref().map_or(true, |done| done.killed);
+            let made = tell.send(News::Made(result));
+            tracer.post(|| ());
+            if !is_over {
+                checkpointer.tidy(&|| !is_wanted.load(Ordering::Relaxed));
+            }
+            if made.and_then(|()| tell.send(News::Idle(checkpointer))).is_err() {
+                return;
+            }
+            tracer.post(|| ());
+        }
+    })?;
+    Ok(Thread { orders, news })
+}
