@@ -48,6 +48,11 @@ pub fn seizes(regs: &user_regs_struct) -> bool {
     traces(regs, PTRACE_SEIZE)
 }
 
+/// Pages of a process are looked at (PAGEMAP_SCAN).
+pub fn scans(regs: &user_regs_struct) -> bool {
+    controls(regs, 0xc060_6610)
+}
+
 /// A socket gets its name: ckptbpf's control socket.
 pub fn binds(regs: &user_regs_struct) -> bool {
     is(regs, SYS_bind)
@@ -68,7 +73,7 @@ fn controls(regs: &user_regs_struct, request: u64) -> bool {
 /// What each phase of a checkpoint of ckptbpf does at least once, in the order of time. Numbers of ioctls are those of
 /// linux/fs.h and linux/userfaultfd.h.
 pub const OF_A_CHECKPOINT: &[(&str, Kind)] = &[
-    ("the scan", |regs| controls(regs, 0xc060_6610)),
+    ("the scan", scans),
     ("the copy", |regs| is(regs, nix::libc::SYS_process_vm_readv)),
     ("the freeze", interrupts),
     ("the capture", |regs| traces(regs, nix::libc::PTRACE_GETREGS)),

@@ -6,9 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ckpt_tests::calls::{Calls, Deed, From, Kind, OF_A_CHECKPOINT, OF_A_RESTART, any, injects};
+use ckpt_tests::calls::{Calls, Deed, From, Kind, OF_A_CHECKPOINT, OF_A_RESTART, any, injects, scans};
 use ckpt_tests::sandbox::Leak;
 use ckpt_tests::scenario::{Generation, supervised, verb};
 use ckpt_tests::{Cmd, Expected, Random, Running, Sandbox, victim_cmd};
@@ -82,11 +82,20 @@ impl<'b> Herd<'b> {
         true
     }
 
+    fn listed(&self) -> Vec<Generation> {
+        let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
+        serde_json::from_slice(&listed.stdout).unwrap()
+    }
+
+    /// How many threads a checkpoint has.
+    fn tasks(&self, id: u64) -> u64 {
+        self.listed().iter().find(|one| one.id == id).expect("it is kept").tasks
+    }
+
     /// No checkpoint that has a name is damaged; the newest one's number.
     fn verify(&self) -> u64 {
         self.sandbox.run(verb("verify", [&self.dir])).success();
-        let listed = self.sandbox.run(verb("list", ["--json"]).arg(&self.dir)).success();
-        let listed: Vec<Generation> = serde_json::from_slice(&listed.stdout).unwrap();
+        let listed = self.listed();
         assert!(listed.iter().all(|one| one.complete));
         listed.last().map_or(0, |one| one.id)
     }
@@ -97,6 +106,17 @@ impl<'b> Herd<'b> {
         if newest > self.whole.0 {
             self.whole = (newest, self.step);
         }
+    }
+
+    /// One that came about while processes were killed, and has all of them, is as good as any other.
+    fn require_right(&mut self) {
+        let (whole, now) = (self.whole, self.verify());
+        if self.tasks(now) == self.tasks(whole.0) && now > whole.0 {
+            self.whole.0 = now;
+            let running = self.restart(&[]);
+            self.kill_all(running);
+        }
+        self.whole.0 = whole.0;
     }
 
     /// `ckptbpf restart` from the newest whole checkpoint.
@@ -174,9 +194,20 @@ fn itself(pid: i32) -> Deed {
     Box::new(move || kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default())
 }
 
-/// kill -9 of the children that it has at that moment.
+/// kill -9 of the children that it has at that moment, which are dead then.
 fn children(pid: i32) -> Deed {
-    Box::new(move || children_of(pid).into_iter().for_each(|child| itself(child)()))
+    Box::new(move || {
+        let all = children_of(pid);
+        all.iter().for_each(|&child| itself(child)());
+        let is_dead = |pid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        };
+        let patience = Instant::now() + SOON;
+        while !all.iter().all(is_dead) && Instant::now() < patience {
+            std::thread::yield_now();
+        }
+    })
 }
 
 /// kill -9 of its children's children.
@@ -261,22 +292,22 @@ fn ckptbpf_in_the_midst_of_injected_calls() {
     ckptbpf_is_killed_in_a_checkpoint("killed_injecting", &["--no-bpf"], injects);
 }
 
-/// The program is killed, or one process of it: ckptbpf ends or goes on as it should, and every checkpoint is whole.
-#[test]
-fn the_program_before_any_call_of_a_checkpoint() {
-    let sandbox = sandbox("killed_program");
+/// The program is killed, or one process of it: ckptbpf ends or goes on as it should, and every checkpoint is whole. `strikes` are
+/// the calls of a kind that it is killed before, of so many.
+fn the_program_is_killed(name: &str, kind: Kind, strikes: fn(&str, u64) -> Vec<u64>) {
+    let sandbox = sandbox(name);
     let (mut herd, mut running) = Herd::launch(&sandbox, &[]);
     let mut at = vec![0];
     let (mut number, mut struck) = (0, 0);
     while number < at.len() {
         let ckptbpf = running.outside_pid().expect("it runs");
         let deed = if number % 2 == 0 { children(ckptbpf) } else { grandchildren(ckptbpf) };
-        let calls = Calls::of(ckptbpf, From::Now, (any, at[number]), deed);
+        let calls = Calls::of(ckptbpf, From::Now, (kind, at[number]), deed);
         let asked = sandbox.spawn(verb("checkpoint", [&herd.dir]));
         sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
         asked.wait(SOON);
         if number == 0 {
-            at.extend(strikes("killed_program", calls.seen()));
+            at.extend(strikes(name, calls.seen()));
         }
         if calls.is_done() && number % 2 == 0 {
             running.wait(SOON).expect_code(137);
@@ -286,7 +317,7 @@ fn the_program_before_any_call_of_a_checkpoint() {
         }
         if calls.end() {
             struck += 1;
-            herd.verify();
+            herd.require_right();
         } else {
             herd.verify_whole();
         }
@@ -295,6 +326,18 @@ fn the_program_before_any_call_of_a_checkpoint() {
     }
     assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
     herd.kill_all(running);
+}
+
+#[test]
+fn the_program_before_any_call_of_a_checkpoint() {
+    the_program_is_killed("killed_program", any, strikes);
+}
+
+/// What is gone has no pages, and a kernel may find none, without an error: that is not what the program had.
+#[test]
+fn the_program_before_the_last_looks_at_its_pages() {
+    let last = |_: &str, all: u64| (all.saturating_sub(9).max(1)..=all).collect();
+    the_program_is_killed("killed_scanned", scans, last);
 }
 
 /// Whoever is killed, and in whichever phase: no phase is left out.

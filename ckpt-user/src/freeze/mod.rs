@@ -18,7 +18,7 @@ use crate::sys::ptrace::{self, Running, Stop, Stopped, Waited};
 use crate::sys::regs::Regs;
 use crate::task::clock;
 use crate::task::iterators::Kernel;
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, is_gone};
 use crate::task::registers::USER_CS;
 use crate::task::unsupported;
 use nix::unistd::Pid;
@@ -170,7 +170,7 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
 fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
     let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
     let mut since = None;
-    let mut looked_at = HashSet::new();
+    let (mut looked_at, mut ended) = (HashSet::new(), HashSet::new());
     loop {
         let members = tree::members(root);
         if members.is_empty() {
@@ -179,20 +179,26 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
         // Those that have ended meanwhile are none: the id of a first thread may be another one's by now.
         let asked = stopping.asked.iter().map(|(_, running)| running.tid());
         let mut known: HashSet<Pid> = stopping.stopped.iter().map(|&(_, tid, _)| tid).chain(asked).collect();
+        let mut is_whole = true;
         for &(pid, _) in &members {
             // Before it is stopped: what it waits in would have to be rewound by other numbers.
             if looked_at.insert(pid) && unsupported::is_32_bit(pid) {
                 return Err(Refusal::unsupported(pid, "is a 32-bit program", ONLY_64_BIT));
             }
-            for tid in ProcDir::process(pid).numbers("task").unwrap_or_default() {
-                let tid = Pid::from_raw(tid);
+            let threads = ProcDir::process(pid).numbers("task");
+            let threads = threads.or_else(|e| if is_gone(&e) { Ok(Vec::new()) } else { Err(e) });
+            for tid in threads.reading(pid, "its threads")?.into_iter().map(Pid::from_raw) {
                 if known.insert(tid) {
-                    stopping.asked.extend(seize(pid, tid)?.map(|running| (pid, running)));
+                    match seize(pid, tid)? {
+                        Some(running) => stopping.asked.push((pid, running)),
+                        // A list ends early at a thread that ends while it is made (`next_tid` of fs/proc/base.c).
+                        None => is_whole &= !ended.insert(tid),
+                    }
                 }
             }
         }
         let since = *since.get_or_insert_with(Instant::now);
-        if stopping.asked.is_empty() {
+        if stopping.asked.is_empty() && is_whole {
             let Some(pid) = stopping.on_its_way_out(&members) else { break };
             if Instant::now() >= since + deadline {
                 return Err(does_not_end(pid));

@@ -50,7 +50,7 @@ fn own(kind: Kind) -> Filter {
 /// that are not registered are passed over.
 ///
 /// # Errors
-/// ENOMEM when the process has executed another program meanwhile.
+/// ESRCH when the process has been killed, or has executed another program, meanwhile.
 pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Result<Scan> {
     // Neighbours are walked together: one call for thousands of mappings.
     let (mut populated, mut written) = (Vec::new(), Vec::new());
@@ -80,6 +80,10 @@ pub fn scan(pagemap: &mut Pagemap, mappings: &[Vma], protect: bool) -> io::Resul
         })?;
     }
     guards.extend(shared_guards(pagemap, mappings)?);
+    // What was not found is taken for gone.
+    if !pagemap.is_of_memory() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
     Ok(Scan {
         populated: populated.into_iter().collect(),
         written: written.into_iter().collect(),

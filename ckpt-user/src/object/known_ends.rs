@@ -13,7 +13,7 @@ use super::Seen;
 use super::ends::Ends;
 use crate::memory::vma;
 use crate::sys::pidfd;
-use crate::task::proc::{ProcDir, reached_by};
+use crate::task::proc::{ProcDir, is_gone, reached_by};
 use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, XFS_SUPER_MAGIC,
 };
@@ -159,10 +159,6 @@ fn shared_mappings(members: &[Pid]) -> io::Result<HashSet<u64>> {
         }
     }
     Ok(inodes)
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@ impl Pagemap {
     /// `protect`, the reported pages of registered mappings are write-protected (clean) from then on.
     ///
     /// # Errors
-    /// ENOMEM when the process has executed another program: this map is of an address space that is gone.
+    /// ENOTTY where the kernel has no such call; ESRCH of an address space that is gone, where it does not just find nothing
+    /// ([`Self::is_of_memory`]).
     pub fn scan(
         &mut self,
         start: u64,
@@ -135,6 +136,12 @@ impl Pagemap {
         let scanned = self.scan(start, end, filter, false, each);
         self.told = told;
         scanned
+    }
+
+    /// Whether the address space is there: kernels differ in whether a scan of one that is gone is an error, or finds nothing
+    /// (`do_pagemap_scan` of fs/proc/task_mmu.c).
+    pub fn is_of_memory(&self) -> bool {
+        self.entries(0, 1).is_ok_and(|entries| !entries.is_empty())
     }
 
     /// The raw 64-bit entries of `count` pages from page number `first` (bit 63 present, 62 swapped,

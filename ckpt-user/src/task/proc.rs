@@ -62,11 +62,19 @@ impl ProcDir {
         Stat::parse(&self.text("stat")?)
     }
 
-    /// Ids of the numeric entries of a directory below (`task`, `fd`, `map_files` are such), ascending.
+    /// Ids of the numeric entries of a directory below (`task`, `fd`, `map_files` are such), ascending; those that there were of a
+    /// process that ends meanwhile.
     pub fn numbers(&self, name: &str) -> io::Result<Vec<i32>> {
-        let mut numbers: Vec<i32> = fs::read_dir(self.path(name))?
-            .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(self.path(name))? {
+            match entry {
+                Ok(entry) => {
+                    numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+                }
+                Err(error) if is_gone(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -76,6 +84,11 @@ impl ProcDir {
         let text = self.text("children")?;
         Ok(text.split_ascii_whitespace().filter_map(|w| w.parse().ok().map(Pid::from_raw)).collect())
     }
+}
+
+/// Whether that is what /proc says of a process or thread that has ended.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Whether a process has not ended; where its first thread has, whether another one is neither on its way out nor killed, which

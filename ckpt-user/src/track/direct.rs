@@ -11,7 +11,7 @@ use crate::memory::runs::PageSet;
 use crate::sys::mem;
 use crate::task::call::{self, InCall};
 use crate::task::mounts;
-use crate::task::proc::{ProcDir, reached_by};
+use crate::task::proc::{ProcDir, is_gone, reached_by};
 use nix::unistd::Pid;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -41,7 +41,7 @@ pub fn in_flight(process: Pid) -> InFlight {
         });
         match buffers {
             Ok(buffers) => buffers.into_iter().for_each(|buffer| found.into.insert(buffer)),
-            Err(error) => found.anywhere |= !has_ended(&error),
+            Err(error) => found.anywhere |= !is_gone(&error),
         }
     }
     // What a thread had open that has ended meanwhile was not to be seen.
@@ -51,11 +51,7 @@ pub fn in_flight(process: Pid) -> InFlight {
 
 /// What cannot be looked at is taken for the worst, unless nobody is there any more.
 fn or_ended(found: io::Result<bool>) -> bool {
-    found.unwrap_or_else(|error| !has_ended(&error))
-}
-
-fn has_ended(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+    found.unwrap_or_else(|error| !is_gone(&error))
 }
 
 /// A system call that waits while it has pages pinned.
@@ -170,7 +166,7 @@ fn may_read_past_the_page_cache(pid: Pid) -> io::Result<bool> {
     for number in dir.numbers("fd")? {
         let info = match dir.text(&format!("fdinfo/{number}")) {
             Ok(info) => info,
-            Err(error) if has_ended(&error) => continue,
+            Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
         };
         let field = |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));

@@ -32,7 +32,7 @@ const CHUNK: u64 = 64 << 10;
 /// Walks the private mappings of a process; unless `marked`, the bits mean nothing and all counts as written.
 ///
 /// # Errors
-/// ENOMEM when the process has executed another program meanwhile.
+/// ESRCH when the process has been killed, or has executed another program, meanwhile.
 pub fn scan(pagemap: &Pagemap, mappings: &[Vma], marked: bool) -> io::Result<Scan> {
     let (mut populated, mut written) = (Vec::new(), Vec::new());
     for pages in mappings.iter().filter(|v| v.is_private_memory()).map(Vma::pages) {
@@ -40,7 +40,7 @@ pub fn scan(pagemap: &Pagemap, mappings: &[Vma], marked: bool) -> io::Result<Sca
         while at < pages.end {
             let entries = pagemap.entries(at, (pages.end - at).min(CHUNK) as usize)?;
             if entries.is_empty() {
-                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             for (page, &entry) in (at..).zip(&entries) {
                 if let Some(is_written) = classify(entry) {

@@ -169,8 +169,7 @@ impl Space {
     /// Whether this is still the same address space: same process, no other program executed.
     pub fn is_current(&self) -> bool {
         let same = ProcDir::process(self.pid).stat().is_ok_and(|s| s.start_time() == self.start_time);
-        // The map of an address space that is gone reads as an empty file.
-        same && self.pagemap.entries(0, 1).is_ok_and(|entries| !entries.is_empty())
+        same && self.pagemap.is_of_memory()
     }
 
     /// Whether the chain holds it.
