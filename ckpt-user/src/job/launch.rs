@@ -6,6 +6,7 @@ use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::options::LaunchOptions;
+use super::process::ProcessId;
 use super::record::{JobRecord, RecordedOptions};
 use super::signals::Signals;
 use super::start::{self, Start};
@@ -51,6 +52,10 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
     });
     let root = spawn::spawn(&options.program, signals.original, run_as)
         .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
+    // Should ckptbpf be killed right then, what runs is known.
+    let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
+    let noted = program.and_then(|program| Ok(claimed.lease.starting(program)?));
+    noted.unwrap_or_else(|error| log::warn!("{error:#}"));
     start::supervise(Start {
         options: &options.job,
         identity,

@@ -21,6 +21,7 @@ use nix::fcntl::OFlag;
 use crate::image;
 
 use super::directory::{DirectoryError, JobDir};
+use super::ended;
 use super::process::ProcessId;
 use super::record::{Here, JobRecord, RecordedOptions, Standing, standing};
 
@@ -74,8 +75,31 @@ pub struct Lease(Arc<Held>);
 struct Held {
     dir: Arc<JobDir>,
     record: Mutex<JobRecord>,
+    /// Of the writer before, unless that has been moved aside.
+    before: Option<JobRecord>,
     // Never read: closing it frees the lock.
     _lock: File,
+}
+
+impl Drop for Held {
+    /// Where nothing of the job has come to run, or is left, the directory does not say that something may. What runs on is
+    /// spoken of.
+    fn drop(&mut self) {
+        let own = self.record.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let is_ours =
+            || self.dir.read_record().is_ok_and(|found| found.is_some_and(|found| same_writer(&found, own)));
+        if own.ended.is_some() || own.program.is_some_and(ProcessId::runs) || !is_ours() {
+            return;
+        }
+        let over = match (own.program, self.before.take()) {
+            // But for the epoch: those of a directory only grow.
+            (None, Some(before)) => JobRecord { epoch: own.epoch, ..before },
+            _ => JobRecord { ended: Some(ended::FAILED), starting: false, ..own.clone() },
+        };
+        if let Err(error) = self.dir.write_record(&over) {
+            log::warn!("{error}");
+        }
+    }
 }
 
 impl Lease {
@@ -113,7 +137,8 @@ impl Lease {
         }
         let record = next_record(dir, previous.as_ref(), continues, here, claim)?;
         dir.write_record(&record)?;
-        let held = Held { dir: dir.clone(), record: Mutex::new(record), _lock: lock };
+        let before = previous.clone().filter(|_| moved.is_none());
+        let held = Held { dir: dir.clone(), record: Mutex::new(record), before, _lock: lock };
         Ok(Claimed { lease: Self(Arc::new(held)), previous, notes, moved })
     }
 
@@ -158,10 +183,16 @@ impl Lease {
         }
     }
 
+    /// Records the program's first process, as soon as there is something that will run.
+    pub fn starting(&self, program: ProcessId) -> Result<(), DirectoryError> {
+        self.update(|record| record.program = Some(program))
+    }
+
     /// Records the program's first process and the control socket, once both are there.
     pub fn started(&self, program: ProcessId, socket: Option<PathBuf>) -> Result<(), DirectoryError> {
         self.update(|record| {
             record.program = Some(program);
+            record.starting = false;
             record.socket = socket;
         })
     }
@@ -242,6 +273,7 @@ fn next_record(
         here,
         supervisor: ProcessId::current().map_err(look)?,
         program: None,
+        starting: claim.purpose != Purpose::Prune,
         ended: None,
         socket: None,
         options,

@@ -133,3 +133,36 @@ fn a_source_that_is_only_read_must_not_run_here() {
     dir.write_record(&record).unwrap();
     assert!(Lease::look(&dir).unwrap().unwrap().contains("node7"));
 }
+
+#[test]
+fn what_has_not_come_to_run_is_not_said_to_run() {
+    let (_base, dir) = fresh();
+    // A launch of nothing.
+    drop(Lease::claim(&dir, claim(LAUNCH)).unwrap());
+    assert_eq!(dir.read_record().unwrap().unwrap().ended, Some(ended::FAILED));
+    // A job that has ended on another node, and a restart that fails here.
+    let lease = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease;
+    lease.started(ProcessId::current().unwrap(), None).unwrap();
+    lease.end(85).unwrap();
+    drop(lease);
+    let mut before = dir.read_record().unwrap().unwrap();
+    before.here.host = "node7".into();
+    dir.write_record(&before).unwrap();
+    let failed = Lease::claim(&dir, claim(Purpose::Restart)).unwrap().lease;
+    let during = failed.record();
+    assert_eq!((during.ended, during.starting), (None, true));
+    drop(failed);
+    let after = dir.read_record().unwrap().unwrap();
+    assert_eq!(after, JobRecord { epoch: during.epoch, ..before });
+    // One that has come to run, and is gone without a word.
+    let lease = Lease::claim(&dir, claim(Purpose::Restart)).unwrap().lease;
+    lease.starting(ProcessId { pid: 1 << 22, start_time: 1 }).unwrap();
+    drop(lease);
+    assert_eq!(dir.read_record().unwrap().unwrap().ended, Some(ended::FAILED));
+    // And one that has lost the directory meanwhile.
+    let lease = Lease::claim(&dir, claim(Purpose::Restart)).unwrap().lease;
+    let other = JobRecord { epoch: 99, ..lease.record() };
+    dir.write_record(&other).unwrap();
+    drop(lease);
+    assert_eq!(dir.read_record().unwrap(), Some(other));
+}

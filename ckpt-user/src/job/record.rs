@@ -91,6 +91,9 @@ pub struct JobRecord {
     /// First process of the program; none until it was started.
     #[serde(flatten)]
     pub program: Option<ProcessId>,
+    /// Nobody can be asked of it yet.
+    #[serde(default)]
+    pub starting: bool,
     /// Exit status that the job ended with; none while it runs (or died together with its supervisor).
     #[serde(default)]
     pub ended: Option<u8>,
@@ -157,6 +160,7 @@ mod tests {
             supervisor: ProcessId { pid: 41, start_time: 6 },
             program: Some(program),
             ended: None,
+            starting: false,
             socket: None,
             options: RecordedOptions::default(),
             argv: vec!["./count".into()],

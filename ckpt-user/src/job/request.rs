@@ -55,11 +55,11 @@ pub fn jobs(target: &Target) -> Vec<Live> {
     }
 }
 
-/// Whether a supervisor of this machine has taken the directory, and its program is not known yet.
+/// Whether a supervisor of this machine has taken the directory, and cannot be asked yet.
 fn is_starting(dir: &Path) -> bool {
     let record = JobDir::open(dir, &FsIds::current()).and_then(|dir| dir.read_record());
     record.ok().flatten().is_some_and(|record| {
-        let is_unknown = record.program.is_none() && record.ended.is_none();
+        let is_unknown = record.starting && record.ended.is_none();
         is_unknown && record.here == Here::current() && record.supervisor.runs()
     })
 }

@@ -9,6 +9,7 @@ use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side};
 use super::options::{FilesPolicy, RestartOptions};
+use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::remade;
 use super::rights::{self, Means};
@@ -133,6 +134,8 @@ fn run_again(
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;
+    // Should ckptbpf be killed right then, what runs is known.
+    target.lease.starting(ProcessId::of(root.as_raw())?)?;
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     names.keep();

@@ -81,7 +81,9 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
             (None, None)
         }
     };
-    lease.started(program, control.as_ref().map(Control::socket_path))?;
+    // It runs already: whatever cannot be done for it from here on, it is supervised.
+    let noted = lease.started(program, control.as_ref().map(Control::socket_path));
+    noted.unwrap_or_else(|error| log::warn!("{error}"));
     running();
     let interval = record.options.interval();
     let name = record.argv.first().cloned().unwrap_or_default();

@@ -7,6 +7,9 @@ use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{Description, Object, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs::File;
@@ -163,9 +166,17 @@ fn pages_of(bytes: Range<u64>) -> Range<u64> {
     bytes.start / 4096..bytes.end.div_ceil(4096)
 }
 
-/// Byte ranges of the object that hold data (lseek(2), SEEK_DATA).
+/// File systems that know of data which is only in the page cache when they are asked for holes. Others may ask whoever has what
+/// was written out (`fuse_lseek` of fs/fuse/file.c), and what they call a hole is then data.
+const KNOW_THEIR_HOLES: [FsType; 5] =
+    [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC];
+
+/// Byte ranges of the object that hold data (lseek(2), SEEK_DATA); all of it where that is not to be relied on.
 fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
     use nix::unistd::{Whence, lseek};
+    if !KNOW_THEIR_HOLES.contains(&fstatfs(file)?.filesystem_type()) {
+        return Ok(std::iter::once(0..size).filter(|all| !all.is_empty()).collect());
+    }
     let mut ranges = Vec::new();
     let mut at = 0i64;
     while (at as u64) < size {
@@ -179,4 +190,24 @@ fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
         at = end;
     }
     Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    // One range is what is meant.
+    #![allow(clippy::single_range_in_vec_init)]
+
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    /// procfs knows nothing of holes, and FUSE what its server knows.
+    #[test]
+    fn holes_are_believed_of_those_that_know_them() {
+        let file = crate::sys::shared::create(3 * 4096, 0).map(File::from).unwrap();
+        file.write_all_at(b"here", 4096).unwrap();
+        assert_eq!(data_ranges(&file, 3 * 4096).unwrap(), vec![4096..8192]);
+        let elsewhere = File::open(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
+        assert_eq!(data_ranges(&elsewhere, 4096).unwrap(), vec![0..4096]);
+        assert!(data_ranges(&elsewhere, 0).unwrap().is_empty());
+    }
 }
