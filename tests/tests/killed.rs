@@ -149,6 +149,12 @@ impl<'b> Herd<'b> {
         (seen, calls.end())
     }
 
+    /// How many files there are that a writer has not finished.
+    fn half_written(&self) -> usize {
+        let names = std::fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".tmp")).count()
+    }
+
     fn kill_all(&self, running: Running) {
         self.sandbox.wait_for("everybody's end", SOON, || {
             let left = self.sandbox.ps();
@@ -269,6 +275,7 @@ fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str], kind: Kind) {
             herd.wait_for_supervisor(&running);
             running
         };
+        assert_eq!(herd.half_written(), 0, "killed before call {}: it has left something", at[number]);
         number += 1;
     }
     assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
@@ -340,7 +347,7 @@ fn the_program_before_the_last_looks_at_its_pages() {
     the_program_is_killed("killed_scanned", scans, last);
 }
 
-/// Whoever is killed, and in whichever phase: no phase is left out.
+/// Whoever is killed, and in whichever phase: no phase is left out. What was half written then goes with the next restart.
 #[test]
 fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
     let sandbox = sandbox("killed_phases");
@@ -349,6 +356,7 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
     herd.verify_whole();
     herd.kill_all(running);
     running = herd.restart(&[]);
+    let mut half_written = 0;
     for (phase, kind) in OF_A_CHECKPOINT {
         for (deed, spares) in [(itself as fn(i32) -> Deed, true), (children, false)] {
             let ckptbpf = running.outside_pid().expect("it runs");
@@ -357,9 +365,12 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
             assert!(herd.lives_or_dies() || !spares, "ckptbpf killed in {phase}: the program is gone");
             herd.verify();
             herd.kill_all(running);
+            half_written += herd.half_written();
             running = herd.restart(&[]);
+            assert_eq!(herd.half_written(), 0, "killed in {phase}: it has left something");
         }
     }
+    assert!(half_written > 0, "nobody was killed while writing");
     herd.kill_all(running);
 }
 

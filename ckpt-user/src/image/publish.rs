@@ -151,34 +151,42 @@ impl Drop for Temporary {
     }
 }
 
-/// Removes the temporary files in `dir` whose writers are gone; gives their number.
+/// Removes the temporary files in `dir` whose writers are gone; gives their length in bytes, of all together.
 ///
-/// A file whose lock is held, or that cannot be locked here (file systems without locks), stays.
+/// Call it with the right to write `dir` taken. A file whose lock is held, or that cannot be locked here (file systems without
+/// locks), stays. Where locks of other machines do not reach this one, what goes may still be written there: by somebody
+/// who has lost that right, and whose [`Temporary::publish`] would not give it its name any more.
 ///
 /// # Errors
 /// `Io` when the directory cannot be read or a file cannot be removed.
-pub fn clean_temporaries(dir: &Path) -> Result<usize, ImageError> {
-    let mut cleaned = 0;
-    for name in names(dir)? {
-        let Some(rest) = name.strip_prefix('.').and_then(|name| name.strip_suffix(TEMPORARY)) else {
-            continue;
-        };
-        if !rest.contains(SUFFIX) {
-            continue;
-        }
-        let path = dir.join(&name);
+pub fn clean_temporaries(dir: &Path) -> Result<u64, ImageError> {
+    let mut freed = 0;
+    for name in names(dir)?.iter().filter(|name| is_temporary(name)) {
+        let path = dir.join(name);
         // For writing, because NFS gives exclusive locks on nothing else.
         let Ok(file) =
             OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path)
         else {
             continue;
         };
-        if file.try_lock().is_ok() {
-            std::fs::remove_file(&path).map_err(|error| ImageError::io("remove", &path, error))?;
-            cleaned += 1;
+        if file.try_lock().is_err() {
+            continue;
+        }
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        match std::fs::remove_file(&path) {
+            Ok(()) => freed += length,
+            // It has its name by now, or its writer has removed it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(ImageError::io("remove", &path, error)),
         }
     }
-    Ok(cleaned)
+    Ok(freed)
+}
+
+/// Whether [`Temporary::create`] gives such names.
+fn is_temporary(name: &str) -> bool {
+    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(TEMPORARY));
+    inner.and_then(|inner| inner.rsplit_once('.')).is_some_and(|(named, _)| parse_name(named).is_some())
 }
 
 /// Marks a generation as in use; also `true` where the file system has no locks.

@@ -1,7 +1,8 @@
 //! The right to write a job directory, taken once and checked at every commit.
 //!
 //! ```text
-//! claim: lock ─▶ read job.json ─▶ judge (job.json against this machine) ─▶ epoch + 1 into job.json ─▶ Lease
+//! claim: lock ─▶ read job.json ─▶ judge (job.json against this machine) ─▶ epoch + 1 into job.json ─▶ what writers
+//!        before have left half written goes ─▶ Lease
 //! commit: Lease::check ─▶ rename          end: Lease::end writes the exit status; dropping it frees the lock
 //! ```
 //! Two fences: the lock (flock(2)) keeps a second writer on this machine out, and on network file systems that
@@ -65,6 +66,8 @@ pub struct Claimed {
     pub notes: Vec<String>,
     /// Where `--new` moved the earlier generations.
     pub moved: Option<PathBuf>,
+    /// Bytes of half-written generations that were removed.
+    pub freed: u64,
 }
 
 /// The right to write a directory. Shared between threads; the lock goes when the last one drops it.
@@ -137,9 +140,14 @@ impl Lease {
         }
         let record = next_record(dir, previous.as_ref(), continues, here, claim)?;
         dir.write_record(&record)?;
+        // Not before that: whoever still writes and is not kept out by the lock can no longer commit now.
+        let freed = clean(dir).unwrap_or_else(|error| {
+            notes.push(format!("what a killed ckptbpf has left half written stays: {error}"));
+            0
+        });
         let before = previous.clone().filter(|_| moved.is_none());
         let held = Held { dir: dir.clone(), record: Mutex::new(record), before, _lock: lock };
-        Ok(Claimed { lease: Self(Arc::new(held)), previous, notes, moved })
+        Ok(Claimed { lease: Self(Arc::new(held)), previous, notes, moved, freed })
     }
 
     /// For a directory that is only read (a restart with `-d` elsewhere): refused while its job runs here, and a
@@ -222,6 +230,12 @@ fn report(dir: &JobDir, record: &JobRecord, found: &Standing) -> Result<Option<S
         Standing::Runs(pid) => Err(DirectoryError::StillRuns { path, pid }),
         Standing::Elsewhere => Err(DirectoryError::Elsewhere { path, host, boot_id }),
     }
+}
+
+/// Removes half-written generations of writers that are gone: up to the program's whole memory each.
+fn clean(dir: &JobDir) -> anyhow::Result<u64> {
+    let _as = dir.assume()?;
+    Ok(image::clean_temporaries(&dir.proc_path())?)
 }
 
 /// The identity that the newest readable generation has, where job.json is lost: deltas must bear the same.

@@ -122,6 +122,29 @@ fn a_lost_record_is_made_again_with_the_identity_of_the_generations() {
 }
 
 #[test]
+fn what_killed_writers_left_goes_with_the_next_claim_and_what_is_written_stays() {
+    use crate::image::{Codec, GenerationId, GenerationWriter, Header};
+    let (_base, dir) = fresh();
+    let header =
+        Header { id: GenerationId(2), parent: None, job: [0x1f; 16], features: vec![], created_unix_ns: 0 };
+    let left = || {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp")).count()
+    };
+    let purposes = [LAUNCH, Purpose::Restart, Purpose::Attach(1), Purpose::Prune, Purpose::Launch { new: true }];
+    for purpose in purposes {
+        // Where the lock does not reach, somebody may have the directory, and write.
+        let written = GenerationWriter::create(dir.path(), header.clone(), Codec::None, 0).unwrap();
+        fs::write(dir.path().join(".000001.ckpt.1f-0.tmp"), "half of it").unwrap();
+        fs::write(dir.path().join("job.json.tmp"), "{").unwrap();
+        assert_eq!(Lease::claim(&dir, claim(purpose)).unwrap().freed, 10);
+        assert_eq!(left(), 1, "{purpose:?}");
+        drop(written);
+        assert_eq!(left(), 0);
+    }
+}
+
+#[test]
 fn a_source_that_is_only_read_must_not_run_here() {
     let (_base, dir) = fresh();
     assert_eq!(Lease::look(&dir).unwrap(), None);

@@ -45,5 +45,7 @@ pub fn prune(
     };
     // The record says again what it said before: that the job is over.
     lease.end(claimed.previous.and_then(|record| record.ended).unwrap_or(FAILED))?;
-    Ok((report?, claimed.notes))
+    let report = report?;
+    let bytes_freed = report.bytes_freed + claimed.freed.cast_signed();
+    Ok((PruneReport { bytes_freed, ..report }, claimed.notes))
 }

@@ -111,11 +111,13 @@ fn only_temporaries_of_dead_writers_are_cleaned() {
     let alive = writer(dir.path(), 1, 0);
     let dead = format!(".{}.0-0.tmp", file_name(GenerationId(7)));
     std::fs::write(dir.path().join(&dead), b"half").unwrap();
-    std::fs::write(dir.path().join(".mine.tmp"), b"not ours").unwrap();
-    assert_eq!(clean_temporaries(dir.path()).unwrap(), 1);
+    for name in [".mine.ckpt.1-1.tmp", ".mine.tmp"] {
+        std::fs::write(dir.path().join(name), b"not ours").unwrap();
+    }
+    assert_eq!(clean_temporaries(dir.path()).unwrap(), 4);
     assert!(!names(dir.path()).contains(&dead));
     commit(alive).unwrap();
-    assert_eq!(names(dir.path()), [".mine.tmp", "000001.ckpt"]);
+    assert_eq!(names(dir.path()), [".mine.ckpt.1-1.tmp", ".mine.tmp", "000001.ckpt"]);
 }
 
 #[test]
