@@ -36,6 +36,36 @@ fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
     whole_run(&sandbox, &job.stdout());
 }
 
+/// The one after it is full: those before it are kept as any other.
+#[test]
+fn what_was_before_it_was_attached_is_kept() {
+    let sandbox = Sandbox::new("orphan_keep");
+    let mut job = Job::launch(&sandbox, &[], &stepper(6));
+    let step = |job: &Job, number: usize| {
+        let program = sandbox.ps().into_iter().find(|process| process.comm == "memory").unwrap().pid;
+        sandbox.kill(program, Signal::SIGUSR1 as i32).unwrap();
+        sandbox.wait_for("its next step", SOON, || lines(job) == number + 1);
+    };
+    job.running().wait_for_output("0 ", SOON);
+    for number in 1..=3 {
+        step(&job, number);
+        job.checkpoint();
+    }
+    let pid = job.kill_supervisor();
+    step(&job, 4);
+    job.attach(pid, &[]);
+    assert_eq!(job.checkpoint().parent, None);
+    job.kill_all();
+    sandbox.run(verb("prune", ["--keep", "3"]).arg(job.dir())).success();
+    let left: Vec<_> = job.checkpoints().iter().map(|one| (one.id, one.parent, one.complete)).collect();
+    assert_eq!(left, [(2, None, true), (3, Some(2), true), (4, None, true)]);
+    for (id, mode) in [(4, Mode::Eager), (3, Mode::Lazy), (2, Mode::Eager)] {
+        job.restart_at(id, mode, &[]);
+        job.walk().success();
+        whole_run(&sandbox, &job.stdout());
+    }
+}
+
 /// Every way in which ckptbpf reaches a program by its id is another one then.
 #[test]
 fn a_program_without_its_first_thread_is_stopped_left_alone_and_attached_again() {

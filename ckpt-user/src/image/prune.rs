@@ -1,7 +1,7 @@
 //! Merges and deletes old generations.
 //!
 //! ```text
-//! plan ─▶ oldest kept one: merge ─▶ lease ─▶ rename over itself ─▶ fsync dir ─▶ delete the rest, newest first
+//! plan ─▶ last kept one: merge ─▶ lease ─▶ rename over itself ─▶ fsync dir ─▶ delete the rest, newest first
 //! ```
 //! At every moment each kept generation has all it needs under its name: before the rename its ancestors, after it
 //! the merged file. Deleting newest first leaves no generation without its ancestors either.
@@ -16,7 +16,7 @@ use std::path::Path;
 /// What a prune did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PruneReport {
-    /// The generations that were to be kept, newest first.
+    /// The generations that were to be kept: the newest one and its ancestors first.
     pub kept: Vec<GenerationId>,
     /// The one that was rewritten as a full generation.
     pub merged: Option<GenerationId>,
@@ -30,11 +30,12 @@ pub struct PruneReport {
     pub bytes_freed: i64,
 }
 
-/// Keeps the `keep` (at least 1) newest restartable generations on the chain to the newest tip, and what they need.
+/// Keeps `keep` (at least 1) restartable generations, or all where there are fewer: the newest one and its ancestors, and where
+/// that chain ends before, at a full one, the newest of the others and theirs.
 ///
-/// The oldest kept one becomes a full generation under the same id; then all others go, old branches included. Left
+/// The last kept one becomes a full generation under the same id; then all others go, old branches included. Left
 /// alone are the generations `in_use`, those that readers hold (their locks), the ancestors of both, and
-/// damaged files newer than what is kept. `check_lease` is asked before the rename and before each deletion.
+/// damaged files newer than the oldest that is kept. `check_lease` is asked before the rename and before each deletion.
 ///
 /// # Errors
 /// `Lease` with the reason of `check_lease`; `Refused` for a generation of a newer ckptbpf in the directory, or damage

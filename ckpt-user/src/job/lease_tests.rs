@@ -129,9 +129,12 @@ fn what_killed_writers_left_goes_with_the_next_claim_and_what_is_written_stays()
         Header { id: GenerationId(2), parent: None, job: [0x1f; 16], features: vec![], created_unix_ns: 0 };
     let left = || {
         let entries = fs::read_dir(dir.path()).unwrap();
-        entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp")).count()
+        entries
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp"))
+            .count()
     };
-    let purposes = [LAUNCH, Purpose::Restart, Purpose::Attach(1), Purpose::Prune, Purpose::Launch { new: true }];
+    let purposes =
+        [LAUNCH, Purpose::Restart, Purpose::Attach(1), Purpose::Prune, Purpose::Launch { new: true }];
     for purpose in purposes {
         // Where the lock does not reach, somebody may have the directory, and write.
         let written = GenerationWriter::create(dir.path(), header.clone(), Codec::None, 0).unwrap();

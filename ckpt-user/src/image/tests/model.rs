@@ -144,11 +144,18 @@ fn check(dir: &Path, id: u64, state: &State) {
     }
 }
 
-/// The chain of the newest generation, newest first.
-fn ancestry(states: &[(u64, State)]) -> Vec<u64> {
-    let newest = states.len() as u64;
-    let parent = |id: &u64| Some(states[*id as usize - 1].0).filter(|parent| *parent > 0);
-    std::iter::successors(Some(newest), parent).collect()
+/// What a prune keeps: the chain of the newest generation, newest first, then that of the newest of the others, and so on.
+fn kept(states: &[(u64, State)], keep: usize) -> Vec<u64> {
+    let mut kept = Vec::new();
+    let mut next = states.len() as u64;
+    while kept.len() < keep.min(states.len()) {
+        while next == 0 || kept.contains(&next) {
+            next = (1..=states.len() as u64).rev().find(|id| !kept.contains(id)).unwrap();
+        }
+        kept.push(next);
+        next = states[next as usize - 1].0;
+    }
+    kept
 }
 
 fn numbers(ids: &[GenerationId]) -> Vec<u64> {
@@ -178,7 +185,7 @@ proptest! {
         for keep in 1..=states.len() {
             let copy = copy(dir.path());
             let report = prune(copy.path(), keep, &in_use, || Ok(())).unwrap();
-            let kept: Vec<u64> = ancestry(&states).into_iter().take(keep).collect();
+            let kept = kept(&states, keep);
             prop_assert_eq!(numbers(&report.kept), kept.clone());
             for id in kept.iter().chain(in_use.iter().map(|id| &id.0)) {
                 check(copy.path(), *id, &states[*id as usize - 1].1);
@@ -190,7 +197,9 @@ proptest! {
             }
             if in_use.is_empty() {
                 let left: Vec<u64> = list(copy.path()).unwrap().iter().rev().map(|found| found.id.0).collect();
-                prop_assert_eq!(left, kept);
+                let mut newest_first = kept;
+                newest_first.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
+                prop_assert_eq!(left, newest_first);
             }
             let full = list(copy.path()).unwrap();
             prop_assert!(full.iter().all(|found| found.complete), "{full:?}");

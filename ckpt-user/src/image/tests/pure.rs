@@ -85,6 +85,18 @@ proptest! {
             }
         }
         prop_assert!(plan.delete.windows(2).all(|pair| pair[0] > pair[1]));
+        let restartable: BTreeSet<_> = nodes.values().filter(|node| node.restartable).map(|node| node.id).collect();
+        prop_assert_eq!(plan.kept.len(), restartable.len().min(keep.max(1)), "{:?}", plan);
+        for (place, id) in plan.kept.iter().enumerate() {
+            // After each its parent, or the newest of the others where that is not to be had, or is there.
+            let before = &plan.kept[..place];
+            let parent = before.last().and_then(|child| nodes[child].parent).filter(|parent| !before.contains(parent));
+            let newest = restartable.iter().rev().find(|id| !before.contains(id)).copied();
+            prop_assert_eq!(Some(*id), parent.or(newest), "{:?}", plan);
+        }
+        let left: BTreeSet<_> = restartable.iter().filter(|id| !plan.delete.contains(id)).collect();
+        let needed = |id: &&GenerationId| plan.kept.contains(id) || plan.held.contains(id);
+        prop_assert!(left.iter().all(needed) && plan.held.iter().all(|_| !held.is_empty()), "{plan:?}");
         prop_assert!(plan.merge.is_none_or(|id| !held.contains(&id) && plan.kept.last() == Some(&id)));
     }
 }
@@ -115,6 +127,30 @@ fn the_drawn_plan() {
         planned,
         Plan { kept: ids([9, 8, 3]), merge: None, delete: ids([7, 6, 5, 4]), held: ids([3, 2, 1]) }
     );
+}
+
+#[test]
+fn where_the_newest_chain_is_short_the_newest_of_the_others_are_kept() {
+    let mut nodes = linear(6);
+    nodes.get_mut(&GenerationId(5)).unwrap().parent = None;
+    let none = BTreeSet::new();
+    let merge = Some(GenerationId(3));
+    let planned = plan(&nodes, 4, &none);
+    assert_eq!(planned, Plan { kept: ids([6, 5, 4, 3]), merge, delete: ids([2, 1]), held: ids([]) });
+    assert_eq!(plan(&nodes, 6, &none), Plan { kept: ids([6, 5, 4, 3, 2, 1]), ..Plan::default() });
+    // A reader of the one that was to become full keeps that and its ancestors as they are.
+    let planned = plan(&nodes, 4, &BTreeSet::from([GenerationId(3)]));
+    assert_eq!(planned, Plan { kept: ids([6, 5, 4, 3]), merge: None, delete: ids([]), held: ids([3, 2, 1]) });
+    // Every one full, as on kernels that tell nothing of writes.
+    nodes.values_mut().for_each(|node| node.parent = None);
+    let planned = plan(&nodes, 3, &none);
+    assert_eq!(planned, Plan { kept: ids([6, 5, 4]), merge: None, delete: ids([3, 2, 1]), held: ids([]) });
+    // An old branch comes after all of the chain that it has left.
+    let mut nodes = linear(9);
+    nodes.get_mut(&GenerationId(8)).unwrap().parent = Some(GenerationId(3));
+    let planned = plan(&nodes, 6, &none);
+    let merge = Some(GenerationId(7));
+    assert_eq!(planned, Plan { kept: ids([9, 8, 3, 2, 1, 7]), merge, delete: ids([6, 5, 4]), held: ids([]) });
 }
 
 #[test]
