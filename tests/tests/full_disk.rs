@@ -1,10 +1,11 @@
-//! A disk that is full or read-only costs a checkpoint, never the program, the last checkpoint or a later one.
+//! A disk that is full or read-only, or that fails, costs a checkpoint, never the program, the last checkpoint or a later one.
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
 use ckpt_tests::scenario::verb;
+use ckpt_tests::skip::skip;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -79,4 +80,66 @@ fn a_disk_that_is_full_before_the_program_would_end() {
 #[test]
 fn read_only_folder() {
     a_failed_checkpoint_loses_nothing("read_only", "chattr +i disk/images", "chattr -i disk/images");
+}
+
+/// Adds to a file at each signal.
+const WRITER: &str = "
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+file = open('disk/f', 'ab', 0)
+for i in range(8):
+    print(i, flush=True)
+    signal.sigwait({signal.SIGUSR1})
+    file.write(bytes([65 + i]) * (4 << 20))
+";
+
+/// A checkpoint relies on what the program wrote. The disk of that is a file on another one, which has room for none of it: the
+/// program's writes succeed, and then the device fails.
+#[test]
+fn a_disk_that_fails_to_write_out_what_the_program_wrote() {
+    let sandbox = Sandbox::new("failing_disk");
+    sandbox
+        .run("mkdir small disk && mount -t tmpfs -o size=64m small small && truncate -s 128m small/device")
+        .success();
+    let make = "mkfs.ext4 -q -O ^has_journal -E nodiscard small/device && mount -o loop small/device disk";
+    if sandbox.run(make).code() != 0 {
+        return skip(
+            "a_disk_that_fails_to_write_out_what_the_program_wrote",
+            "no ext4 on a loop device here",
+        );
+    }
+    let mut job = Job::launch(&sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", WRITER]));
+    job.running().wait_for_output("0\n", SOON);
+    let step = |job: &Job, number: u32| {
+        job.signal(Signal::SIGUSR1);
+        job.running().wait_for_output(&format!("{number}\n"), SOON);
+    };
+    step(&job, 1);
+    assert_eq!(job.checkpoint().id, 1);
+    // Filling a disk ends in an error, which is the point.
+    sandbox.run("dd if=/dev/zero of=small/filler bs=64k status=none");
+    for (number, options) in [(2, &[][..]), (3, &["--kill"])] {
+        step(&job, number);
+        let failed = sandbox.run(verb("checkpoint", options).arg(job.dir())).expect_code(125).stderr_text();
+        assert!(failed.contains("disk/f: cannot write out what the program has written to it"), "{failed}");
+        assert_eq!(job.newest(), 1);
+    }
+    sandbox.run("rm small/filler").success();
+    step(&job, 4);
+    assert_eq!(job.checkpoint().id, 2);
+    step(&job, 5);
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    step(&job, 5);
+    assert_eq!(job.checkpoint().id, 3);
+    step(&job, 6);
+    job.kill_all();
+    job.restart(Mode::Lazy, &[]);
+    (6..8).for_each(|number| step(&job, number));
+    job.signal(Signal::SIGUSR1);
+    job.wait(SOON).success();
+    assert_same("the output of all runs", b"0\n1\n2\n3\n4\n5\n6\n7\n", &job.stdout());
+    let expected: Vec<u8> = (b'A'..=b'H').flat_map(|byte| vec![byte; 4 << 20]).collect();
+    assert_same("the file", &expected, &std::fs::read(sandbox.see(&sandbox.dir().join("disk/f"))).unwrap());
+    sandbox.run("umount disk small").success();
 }

@@ -49,6 +49,8 @@ pub enum CheckpointError {
     Image(#[from] image::ImageError),
     #[error(transparent)]
     Metadata(#[from] BadImage),
+    #[error(transparent)]
+    Unwritten(#[from] sync::Unwritten),
     #[error("{what}")]
     Io { what: &'static str, source: io::Error },
     #[error("the supervisor is gone")]
@@ -319,7 +321,7 @@ impl Checkpointer {
             }
         }
         writer.set_spaces(&frozen.live)?;
-        sync::files(&frozen.image);
+        sync::files(&frozen.image)?;
         let kind = if making.parent.is_some() { Kind::Delta } else { Kind::Full };
         let summary = Summary {
             kind: kind as i32,

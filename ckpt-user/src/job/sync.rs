@@ -14,8 +14,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Writes all of them out.
-pub fn files(image: &Image) {
+/// What the program wrote to a file is not on the disk, and may never come there.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot write out what the program has written to it")]
+pub struct Unwritten {
+    path: String,
+    source: io::Error,
+}
+
+/// Writes all of them out, up to the first with which that fails.
+pub fn files(image: &Image) -> Result<(), Unwritten> {
     let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     // Opening a file is an event to who watches it.
     let watches = image.descriptions.iter().any(|d| matches!(d.object, Some(Object::Inotify(_))));
@@ -31,7 +39,17 @@ pub fn files(image: &Image) {
             .or_else(|| duplicate(holder?).ok().filter(|found| is_it(found, file)))
             .or_else(|| reopened(file.path(), file).ok().filter(|_| description.lease.is_none()));
         // Gone by now: a restart finds out by itself.
-        let _ = opened.map(|f| f.sync_data());
+        let Some(opened) = opened else { continue };
+        write_out(&opened).map_err(|source| Unwritten { path: file.path().display().to_string(), source })?;
+    }
+    Ok(())
+}
+
+fn write_out(file: &File) -> io::Result<()> {
+    match file.sync_data() {
+        // There is nothing to be written out: a device, say.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
+        done => done,
     }
 }
 
