@@ -51,11 +51,26 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, ImageError> {
     Ok(listed)
 }
 
-/// The id for the next generation in `dir`: one more than the highest there, damaged ones included; 1 at first.
+/// The id for the next generation in `dir`: one more than the highest there, damaged ones included, and than `last`, which was the
+/// highest once; 1 at first.
 ///
 /// # Errors
 /// `Io` when the directory cannot be read, `NoIdLeft` when there is no higher number.
-pub fn next_id(dir: &Path) -> Result<GenerationId, ImageError> {
-    let last = publish::ids(dir)?.last().map_or(0, |last| last.0);
-    last.checked_add(1).map(GenerationId).ok_or_else(|| ImageError::NoIdLeft { dir: dir.into() })
+pub fn next_id(dir: &Path, last: Option<GenerationId>) -> Result<GenerationId, ImageError> {
+    let highest = publish::ids(dir)?.last().copied().max(last).map_or(0, |id| id.0);
+    highest.checked_add(1).map(GenerationId).ok_or_else(|| ImageError::NoIdLeft { dir: dir.into() })
+}
+
+/// The first of generation `id` and its ancestors that is no longer in `dir`, by the headers of their files alone.
+#[must_use]
+pub fn missing(dir: &Path, id: GenerationId) -> Option<GenerationId> {
+    let mut next = Some(id);
+    while let Some(id) = next {
+        let header = generation::header_of(&dir.join(publish::file_name(id)));
+        match header.filter(|header| header.id == id && header.parent.is_none_or(|parent| parent < id)) {
+            Some(header) => next = header.parent,
+            None => return Some(id),
+        }
+    }
+    None
 }

@@ -49,7 +49,7 @@ pub use chain::{Chain, Opened};
 pub use error::{Fault, ImageError, Section};
 pub use generation::Generation;
 pub use header::{FEATURES, FORMAT_VERSION, Header};
-pub use list::{Listed, list, next_id};
+pub use list::{Listed, list, missing, next_id};
 pub use page_map::{PageMap, Run, Source};
 pub use page_reader::PageReader;
 pub use prune::{PruneReport, prune, prune_while};

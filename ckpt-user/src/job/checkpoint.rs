@@ -7,6 +7,7 @@
 //! A failure at any point loses no dirty page: spaces forget what was dirty only after the commit.
 
 use super::control::CheckpointDone;
+use super::directory::JobDir;
 use super::ended::Ended;
 use super::events::{Event, EventLog};
 use super::files;
@@ -22,6 +23,7 @@ use crate::page::Lost;
 use crate::phase::Phase;
 use crate::record::{BadImage, Image, Process};
 use crate::refusal::Refusal;
+use crate::sys::ids::Assumed;
 use crate::sys::wait;
 use crate::task::iterators::Kernel;
 use crate::track::arm;
@@ -49,6 +51,8 @@ pub enum CheckpointError {
     Image(#[from] image::ImageError),
     #[error(transparent)]
     Metadata(#[from] BadImage),
+    #[error("checkpoint {0}, without which this one could not be restarted from, is no longer there")]
+    Ancestor(GenerationId),
     #[error(transparent)]
     Unwritten(#[from] sync::Unwritten),
     #[error("{what}")]
@@ -126,18 +130,18 @@ impl Checkpointer {
         self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
         let ends_bytes = self.read_ends();
-        let pager = self.tracked().pager.clone();
-        pager.map_or(Ok(()), |pager| pager.prepare())?;
         let dir = self.lease.dir().clone();
-        let not_owner = |e| CheckpointError::Io {
-            what: "cannot act as the directory's owner",
-            source: io::Error::other(e),
-        };
-        let _as_owner = dir.assume().map_err(not_owner)?;
+        let parent = self.parent_of_next(&dir)?;
+        let pager = self.tracked().pager.clone();
+        if let Some(pager) = pager {
+            if parent.is_none() {
+                pager.inherit_nothing();
+            }
+            pager.prepare()?;
+        }
+        let _as_owner = as_owner(&dir)?;
         let path = dir.proc_path();
-        let id = image::next_id(&path)?;
-        let is_full = self.backend == Backend::Full || self.tracked().spaces.iter().all(|s| !s.is_saved());
-        let parent = self.parent.filter(|_| !is_full);
+        let id = image::next_id(&path, self.parent)?;
         if parent.is_none() {
             self.tracked().begin_full();
         }
@@ -168,6 +172,21 @@ impl Checkpointer {
             });
         }
         result.map(|done| CheckpointDone { killed, ..done })
+    }
+
+    /// What the next generation is a delta of; nothing where it is to be full.
+    fn parent_of_next(&self, dir: &JobDir) -> Result<Option<GenerationId>, CheckpointError> {
+        let is_full = self.backend == Backend::Full || self.tracked().spaces.iter().all(|s| !s.is_saved());
+        let Some(parent) = self.parent.filter(|_| !is_full) else { return Ok(None) };
+        let _as_owner = as_owner(dir)?;
+        let gone = image::missing(&dir.proc_path(), parent);
+        if let Some(gone) = gone {
+            log::warn!(
+                "checkpoint {gone} is no longer in {}: no later one can be restarted from without it, and the next one is full",
+                dir.path().display()
+            );
+        }
+        Ok(gone.is_none().then_some(parent))
     }
 
     /// Merges and deletes old generations when it pays, for as long as `goes_on`; a failure costs only room.
@@ -361,6 +380,8 @@ impl Checkpointer {
         self.event(&Event::phase(Phase::Write, write.elapsed()).count("id", id));
         let commit = Instant::now();
         let lease = self.lease.clone();
+        let gone = making.parent.and_then(|parent| image::missing(&lease.dir().proc_path(), parent));
+        gone.map_or(Ok(()), |gone| Err(CheckpointError::Ancestor(gone)))?;
         let check = || lease.check().map_err(|e| e.to_string());
         // No checkpoint is committed that a restart would refuse.
         frozen.image.check()?;
@@ -381,6 +402,11 @@ impl Checkpointer {
             killed: false,
         })
     }
+}
+
+fn as_owner(dir: &JobDir) -> Result<Assumed, CheckpointError> {
+    let what = "cannot act as the directory's owner";
+    dir.assume().map_err(|error| CheckpointError::Io { what, source: io::Error::other(error) })
 }
 
 fn leave_if_crowded(space: &mut Space) {

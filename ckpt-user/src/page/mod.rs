@@ -254,6 +254,11 @@ impl Pager {
         })
     }
 
+    /// The generations before stand for nothing any more: from now on `prepare` brings in everything.
+    pub fn inherit_nothing(&self) {
+        self.shared.lock_soon().inherits = false;
+    }
+
     /// In a freeze: brings in what the chain cannot stand for (moved pages, forked children), and says of each
     /// rebuilt process what is still on its way. What was moved is told once. Children are to be let go of.
     ///

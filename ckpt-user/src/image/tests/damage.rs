@@ -224,6 +224,6 @@ fn a_name_that_is_a_link_is_no_generation() {
 fn the_highest_number_has_no_next_one() {
     let dir = scratch();
     std::fs::write(dir.path().join(format!("{}.ckpt", u64::MAX)), "").unwrap();
-    let error = super::super::next_id(dir.path()).unwrap_err();
+    let error = super::super::next_id(dir.path(), None).unwrap_err();
     assert!(matches!(error, ImageError::NoIdLeft { .. }), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Writing and committing: what is there afterwards, and what is not when it fails.
 
 use super::super::publish::link_new;
-use super::super::{ImageError, Kind, Source, clean_temporaries, file_name, list, next_id, verify};
+use super::super::{ImageError, Kind, Source, clean_temporaries, file_name, list, missing, next_id, verify};
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 
@@ -38,7 +38,8 @@ fn a_committed_generation_is_listed_readable_only_by_its_owner() {
     assert_eq!(chain.pages(SPACE).get(20), Some(Source::BackToFile));
     assert_eq!(chain.pages(SPACE).get(9), None);
     assert_eq!(chain.spaces(), [SPACE]);
-    assert_eq!(next_id(dir.path()).unwrap(), GenerationId(2));
+    assert_eq!(next_id(dir.path(), None).unwrap(), GenerationId(2));
+    assert_eq!(next_id(dir.path(), Some(GenerationId(7))).unwrap(), GenerationId(8));
     assert_eq!(Chain::open_file(&committed.path).unwrap().generations().len(), 1);
 }
 
@@ -103,6 +104,19 @@ fn a_lost_lease_or_a_drop_leaves_nothing() {
     assert!(refused.unwrap_err().to_string().contains("node b has it"));
     drop(writer(dir.path(), 4, 3));
     assert_eq!(names(dir.path()), ["000001.ckpt", "000002.ckpt", "000003.ckpt"]);
+}
+
+#[test]
+fn the_first_ancestor_that_is_gone_is_named() {
+    let dir = scratch();
+    three_generations(dir.path());
+    let [one, two, three] = [1, 2, 3].map(GenerationId);
+    assert_eq!(missing(dir.path(), three), None);
+    assert_eq!(missing(dir.path(), GenerationId(4)), Some(GenerationId(4)));
+    std::fs::remove_file(dir.path().join(file_name(one))).unwrap();
+    assert_eq!(missing(dir.path(), three), Some(one));
+    std::fs::copy(dir.path().join(file_name(three)), dir.path().join(file_name(two))).unwrap();
+    assert_eq!(missing(dir.path(), three), Some(two), "another one has its name");
 }
 
 #[test]
