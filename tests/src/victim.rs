@@ -50,6 +50,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("kept", "kept.c", &[]),
     ("lazymem", "lazymem.c", &[]),
     ("lazyops", "lazyops.c", THREADS),
+    ("lookedat", "lookedat.c", &[]),
     ("forkwipe", "forkwipe.c", THREADS),
     ("dirty", "dirty.c", THREADS),
     ("inflight", "inflight.c", THREADS),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ckpt_tests::scenario::{stepper, verb, walk, walk_through, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -56,6 +57,78 @@ fn somebody_looks_at_every_process_during_restarts() {
     job.walk().success();
     let expected = Expected::of(&sandbox, &victim_cmd("memory").args(["4", "6", "f", "-"]), Some("f"));
     assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+/// Whoever looks at a process that is being rebuilt, before its memory is watched, leaves pages of zeros there: as ps(1) does
+/// with the arguments, and a debugger anywhere.
+#[test]
+fn somebody_looks_at_a_process_before_its_memory_is_watched() {
+    // It says of each process when it has found zeros where there are none in the program.
+    const LOOKER: &str = "import glob, os
+def look(name, at, count):
+    try:
+        fd = os.open(name, os.O_RDONLY)
+    except OSError:
+        return b''
+    try:
+        return os.pread(fd, count, at)
+    except OSError:
+        return b''
+    finally:
+        os.close(fd)
+missing = {'arguments', 'variables', 'area'}
+print('looking', flush=True)
+while True:
+    for of in glob.glob('/proc/[0-9]*'):
+        seen = (('arguments', 'cmdline', 0, 4096), ('variables', 'environ', 0, 4096), ('area', 'mem', 0x200000000000, 4096))
+        for what, name, at, count in seen:
+            found = look(f'{of}/{name}', at, count)
+            if found and not any(found) and what in missing:
+                missing.remove(what)
+                print('zeros for', what, flush=True)
+        if not missing:
+            missing.add('')
+            print('everything', flush=True)
+";
+    const ROUNDS: usize = 100;
+    let sandbox = Sandbox::with_limit("lazy_looked_at", Duration::from_secs(170));
+    let program = |gate| {
+        let called = ["first", "second argument", "x".repeat(300).as_str()].map(str::to_owned);
+        let program = victim_cmd("lookedat").arg(gate).args(called);
+        program.env("LOOKED_1", "a variable").env("LOOKED_2", &"y".repeat(300))
+    };
+    let expected = Expected::of(&sandbox, &program("-"), None);
+    let mut job = Job::launch(&sandbox, &[], &program("signal"));
+    job.running().wait_for_output("step 0", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    for mode in [Mode::Lazy, Mode::Eager] {
+        // Until it has looked in time.
+        let looked = (0..ROUNDS).any(|round| {
+            if round > 0 {
+                job.kill_all();
+            }
+            let looker = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", LOOKER]));
+            looker.wait_for_output("looking", SOON);
+            job.restart_at(from, mode, &[]);
+            job.program();
+            String::from_utf8_lossy(&looker.stdout()).contains("everything")
+        });
+        assert!(looked, "{mode:?}: in none of {ROUNDS} restarts it has looked in time");
+        job.signal(Signal::SIGUSR1);
+        job.running().wait_for_output("step 1", SOON);
+        let again = job.checkpoint().id;
+        job.kill_all();
+        for then in [Mode::Eager, Mode::Lazy] {
+            job.restart_at(again, then, &[]);
+            for step in ["step 2", "step 3"] {
+                job.signal(Signal::SIGUSR1);
+                job.running().wait_for_output(step, SOON);
+            }
+            job.wait(SOON).success();
+            assert_same(&format!("looked at {mode:?}, then {then:?}"), &expected.stdout, &job.stdout());
+        }
+    }
 }
 
 #[test]

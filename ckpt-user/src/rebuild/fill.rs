@@ -13,6 +13,7 @@ use crate::page::{Pager, Plan};
 use crate::record::Process;
 use crate::sys::guardian;
 use crate::sys::mem::Forced;
+use crate::sys::pagemap::{Filter, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::remote::Remote;
 use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, Uffd};
 use crate::track::compared::{self, Hashes};
@@ -143,7 +144,10 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
         // What is below a guard page is nobody's any more.
         let guards: PageSet = process.record.guards.iter().map(Pages::numbers).collect();
         let wanted = stored(&process.record, chain).intersection(&served).difference(&guards);
-        let pending = Pending::at_home(&wanted);
+        let looked_at = looked_at(process).map(|seen| seen.intersection(&wanted));
+        let looked_at = looked_at.rebuilding(process.record.pid, "what is there of its memory")?;
+        write_over(process, &looked_at, chain)?;
+        let pending = Pending::at_home(&wanted.difference(&looked_at));
         let uffd = watched(process).and_then(Uffd::duplicate);
         let uffd = uffd.rebuilding(process.record.pid, "its userfaultfd")?;
         spaces.push(LazySpace::new(id, Some(process.remote.pid()), uffd, pending, source.order(id)));
@@ -155,6 +159,39 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
         return Err(RebuildError::Refused("it holds no clocks; restart it without --lazy".to_owned()));
     }
     Pager::start(spaces, Box::new(source), plan, namespace).rebuilding(root.as_raw(), "its pager")
+}
+
+/// Pages that are there already: somebody has looked at the process before its mappings were registered. Nobody can from then
+/// on: a look finds that it has to wait, or fails.
+fn looked_at(process: &Mapped) -> io::Result<PageSet> {
+    let mut pagemap = Pagemap::open(process.remote.pid())?;
+    let filter = Filter { any: PRESENT | SWAPPED, ..Filter::default() };
+    let mut found = PageSet::new();
+    for vma in process.record.mappings.iter().filter(|v| by_uffd(v)) {
+        let each = |region: Region| found.insert(region.start / 4096..region.end / 4096);
+        pagemap.scan(vma.start, vma.end, filter, false, each)?;
+    }
+    Ok(found)
+}
+
+/// Writes `pages` over the zeros that a look has left there, as [`place`] does: they count as changed.
+fn write_over(process: &Mapped, pages: &PageSet, chain: &Chain) -> Result<(), RebuildError> {
+    if pages.is_empty() {
+        return Ok(());
+    }
+    let pid = process.record.pid;
+    let map = chain.pages(SpaceId(process.record.space));
+    let memory = Forced::open(process.remote.pid()).rebuilding(pid, "its memory")?;
+    let mut reader = chain.reader();
+    let mut buffer = vec![0; BATCH as usize * 4096];
+    for range in pages.runs() {
+        for part in map.iter_range(range.start, range.end - range.start).flat_map(split) {
+            let bytes = &mut buffer[..part.count as usize * 4096];
+            reader.read_run(&part, bytes)?;
+            memory.write(part.first_page * 4096, bytes).rebuilding(pid, "its memory")?;
+        }
+    }
+    Ok(())
 }
 
 /// Fills all anonymous memory from several threads.
