@@ -268,7 +268,8 @@ fn everybody_called_ckptbpf_killed_at_once_takes_every_task_with_it() {
     }
 }
 
-const ACTS: [&str; 9] = ["replace", "drop", "move", "leave behind", "split", "fork", "race", "guard", "all"];
+const ACTS: [&str; 10] =
+    ["replace", "drop", "move", "leave behind", "split", "fork", "race", "trade", "guard", "all"];
 
 /// All acts of the program after one restart; the fill is let go about when the act `against` begins.
 fn address_space_changes(name: &str, against: &[Option<&str>]) {
@@ -384,7 +385,7 @@ fn checkpoints_taken_while_pages_are_missing_are_whole() {
     let hold = Hold::new(&sandbox);
     let mut from = first.id;
     // Before every act: restart with the fill held, act, checkpoint, and go on from that one.
-    for act in &ACTS[..8] {
+    for act in &ACTS[..9] {
         restart(&sandbox, &mut job, from, Mode::Lazy, &["--hold-fill", &hold.1]);
         signal(&sandbox, job.program());
         job.running().wait_for_output(act, SOON);

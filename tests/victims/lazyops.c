@@ -96,6 +96,34 @@ static void *drop(void *argument)
     return NULL;
 }
 
+/* Blocks that two threads move about: each goes to where the other has just left, as the kernel gives the highest hole. */
+enum { BLOCKS = 8, BLOCK = 16, LARGEST = 24, MOVES = 400 };
+static struct block {
+    char *at;
+    size_t pages;
+} blocks[2][BLOCKS];
+
+static void *trade(void *argument)
+{
+    struct block *mine = argument;
+    for (int i = 0; i < MOVES; i++) {
+        struct block *block = &mine[i % BLOCKS];
+        size_t length = block->pages * PAGE;
+        char *to = NULL;
+        if (i % 5 == 4 && block->pages < LARGEST) {
+            to = mremap(block->at, length, length + PAGE, MREMAP_MAYMOVE);
+            block->pages++;
+        } else {
+            char *hole = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            CHECK(hole != MAP_FAILED);
+            to = mremap(block->at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, hole);
+        }
+        CHECK(to != MAP_FAILED);
+        block->at = to;
+    }
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
     gate = argc > 1 ? argv[1] : "-";
@@ -109,6 +137,12 @@ int main(int argc, char **argv)
         area[i] = base + (8 + i) * 2 * PAGES * PAGE;
         for (size_t word = 0; word < PAGES * WORDS; word++)
             ((uint64_t *)area[i])[word] = next_random(&seed);
+    }
+    for (int i = 0; i < 2 * BLOCKS; i++) {
+        struct block *block = &blocks[i % 2][i / 2];
+        *block = (struct block){map(NULL, BLOCK, 0), BLOCK};
+        for (size_t word = 0; word < BLOCK * WORDS; word++)
+            ((uint64_t *)block->at)[word] = next_random(&seed);
     }
     say(1, "ready\n");
 
@@ -159,6 +193,14 @@ int main(int argc, char **argv)
     show(area[7], PAGES);
     show(area[8], PAGES);
 
+    act("\ntrade");
+    CHECK(pthread_create(&threads[0], NULL, trade, blocks[0]) == 0);
+    CHECK(pthread_create(&threads[1], NULL, trade, blocks[1]) == 0);
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    for (int i = 0; i < BLOCKS; i++)
+        show(blocks[0][i].at, blocks[0][i].pages);
+
     act("\nguard");
     CHECK(pipe(through) == 0);
     has_guards = madvise(area[10] + 3 * PAGE, 2 * PAGE, 102 /* MADV_GUARD_INSTALL */) == 0;
@@ -174,6 +216,8 @@ int main(int argc, char **argv)
     show(moved, PAGES / 2);
     show(again, PAGES / 2);
     show(kept, PAGES);
+    for (int i = 0; i < BLOCKS; i++)
+        show(blocks[1][i].at, blocks[1][i].pages);
     for (int i = 0; i < AREAS; i++)
         show(area[i], PAGES);
     say(1, "\n");

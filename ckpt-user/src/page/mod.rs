@@ -33,6 +33,7 @@
 //! it: read what is dirty, unregister, register with a second userfaultfd (write protection only, no events),
 //! protect again. Should ckptbpf be killed at any point of this, the kernel unregisters: nothing is pending.
 
+mod late;
 pub mod pending;
 pub mod source;
 pub mod space;

@@ -93,15 +93,10 @@ impl Pending {
         gone
     }
 
-    /// `count` pages have moved; what was pending at the destination is gone.
-    pub fn remap(&mut self, from: u64, to: u64, count: u64) {
-        let moved = self.remove(&(from..from + count));
-        self.remove(&(to..to + count));
-        for part in moved {
-            let start = part.pages.start - from + to;
-            self.runs.insert(start, Run { end: start + part.count(), origin: part.origin });
-            self.count += part.count();
-        }
+    /// Puts pages to where none are pending.
+    pub fn put(&mut self, part: &Part) {
+        self.count += part.count();
+        self.runs.insert(part.pages.start, Run { end: part.pages.end, origin: part.origin });
     }
 }
 
@@ -139,7 +134,12 @@ mod tests {
                         table[from as usize..(from + n) as usize].fill(None);
                     }
                     Step::Remap(from, to, n) if from + n <= to || to + n <= from => {
-                        pending.remap(from, to, n);
+                        let moved = pending.remove(&(from..from + n));
+                        pending.remove(&(to..to + n));
+                        for part in moved {
+                            let start = part.pages.start - from + to;
+                            pending.put(&Part { pages: start..start + part.count(), origin: part.origin });
+                        }
                         for i in 0..n {
                             table[(to + i) as usize] = table[(from + i) as usize].take();
                         }

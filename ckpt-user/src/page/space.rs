@@ -9,10 +9,12 @@
 //! - A page is filled only while the live map holds it, and a page that the map does not hold reads as zero.
 //! - Events are applied before any fault that came with them is served: reading an event lets its thread go
 //!   on, and from then on UFFDIO_COPY would succeed with what the image had there before.
+//! - Events of several threads may come in another order than their changes: [`super::late`] puts them right.
 //! - Between the change itself and the reading of its event the kernel answers each fill with EAGAIN
 //!   (`mmap_changing` of fs/userfaultfd.c goes up before the change); nothing is ever filled on a guess.
 
 use super::PagerError;
+use super::late::Late;
 use super::pending::{Part, Pending};
 use super::source::PageSource;
 use super::wiped;
@@ -37,6 +39,8 @@ pub struct LazySpace {
     /// Of the rebuilt process.
     pagemap: Option<Pagemap>,
     pub pending: Pending,
+    /// What the events may yet tell of changes that others have overtaken.
+    late: Late,
     /// Where mremap(2) has brought pages whose marks are still those of their old place.
     pub moved: PageSet,
     /// Pages of faults that are to be served, some of them again.
@@ -72,19 +76,32 @@ impl Default for Buffer {
 }
 
 impl LazySpace {
-    /// `order`: pages of the image, the first to be filled first.
+    /// `order`: pages of the image, the first to be filled first; `held`: pages of the mappings that are watched.
     pub fn new(
         source: SpaceId,
         pid: Option<Pid>,
         uffd: Uffd,
         pending: Pending,
         order: Vec<Range<u64>>,
+        held: PageSet,
     ) -> Self {
         let order = order.into_iter().rev().collect();
         let (stalled, near, children) = (Vec::new(), Vec::new(), Vec::new());
         // Without it the first fill says that the process is gone.
         let pagemap = pid.and_then(|pid| Pagemap::open(reached_by(pid)).ok());
-        Self { source, pid, uffd, pagemap, pending, moved: PageSet::new(), stalled, children, near, order }
+        Self {
+            source,
+            pid,
+            uffd,
+            pagemap,
+            pending,
+            late: Late::new(held),
+            moved: PageSet::new(),
+            stalled,
+            children,
+            near,
+            order,
+        }
     }
 
     /// Reads and applies all events, then serves all faults. What was read is kept whatever fails: children that were
@@ -98,6 +115,7 @@ impl LazySpace {
         messages: &mut Messages,
         buffer: &mut Buffer,
     ) -> Result<(), PagerError> {
+        self.settle();
         while self.uffd.has_message().map_err(PagerError::kernel("wait for events of"))? {
             let wiped = self.wiped_by_a_fork()?;
             match self.uffd.read(messages).map_err(PagerError::kernel("read events of"))? {
@@ -120,20 +138,32 @@ impl LazySpace {
         Ok(())
     }
 
+    /// Notes when no change is under way; whether none was found to be.
+    pub fn settle(&mut self) -> bool {
+        if !self.late.is_settled() && !self.uffd.is_changing() {
+            self.late.settle();
+        }
+        self.late.is_settled()
+    }
+
     /// `wiped`: by a fork, as it was looked up before the event was read.
     fn apply(&mut self, event: Event, wiped: Option<Vec<Range<u64>>>) -> Result<(), PagerError> {
         match event {
             Event::Fault { .. } => {}
-            Event::Remove { start, end } | Event::Unmap { start, end } => {
+            Event::Remove { start, end } => {
                 self.pending.remove(&(start / 4096..end / 4096));
+            }
+            Event::Unmap { start, end } => {
+                self.late.unmap(&mut self.pending, &(start / 4096..end / 4096));
             }
             Event::Remap { from, to, len } => {
                 let (from, to, count) = (from / 4096, to / 4096, len / 4096);
-                self.pending.remap(from, to, count);
+                self.late.remap(&mut self.pending, from, to, count);
                 self.moved.insert(to..to + count);
             }
             Event::Fork(uffd) => {
-                let child = LazySpace::new(self.source, None, uffd, self.pending.clone(), Vec::new());
+                let (pending, held) = (self.pending.clone(), self.late.held().clone());
+                let child = LazySpace::new(self.source, None, uffd, pending, Vec::new(), held);
                 // Watched whatever fails.
                 self.children.push(child);
                 let wiped = match wiped {

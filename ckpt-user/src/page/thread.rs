@@ -100,6 +100,9 @@ impl Thread {
                 _ => state.serve(&shared.epoll, key)?,
             }
         }
+        // Looked at until it is so: the thread that goes on does not tell.
+        let unsettled =
+            state.spaces.values_mut().map(LazySpace::settle).filter(|is_settled| !is_settled).count();
         let stalled: Vec<u64> =
             state.spaces.iter().filter(|(_, s)| s.is_stalled()).map(|(&key, _)| key).collect();
         for &key in &stalled {
@@ -109,7 +112,7 @@ impl Thread {
             Progress::Made => Next::AtOnce,
             // The event that keeps us from filling wakes us; the end of its handling does not.
             Progress::Busy => Next::Pause(STALL_PAUSE),
-            _ if !stalled.is_empty() => Next::Pause(STALL_PAUSE),
+            _ if !stalled.is_empty() || (unsettled > 0 && state.has_pending()) => Next::Pause(STALL_PAUSE),
             _ if self.is_held() && state.has_pending() => Next::Pause(HOLD_PAUSE),
             _ => Next::Wait,
         };

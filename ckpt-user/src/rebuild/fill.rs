@@ -150,7 +150,8 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
         let pending = Pending::at_home(&wanted.difference(&looked_at));
         let uffd = watched(process).and_then(Uffd::duplicate);
         let uffd = uffd.rebuilding(process.record.pid, "its userfaultfd")?;
-        spaces.push(LazySpace::new(id, Some(process.remote.pid()), uffd, pending, source.order(id)));
+        let pid = Some(process.remote.pid());
+        spaces.push(LazySpace::new(id, pid, uffd, pending, source.order(id), served));
     }
     let root = processes.first().map_or(Pid::from_raw(0), |p| p.remote.pid());
     let namespace = guardian::time_namespace(root).rebuilding(root.as_raw(), "its clocks")?;
