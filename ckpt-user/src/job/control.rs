@@ -17,6 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::task::outside;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -173,6 +174,14 @@ pub enum ControlError {
         /// What is wrong with it.
         #[source]
         source: serde_json::Error,
+    },
+    /// Somebody else has bound it.
+    #[error("{path}: process {by} answers there, and not the job's supervisor")]
+    NotTheSupervisor {
+        /// The socket.
+        path: String,
+        /// Who it is.
+        by: i32,
     },
     /// The supervisor says no.
     #[error("{0}")]
@@ -398,14 +407,22 @@ fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("a line is longer than {LINE_LIMIT} bytes"))
 }
 
-/// Asks a job's supervisor. Waits for a checkpoint as long as the supervisor lives; for anything else 5 s.
+/// Asks a job's supervisor, which is to be `supervisor` if that is given, as [`ProcessId`] has it. Waits for a checkpoint as long
+/// as the supervisor lives; for anything else 5 s.
 ///
 /// An answer of `{"error": …}` comes back as [`ControlError::Refused`].
-pub fn request(path: &Path, request: &Request) -> Result<Reply, ControlError> {
+///
+/// [`ProcessId`]: super::process::ProcessId
+pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Result<Reply, ControlError> {
     let shown = path.display().to_string();
     let gone = |source| ControlError::Gone { path: shown.clone(), source };
     let mut stream =
         UnixStream::connect(path).map_err(|source| ControlError::Connect { path: shown.clone(), source })?;
+    // As it was when it began to listen.
+    let by = getsockopt(&stream, PeerCredentials).map_err(|errno| gone(errno.into()))?.pid();
+    if supervisor.is_some_and(|pid| outside::known_as(by).ok() != Some(pid)) {
+        return Err(ControlError::NotTheSupervisor { path: shown.clone(), by });
+    }
     let not_understood = |source| ControlError::NotUnderstood { path: shown.clone(), source };
     let mut line = serde_json::to_vec(request).map_err(not_understood)?;
     line.push(b'\n');

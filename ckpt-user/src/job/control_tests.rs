@@ -36,7 +36,7 @@ fn raw(control: &Control, text: &[u8]) -> String {
 fn a_request_wakes_the_supervisor_and_its_answer_comes_back() {
     let (_session, _runtime, control) = serve();
     let path = control.socket_path();
-    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: true }));
+    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: true }, None));
     let asked = wait(&control);
     assert_eq!(asked.kind, Request::Checkpoint { kill: true });
     asked.reply.send(done(17));
@@ -64,7 +64,7 @@ fn garbage_of_every_kind_gets_an_error_and_harms_nobody() {
     }
     assert!(control.try_recv().is_none());
     let path = control.socket_path();
-    let client = std::thread::spawn(move || request(&path, &Request::Status));
+    let client = std::thread::spawn(move || request(&path, &Request::Status, None));
     wait(&control).reply.send(Reply::Status(JobStatus { ok: true, pid: 7, ..Default::default() }));
     assert!(matches!(client.join().unwrap().unwrap(), Reply::Status(JobStatus { pid: 7, .. })));
 }
@@ -74,7 +74,7 @@ fn an_unanswered_request_and_an_error_reach_the_client() {
     let (_session, _runtime, control) = serve();
     for drop_it in [true, false] {
         let path = control.socket_path();
-        let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }));
+        let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }, None));
         let asked = wait(&control);
         if drop_it {
             drop(asked);
@@ -93,7 +93,7 @@ fn many_clients_at_once_and_clients_that_leave() {
     let clients: Vec<_> = (0..40)
         .map(|_| {
             let path = path.clone();
-            std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }))
+            std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }, None))
         })
         .collect();
     let mut leaver = UnixStream::connect(&path).unwrap();
@@ -110,7 +110,7 @@ fn a_silent_client_keeps_nobody_waiting() {
     let (_session, _runtime, control) = serve();
     let silent: Vec<_> = (0..10).map(|_| UnixStream::connect(control.socket_path()).unwrap()).collect();
     let path = control.socket_path();
-    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }));
+    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }, None));
     wait(&control).reply.send(done(1));
     client.join().unwrap().unwrap();
     let begun = Instant::now();
@@ -131,7 +131,7 @@ fn another_user_is_not_heard() {
     let control = Control::bind(&runtime, "job.sock").unwrap();
     // Root is heard; the check of the peer itself is on its effective uid.
     let path = control.socket_path();
-    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }));
+    let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: false }, None));
     wait(&control).reply.send(done(1));
     client.join().unwrap().unwrap();
     // A third user, even when let through to the socket.
@@ -154,7 +154,7 @@ fn an_answer_given_right_before_the_end_still_arrives() {
     for _ in 0..50 {
         let (_session, _runtime, control) = serve();
         let path = control.socket_path();
-        let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: true }));
+        let client = std::thread::spawn(move || request(&path, &Request::Checkpoint { kill: true }, None));
         wait(&control).reply.send(done(2));
         drop(control);
         assert_eq!(client.join().unwrap().unwrap(), done(2));
@@ -166,9 +166,11 @@ fn the_socket_goes_when_the_supervisor_does() {
     let (_session, runtime, control) = serve();
     let path = control.socket_path();
     assert!(path.exists());
+    let error = request(&path, &Request::Status, Some(1)).unwrap_err();
+    assert!(matches!(error, ControlError::NotTheSupervisor { by, .. } if by == std::process::id() as i32));
     drop(control);
     assert!(!path.exists());
-    let error = request(&path, &Request::Status).unwrap_err();
+    let error = request(&path, &Request::Status, None).unwrap_err();
     assert!(matches!(error, ControlError::Connect { .. }));
     // One that was killed leaves its socket; the next takes its place.
     drop(UnixListener::bind(&path).unwrap());

@@ -36,6 +36,14 @@ impl ProcessId {
             .is_ok_and(|stat| stat.start_time() == self.start_time && outside::is_alive(self.pid, &stat))
     }
 
+    /// The user who has started it, whatever ids a set-user-id program has taken since (credentials(7)).
+    pub fn real_uid(self) -> Option<u32> {
+        let status = outside::read(&format!("{}/status", self.pid)).ok()?;
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_ascii_whitespace().next()?.parse().ok()
+    }
+
     /// Returns when it has ended, all its threads and descriptors included, or after `patience`.
     pub fn wait_for_end(self, patience: PollTimeout) {
         let Ok(process) = pidfd::open(Pid::from_raw(self.pid)) else { return };

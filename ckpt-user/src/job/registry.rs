@@ -80,7 +80,7 @@ impl Live {
     pub fn ask(&self, request: Request) -> Result<Reply, ControlError> {
         // An ordinary user has no other ids to take, and may try with its own.
         let _as = fs_ids_of(self.entry.uid).and_then(|ids| ids.assume().ok());
-        control::request(&self.entry.socket, &request)
+        control::request(&self.entry.socket, &request, Some(self.entry.supervisor.pid))
     }
 
     /// What the supervisor says of the job; none without one.
@@ -131,6 +131,9 @@ pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
             }
             let supervised = entry.supervisor.runs();
             if supervised || entry.program.runs() {
+                if !is_credible(&entry, place) {
+                    continue;
+                }
                 let socket = place.path().join(format!("{stem}.sock"));
                 found.push(Live { entry: Entry { socket, ..entry }, supervised });
             } else {
@@ -143,6 +146,26 @@ pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
     found.sort_by_key(|job| (job.entry.program.pid, !job.supervised));
     found.dedup_by_key(|job| job.entry.program);
     found
+}
+
+/// Whether what an entry speaks of is its user's: a program, and a directory. Root's programs may be anybody's.
+fn is_credible(entry: &Entry, place: &RuntimeDir) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let uid = entry.uid;
+    let is_theirs = |process: ProcessId, root_too: bool| {
+        let real = process.real_uid();
+        !process.runs() || real.is_some_and(|real| real == uid || (root_too && real == 0))
+    };
+    if uid == 0 {
+        return true;
+    }
+    // As they see it, who need not let anybody else in.
+    let found = place.assume().and_then(|_as| std::fs::metadata(&entry.dir));
+    let has_dir = match found {
+        Ok(found) => found.uid() == uid,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    has_dir && is_theirs(entry.program, false) && is_theirs(entry.supervisor, true)
 }
 
 /// The live job that is meant, if there is one.
@@ -181,6 +204,7 @@ fn same_dir(a: &Path, b: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::sys::ids::FsIds;
+    use std::os::unix::process::CommandExt;
     use std::process::Command;
 
     fn runtime() -> (tempfile::TempDir, Arc<RuntimeDir>) {
@@ -246,6 +270,42 @@ mod tests {
         runtime.write("1-3.json", &serde_json::to_vec(&other).unwrap()).unwrap();
         assert!(live(&places(&session)).is_empty());
         assert_eq!(runtime.names().len(), 2);
+    }
+
+    #[test]
+    fn an_entry_that_speaks_of_somebody_else_s_program_or_directory_is_not_believed() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        const UID: u32 = 7;
+        if FsIds::current().uid != 0 {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let [at, theirs, roots] = ["ckptbpf", "theirs", "roots"].map(|name| base.path().join(name));
+        for path in [&at, &theirs, &roots] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        [&at, &theirs].into_iter().for_each(|path| chown(path, Some(UID), Some(UID)).unwrap());
+        let place = [RuntimeDir::existing(&at, &FsIds::current()).unwrap()];
+        let mut own = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut other = Command::new("sleep").arg("60").uid(UID).gid(UID).spawn().unwrap();
+        let [own_id, other_id] = [&own, &other].map(|child| ProcessId::of(child.id() as i32).unwrap());
+        let supervisor = ProcessId::current().unwrap();
+        let is_believed = |program: ProcessId, dir: &Path| {
+            let entry = Entry { uid: UID, ..entry(program, supervisor, dir) };
+            let text = serde_json::to_vec(&entry).unwrap();
+            place[0].write(&format!("{}.json", name_of(supervisor)), &text).unwrap();
+            !live(&place).is_empty()
+        };
+        assert!(is_believed(other_id, &theirs));
+        assert!(!is_believed(own_id, &theirs));
+        assert!(!is_believed(other_id, &roots));
+        assert!(!is_believed(other_id, &roots.join("below")), "they cannot look there");
+        for child in [&mut own, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]
