@@ -10,7 +10,7 @@ use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
 use super::namespace::{self, Beside};
 use super::options::{AttachOptions, CheckpointOptions, JobOptions};
-use super::process::ProcessId;
+use super::process::{ProcessId, wait_for_end_of};
 use super::record::RecordedOptions;
 use super::registry::{self, Target};
 use super::request::ITS_END;
@@ -31,6 +31,7 @@ use anyhow::{Context, bail};
 use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,8 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     limits::raise_own_open_files();
     let lease = found.claimed.lease;
     let program = ProcessId::of(options.pid).context("the program is gone")?;
+    // By its id here: in its pid namespace it is another one than for whoever reads job.json.
+    let root = pidfd::open(found.root).context("the program is gone")?;
     lease.started(program, None)?;
     let record = lease.record();
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
@@ -111,7 +114,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     if options.kill && result.is_ok() {
         lease.end(ended::CHECKPOINTED)?;
         // Who asked may restart it at once.
-        program.wait_for_end(ITS_END.into());
+        wait_for_end_of(root.as_fd(), ITS_END.into());
     }
     Ok(result?)
 }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -48,10 +48,15 @@ impl ProcessId {
     pub fn wait_for_end(self, patience: PollTimeout) {
         let Ok(process) = pidfd::open(Pid::from_raw(self.pid)) else { return };
         if stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time) {
-            let mut ends = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-            while poll(&mut ends, patience) == Err(Errno::EINTR) {}
+            wait_for_end_of(process.as_fd(), patience);
         }
     }
+}
+
+/// The same, of the process behind a pidfd.
+pub fn wait_for_end_of(process: BorrowedFd<'_>, patience: PollTimeout) {
+    let mut ends = [PollFd::new(process, PollFlags::POLLIN)];
+    while poll(&mut ends, patience) == Err(Errno::EINTR) {}
 }
 
 /// The parent of a process, for walking up a tree; ids as in [`ProcessId`].
