@@ -16,7 +16,7 @@ use super::lease::Lease;
 use super::retention;
 use super::sync;
 use super::tracer::Tracer;
-use crate::freeze::tree;
+use crate::freeze::{FrozenTree, tree};
 use crate::image::{self, Codec, GenerationId, GenerationWriter, Header, Kind, Summary};
 use crate::memory::map_count;
 use crate::page::Lost;
@@ -71,6 +71,20 @@ pub enum After {
     Continue,
     /// Checkpoint and end are one instant: it stays stopped until the commit, then it is killed.
     Kill,
+}
+
+/// A program that stands still until its checkpoint is there: it goes on, by the hand of the tracer, whatever becomes of that.
+struct Held {
+    tree: Option<FrozenTree>,
+    tracer: Tracer,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(tree) = self.tree.take() {
+            self.tracer.run(move || tree.thaw());
+        }
+    }
 }
 
 /// Everything that checkpoints of one job carry from one to the next.
@@ -159,18 +173,13 @@ impl Checkpointer {
         let mut frozen = self.freeze(tracer, after, &mut writer)?;
         let tracked = self.tracked.clone();
         self.reconcile.thawed(&mut lock(&tracked).spaces);
-        let held = frozen.held.take();
+        let mut held = Held { tree: frozen.held.take(), tracer: tracer.clone() };
         let result = self.write(writer, &frozen, &Making { begun, id, parent });
         let killed = after == After::Kill && result.is_ok();
-        if let Some(tree) = held {
-            tracer.run(move || {
-                if killed {
-                    tree.kill();
-                } else {
-                    tree.thaw();
-                }
-            });
+        if let Some(tree) = held.tree.take_if(|_| killed) {
+            tracer.run(move || tree.kill());
         }
+        drop(held);
         result.map(|done| CheckpointDone { killed, ..done })
     }
 

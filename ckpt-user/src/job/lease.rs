@@ -211,9 +211,13 @@ impl Lease {
     }
 
     fn update(&self, change: impl FnOnce(&mut JobRecord)) -> Result<(), DirectoryError> {
+        // Known here, whatever the directory says.
+        let record = {
+            let mut record = self.0.record.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut record);
+            record.clone()
+        };
         self.check()?;
-        let mut record = self.0.record.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut record);
         self.0.dir.write_record(&record)
     }
 }

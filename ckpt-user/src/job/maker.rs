@@ -4,6 +4,7 @@
 use super::checkpoint::{After, CheckpointError, Checkpointer};
 use super::control::CheckpointDone;
 use super::tracer::Tracer;
+use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -23,9 +24,20 @@ pub struct Maker {
     tracer: Tracer,
     /// None until there has been something to do.
     thread: Option<Thread>,
-    /// Whether it is wanted for more than merging.
-    is_wanted: Arc<AtomicBool>,
+    wishes: Arc<Wishes>,
 }
+
+/// Why it should come to an end of merging.
+#[derive(Default)]
+struct Wishes {
+    /// It is to make a checkpoint.
+    is_wanted: AtomicBool,
+    /// There is nothing left to make one of.
+    is_over: AtomicBool,
+}
+
+/// So often in a row merging waits for whoever wants a checkpoint; then they wait for it.
+const GIVEN_UP: u32 = 3;
 
 struct Thread {
     orders: mpsc::Sender<(Box<Checkpointer>, After)>,
@@ -43,7 +55,7 @@ impl Drop for Wake {
 
 impl Maker {
     pub fn new(tracer: Tracer) -> Self {
-        Self { tracer, thread: None, is_wanted: Arc::default() }
+        Self { tracer, thread: None, wishes: Arc::default() }
     }
 
     /// Has it make a checkpoint.
@@ -56,21 +68,26 @@ impl Maker {
         after: After,
     ) -> Result<(), (Box<Checkpointer>, io::Error)> {
         let started = match self.thread.take() {
-            None => start(self.tracer.clone(), self.is_wanted.clone()),
+            None => start(self.tracer.clone(), self.wishes.clone()),
             Some(known) => Ok(known),
         };
         let thread = match started {
             Ok(thread) => self.thread.insert(thread),
             Err(error) => return Err((checkpointer, error)),
         };
-        self.is_wanted.store(false, Ordering::Relaxed);
+        self.wishes.is_wanted.store(false, Ordering::Relaxed);
         let sent = thread.orders.send((checkpointer, after));
         sent.map_err(|order| (order.0.0, io::Error::other("the thread that makes checkpoints has failed")))
     }
 
-    /// Has it end what can wait.
+    /// Somebody waits for the next checkpoint.
     pub fn hurry(&self) {
-        self.is_wanted.store(true, Ordering::Relaxed);
+        self.wishes.is_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// There is to be no other one.
+    pub fn last(&self) {
+        self.wishes.is_over.store(true, Ordering::Relaxed);
     }
 
     /// The next news, waited for at most so long.
@@ -83,20 +100,27 @@ impl Maker {
     }
 }
 
-fn start(tracer: Tracer, is_wanted: Arc<AtomicBool>) -> io::Result<Thread> {
+fn start(tracer: Tracer, wishes: Arc<Wishes>) -> io::Result<Thread> {
     let (orders, todo) = mpsc::channel::<(Box<Checkpointer>, After)>();
     let (tell, news) = mpsc::channel();
     std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
         let _last = Wake(tracer.clone());
         // Before the supervisor is woken: it finds that nobody has any more to tell.
         let tell = tell;
+        let mut given_up = 0;
         while let Ok((mut checkpointer, after)) = todo.recv() {
             let result = checkpointer.run(&tracer, after);
             let is_over = result.as_ref().map_or(true, |done| done.killed);
             let made = tell.send(News::Made(result));
             tracer.post(|| ());
             if !is_over {
-                checkpointer.tidy(&|| !is_wanted.load(Ordering::Relaxed));
+                let was_given_up = Cell::new(false);
+                checkpointer.tidy(&|| {
+                    let gives_way = given_up < GIVEN_UP && wishes.is_wanted.load(Ordering::Relaxed);
+                    was_given_up.set(gives_way || wishes.is_over.load(Ordering::Relaxed));
+                    !was_given_up.get()
+                });
+                given_up = if was_given_up.get() { given_up + 1 } else { 0 };
             }
             if made.and_then(|()| tell.send(News::Idle(checkpointer))).is_err() {
                 return;

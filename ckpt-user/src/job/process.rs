@@ -44,6 +44,12 @@ impl ProcessId {
         line.split_ascii_whitespace().next()?.parse().ok()
     }
 
+    /// Whether it goes by ckptbpf's name, or by this program's.
+    pub fn is_ckptbpf(self) -> bool {
+        let own = stat(nix::unistd::getpid().as_raw()).map(|stat| stat.comm);
+        stat(self.pid).is_ok_and(|stat| stat.comm == "ckptbpf" || own.is_ok_and(|own| own == stat.comm))
+    }
+
     /// Returns when it has ended, all its threads and descriptors included, or after `patience`.
     pub fn wait_for_end(self, patience: PollTimeout) {
         let Ok(process) = pidfd::open(Pid::from_raw(self.pid)) else { return };

@@ -148,24 +148,23 @@ pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
     found
 }
 
-/// Whether what an entry speaks of is its user's: a program, and a directory. Root's programs may be anybody's.
+/// Whether what an entry speaks of is its user's: a program, and a directory. Root's programs may be anybody's, and so may be what
+/// a ckptbpf of root's supervises, which is the one that is asked ([`Live::ask`]).
 fn is_credible(entry: &Entry, place: &RuntimeDir) -> bool {
     use std::os::unix::fs::MetadataExt;
     let uid = entry.uid;
-    let is_theirs = |process: ProcessId, root_too: bool| {
-        let real = process.real_uid();
-        !process.runs() || real.is_some_and(|real| real == uid || (root_too && real == 0))
-    };
-    if uid == 0 {
+    let supervisor = entry.supervisor.runs().then(|| entry.supervisor.real_uid()).flatten();
+    if uid == 0 || (supervisor == Some(0) && entry.supervisor.is_ckptbpf()) {
         return true;
     }
     // As they see it, who need not let anybody else in.
     let found = place.assume().and_then(|_as| std::fs::metadata(&entry.dir));
     let has_dir = match found {
-        Ok(found) => found.uid() == uid,
+        Ok(found) => [uid, 0].contains(&found.uid()),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
-    has_dir && is_theirs(entry.program, false) && is_theirs(entry.supervisor, true)
+    let is_theirs = |process: ProcessId| !process.runs() || process.real_uid() == Some(uid);
+    has_dir && is_theirs(entry.program) && is_theirs(entry.supervisor)
 }
 
 /// The live job that is meant, if there is one.
@@ -281,26 +280,33 @@ mod tests {
         }
         let base = tempfile::tempdir().unwrap();
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let [at, theirs, roots] = ["ckptbpf", "theirs", "roots"].map(|name| base.path().join(name));
-        for path in [&at, &theirs, &roots] {
+        let [at, theirs, roots, third] =
+            ["ckptbpf", "theirs", "roots", "third"].map(|name| base.path().join(name));
+        for path in [&at, &theirs, &roots, &third] {
             std::fs::create_dir(path).unwrap();
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
         }
         [&at, &theirs].into_iter().for_each(|path| chown(path, Some(UID), Some(UID)).unwrap());
+        chown(&third, Some(UID + 1), None).unwrap();
         let place = [RuntimeDir::existing(&at, &FsIds::current()).unwrap()];
         let mut own = Command::new("sleep").arg("60").spawn().unwrap();
         let mut other = Command::new("sleep").arg("60").uid(UID).gid(UID).spawn().unwrap();
         let [own_id, other_id] = [&own, &other].map(|child| ProcessId::of(child.id() as i32).unwrap());
-        let supervisor = ProcessId::current().unwrap();
-        let is_believed = |program: ProcessId, dir: &Path| {
+        let says = |program: ProcessId, supervisor: ProcessId, dir: &Path| {
             let entry = Entry { uid: UID, ..entry(program, supervisor, dir) };
             let text = serde_json::to_vec(&entry).unwrap();
-            place[0].write(&format!("{}.json", name_of(supervisor)), &text).unwrap();
-            !live(&place).is_empty()
+            let name = format!("{}.json", name_of(supervisor));
+            place[0].write(&name, &text).unwrap();
+            let is_believed = !live(&place).is_empty();
+            place[0].remove(&name);
+            is_believed
         };
-        assert!(is_believed(other_id, &theirs));
+        let is_believed = |program: ProcessId, dir: &Path| says(program, other_id, dir);
+        assert!(is_believed(other_id, &theirs) && is_believed(other_id, &roots));
         assert!(!is_believed(own_id, &theirs));
-        assert!(!is_believed(other_id, &roots));
+        assert!(!says(other_id, own_id, &theirs), "root's, and no ckptbpf");
+        assert!(says(other_id, ProcessId::current().unwrap(), &third), "supervised by root");
+        assert!(!is_believed(other_id, &third));
         assert!(!is_believed(other_id, &roots.join("below")), "they cannot look there");
         for child in [&mut own, &mut other] {
             child.kill().unwrap();

@@ -110,6 +110,8 @@ fn run_again(
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
+    // Should ckptbpf be killed once it runs, it is known.
+    target.lease.starting(ProcessId::of(root.as_raw())?)?;
     let mut processes = rebuilt.processes;
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
     let mut shared = rebuilt.shared;
@@ -134,8 +136,6 @@ fn run_again(
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;
-    // Should ckptbpf be killed right then, what runs is known.
-    target.lease.starting(ProcessId::of(root.as_raw())?)?;
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     names.keep();

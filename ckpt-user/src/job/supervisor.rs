@@ -144,7 +144,7 @@ impl Supervisor {
 
     /// The program is gone: what the maker still does (a commit that is also the end) counts.
     fn last_checkpoint(&mut self) {
-        self.maker.hurry();
+        self.maker.last();
         while self.idle.is_none() && !self.is_broken {
             self.tasks.run_all();
             if let Some(news) = self.news(Duration::from_millis(1)) {
@@ -225,7 +225,7 @@ impl Supervisor {
             checkpoints: self.taken,
             failures: u64::from(self.schedule.failures()),
             last_error: self.last_error.clone(),
-            busy: self.idle.is_none(),
+            busy: self.idle.is_none() && !self.is_broken,
             pages_missing: self.plan.lazy.as_ref().map(Lazy::missing),
         }
     }
@@ -242,7 +242,7 @@ impl Supervisor {
     /// Once nobody waits for pages, or for what unmaps or forks to be noticed. Should it have gone on unseen, that ends the stop at once.
     fn stop_with_the_program(&mut self, signals: &mut Signals) {
         let is_over = self.plan.lazy.as_ref().is_none_or(Lazy::is_over);
-        if self.stops_later && is_over && self.idle.is_some() {
+        if self.stops_later && is_over && (self.idle.is_some() || self.is_broken) {
             self.stops_later = false;
             signals.stop_with(self.plan.root);
         }
@@ -281,7 +281,6 @@ impl Supervisor {
     }
 
     fn refuse_all(&mut self) {
-        self.schedule.failed(self.began.elapsed());
         self.asked_by_signal = false;
         self.waiting.extend(self.queued.drain(..).map(|q| q.0));
         self.finished(Err(CheckpointError::NoMaker));

@@ -22,8 +22,9 @@ pub struct Unwritten {
     source: io::Error,
 }
 
-/// Writes all of them out, up to the first with which that fails.
+/// Writes all of them out; the first with which that has failed. All, as the kernel tells of each only once.
 pub fn files(image: &Image) -> Result<(), Unwritten> {
+    let mut unwritten = None;
     let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     // Opening a file is an event to who watches it.
     let watches = image.descriptions.iter().any(|d| matches!(d.object, Some(Object::Inotify(_))));
@@ -40,17 +41,24 @@ pub fn files(image: &Image) -> Result<(), Unwritten> {
             .or_else(|| reopened(file.path(), file).ok().filter(|_| description.lease.is_none()));
         // Gone by now: a restart finds out by itself.
         let Some(opened) = opened else { continue };
-        write_out(&opened).map_err(|source| Unwritten { path: file.path().display().to_string(), source })?;
+        if let Err(source) = write_out(&opened) {
+            unwritten.get_or_insert_with(|| Unwritten { path: file.path().display().to_string(), source });
+        }
     }
-    Ok(())
+    unwritten.map_or(Ok(()), Err)
 }
 
 fn write_out(file: &File) -> io::Result<()> {
     match file.sync_data() {
-        // There is nothing to be written out: a device, say.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
+        // There is nothing to be written out: a device, say. EROFS of a file is a file system that has given up.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EROFS) && !is_regular(file) => Ok(()),
         done => done,
     }
+}
+
+fn is_regular(file: &File) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file())
 }
 
 fn is_it(opened: &File, record: &FileRecord) -> bool {

@@ -180,7 +180,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     if may_write {
         let object = objects.index(&metadata, |object| {
             object.deleted = file.deleted;
-            object.tmpfs = posix::of(&link, &file, &metadata)?;
+            object.tmpfs = posix::of(&link, &file, &metadata);
             object.file = (!file.deleted).then_some(file);
             Ok(())
         });

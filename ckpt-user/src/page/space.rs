@@ -245,6 +245,10 @@ impl LazySpace {
         let bytes = &mut buffer.0[..part.count() as usize * 4096];
         from.read(self.source, part.origin, bytes)?;
         let guarded = self.guarded(&part.pages);
+        // They may be those of a mapping that has come to where the pages were, which an event is going to tell.
+        if !guarded.is_empty() && self.uffd.is_changing() {
+            return Ok(Some(Filled::Busy));
+        }
         if !guarded.is_empty() {
             for pages in &guarded {
                 self.pending.remove(pages);

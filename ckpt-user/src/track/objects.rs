@@ -8,7 +8,8 @@ use crate::object::{Description, Object, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
 use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC,
+    XFS_SUPER_MAGIC, fstatfs,
 };
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -168,8 +169,18 @@ fn pages_of(bytes: Range<u64>) -> Range<u64> {
 
 /// File systems that know of data which is only in the page cache when they are asked for holes. Others may ask whoever has what
 /// was written out (`fuse_lseek` of fs/fuse/file.c), and what they call a hole is then data.
-const KNOW_THEIR_HOLES: [FsType; 5] =
-    [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC];
+const KNOW_THEIR_HOLES: [FsType; 7] = [
+    TMPFS_MAGIC,
+    EXT4_SUPER_MAGIC,
+    XFS_SUPER_MAGIC,
+    BTRFS_SUPER_MAGIC,
+    F2FS_SUPER_MAGIC,
+    // It asks the one that has the file.
+    OVERLAYFS_SUPER_MAGIC,
+    ZFS_SUPER_MAGIC,
+];
+
+const ZFS_SUPER_MAGIC: FsType = FsType(0x2fc1_2fc1);
 
 /// Byte ranges of the object that hold data (lseek(2), SEEK_DATA); all of it where that is not to be relied on.
 fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
