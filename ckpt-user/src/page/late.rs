@@ -38,6 +38,8 @@ pub struct Late {
     early: Vec<Range<u64>>,
     /// Unmaps that follow a Remap.
     owed: Vec<Range<u64>>,
+    /// What else was unmapped since anything is owed, and nothing has come there.
+    unmapped: PageSet,
 }
 
 fn set(range: &Range<u64>) -> PageSet {
@@ -55,6 +57,11 @@ impl Late {
         &self.held
     }
 
+    /// How many pages have not arrived of what has left without a word of it yet.
+    pub fn waiting(&self) -> u64 {
+        self.older.len()
+    }
+
     /// Whether nothing is known to be late.
     pub fn is_settled(&self) -> bool {
         self.owed.is_empty() && self.twice.is_empty() && self.early.is_empty()
@@ -63,14 +70,20 @@ impl Late {
     /// No change is under way. What is still owed never comes: that move has left empty memory behind (MREMAP_DONTUNMAP).
     pub fn settle(&mut self) {
         let left: PageSet = self.owed.drain(..).collect();
-        *self = Self::new(self.held.union(&left));
+        *self = Self::new(self.held.union(&left.difference(&self.unmapped)));
     }
 
     /// Unmap.
     pub fn unmap(&mut self, pending: &mut Pending, range: &Range<u64>) {
         match self.owed.iter().position(|owed| owed == range) {
             Some(index) => drop(self.owed.swap_remove(index)),
-            None => drop(self.leave(pending, range)),
+            None => {
+                self.leave(pending, range);
+                self.unmapped.insert(range.clone());
+            }
+        }
+        if self.owed.is_empty() {
+            self.unmapped = PageSet::new();
         }
     }
 
@@ -100,6 +113,7 @@ impl Late {
             let start = part.pages.start - from + to;
             pending.put(&Part { pages: start..start + part.count(), origin: part.origin });
         });
+        self.unmapped = self.unmapped.difference(&set(&target));
         self.held.insert(target);
     }
 

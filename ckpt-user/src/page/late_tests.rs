@@ -333,3 +333,24 @@ fn what_is_unmapped_after_all_is_settled_is_gone() {
     late.unmap(&mut pending, &(0..4));
     assert!(pending.is_empty() && late.is_settled());
 }
+
+/// MREMAP_DONTUNMAP leaves empty memory at 0, of which the second half is unmapped: what comes there then is alone.
+#[test]
+fn what_was_left_empty_and_is_unmapped_holds_nothing() {
+    let (mut late, mut pending) = both();
+    late.remap(&mut pending, 0, 20, 4);
+    late.unmap(&mut pending, &(2..4));
+    late.settle();
+    late.remap(&mut pending, 10, 2, 2);
+    late.remap(&mut pending, 2, 30, 2);
+    assert_eq!(parts(&pending), [(12..14, 12), (20..24, 0), (30..32, 10)]);
+}
+
+#[test]
+fn what_has_left_without_a_word_is_missing_until_it_arrives() {
+    let (mut late, mut pending) = both();
+    late.remap(&mut pending, 10, 0, 4);
+    assert_eq!((pending.len(), late.waiting()), (4, 4));
+    late.remap(&mut pending, 0, 20, 4);
+    assert_eq!((pending.len(), late.waiting()), (8, 0));
+}

@@ -305,7 +305,7 @@ impl Shared {
     }
 
     fn publish(&self, state: &State) {
-        let missing = state.spaces.values().map(|s| s.pending.len()).sum();
+        let missing = state.spaces.values().map(LazySpace::missing).sum();
         self.missing.store(missing, Ordering::SeqCst);
     }
 }
@@ -353,7 +353,7 @@ impl State {
     /// Lets go of children that are complete: each costs a descriptor.
     fn drop_complete(&mut self, epoll: &Epoll) {
         let is_complete =
-            |(&key, s): (&u64, &LazySpace)| (s.pid.is_none() && s.pending.is_empty()).then_some(key);
+            |(&key, s): (&u64, &LazySpace)| (s.pid.is_none() && s.missing() == 0).then_some(key);
         let complete: Vec<u64> = self.spaces.iter().filter_map(is_complete).collect();
         complete.into_iter().for_each(|key| drop(self.remove(epoll, key)));
     }

@@ -196,6 +196,11 @@ impl LazySpace {
         wiped::pages(pid).map_err(PagerError::kernel("tell what a fork leaves out of"))
     }
 
+    /// How many pages have not arrived.
+    pub fn missing(&self) -> u64 {
+        self.pending.len() + self.late.waiting()
+    }
+
     /// Whether faults wait for the kernel to let them be served.
     pub fn is_stalled(&self) -> bool {
         !self.stalled.is_empty()
@@ -245,11 +250,11 @@ impl LazySpace {
         let bytes = &mut buffer.0[..part.count() as usize * 4096];
         from.read(self.source, part.origin, bytes)?;
         let guarded = self.guarded(&part.pages);
-        // They may be those of a mapping that has come to where the pages were, which an event is going to tell.
-        if !guarded.is_empty() && self.uffd.is_changing() {
-            return Ok(Some(Filled::Busy));
-        }
         if !guarded.is_empty() {
+            // They may be those of a mapping that has come to where the pages were, which an event is going to tell.
+            if self.uffd.is_changing() {
+                return Ok(Some(Filled::Busy));
+            }
             for pages in &guarded {
                 self.pending.remove(pages);
             }

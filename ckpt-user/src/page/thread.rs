@@ -112,12 +112,12 @@ impl Thread {
             Progress::Made => Next::AtOnce,
             // The event that keeps us from filling wakes us; the end of its handling does not.
             Progress::Busy => Next::Pause(STALL_PAUSE),
-            _ if !stalled.is_empty() || (unsettled > 0 && state.has_pending()) => Next::Pause(STALL_PAUSE),
-            _ if self.is_held() && state.has_pending() => Next::Pause(HOLD_PAUSE),
+            _ if !stalled.is_empty() || (unsettled > 0 && state.lacks_some()) => Next::Pause(STALL_PAUSE),
+            _ if self.is_held() && state.lacks_some() => Next::Pause(HOLD_PAUSE),
             _ => Next::Wait,
         };
         shared.publish(state);
-        if !self.full && !state.has_pending() {
+        if !self.full && !state.lacks_some() {
             self.full = true;
             // Its end is no news from here on.
             let _ = shared.epoll.delete(self.plan.guardian.ended());
@@ -158,7 +158,7 @@ impl Thread {
 }
 
 impl State {
-    fn has_pending(&self) -> bool {
-        self.spaces.values().any(|s| !s.pending.is_empty())
+    fn lacks_some(&self) -> bool {
+        self.spaces.values().any(|s| s.missing() > 0)
     }
 }
