@@ -36,8 +36,16 @@ struct Wishes {
     is_over: AtomicBool,
 }
 
-/// So often in a row merging waits for whoever wants a checkpoint; then they wait for it.
+/// So often in a row merging waits for whoever wants a checkpoint; then they wait for it, lest the directory grows without bound.
 const GIVEN_UP: u32 = 3;
+
+impl Wishes {
+    /// Whether merging goes on that was given up so often in a row.
+    fn let_it_merge(&self, given_up: u32) -> bool {
+        let gives_way = given_up < GIVEN_UP && self.is_wanted.load(Ordering::Relaxed);
+        !gives_way && !self.is_over.load(Ordering::Relaxed)
+    }
+}
 
 struct Thread {
     orders: mpsc::Sender<(Box<Checkpointer>, After)>,
@@ -114,13 +122,12 @@ fn start(tracer: Tracer, wishes: Arc<Wishes>) -> io::Result<Thread> {
             let made = tell.send(News::Made(result));
             tracer.post(|| ());
             if !is_over {
-                let was_given_up = Cell::new(false);
+                let goes_on = Cell::new(true);
                 checkpointer.tidy(&|| {
-                    let gives_way = given_up < GIVEN_UP && wishes.is_wanted.load(Ordering::Relaxed);
-                    was_given_up.set(gives_way || wishes.is_over.load(Ordering::Relaxed));
-                    !was_given_up.get()
+                    goes_on.set(wishes.let_it_merge(given_up));
+                    goes_on.get()
                 });
-                given_up = if was_given_up.get() { given_up + 1 } else { 0 };
+                given_up = if goes_on.get() { 0 } else { given_up + 1 };
             }
             if made.and_then(|()| tell.send(News::Idle(checkpointer))).is_err() {
                 return;
@@ -129,4 +136,19 @@ fn start(tracer: Tracer, wishes: Arc<Wishes>) -> io::Result<Thread> {
         }
     })?;
     Ok(Thread { orders, news })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_gives_way_a_few_times_and_ends_with_the_program() {
+        let wishes = Wishes::default();
+        assert!(wishes.let_it_merge(0));
+        wishes.is_wanted.store(true, Ordering::Relaxed);
+        assert_eq!([0, GIVEN_UP - 1, GIVEN_UP].map(|times| wishes.let_it_merge(times)), [false, false, true]);
+        wishes.is_over.store(true, Ordering::Relaxed);
+        assert!(!wishes.let_it_merge(GIVEN_UP));
+    }
 }
