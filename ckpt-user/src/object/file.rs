@@ -157,6 +157,9 @@ fn open_as(path: &Path, flags: u32) -> io::Result<File> {
         .open(path)
 }
 
+/// Of OpenZFS, which linux/magic.h does not know.
+pub const ZFS_SUPER_MAGIC: FsType = FsType(0x2fc1_2fc1);
+
 /// File systems whose files are content and nothing else (linux/magic.h, and those of ZFS, Lustre and GPFS).
 const STORES: [FsType; 10] = [
     EXT4_SUPER_MAGIC,
@@ -166,7 +169,7 @@ const STORES: [FsType; 10] = [
     TMPFS_MAGIC,
     OVERLAYFS_SUPER_MAGIC,
     NFS_SUPER_MAGIC,
-    FsType(0x2fc1_2fc1),
+    ZFS_SUPER_MAGIC,
     FsType(0x0bd0_0bd0),
     FsType(0x4750_4653),
 ];

@@ -74,7 +74,8 @@ pub enum Mode {
     Lazy(Plan),
 }
 
-/// Rebuilds the tree of `image`, which has passed [`check`], with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for [`objects::make`].
+/// Rebuilds the tree of `image`, which has passed [`check`], with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for
+/// [`objects::make`].
 ///
 /// # Errors
 /// Named; everything made so far is taken away again.

@@ -4,7 +4,7 @@
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, Object, table::Descriptor};
+use crate::object::{Description, Object, file::ZFS_SUPER_MAGIC, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
 use nix::sys::statfs::{
@@ -179,8 +179,6 @@ const KNOW_THEIR_HOLES: [FsType; 7] = [
     OVERLAYFS_SUPER_MAGIC,
     ZFS_SUPER_MAGIC,
 ];
-
-const ZFS_SUPER_MAGIC: FsType = FsType(0x2fc1_2fc1);
 
 /// Byte ranges of the object that hold data (lseek(2), SEEK_DATA); all of it where that is not to be relied on.
 fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
