@@ -16,6 +16,7 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
@@ -84,6 +85,12 @@ struct Held {
     _lock: File,
 }
 
+/// Whether a program runs that nothing is about to end.
+fn goes_on(program: ProcessId) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    program.goes_on(PATIENCE)
+}
+
 impl Drop for Held {
     /// Where nothing of the job has come to run, or is left, the directory does not say that something may. What runs on is
     /// spoken of.
@@ -111,7 +118,7 @@ impl Lease {
         let here = Here::current();
         let lock = lock(dir)?;
         let previous = dir.read_record()?;
-        let found = previous.as_ref().map(|record| standing(record, &here, ProcessId::runs));
+        let found = previous.as_ref().map(|record| standing(record, &here, goes_on));
         let continues = match (claim.purpose, &found) {
             (Purpose::Restart | Purpose::Prune, _) => true,
             (Purpose::Attach(pid), Some(Standing::Runs(runs))) => *runs == pid,
@@ -154,7 +161,7 @@ impl Lease {
     /// line for the person where that cannot be known.
     pub fn look(dir: &JobDir) -> Result<Option<String>, DirectoryError> {
         let Some(record) = dir.read_record()? else { return Ok(None) };
-        match report(dir, &record, &standing(&record, &Here::current(), ProcessId::runs)) {
+        match report(dir, &record, &standing(&record, &Here::current(), goes_on)) {
             Err(DirectoryError::Elsewhere { host, .. }) => {
                 Ok(Some(format!("the job of {} was running on host {host}, and may still be", dir.shown())))
             }

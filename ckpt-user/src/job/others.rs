@@ -13,7 +13,7 @@ use crate::object::ends;
 use crate::object::file::FileRecord;
 use crate::sys::ids::FsIds;
 use crate::sys::lock;
-use crate::task::proc::{ProcDir, is_dying, reached_by};
+use crate::task::proc::{ProcDir, is_dying_here, reached_by};
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, PROC_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
 use std::collections::{HashMap, HashSet};
@@ -154,7 +154,7 @@ fn look(asked: &[(&FileRecord, Asked)]) -> HashMap<Identity, Vec<(Pid, Other)>> 
         }
         // It may have ended by now; then it has nothing open.
         let Ok(stat) = ProcDir::process(pid).stat() else { continue };
-        let other = Other::Process { pid, dying: is_dying(pid, &stat), name: stat.comm };
+        let other = Other::Process { pid, dying: is_dying_here(pid, &stat), name: stat.comm };
         for file in has {
             found.entry(file).or_default().push((pid, other.clone()));
         }

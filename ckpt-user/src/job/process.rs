@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 /// A process that a record names: pid and start time together are never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -34,6 +35,20 @@ impl ProcessId {
     pub fn runs(self) -> bool {
         stat(self.pid)
             .is_ok_and(|stat| stat.start_time() == self.start_time && outside::is_alive(self.pid, &stat))
+    }
+
+    /// Whether it runs, and goes on to. The end of one that is being killed, which takes a while with much memory, is waited for,
+    /// `patience` at most.
+    pub fn goes_on(self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.runs() {
+            if !stat(self.pid).is_ok_and(|stat| outside::is_dying(self.pid, &stat)) || Instant::now() > until
+            {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
     }
 
     /// The user who has started it, whatever ids a set-user-id program has taken since (credentials(7)).
@@ -94,5 +109,21 @@ mod tests {
         child.wait().unwrap();
         assert!(!id.runs());
         id.wait_for_end(PollTimeout::NONE);
+    }
+
+    #[test]
+    fn what_is_being_killed_does_not_go_on() {
+        use std::io::{BufRead, BufReader};
+        let mut large = std::process::Command::new("python3")
+            .args(["-c", "import time; large = b'x' * (300 << 20); print(flush=True); time.sleep(1000)"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        BufReader::new(large.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let id = ProcessId::of(large.id() as i32).unwrap();
+        assert!(id.goes_on(Duration::from_secs(60)));
+        large.kill().unwrap();
+        assert!(!id.goes_on(Duration::from_secs(60)));
+        large.wait().unwrap();
     }
 }

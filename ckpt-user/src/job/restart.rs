@@ -24,7 +24,7 @@ use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
-use crate::rebuild::{self, Mode, RebuildError};
+use crate::rebuild::{self, Mode, RebuildError, Unfinished};
 use crate::record::Image;
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
@@ -108,6 +108,7 @@ fn run_again(
     };
     tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    let unfinished = Unfinished::of(&image);
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
@@ -138,6 +139,7 @@ fn run_again(
     let changed = rebuild::objects::set_streams(&image)?;
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
+    unfinished.keep();
     names.keep();
     made.keep();
     if let Some(taken) = taken {

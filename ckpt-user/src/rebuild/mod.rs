@@ -26,6 +26,7 @@ use crate::memory::{hugetlb, map_count};
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
+use crate::sys::wait;
 use crate::task::filters;
 use crate::task::keyring::Joined;
 use nix::unistd::Pid;
@@ -74,11 +75,32 @@ pub enum Mode {
     Lazy(Plan),
 }
 
+/// The processes of a restart until they run: should it fail, they are gone before anybody hears of it.
+pub struct Unfinished(Vec<Pid>);
+
+impl Unfinished {
+    /// Those of `image`, before any of them is made.
+    pub fn of(image: &Image) -> Self {
+        Self(image.nodes().iter().map(|node| Pid::from_raw(node.pid)).collect())
+    }
+
+    /// They run.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        wait::end_all(&self.0, taken::WAIT);
+    }
+}
+
 /// Rebuilds the tree of `image`, which has passed [`check`], with the pages of `chain`. Its ids are free ([`taken`]). `sound` as for
 /// [`objects::make`].
 ///
 /// # Errors
-/// Named; everything made so far is taken away again.
+/// Named; what has been made so far goes with [`Unfinished`].
 pub fn rebuild(
     image: &Image,
     chain: &Chain,

@@ -1,7 +1,7 @@
 //! Process ids of an image that somebody has already.
 
 use crate::record::Image;
-use crate::task::proc::{ProcDir, is_dying};
+use crate::task::proc::{ProcDir, is_dying_here};
 use nix::unistd::{Pid, getpgid, getsid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ fn look(ids: &BTreeSet<i32>) -> BTreeMap<i32, Taken> {
     let mut note = |id: i32, pid: i32| {
         let holder = ProcDir::process(Pid::from_raw(pid));
         if let Ok(stat) = holder.stat() {
-            let taken = Taken { id, by: stat.comm.clone(), dying: is_dying(Pid::from_raw(pid), &stat) };
+            let taken = Taken { id, by: stat.comm.clone(), dying: is_dying_here(Pid::from_raw(pid), &stat) };
             found.entry(id).and_modify(|old: &mut Taken| old.dying &= taken.dying).or_insert(taken);
         }
     };

@@ -6,6 +6,7 @@ use crate::task::proc::{self, ProcDir, reached_by};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::io;
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// Ends that waiting for a stop has come upon: of children, too, whose status no second wait tells.
@@ -97,6 +98,24 @@ pub fn is_traced_by_us(tid: Pid) -> bool {
 pub fn send(pid: Pid, signal: i32) {
     // SAFETY: two integers.
     unsafe { libc::kill(pid.as_raw(), signal) };
+}
+
+/// Ends those of `ids` that are children of this process or traced by this thread, and their children among `ids`; returns when
+/// nothing is left of them, or after `patience`. Reaps whatever child ends meanwhile.
+pub fn end_all(ids: &[Pid], patience: Duration) {
+    let own = Pid::this();
+    let is_ours = |pid: &&Pid| {
+        is_traced_by_us(**pid) || ProcDir::process(**pid).stat().is_ok_and(|stat| stat.parent() == own)
+    };
+    let until = Instant::now() + patience;
+    let mut left = ids.iter().filter(is_ours).peekable();
+    while left.peek().is_some() && Instant::now() < until {
+        left.for_each(|pid| send(*pid, libc::SIGKILL));
+        // SAFETY: a null status is allowed; waitpid writes nothing else.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) } > 0 {}
+        std::thread::sleep(Duration::from_millis(1));
+        left = ids.iter().filter(is_ours).peekable();
+    }
 }
 
 /// Whether the process exists and has not ended.

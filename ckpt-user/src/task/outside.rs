@@ -52,10 +52,18 @@ pub fn list(name: &str) -> io::Result<Vec<i32>> {
     Ok(names.collect())
 }
 
+fn text(name: &str) -> io::Result<String> {
+    read(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Whether a process goes on ([`proc::is_alive`]); its id as there.
 pub fn is_alive(pid: i32, stat: &Stat) -> bool {
-    let read = |name: &str| read(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    proc::is_alive(pid, stat, list, read)
+    proc::is_alive(pid, stat, list, text)
+}
+
+/// Whether it has ended, or is about to ([`proc::is_dying`]).
+pub fn is_dying(pid: i32, stat: &Stat) -> bool {
+    proc::is_dying(pid, stat, list, text)
 }
 
 /// The id by which the process that is `pid` here is known outside.

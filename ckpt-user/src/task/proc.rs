@@ -125,9 +125,19 @@ pub fn is_alive_here(pid: Pid, stat: &Stat) -> bool {
     is_alive(pid.as_raw(), stat, |name| ProcDir(PathBuf::from("/proc")).numbers(name), read_here)
 }
 
-/// Whether a process or thread has ended, or is about to.
-pub fn is_dying(id: Pid, stat: &Stat) -> bool {
-    if stat.has_lost_its_first_thread() { !is_alive_here(id, stat) } else { !goes_on(id.as_raw(), read_here) }
+/// Whether a process or thread has ended, or is about to; `list` and `read` as for [`is_alive`].
+pub fn is_dying(
+    id: i32,
+    stat: &Stat,
+    list: impl Fn(&str) -> io::Result<Vec<i32>>,
+    read: impl Fn(&str) -> io::Result<String>,
+) -> bool {
+    if stat.has_lost_its_first_thread() { !is_alive(id, stat, list, read) } else { !goes_on(id, read) }
+}
+
+/// [`is_dying`], by /proc as it is here.
+pub fn is_dying_here(id: Pid, stat: &Stat) -> bool {
+    is_dying(id.as_raw(), stat, |name| ProcDir(PathBuf::from("/proc")).numbers(name), read_here)
 }
 
 /// The id by which /proc and system calls reach the memory and the descriptors of a process: its own, or that of another of its
