@@ -112,11 +112,11 @@ impl<'b> Herd<'b> {
     fn require_right(&mut self) {
         let (whole, now) = (self.whole, self.verify());
         if self.tasks(now) == self.tasks(whole.0) && now > whole.0 {
-            self.whole.0 = now;
+            self.whole = (now, self.step);
             let running = self.restart(&[]);
             self.kill_all(running);
         }
-        self.whole.0 = whole.0;
+        self.whole = whole;
     }
 
     /// `ckptbpf restart` from the newest whole checkpoint.
