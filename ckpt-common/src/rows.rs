@@ -364,7 +364,7 @@ pub struct FileRow {
     pub reserved: u32,
 }
 
-/// A POSIX timer that has rung more often than its signal was taken (timer_getoverrun(2)), or was set anew since it rang.
+/// A POSIX timer: how often it has rung and not been told (timer_getoverrun(2)), and whether it was set anew since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TimerRow {
@@ -376,7 +376,7 @@ pub struct TimerRow {
     pub waiting: i64,
     /// The same of the signal that was taken last: what timer_getoverrun(2) gives, before it is cut to an int.
     pub taken: i64,
-    /// 1 if it was set anew since it rang last (`it_signal_seq`, Linux 6.13): a signal of it that waits comes to nothing.
+    /// Not 0 if it was set anew since it rang last (`it_signal_seq`, Linux 6.13): a signal of it that waits comes to nothing.
     pub anew: u32,
     /// Nothing yet.
     pub unused: u32,

@@ -38,19 +38,28 @@ pub unsafe fn field<T: Copy>(base: *const c_void, offset: u32) -> T {
 /// `base + offset` is a kernel address (a wrong one gives `None`).
 #[inline(always)]
 pub unsafe fn copy<T: FromBytes>(to: &mut T, base: *const c_void, offset: u32) -> Option<()> {
-    // SAFETY: `to` is `size_of::<T>()` writable bytes of any pattern; the helper checks the source.
-    let status = unsafe {
-        bpf_probe_read_kernel(
-            core::ptr::from_mut(to).cast(),
-            size_of::<T>() as u32,
-            base.byte_add(offset as usize).cast(),
-        )
-    };
-    if status != 0 {
+    // SAFETY: the caller's promise.
+    if unsafe { try_copy(to, base, offset) } != 0 {
         count_lost(lost::READS);
         return None;
     }
     Some(())
+}
+
+/// The same without a question asked: 0 if it could be read.
+///
+/// # Safety
+/// As for [`copy`].
+#[inline(always)]
+pub unsafe fn try_copy<T: FromBytes>(to: &mut T, base: *const c_void, offset: u32) -> i64 {
+    // SAFETY: `to` is `size_of::<T>()` writable bytes of any pattern; the helper checks the source.
+    unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(to).cast(),
+            size_of::<T>() as u32,
+            base.wrapping_byte_add(offset as usize).cast(),
+        )
+    }
 }
 
 /// The same, by value: for small ones.

@@ -1,10 +1,11 @@
 //! Iterator over POSIX timers: how often they have rung, which no call tells while their signals wait.
 use core::ffi::c_void;
 
-use ckpt_common::{ABSENT, TimerRow};
+use ckpt_common::{ABSENT, TimerRow, lost};
 
 use crate::{
-    filter::{field, read},
+    filter::{field, read, try_copy},
+    maps::count_lost,
     offsets::*,
     tasks::tracked_task,
 };
@@ -12,21 +13,38 @@ use crate::{
 /// So many timers of a process are looked at, the newest first: the verifier wants an end.
 const MOST: u32 = 256;
 
-/// Whether it was set anew since its signal was sent.
+/// The row of one timer, and the next node; `None` if it cannot be read, which is counted. All is read before anything is
+/// asked: each question would double what the verifier has to look at, timer after timer.
 ///
 /// # Safety
-/// A k_itimer, read with checks.
+/// `node` is that of a k_itimer.
 #[inline(always)]
-unsafe fn was_set_anew(timer: *const c_void) -> bool {
-    if TIMER_SEQUENCE.load() == ABSENT || TIMER_SENT.load() == ABSENT {
-        return false;
+unsafe fn row_of(node: *const c_void, tgid: u32) -> Option<(TimerRow, *const c_void)> {
+    let timer = node.wrapping_byte_sub(TIMER_NODE.load() as usize);
+    let mut row = TimerRow { tgid, id: 0, waiting: 0, taken: 0, anew: 0, unused: 0 };
+    let (mut next, mut sent) = (0u64, 0u32);
+    // SAFETY: fields of it; its process stands still, or has it taken away: read with checks.
+    let mut status = unsafe {
+        try_copy(&mut next, node, 0)
+            | try_copy(&mut row.id, timer, TIMER_ID.load())
+            | try_copy(&mut row.waiting, timer, TIMER_OVERRUN.load())
+            | try_copy(&mut row.taken, timer, TIMER_OVERRUN_LAST.load())
+    };
+    if TIMER_SEQUENCE.load() != ABSENT && TIMER_SENT.load() != ABSENT {
+        // SAFETY: as above.
+        status |= unsafe {
+            try_copy(&mut row.anew, timer, TIMER_SEQUENCE.load()) | try_copy(&mut sent, timer, TIMER_SENT.load())
+        };
+        row.anew ^= sent;
     }
-    // SAFETY: offsets of words in it.
-    let (now, sent) = unsafe { (read::<u32>(timer, TIMER_SEQUENCE.load()), read::<u32>(timer, TIMER_SENT.load())) };
-    now != sent
+    if status != 0 {
+        count_lost(lost::READS);
+        return None;
+    }
+    Some((row, next as *const c_void))
 }
 
-/// A `TimerRow` for each timer of a tracked process that has rung more often than its signal was taken, or was set anew since.
+/// A `TimerRow` for each timer of a tracked process.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub fn iter_timers(ctx: *mut c_void) -> i32 {
@@ -49,19 +67,12 @@ pub fn iter_timers(ctx: *mut c_void) -> i32 {
         if node.is_null() || node == head {
             break;
         }
-        let timer = node.wrapping_byte_sub(TIMER_NODE.load() as usize);
-        // SAFETY: a k_itimer, whose process stands still, or has it taken away: read with checks.
-        let row = unsafe {
-            let id = read(timer, TIMER_ID.load());
-            let (waiting, taken) = (read(timer, TIMER_OVERRUN.load()), read(timer, TIMER_OVERRUN_LAST.load()));
-            node = read::<u64>(node, 0).unwrap_or(0) as *const c_void;
-            (id, waiting, taken, was_set_anew(timer))
-        };
-        let (Some(id), Some(waiting), Some(taken), anew) = row else { break };
-        let row = TimerRow { tgid, id, waiting, taken, anew: u32::from(anew), unused: 0 };
-        if (waiting > 0 || taken > 0 || anew) && rows.write(&row).is_none() {
+        // SAFETY: a node of the list.
+        let Some((row, next)) = (unsafe { row_of(node, tgid) }) else { break };
+        if rows.write(&row).is_none() {
             break;
         }
+        node = next;
     }
     0
 }

@@ -233,7 +233,7 @@ impl Bpf {
         self.rows(Program::Waits)
     }
 
-    /// The POSIX timers of the tracked processes that have rung more often than their signals were taken.
+    /// The POSIX timers of the tracked processes, the newest 256 of each.
     ///
     /// # Errors
     /// The iterator is not loaded or cannot be read.
