@@ -100,21 +100,19 @@ pub fn send(pid: Pid, signal: i32) {
     unsafe { libc::kill(pid.as_raw(), signal) };
 }
 
-/// Ends those of `ids` that are children of this process or traced by this thread, and their children among `ids`; returns when
-/// nothing is left of them, or after `patience`. Reaps whatever child ends meanwhile.
+/// Ends those of `ids` that this thread traces, and nobody else; returns when nothing is left of them, or after `patience`. Reaps
+/// whatever child ends meanwhile.
 pub fn end_all(ids: &[Pid], patience: Duration) {
-    let own = Pid::this();
-    let is_ours = |pid: &&Pid| {
-        is_traced_by_us(**pid) || ProcDir::process(**pid).stat().is_ok_and(|stat| stat.parent() == own)
-    };
     let until = Instant::now() + patience;
-    let mut left = ids.iter().filter(is_ours).peekable();
-    while left.peek().is_some() && Instant::now() < until {
-        left.for_each(|pid| send(*pid, libc::SIGKILL));
+    loop {
+        let left: Vec<Pid> = ids.iter().copied().filter(|&pid| is_traced_by_us(pid)).collect();
+        if left.is_empty() || Instant::now() > until {
+            return;
+        }
+        left.into_iter().for_each(|pid| send(pid, libc::SIGKILL));
         // SAFETY: a null status is allowed; waitpid writes nothing else.
         while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) } > 0 {}
         std::thread::sleep(Duration::from_millis(1));
-        left = ids.iter().filter(is_ours).peekable();
     }
 }
 
