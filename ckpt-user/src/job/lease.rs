@@ -16,11 +16,11 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
 use crate::image;
+use crate::rebuild::taken;
 
 use super::directory::{DirectoryError, JobDir};
 use super::ended;
@@ -87,8 +87,7 @@ struct Held {
 
 /// Whether a program runs that nothing is about to end.
 fn goes_on(program: ProcessId) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    program.goes_on(PATIENCE)
+    program.goes_on(taken::WAIT)
 }
 
 impl Drop for Held {

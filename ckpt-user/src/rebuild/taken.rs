@@ -6,7 +6,7 @@ use nix::unistd::{Pid, getpgid, getsid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// How long an id that is held by something dying is waited for.
+/// How long the end of something dying is waited for.
 pub const WAIT: Duration = Duration::from_secs(5);
 
 /// An id that is in use.

@@ -116,13 +116,17 @@ fn goes_on(tid: i32, read: impl Fn(&str) -> io::Result<String>) -> bool {
     stat.is_ok_and(is_there) && pending.is_ok_and(|set| set & KILLED == 0)
 }
 
+fn list_here(name: &str) -> io::Result<Vec<i32>> {
+    ProcDir(PathBuf::from("/proc")).numbers(name)
+}
+
 fn read_here(name: &str) -> io::Result<String> {
     ProcDir(PathBuf::from("/proc")).text(name)
 }
 
 /// [`is_alive`], by /proc as it is here.
 pub fn is_alive_here(pid: Pid, stat: &Stat) -> bool {
-    is_alive(pid.as_raw(), stat, |name| ProcDir(PathBuf::from("/proc")).numbers(name), read_here)
+    is_alive(pid.as_raw(), stat, list_here, read_here)
 }
 
 /// Whether a process or thread has ended, or is about to; `list` and `read` as for [`is_alive`].
@@ -137,7 +141,7 @@ pub fn is_dying(
 
 /// [`is_dying`], by /proc as it is here.
 pub fn is_dying_here(id: Pid, stat: &Stat) -> bool {
-    is_dying(id.as_raw(), stat, |name| ProcDir(PathBuf::from("/proc")).numbers(name), read_here)
+    is_dying(id.as_raw(), stat, list_here, read_here)
 }
 
 /// The id by which /proc and system calls reach the memory and the descriptors of a process: its own, or that of another of its
