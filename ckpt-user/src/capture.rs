@@ -65,7 +65,6 @@ pub fn capture(
     let table =
         || table::capture(&members, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
     let table::Captured { tables, mut descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
-    let clocks = clocks(members[0].thread).reading(pids[0], "clocks")?;
     let mut vdso_print = 0;
     let mut filters = filters::Found::default();
     let mut processes = Vec::with_capacity(tree.processes.len());
@@ -96,7 +95,7 @@ pub fn capture(
     owner::settle(&mut descriptions, &processes);
     let image = Image {
         machine: Some(machine::here(vdso_print)),
-        clocks: Some(clocks),
+        clocks: None,
         processes,
         descriptions,
         objects: objects.found,
@@ -318,8 +317,13 @@ fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32,
     Ok((foreground, modes))
 }
 
-/// The clocks as the process sees them.
-fn clocks(pid: Pid) -> std::io::Result<Clocks> {
+/// The clocks as the tree sees them: to be read last, so that nothing in the image has happened later than they say.
+pub fn clocks(tree: &FrozenTree) -> Result<Clocks, Refusal> {
+    let process = tree.processes.first().ok_or(Refusal::Ended)?;
+    clocks_of(process.reached_by()).reading(process.pid, "clocks")
+}
+
+fn clocks_of(pid: Pid) -> std::io::Result<Clocks> {
     let shift = Shift::of(pid)?;
     let missing = || std::io::Error::from(std::io::ErrorKind::Unsupported);
     Ok(Clocks {

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ckpt_tests::sandbox::until;
 use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
 use ckpt_tests::victim::victim;
 use ckpt_tests::{Cmd, Job, Sandbox, skip};
@@ -176,4 +177,75 @@ fn a_checkpoint_without_a_thread_for_it() {
     job.wait_for_checkpoint(1);
     sandbox.kill(job.program(), Signal::SIGKILL as i32).unwrap();
     job.wait(SOON).expect_code(137);
+}
+
+/// A control group that gets a processor for 5 ms of each second, as a container with a limit may; it goes with the value.
+struct Throttled {
+    folder: PathBuf,
+}
+
+impl Throttled {
+    /// Version 1 has a folder for the controller; in version 2 it may be given to nobody.
+    fn make() -> Option<Self> {
+        let name = format!("ckptbpf-of-{}", std::process::id());
+        let limits = [
+            ("/sys/fs/cgroup/cpu", "cpu.cfs_period_us", "1000000"),
+            ("/sys/fs/cgroup", "cpu.max", "5000 1000000"),
+        ];
+        for (root, file, value) in limits {
+            let folder = Path::new(root).join(&name);
+            if std::fs::create_dir(&folder).is_err() {
+                continue;
+            }
+            let group = Self { folder };
+            let quota = || group.write("cpu.cfs_quota_us", "5000");
+            if group.write(file, value) && (file == "cpu.max" || quota()) {
+                return Some(group);
+            }
+        }
+        None
+    }
+
+    fn write(&self, file: &str, value: &str) -> bool {
+        let path = self.folder.join(file);
+        path.exists() && std::fs::write(path, value).is_ok()
+    }
+
+    /// How often it has had all that it may have.
+    fn times(&self) -> u64 {
+        let stat = std::fs::read_to_string(self.folder.join("cpu.stat")).unwrap();
+        let line = stat.lines().find_map(|line| line.strip_prefix("nr_throttled "));
+        line.expect("how often it was throttled").parse().unwrap()
+    }
+}
+
+impl Drop for Throttled {
+    fn drop(&mut self) {
+        // Its processes go with the box; what stays is found.
+        until(SOON, || None, || std::fs::remove_dir(&self.folder).is_ok());
+    }
+}
+
+/// A thread that has no processor for most of a second does not stop before it has one: that is waited for.
+#[test]
+fn a_program_that_hardly_gets_a_processor() {
+    let Some(group) = Throttled::make() else {
+        skip::skip(
+            "a_program_that_hardly_gets_a_processor",
+            "no control group with a limit can be made here",
+        );
+        return;
+    };
+    let sandbox = Sandbox::new("throttled");
+    let mut job = Job::launch(&sandbox, &[], &Cmd::sh("echo begun; while :; do :; done"));
+    job.running().wait_for_output("begun\n", SOON);
+    job.checkpoint();
+    let program = sandbox.outside_pid(job.program()).unwrap();
+    assert!(group.write("cgroup.procs", &program.to_string()));
+    for _ in 0..3 {
+        let before = group.times();
+        sandbox.wait_for("the program to have no processor", SOON, || group.times() > before);
+        job.checkpoint();
+    }
+    job.kill_all();
 }

@@ -192,8 +192,8 @@ fn ckptbpf_goes_on_with_the_program() {
     let is_stopped = |pid| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
     for number in 1..=STEPS {
         sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
-        sandbox.wait_for("ckptbpf to stop, too", SOON, || is_stopped(ckptbpf));
-        assert!(is_stopped(program));
+        // Whom ckptbpf has just let go of runs for a moment on its way back to its stop.
+        sandbox.wait_for("ckptbpf to stop, too", SOON, || is_stopped(ckptbpf) && is_stopped(program));
         sandbox.kill(program, Signal::SIGCONT as i32).unwrap();
         sandbox.wait_for("both to go on", SOON, || !is_stopped(program) && !is_stopped(ckptbpf));
         if number < STEPS {

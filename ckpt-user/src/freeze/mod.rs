@@ -82,6 +82,10 @@ pub struct FrozenTree {
 /// A vfork parent stops only when its child has executed a program, which is over in milliseconds.
 const TRIES: u32 = 5;
 
+/// How long it is tried if the thread that does not stop only waits for a processor: on a busy machine, or where its control
+/// group has had what it may have of this second (`cpu.max`).
+const WITHOUT_PROCESSOR: Duration = Duration::from_secs(3);
+
 const ONLY_64_BIT: &str = "only 64-bit programs of x86-64 can be saved";
 
 /// Stops every thread of the tree below `root`; `kernel` tells what is left of their timeouts.
@@ -90,15 +94,35 @@ const ONLY_64_BIT: &str = "only 64-bit programs of x86-64 can be saved";
 /// [`Refusal::NotStopped`] names the thread, its system call and wait channel when the last deadline passes, or
 /// the other tracer; everyone runs on.
 pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
-    let mut last = Err(Refusal::Ended);
-    for attempt in 0..TRIES {
-        last = try_freeze(root, DEADLINE * 2u32.pow(attempt), &kernel.waits(root));
-        if !matches!(last, Err(Refusal::NotStopped(_))) {
-            break;
+    let begun = Instant::now();
+    let mut attempt = 0;
+    loop {
+        let longer = 2u32.pow(attempt.min(TRIES - 1));
+        let GivenUp { why, has_no_processor } = match try_freeze(root, DEADLINE * longer, &kernel.waits(root))
+        {
+            Ok(tree) => return Ok(tree),
+            Err(given_up) => given_up,
+        };
+        attempt += 1;
+        let may_stop = attempt < TRIES || (has_no_processor && begun.elapsed() < WITHOUT_PROCESSOR);
+        if !may_stop || !matches!(why, Refusal::NotStopped(_)) {
+            return Err(why);
         }
-        std::thread::sleep(Duration::from_millis(2) * 2u32.pow(attempt));
+        std::thread::sleep(Duration::from_millis(2) * longer);
     }
-    last
+}
+
+/// Why one try was given up.
+struct GivenUp {
+    why: Refusal,
+    /// The thread that did not stop could run, and does not get to.
+    has_no_processor: bool,
+}
+
+impl From<Refusal> for GivenUp {
+    fn from(why: Refusal) -> Self {
+        Self { why, has_no_processor: false }
+    }
 }
 
 /// What has been stopped so far. Dropping it lets everyone run on.
@@ -167,14 +191,14 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     let _ = thread.detach();
 }
 
-fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, Refusal> {
+fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, GivenUp> {
     let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
     let mut since = None;
     let (mut looked_at, mut ended) = (HashSet::new(), HashSet::new());
     loop {
         let members = tree::members(root);
         if members.is_empty() {
-            return Err(Refusal::Ended);
+            return Err(Refusal::Ended.into());
         }
         // Those that have ended meanwhile are none: the id of a first thread may be another one's by now.
         let asked = stopping.asked.iter().map(|(_, running)| running.tid());
@@ -183,7 +207,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
         for &(pid, _) in &members {
             // Before it is stopped: what it waits in would have to be rewound by other numbers.
             if looked_at.insert(pid) && unsupported::is_32_bit(pid) {
-                return Err(Refusal::unsupported(pid, "is a 32-bit program", ONLY_64_BIT));
+                return Err(Refusal::unsupported(pid, "is a 32-bit program", ONLY_64_BIT).into());
             }
             let threads = ProcDir::process(pid).numbers("task");
             let threads = threads.or_else(|e| if is_gone(&e) { Ok(Vec::new()) } else { Err(e) });
@@ -201,7 +225,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
         if stopping.asked.is_empty() && is_whole {
             let Some(pid) = stopping.on_its_way_out(&members) else { break };
             if Instant::now() >= since + deadline {
-                return Err(does_not_end(pid));
+                return Err(does_not_end(pid).into());
             }
             std::thread::sleep(Duration::from_micros(40));
         }
@@ -215,14 +239,16 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
                 Ok(Some(thread)) => stopping.stopped.push((pid, tid, thread)),
                 Ok(None) => {}
                 Err(running) => {
-                    let refusal = does_not_stop(pid, tid);
+                    let has_no_processor =
+                        ProcDir::thread(pid, tid).stat().is_ok_and(|stat| stat.state() == 'R');
+                    let why = does_not_stop(pid, tid);
                     stopping.asked.push((pid, running));
-                    return Err(refusal);
+                    return Err(GivenUp { why, has_no_processor });
                 }
             }
         }
     }
-    assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now))
+    Ok(assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now))?)
 }
 
 /// Seizes a thread; `None` when it has ended between the listing and the seize.

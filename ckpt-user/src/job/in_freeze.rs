@@ -215,6 +215,7 @@ fn inside(
     let mut image = captured.image;
     image.cpu_time_before = u64::try_from(tracked.cpu_time_before.as_nanos()).unwrap_or(u64::MAX);
     overruns(&mut image, kernel);
+    image.clocks = Some(capture::clocks(tree)?);
     // A page's mark may come before its data: what was in flight was pinned, and marked, earlier.
     if tracked.direct || image.descriptions.iter().any(|d| d.flags & libc::O_DIRECT as u32 != 0) {
         tracked.spaces.iter_mut().for_each(Space::again);
