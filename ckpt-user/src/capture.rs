@@ -65,7 +65,7 @@ pub fn capture(
     let table =
         || table::capture(&members, &ended, standards_of, &hidden.descriptors, &mut objects, known_ends);
     let table::Captured { tables, mut descriptions, read: ends } = timed(&mut spent.descriptors, table)?;
-    let mut vdso_print = 0;
+    let (mut vdso_print, mut vdso_image) = (0, Vec::new());
     let mut filters = filters::Found::default();
     let mut processes = Vec::with_capacity(tree.processes.len());
     for (process, descriptors) in tree.processes.iter_mut().zip(tables) {
@@ -81,7 +81,7 @@ pub fn capture(
             let shown =
                 vdso::look(process.reached_by(), &(range.start..range.end)).reading(process.pid, "vdso")?;
             no_call_under_way(process, &shown.behind)?;
-            vdso_print = shown.fingerprint;
+            (vdso_print, vdso_image) = (shown.fingerprint, shown.image);
         }
         processes.push(record);
     }
@@ -94,7 +94,7 @@ pub fn capture(
     let (foreground, terminal) = foreground(&mut processes, &mut zombies)?;
     owner::settle(&mut descriptions, &processes);
     let image = Image {
-        machine: Some(machine::here(vdso_print)),
+        machine: Some(machine::here(vdso_print, vdso_image)),
         clocks: None,
         processes,
         descriptions,

@@ -74,6 +74,10 @@ pub struct Machine {
     /// /proc/sys/kernel/random/boot_id: files of memory are gone with it.
     #[prost(string, tag = "5")]
     pub boot_id: String,
+    /// The vdso: an ELF file.
+    #[prost(bytes = "vec", tag = "6")]
+    #[serde(skip)]
+    pub vdso_image: Vec<u8>,
 }
 
 /// The program's own clocks at the checkpoint, nanoseconds.

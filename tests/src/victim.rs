@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::Cmd;
 
 const STATIC: &[&str] = &["-static"];
+const RUST: &[&str] = &["-O", "--edition", "2024", "-C", "target-feature=+crt-static"];
 const THREADS: &[&str] = &["-pthread"];
 /// Needs no C library of that kind.
 const BARE_32_BIT: &[&str] =
@@ -18,12 +19,14 @@ const BARE_32_BIT: &[&str] =
 const TABLE: &[(&str, &str, &[&str])] = &[
     ("count", "count.c", &[]),
     ("count_static", "count.c", STATIC),
+    ("count_rust", "count.rs", RUST),
     ("memory", "memory.c", &[]),
     ("fpu", "fpu.c", &[]),
     ("threads16", "threads16.c", THREADS),
     ("openmp", "openmp.c", &["-fopenmp"]),
     ("signals", "signals.c", THREADS),
     ("sleeps", "sleeps.c", THREADS),
+    ("clocks", "clocks.c", &[]),
     ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
     ("family", "family.c", &[]),
@@ -56,6 +59,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("inflight", "inflight.c", THREADS),
     ("memkinds", "memkinds.c", &[]),
     ("randops", "randops.c", THREADS),
+    ("features", "features.c", &[]),
 ];
 
 const COMMON: &[&str] =
@@ -87,6 +91,11 @@ pub fn victim(name: &str) -> PathBuf {
     binary
 }
 
+/// All programs of the table, compiled.
+pub fn all() -> impl Iterator<Item = PathBuf> {
+    TABLE.iter().map(|row| victim(row.0))
+}
+
 /// The command that runs a victim: scripts by Debian's own interpreters, whatever PATH finds first.
 pub fn victim_cmd(name: &str) -> Cmd {
     let path = victim(name);
@@ -115,17 +124,22 @@ fn is_fresh(sources: &Path, source: &Path, binary: &Path) -> bool {
 
 fn compile(source: &Path, flags: &[&str], binary: &Path) {
     let unfinished = binary.with_extension("new");
-    let output = Command::new("gcc")
-        .args(COMMON)
+    let (compiler, common) = if source.extension().is_some_and(|kind| kind == "rs") {
+        ("rustc", &[][..])
+    } else {
+        ("gcc", COMMON)
+    };
+    let output = Command::new(compiler)
+        .args(common)
         .arg(source)
         .args(flags)
         .arg("-o")
         .arg(&unfinished)
         .output()
-        .expect("gcc starts: `cargo xtask setup` installs it");
+        .unwrap_or_else(|error| panic!("{compiler}: {error}; `cargo xtask setup` installs it"));
     assert!(
         output.status.success(),
-        "gcc {}:\n{}",
+        "{compiler} {}:\n{}",
         source.display(),
         String::from_utf8_lossy(&output.stderr)
     );

@@ -78,3 +78,8 @@ fn count_static_survives() {
 fn count_survives() {
     survive(&Survival::of("count", victim_cmd("count").args(["f", STEPS, "3000"])).writing("f"));
 }
+
+#[test]
+fn count_in_rust_survives() {
+    survive(&Survival::of("count_rust", victim_cmd("count_rust").args(["f", STEPS, "3000"])).writing("f"));
+}

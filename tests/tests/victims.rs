@@ -21,6 +21,13 @@ fn twice(name: &str, args: &[&str]) -> String {
     first.0
 }
 
+/// `cargo xtask vm-test` takes them to machines without a compiler.
+#[test]
+fn all_are_compiled() {
+    let found: Vec<_> = ckpt_tests::victim::all().collect();
+    assert!(found.len() > 30 && found.iter().all(|path| path.is_file()), "{found:?}");
+}
+
 #[test]
 fn count() {
     twice("count", &["FILE", "50", "100"]);

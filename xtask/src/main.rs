@@ -13,6 +13,7 @@ mod soak;
 mod support;
 mod test;
 mod tidy;
+mod vm_test;
 
 use clap::Parser;
 
@@ -36,6 +37,8 @@ enum Xtask {
     Support,
     /// Checks the house rules that no compiler knows
     Tidy,
+    /// Runs tests under other kernels, in virtual machines
+    VmTest(vm_test::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -49,5 +52,6 @@ fn main() -> anyhow::Result<()> {
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Support => support::run(),
         Xtask::Tidy => tidy::run(),
+        Xtask::VmTest(args) => vm_test::run(&args),
     }
 }

@@ -41,6 +41,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("procps", "pgrep, by which tests find programs"),
 ];
 
+/// What `cargo xtask vm-test` boots other kernels with.
+const VIRTUAL_MACHINES: &[(&str, &str)] = &[
+    ("qemu-system-x86", "virtual machines with other kernels"),
+    ("seabios", "the same: what such a machine starts with"),
+];
+
 #[derive(clap::Args, Default)]
 pub struct Args {
     /// Only say which packages are missing; fails if one is
@@ -65,6 +71,11 @@ pub fn to_build() -> Result<()> {
 /// What the soak runs beside that.
 pub fn programs() -> Result<()> {
     packages(PROGRAMS, false)
+}
+
+/// What other kernels are tried in.
+pub fn virtual_machines() -> Result<()> {
+    packages(VIRTUAL_MACHINES, false)
 }
 
 fn packages(wanted: &[(&str, &str)], only_check: bool) -> Result<()> {

@@ -88,6 +88,8 @@ pub struct RestartArgs {
     pub json: bool,
     #[arg(long, hide = true, value_name = "FILE")]
     hold_fill: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    foreign_vdso: bool,
 }
 
 impl RestartArgs {
@@ -102,6 +104,7 @@ impl RestartArgs {
             json: self.json,
             source,
             hold_fill: self.hold_fill,
+            foreign_vdso: self.foreign_vdso,
         }
     }
 }

@@ -116,6 +116,8 @@ pub struct RestartOptions {
     pub source: PathBuf,
     /// Test hook: hold the background fill of a lazy restart while this file exists.
     pub hold_fill: Option<PathBuf>,
+    /// Test hook: take the image's vdso for that of another kernel.
+    pub foreign_vdso: bool,
 }
 
 /// `ckptbpf attach`.

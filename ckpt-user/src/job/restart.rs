@@ -74,6 +74,9 @@ fn run_again(
     let newest = chain.newest();
     let mut image = Image::read(newest.metadata())?;
     image.check()?;
+    if let (true, Some(made_on)) = (options.foreign_vdso, &mut image.machine) {
+        made_on.vdso = !made_on.vdso;
+    }
     let owner = permitted(&mut image, newest.owner_uid())?;
     rebuild::check(&image, &chain, &owner)?;
     let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;

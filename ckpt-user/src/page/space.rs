@@ -23,6 +23,7 @@ use crate::memory::runs::PageSet;
 use crate::sys::pagemap::{Filter, GUARD, Pagemap, Region, SWAPPED};
 use crate::sys::uffd::{Event, Filled, Messages, Uffd};
 use crate::task::proc::reached_by;
+use crate::track::backend;
 use nix::unistd::Pid;
 use std::ops::Range;
 
@@ -261,7 +262,8 @@ impl LazySpace {
             return Ok(None);
         }
         // At another place than in the image it is new to the chain: it arrives dirty.
-        let filled = self.uffd.copy(part.pages.start * 4096, bytes, part.is_at_home(), true);
+        let is_clean = part.is_at_home() && backend::protects();
+        let filled = self.uffd.copy(part.pages.start * 4096, bytes, is_clean, true);
         filled.map(Some).map_err(PagerError::kernel("fill"))
     }
 

@@ -17,6 +17,7 @@ use crate::sys::pagemap::{Filter, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::remote::Remote;
 use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, Uffd};
 use crate::track::compared::{self, Hashes};
+use crate::track::{backend, soft_dirty};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -57,7 +58,8 @@ pub fn zeros(record: &Process, chain: &Chain) -> PageSet {
 
 /// The userfaultfds of one address space.
 pub struct Watch {
-    /// None of a process that has nearly as many mappings as it may have, once its pages are there.
+    /// None of a process that has nearly as many mappings as it may have, once its pages are there; nor, where the kernel does
+    /// not protect memory, of one whose pages are all there before it runs.
     pub uffd: Option<Uffd>,
     /// Lazy: for when all pages are there, it only protects.
     pub successor: Option<Uffd>,
@@ -75,17 +77,23 @@ pub fn prepare(
 ) -> Result<Watch, RebuildError> {
     let pid = record.pid;
     let target = remote.pid();
-    let features = if lazy { uffd::TRACKING | uffd::EVENTS } else { uffd::TRACKING };
-    let uffd = make_uffd(remote, pidfd, features).rebuilding(pid, "its userfaultfd")?;
-    let successor = if lazy { Some(make_uffd(remote, pidfd, uffd::TRACKING)) } else { None };
-    let successor = successor.transpose().rebuilding(pid, "its userfaultfd")?;
+    let protects = backend::protects();
+    let features = if protects { uffd::TRACKING } else { 0 } | if lazy { uffd::EVENTS } else { 0 };
+    let mut make = |wanted: bool, features| {
+        let made = wanted.then(|| make_uffd(remote, pidfd, features));
+        made.transpose().rebuilding(pid, "its userfaultfd")
+    };
+    let uffd = make(protects || lazy, features)?;
+    let successor = make(protects && lazy, uffd::TRACKING)?;
     let hashes = fill_others(record, target, chain)?;
     mappings::protect_huge(record, remote).rebuilding(pid, "memory in huge pages")?;
-    let modes = if lazy { MODE_MISSING | MODE_WP } else { MODE_WP };
+    let modes = if protects { MODE_WP } else { 0 } | if lazy { MODE_MISSING } else { 0 };
     for vma in record.mappings.iter().filter(|v| by_uffd(v)) {
-        uffd.register(vma.start, vma.end - vma.start, modes).rebuilding(pid, "write protection")?;
+        let registered =
+            uffd.as_ref().map_or(Ok(()), |uffd| uffd.register(vma.start, vma.end - vma.start, modes));
+        registered.rebuilding(pid, "the watch over its memory")?;
     }
-    Ok(Watch { uffd: Some(uffd), successor, hashes })
+    Ok(Watch { uffd, successor, hashes })
 }
 
 fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::Result<Uffd> {
@@ -148,7 +156,8 @@ pub fn lazy(processes: &[Mapped], chain: &Chain, plan: Plan) -> Result<Pager, Re
         let looked_at = looked_at.rebuilding(process.record.pid, "what is there of its memory")?;
         write_over(process, &looked_at, chain)?;
         let pending = Pending::at_home(&wanted.difference(&looked_at));
-        let uffd = watched(process).and_then(Uffd::duplicate);
+        let uffd = process.watch.uffd.as_ref().ok_or_else(|| invalid("its memory is not watched"));
+        let uffd = uffd.and_then(Uffd::duplicate);
         let uffd = uffd.rebuilding(process.record.pid, "its userfaultfd")?;
         let pid = Some(process.remote.pid());
         spaces.push(LazySpace::new(id, pid, uffd, pending, source.order(id), served));
@@ -170,7 +179,13 @@ fn looked_at(process: &Mapped) -> io::Result<PageSet> {
     let mut found = PageSet::new();
     for vma in process.record.mappings.iter().filter(|v| by_uffd(v)) {
         let each = |region: Region| found.insert(region.start / 4096..region.end / 4096);
-        pagemap.scan(vma.start, vma.end, filter, false, each)?;
+        match pagemap.scan(vma.start, vma.end, filter, false, each) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                let all = soft_dirty::scan(&pagemap, std::slice::from_ref(vma), false)?;
+                found = found.union(&all.populated);
+            }
+            scanned => scanned?,
+        }
     }
     Ok(found)
 }
@@ -220,7 +235,20 @@ pub fn eager(processes: &[Mapped], chain: &Chain) -> Result<(), RebuildError> {
             let failed = |_| Err(RebuildError::Refused("a fill thread failed".to_owned()));
             so_far.and(one.join().unwrap_or_else(failed))
         })
-    })
+    })?;
+    processes.iter().try_for_each(mark_clean)
+}
+
+/// Where pages do not arrive write-protected, their soft-dirty bits say that they have been written.
+fn mark_clean(process: &Mapped) -> Result<(), RebuildError> {
+    if backend::protects() {
+        return Ok(());
+    }
+    match soft_dirty::clear(process.remote.pid()) {
+        // It has no such bits: the next checkpoint is a full one.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        cleared => cleared.rebuilding(process.record.pid, "the marks of its pages"),
+    }
 }
 
 fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) -> Result<(), RebuildError> {
@@ -232,14 +260,13 @@ fn worker(processes: &[Mapped], chain: &Chain, work: &Mutex<Vec<(usize, Run)>>) 
         let bytes = &mut buffer[..run.count as usize * 4096];
         reader.read_run(&run, bytes)?;
         let process = &processes[index];
-        watched(process)
-            .and_then(|uffd| place(uffd, process.remote.pid(), run.first_page * 4096, bytes))
-            .rebuilding(process.record.pid, "its memory")?;
+        let (pid, start) = (process.remote.pid(), run.first_page * 4096);
+        let placed = match &process.watch.uffd {
+            Some(uffd) => place(uffd, pid, start, bytes),
+            None => Forced::open(pid).and_then(|memory| memory.write(start, bytes)),
+        };
+        placed.rebuilding(process.record.pid, "its memory")?;
     }
-}
-
-fn watched(process: &Mapped) -> io::Result<&Uffd> {
-    process.watch.uffd.as_ref().ok_or_else(|| invalid("its memory is not watched"))
 }
 
 /// Copies `bytes` to `start`, all of them.

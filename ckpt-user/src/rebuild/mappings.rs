@@ -3,22 +3,26 @@
 use super::objects::Objects;
 use super::skeleton::Skeleton;
 use crate::memory::vma::{self, Kind, Pages, Vma};
-use crate::memory::{policy, protection_keys, sysv};
-use crate::record::{Process, SharedObject};
+use crate::memory::{policy, protection_keys, sysv, vdso};
+use crate::record::{Image, Process};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-/// Moves the vdso home and maps everything else, with its advice and locks.
+/// Moves the vdso home and maps everything else, with its advice and locks; returns where the vdso lies.
 pub fn rebuild(
     record: &Process,
     skeleton: &mut Skeleton,
     objects: &Objects,
-    shared: &[SharedObject],
-) -> io::Result<()> {
+    image: &Image,
+) -> io::Result<Range<u64>> {
+    let shared = &image.objects;
     protection_keys::allocate(record, &mut skeleton.remote)?;
-    crate::memory::vdso::rebuild(&mut skeleton.remote, &skeleton.special, &record.mappings, skeleton.spare)?;
+    let made_on = image.machine.as_ref().ok_or(io::ErrorKind::InvalidData)?;
+    let (special, spare) = (&skeleton.special, skeleton.spare);
+    let vdso = vdso::rebuild(&mut skeleton.remote, special, &record.mappings, made_on, spare)?;
     let mapped: Vec<&Vma> =
         record.mappings.iter().filter(|v| !matches!(v.kind(), Kind::Vdso | Kind::Vvar)).collect();
     sysv::attach(&record.mappings, shared, &mut skeleton.remote)?;
@@ -46,7 +50,8 @@ pub fn rebuild(
         }
     }
     policy::rebuild(&record.mappings, &mut skeleton.remote)?;
-    names(&mapped, &mut skeleton.remote)
+    names(&mapped, &mut skeleton.remote)?;
+    Ok(vdso)
 }
 
 /// What PR_SET_VMA_ANON_NAME calls them.

@@ -22,7 +22,7 @@ pub mod skeleton;
 pub mod taken;
 
 use crate::image::{Chain, ImageError};
-use crate::memory::{hugetlb, map_count};
+use crate::memory::{hugetlb, map_count, vdso};
 use crate::page::{Pager, Plan};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
@@ -118,7 +118,7 @@ pub fn rebuild(
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, &image.objects, chain, lazy)?);
+        mapped.push(process::map(record, skeleton, &objects, image, chain, lazy)?);
     }
     // From here on the kernel touches their memory: the pages are there, or somebody serves them.
     let pager = match mode {
@@ -157,19 +157,13 @@ pub fn check(image: &Image, chain: &Chain, owner: &FsIds) -> Result<(), RebuildE
         return refused("it holds no process".to_owned());
     }
     let here = crate::machine::cpu_features();
-    let missing: Vec<&str> =
-        machine.cpu_features.iter().filter(|f| here.binary_search(f).is_err()).map(String::as_str).collect();
+    let missing = crate::machine::missing(&machine.cpu_features, &here);
     if !missing.is_empty() {
         return refused(format!("this CPU lacks what the program may be using: {}", missing.join(" ")));
     }
-    let own = crate::memory::vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
-    let vdso = own.ok().and_then(|maps| crate::memory::vdso::find(&maps));
-    let print = vdso.and_then(|range| crate::memory::vdso::look(Pid::this(), &range).ok());
-    if print.is_none_or(|shown| shown.fingerprint != machine.vdso) {
-        return refused(format!(
-            "this kernel's vdso is not that of kernel {} on {}; restart it on a node with the same kernel",
-            machine.kernel, machine.host
-        ));
+    let own = vdso::own().rebuilding(0, "the vdso")?;
+    if own.fingerprint != machine.vdso {
+        vdso::stand_in::check(image, machine, &own.image).map_err(RebuildError::Refused)?;
     }
     hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
     image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)

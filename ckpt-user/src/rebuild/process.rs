@@ -5,12 +5,11 @@ use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction, unless_taken};
 use super::{RebuildError, Rebuilding, fill, mappings};
 use crate::image::Chain;
-use crate::memory::vma::Kind;
 use crate::memory::{layout, protection_keys};
 use crate::object::epoll::{self, Entry, Target};
 use crate::object::table::Descriptor;
 use crate::object::{Object, lock, owner};
-use crate::record::{Image, Process, SharedObject, Thread};
+use crate::record::{Image, Process, Thread};
 use crate::sys::clone::CloneArgs;
 use crate::sys::ids::FsIds;
 use crate::sys::inject::Call;
@@ -25,12 +24,15 @@ use crate::task::{
 };
 use nix::unistd::Pid;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A process with its address space, without its pages.
 pub struct Mapped {
     pub record: Process,
     pub remote: Remote,
+    /// Where this kernel's lies.
+    pub vdso: Range<u64>,
     pub watch: Watch,
     pub pidfd: OwnedFd,
 }
@@ -57,20 +59,20 @@ pub fn map(
     record: &Process,
     mut skeleton: Skeleton,
     objects: &Objects,
-    shared: &[SharedObject],
+    image: &Image,
     chain: &Chain,
     lazy: bool,
 ) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
     let pidfd = pidfd::open(skeleton.remote.pid()).rebuilding(pid, "its pidfd")?;
-    mappings::rebuild(record, &mut skeleton, objects, shared).rebuilding(pid, "the mappings")?;
+    let vdso = mappings::rebuild(record, &mut skeleton, objects, image).rebuilding(pid, "the mappings")?;
     let layout = record.layout.as_ref().ok_or_else(|| incomplete(pid))?;
     let executable =
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
     layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
         .rebuilding(pid, "the memory layout")?;
     let watch = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, lazy)?;
-    Ok(Mapped { record: record.clone(), remote: skeleton.remote, watch, pidfd })
+    Ok(Mapped { record: record.clone(), remote: skeleton.remote, vdso, watch, pidfd })
 }
 
 /// Makes everything else but its running. Its pages are there, or a pager serves them: from here on the kernel
@@ -82,7 +84,7 @@ pub fn complete(
     owner: &FsIds,
     joined: &mut Joined,
 ) -> Result<RebuiltProcess, RebuildError> {
-    let Mapped { record, mut remote, watch, pidfd } = mapped;
+    let Mapped { record, mut remote, vdso, watch, pidfd } = mapped;
     let pid = record.pid;
     let remote_pid = remote.pid();
     mappings::guard(&record, &mut remote).rebuilding(pid, "guard pages")?;
@@ -104,8 +106,7 @@ pub fn complete(
     let current = ProcDir::process(remote_pid).text("limits").and_then(|t| limits::parse(&t));
     limits::rebuild(&record.limits, &current.rebuilding(pid, "limits")?, &mut remote)
         .rebuilding(pid, "limits")?;
-    let vdso = record.mappings.iter().find(|v| v.kind() == Kind::Vdso).ok_or_else(|| incomplete(pid))?;
-    let gadget = syscall_instruction(remote_pid, &(vdso.start..vdso.end)).rebuilding(pid, "the vdso")?;
+    let gadget = syscall_instruction(remote_pid, &vdso).rebuilding(pid, "the vdso")?;
     signals::rebuild_actions(&record.actions, &mut remote).rebuilding(pid, "signal actions")?;
     if record.threads.iter().any(|t| t.seccomp.is_some()) {
         filters::suspend(&remote).rebuilding(pid, "its seccomp filters")?;

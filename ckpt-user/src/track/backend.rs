@@ -6,6 +6,7 @@ use crate::sys::uffd::{MODE_WP, TRACKING, USER_MODE_ONLY, Uffd};
 use nix::unistd::Pid;
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// A way of finding dirty pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub enum Backend {
     SoftDirty,
     /// None: each checkpoint is a full one.
     Full,
+}
+
+/// Whether this kernel write-protects memory without somebody who serves the faults (Linux 6.7). Asked once.
+pub fn protects() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    let ask = || {
+        let ours = Uffd::of_self(USER_MODE_ONLY).or_else(|_| Uffd::of_self(0));
+        ours.and_then(|fd| Uffd::handshake(fd, TRACKING)).is_ok()
+    };
+    *KNOWN.get_or_init(ask)
 }
 
 /// The `wanted` way or the best one, down to full checkpoints; one warning says what is done without.

@@ -1,7 +1,7 @@
 //! One tracked address space.
 
 use super::compared::{Compared, Hashes};
-use super::soft_dirty;
+use super::{backend, soft_dirty};
 use crate::image::SpaceId;
 use crate::memory::map_count;
 use crate::memory::pages::{self, Scan};
@@ -132,23 +132,33 @@ impl Space {
     /// In a freeze, when all pages of a lazy restart are there: from here on the successor watches. What is
     /// dirty by now stays so.
     pub fn hand_over(&mut self, mappings: &[Vma]) {
-        let Some(successor) = self.successor.take() else { return };
+        let Some(successor) = self.successor.take() else {
+            // Its marks are soft-dirty bits, or there are none.
+            if !backend::protects() {
+                self.let_go(mappings);
+            }
+            return;
+        };
         match pages::scan(&mut self.pagemap, mappings, false) {
             Ok(scan) => self.dirty = self.dirty.union(&scan.written).union(&self.unmarked),
             Err(_) => self.lost = true,
         }
         self.unmarked = PageSet::new();
-        for vma in mappings.iter().filter(|v| may_be_watched(v)) {
-            if let Some(uffd) = &self.uffd {
-                // What is not registered needs no letting go.
-                let _ = uffd.unregister(vma.start, vma.end - vma.start);
-            }
-        }
+        self.let_go(mappings);
         self.uffd = Some(successor);
         self.register(mappings);
         // All marks went with the registration.
         if self.scan(mappings).is_err() {
             self.lost = true;
+        }
+    }
+
+    /// Ends the watch over all of them.
+    fn let_go(&mut self, mappings: &[Vma]) {
+        let Some(uffd) = self.uffd.take() else { return };
+        for vma in mappings.iter().filter(|v| may_be_watched(v)) {
+            // What is not registered needs no letting go.
+            let _ = uffd.unregister(vma.start, vma.end - vma.start);
         }
     }
 

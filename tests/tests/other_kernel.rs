@@ -1,0 +1,38 @@
+//! An image of another kernel, whose vdso is another one: something stands in for it.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::MODES;
+use ckpt_tests::{Job, Sandbox, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Lets the program go on to `step`, and waits until that is done.
+fn go_on_to(sandbox: &Sandbox, job: &Job, step: usize) {
+    std::fs::write(sandbox.dir().join("steps"), vec![b'.'; step]).unwrap();
+    job.running().wait_for_output(&format!("{step} right\n"), SOON);
+}
+
+#[test]
+fn a_program_goes_on_with_the_vdso_of_another_kernel() {
+    let sandbox = Sandbox::new("vdso");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("clocks").args(["steps", "60"]));
+    go_on_to(&sandbox, &job, 10);
+    job.checkpoint();
+    // Each restart finds the one before standing in, and takes the image for one of yet another kernel.
+    for (round, mode) in (2..).zip(MODES.iter().cycle().take(4)) {
+        job.kill_all();
+        job.restart(*mode, &["--foreign-vdso"]);
+        go_on_to(&sandbox, &job, 10 * round);
+        assert_eq!(job.checkpoint().kind, "delta");
+    }
+    job.kill_all();
+    // And with this kernel's own, which the last restart has given it.
+    job.restart(MODES[0], &[]);
+    std::fs::write(sandbox.dir().join("steps"), [b'.'; 60]).unwrap();
+    job.wait(SOON).success();
+    let expected: String = (1..=60).map(|step| format!("{step} right\n")).collect();
+    assert_eq!(String::from_utf8_lossy(&job.stdout()), expected);
+}

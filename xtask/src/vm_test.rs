@@ -1,0 +1,179 @@
+//! `cargo xtask vm-test`: the tests under other kernels, in virtual machines.
+//!
+//! ```text
+//! kernels.toml ─▶ fetch (the machine's own package manager, into a cache) ─▶ vmlinux, modules ┐
+//! cargo build  ─▶ plan: which tests ─▶ pack: ckptbpf, tests, victims, libraries, init ────────┴▶ guest ─▶ table
+//! ```
+//! QEMU emulates the processor: nobody needs /dev/kvm, and nothing here is a measurement of time.
+
+mod fetch;
+mod guest;
+mod kernels;
+mod modules;
+mod pack;
+mod plan;
+mod route;
+mod table;
+mod vmlinux;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd::step;
+use crate::{setup, test};
+use fetch::Fetched;
+use guest::Machine;
+use kernels::{Kernel, Matrix};
+use plan::{Plan, Programs};
+use route::Route;
+use table::{Column, Table};
+
+/// Two emulated machines keep two processors busy.
+const AT_ONCE: usize = 2;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these kernels of vm-test/kernels.toml, as in 6.1,6.12
+    #[arg(long, value_delimiter = ',')]
+    kernel: Vec<String>,
+    /// Only the tests with one of these in their name
+    #[arg(long, value_delimiter = ',')]
+    filter: Vec<String>,
+    /// What CI runs: few kernels, few tests
+    #[arg(long)]
+    short: bool,
+    /// Keep what the machines were started with, and what they have printed
+    #[arg(long)]
+    keep: bool,
+    /// Start the first of the kernels with a shell on this terminal, and no test
+    #[arg(long)]
+    shell: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut matrix = Matrix::read()?;
+    matrix.select(&args.kernel, args.short)?;
+    step("virtual machines");
+    setup::virtual_machines()?;
+    let cache = cache()?;
+    println!("kernels are kept in {}", cache.display());
+    let fetched = fetch::all(&matrix.kernels, &cache)?;
+    test::build()?;
+    let programs = plan::build()?;
+    let folder = Path::new("target/vm-test");
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    if args.shell {
+        return shell(&fetched, &programs, folder);
+    }
+    let plans = plan::tests(&matrix, &programs, &args.filter)?;
+    step("tests under other kernels");
+    let mut guests = Vec::new();
+    for ((kernel, fetched), plan) in matrix.kernels.iter().zip(&fetched).zip(plans) {
+        // A filter may leave it nothing but routes.
+        if plan.names().is_empty() {
+            continue;
+        }
+        guests.push(Guest { kernel, fetched, plan, files: folder.join(&kernel.name) });
+    }
+    let columns = two_at_a_time(&guests, |guest| guest.run(&programs, args.keep))?;
+    let table = Table::new(columns);
+    if !guests.is_empty() {
+        println!("\n{table}");
+    }
+    let routes: Vec<&Route> =
+        matrix.routes.iter().filter(|route| plan::is_wanted(&args.filter, &route.to_string())).collect();
+    let by_name = matrix.kernels.iter().map(|kernel| kernel.name.as_str()).zip(&fetched).collect();
+    let travelled = two_at_a_time(&routes, |route| route::travel(route, &by_name, &programs, folder))?;
+    let mut counts = table.counts();
+    for (route, arrived) in routes.iter().zip(&travelled) {
+        match arrived {
+            Ok(()) => println!("{route}: ok"),
+            Err(whither) => println!("{route}: FAILED: {whither}"),
+        }
+        counts.add(arrived.is_ok());
+    }
+    println!("{counts}");
+    if counts.failed > 0 {
+        bail!("not everything passes under other kernels");
+    }
+    Ok(())
+}
+
+/// The first of the kernels with a shell, which has what tests have.
+fn shell(fetched: &[Fetched], programs: &Programs, folder: &Path) -> Result<()> {
+    let kernel = fetched.first().context("no kernel is selected")?;
+    let initrd = folder.join("shell.cpio");
+    pack::initramfs(&initrd, programs, &Plan::shell(), kernel)?;
+    let done = guest::shell(&Machine { vmlinux: &kernel.vmlinux, initrd: &initrd, disk: None });
+    std::fs::remove_file(&initrd)?;
+    done
+}
+
+/// One kernel and what it is to run.
+struct Guest<'a> {
+    kernel: &'a Kernel,
+    fetched: &'a Fetched,
+    plan: Plan,
+    /// Without what they end in.
+    files: PathBuf,
+}
+
+impl Guest<'_> {
+    fn run(&self, programs: &Programs, keep: bool) -> Result<Column> {
+        let [initrd, console] =
+            ["cpio", "console"].map(|kind| PathBuf::from(format!("{}.{kind}", self.files.display())));
+        pack::initramfs(&initrd, programs, &self.plan, self.fetched)?;
+        let machine = Machine { vmlinux: &self.fetched.vmlinux, initrd: &initrd, disk: None };
+        let results = guest::run(&self.kernel.name, &machine, &console)?;
+        let column = Column::new(&self.kernel.name, &self.fetched.version, &self.plan, results);
+        if !keep {
+            std::fs::remove_file(&initrd)?;
+        }
+        if column.has_failed() {
+            println!("what Linux {} has printed: {}", self.kernel.name, console.display());
+        } else if !keep {
+            std::fs::remove_file(&console)?;
+        }
+        Ok(column)
+    }
+}
+
+/// What `work` makes of each, in their order.
+fn two_at_a_time<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let next = Mutex::new(all.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    let one_by_one = || -> Result<()> {
+        while let Some((index, one)) = lock(&next).next() {
+            let result = work(one)?;
+            lock(&done).push((index, result));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one_by_one)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(done) => done,
+            Err(_) => bail!("a thread that watches a machine has panicked"),
+        })
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where packages and what was taken out of them stay for the next time.
+fn cache() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = set("CKPTBPF_VM_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ckptbpf/vm-test")))
+        .or_else(|| Some(set("HOME")?.join(".cache/ckptbpf/vm-test")))
+        .context("neither CKPTBPF_VM_CACHE, XDG_CACHE_HOME nor HOME is set: where is the cache to be?")?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(std::fs::canonicalize(folder)?)
+}

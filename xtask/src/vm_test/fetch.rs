@@ -1,0 +1,240 @@
+//! Kernels as Debian packages them, fetched by the machine's own package manager into a cache: nothing is installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::kernels::Kernel;
+use super::vmlinux;
+use crate::cmd;
+
+/// Releases of Debian and what their kernels are called there: 5.10, 6.1, 6.12, and all newer ones.
+const SUITES: &[&str] =
+    &["bullseye-security", "bookworm", "bookworm-security", "trixie", "trixie-security", "trixie-backports"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The kernels without drivers of real hardware: a third of the size.
+const FLAVOUR: &str = "-cloud-amd64";
+/// One package before 6.19, since then up to three.
+const PARTS: &[&str] = &["linux-image-", "linux-binary-", "linux-modules-"];
+/// How old a list of packages may be.
+const FRESH: Duration = Duration::from_secs(24 * 3600);
+
+pub struct Fetched {
+    pub version: String,
+    pub vmlinux: PathBuf,
+    /// Where its modules lie.
+    pub modules: PathBuf,
+}
+
+/// Finds and fetches every kernel, or takes it from the cache.
+pub fn all(kernels: &[Kernel], cache: &Path) -> Result<Vec<Fetched>> {
+    let apt = Apt::prepare(cache)?;
+    let known = apt.versions()?;
+    kernels
+        .iter()
+        .map(|kernel| one(&apt, &known, kernel).with_context(|| format!("Linux {}", kernel.name)))
+        .collect()
+}
+
+/// The newest of that name that can really be had: lists name packages that are gone from the archive.
+fn one(apt: &Apt, known: &[String], kernel: &Kernel) -> Result<Fetched> {
+    let versions = known.iter().rev().filter(|version| is_called(version, &kernel.name));
+    let mut refused = None;
+    for version in versions.take(4) {
+        match apt.kernel(version) {
+            Ok(fetched) => return Ok(fetched),
+            Err(error) => {
+                println!("Linux {version} cannot be had: {error:#}");
+                refused = Some(error);
+            }
+        }
+    }
+    Err(refused.unwrap_or_else(|| anyhow::anyhow!("no package of it in {}", SUITES.join(", "))))
+}
+
+/// Whether `version` begins with all numbers of `name`.
+fn is_called(version: &str, name: &str) -> bool {
+    name == "newest"
+        || version.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Numbers in a version, by which versions are ordered: 6.12.9 before 6.12.10.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+}
+
+/// The package manager with lists of its own.
+struct Apt {
+    cache: PathBuf,
+    config: PathBuf,
+    /// All packages of kernels and parts of them.
+    names: Vec<String>,
+}
+
+impl Apt {
+    fn prepare(cache: &Path) -> Result<Self> {
+        ensure!(
+            Path::new(KEYRING).is_file(),
+            "{KEYRING} is missing: kernels are fetched from Debian's archive (apt-get install debian-archive-keyring)"
+        );
+        for folder in ["lists/partial", "apt/archives/partial", "packages", "kernels"] {
+            fs::create_dir_all(cache.join(folder)).with_context(|| cache.display().to_string())?;
+        }
+        let mut apt = Self { cache: cache.into(), config: cache.join("apt.conf"), names: Vec::new() };
+        let sources = sources(&mirror()?);
+        let list = cache.join("sources.list");
+        let is_known = fs::read_to_string(&list).is_ok_and(|text| text == sources);
+        fs::write(&list, sources).with_context(|| list.display().to_string())?;
+        fs::write(&apt.config, config(cache)).with_context(|| apt.config.display().to_string())?;
+        let stamp = cache.join("updated");
+        let is_fresh = fs::metadata(&stamp)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < FRESH));
+        if !is_known || !is_fresh {
+            match cmd::run(&mut apt.command("apt-get", &["-q", "update"])) {
+                Ok(()) => fs::write(&stamp, "").with_context(|| stamp.display().to_string())?,
+                Err(error) if is_known => println!("the lists of packages are old, and stay so: {error:#}"),
+                Err(error) => return Err(error),
+            }
+        }
+        let names = cmd::output(&mut apt.command("apt-cache", &["pkgnames", "linux-"]))?;
+        let is_part = |name: &&str| {
+            let rest = PARTS.iter().find_map(|part| name.strip_prefix(part));
+            rest.is_some_and(|rest| rest.ends_with(FLAVOUR) && rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        apt.names = names.lines().filter(is_part).map(str::to_owned).collect();
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).env("APT_CONFIG", &self.config).env("LC_ALL", "C.UTF-8");
+        command
+    }
+
+    /// Versions of kernels, oldest first. A name without a third number stands for whatever is newest of a kind.
+    fn versions(&self) -> Result<Vec<String>> {
+        let images = self.names.iter().filter_map(|name| name.strip_prefix(PARTS[0])?.strip_suffix(FLAVOUR));
+        let mut versions: Vec<String> = images.filter(|v| numbers(v).len() > 2).map(str::to_owned).collect();
+        versions.sort_by_cached_key(|version| numbers(version));
+        ensure!(!versions.is_empty(), "the archive has no packages of kernels");
+        Ok(versions)
+    }
+
+    /// Fetches and unpacks all parts of a kernel, once.
+    fn kernel(&self, version: &str) -> Result<Fetched> {
+        let folder = self.cache.join("kernels").join(version);
+        let (vmlinux, root) = (folder.join("vmlinux"), folder.join("root"));
+        if !vmlinux.is_file() {
+            let parts = PARTS.iter().map(|part| format!("{part}{version}{FLAVOUR}"));
+            let parts: Vec<String> = parts.filter(|name| self.names.contains(name)).collect();
+            println!("fetching {}", parts.join(", "));
+            for part in &parts {
+                self.unpack(part, &root)?;
+            }
+            let image = find(&root.join("boot"), "vmlinuz-")?;
+            let kernel = vmlinux::extract(&fs::read(&image)?).with_context(|| image.display().to_string())?;
+            // Under its name once it is whole.
+            let unfinished = folder.join("vmlinux.new");
+            fs::write(&unfinished, kernel)?;
+            fs::rename(&unfinished, &vmlinux)?;
+        }
+        let folders = ["usr/lib/modules", "lib/modules"].map(|folder| root.join(folder));
+        let modules =
+            folders.into_iter().find(|folder| folder.is_dir()).context("a kernel without modules")?;
+        Ok(Fetched { version: version.into(), vmlinux, modules })
+    }
+
+    fn unpack(&self, package: &str, root: &Path) -> Result<()> {
+        let packages = self.cache.join("packages");
+        let prefix = format!("{package}_");
+        if find(&packages, &prefix).is_err() {
+            cmd::run(self.command("apt-get", &["-q", "download", package]).current_dir(&packages))?;
+        }
+        let file = find(&packages, &prefix)?;
+        fs::create_dir_all(root)?;
+        cmd::run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(root))?;
+        // What was in it is unpacked.
+        fs::remove_file(&file).with_context(|| file.display().to_string())
+    }
+}
+
+/// The first file in `folder` whose name begins with `prefix`.
+fn find(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?.flatten();
+    let is_it =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    let found = entries.map(|entry| entry.path()).find(is_it);
+    found.with_context(|| format!("no {prefix}… in {}", folder.display()))
+}
+
+/// The archive that this machine's package manager uses already.
+fn mirror() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    files.extend(
+        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
+    );
+    let is_read = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "list" || kind == "sources");
+    let texts = files.iter().filter(is_read).filter_map(|path| fs::read_to_string(path).ok());
+    for text in texts {
+        if let Some(found) = text.lines().find_map(archive) {
+            return Ok(found);
+        }
+    }
+    bail!("neither /etc/apt/sources.list nor a file beside it names an archive of Debian")
+}
+
+/// What stands before `/debian` in a line of the older or the newer format; sources.list(5).
+fn archive(line: &str) -> Option<String> {
+    let is_source = line.starts_with("URIs:") || line.starts_with("deb ");
+    let words = line.split_whitespace().filter(|_| is_source);
+    let address = words.map(|word| word.trim_end_matches('/')).find(|word| word.ends_with("/debian"))?;
+    address.strip_suffix("/debian").map(str::to_owned)
+}
+
+fn sources(mirror: &str) -> String {
+    let line = |suite: &&str| {
+        let folder = if suite.ends_with("-security") { "debian-security" } else { "debian" };
+        format!("deb [signed-by={KEYRING}] {mirror}/{folder} {suite} main\n")
+    };
+    SUITES.iter().map(line).collect()
+}
+
+fn config(cache: &Path) -> String {
+    let cache = cache.display();
+    format!(
+        "Dir::Etc::sourcelist \"{cache}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
+         Dir::State::Lists \"{cache}/lists\";\nDir::Cache \"{cache}/apt\";\n\
+         Acquire::Languages \"none\";\nAcquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
+         APT::Sandbox::User \"root\";\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_beginnings_of_versions() {
+        assert!(is_called("6.1.0-57", "6.1"));
+        assert!(!is_called("6.12.1", "6.1"));
+        assert!(is_called("7.3.4+deb13", "newest"));
+    }
+
+    #[test]
+    fn versions_are_ordered_by_their_numbers() {
+        assert!(numbers("6.12.9+deb13") < numbers("6.12.10+deb12"));
+        assert!(numbers("6.1.0-0.deb11.52") < numbers("6.1.0-47"));
+    }
+
+    #[test]
+    fn the_archive_is_found_in_both_formats() {
+        assert_eq!(archive("URIs: http://archive.test/debian").as_deref(), Some("http://archive.test"));
+        assert_eq!(archive("deb [a=b] http://a.test/debian/ x main").as_deref(), Some("http://a.test"));
+        assert_eq!(archive("# deb http://a.test/debian/ x main"), None);
+        assert_eq!(archive("URIs: http://archive.test/debian-security"), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! vm-test/kernels.toml: the kernels, what each lacks, and the tests.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::route::Route;
+
+const FILE: &str = "vm-test/kernels.toml";
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Matrix {
+    #[serde(rename = "kernel")]
+    pub kernels: Vec<Kernel>,
+    #[serde(rename = "suite")]
+    pub suites: Vec<Suite>,
+    #[serde(rename = "route", default)]
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// The beginning of its version, or `newest`: whatever is newest of all that can be had.
+    pub name: String,
+    /// Features, as suites name them.
+    #[serde(default)]
+    pub lacks: Vec<String>,
+    /// Tests that are skipped here, each with the reason.
+    #[serde(default)]
+    pub skips: Vec<Skip>,
+    #[serde(default)]
+    pub short: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skip {
+    pub test: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    pub package: String,
+    /// The file of tests.
+    pub binary: String,
+    /// Names; one that ends in `::` stands for all of a module. All tests if there is none.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// Features without which these are skipped.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    #[serde(default)]
+    pub short: bool,
+}
+
+impl Matrix {
+    pub fn read() -> Result<Self> {
+        let text = std::fs::read_to_string(FILE).context(FILE)?;
+        let matrix: Self = toml::from_str(&text).context(FILE)?;
+        matrix.check().context(FILE)?;
+        Ok(matrix)
+    }
+
+    /// A feature that no kernel lacks, or that nobody needs, is a slip of the pen.
+    fn check(&self) -> Result<()> {
+        let lacked: BTreeSet<&String> = self.kernels.iter().flat_map(|kernel| &kernel.lacks).collect();
+        let needed: BTreeSet<&String> = self.suites.iter().flat_map(|suite| &suite.needs).collect();
+        if let Some(feature) = needed.symmetric_difference(&lacked).next() {
+            let other = if needed.contains(feature) { "no kernel lacks it" } else { "no test needs it" };
+            anyhow::bail!("the feature {feature}: {other}");
+        }
+        for route in &self.routes {
+            let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
+            ensure!(
+                route.kernels.len() > 1 && route.kernels.iter().all(there),
+                "the route {route}: no such kernels"
+            );
+        }
+        Ok(())
+    }
+
+    /// Keeps the named kernels only; with `short` those of the short form, and its suites.
+    pub fn select(&mut self, kernels: &[String], short: bool) -> Result<()> {
+        for name in kernels {
+            ensure!(
+                self.kernels.iter().any(|kernel| kernel.name == *name),
+                "{FILE} has no kernel {name}, but {}",
+                self.kernels.iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", ")
+            );
+        }
+        if !kernels.is_empty() {
+            self.kernels.retain(|kernel| kernels.contains(&kernel.name));
+        } else if short {
+            self.kernels.retain(|kernel| kernel.short);
+        }
+        self.suites.retain(|suite| suite.short || !short);
+        let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
+        self.routes.retain(|route| (route.short || !short) && route.kernels.iter().all(there));
+        Ok(())
+    }
+}
+
+impl Kernel {
+    /// Why this kernel does not run a test, if so.
+    pub fn skips(&self, suite: &Suite, test: &str) -> Option<String> {
+        let lacking = suite.needs.iter().find(|feature| self.lacks.contains(feature));
+        let named = self.skips.iter().find(|skip| skip.test == test);
+        lacking.map(|feature| format!("no {feature}")).or_else(|| Some(named?.reason.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Matrix> {
+        let matrix: Matrix = toml::from_str(text)?;
+        matrix.check()?;
+        Ok(matrix)
+    }
+
+    const TEXT: &str = r#"
+        [[kernel]]
+        name = "6.1"
+        lacks = ["pagemap-scan"]
+        skips = [{ test = "slow", reason = "too slow" }]
+        short = true
+        [[kernel]]
+        name = "newest"
+        [[suite]]
+        package = "ckpt-tests"
+        binary = "count"
+        needs = ["pagemap-scan"]
+        [[suite]]
+        package = "ckpt-tests"
+        binary = "lazy"
+        short = true
+    "#;
+
+    #[test]
+    fn what_a_kernel_lacks_is_skipped_with_the_reason() {
+        let matrix = parse(TEXT).unwrap();
+        let [old, newest] = &matrix.kernels[..] else { panic!("two kernels") };
+        assert_eq!(old.skips(&matrix.suites[0], "any").as_deref(), Some("no pagemap-scan"));
+        assert_eq!(old.skips(&matrix.suites[1], "slow").as_deref(), Some("too slow"));
+        assert_eq!(old.skips(&matrix.suites[1], "other"), None);
+        assert_eq!(newest.skips(&matrix.suites[0], "any"), None);
+    }
+
+    #[test]
+    fn the_short_form_has_its_own_kernels_and_tests() {
+        let mut matrix = parse(TEXT).unwrap();
+        matrix.select(&[], true).unwrap();
+        assert_eq!((matrix.kernels.len(), matrix.suites.len()), (1, 1));
+        assert!(parse(TEXT).unwrap().select(&["5".into()], false).is_err());
+    }
+
+    #[test]
+    fn features_that_nobody_needs_are_slips_of_the_pen() {
+        assert!(parse(&TEXT.replace(r#"lacks = ["pagemap-scan"]"#, r#"lacks = ["page-scan"]"#)).is_err());
+    }
+
+    #[test]
+    fn the_file_is_right() {
+        crate::cmd::enter_repository().unwrap();
+        Matrix::read().unwrap();
+    }
+}
