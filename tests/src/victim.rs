@@ -136,7 +136,9 @@ fn compile(source: &Path, flags: &[&str], binary: &Path) {
         .arg("-o")
         .arg(&unfinished)
         .output()
-        .unwrap_or_else(|error| panic!("{compiler}: {error}; `cargo xtask setup` installs it"));
+        .unwrap_or_else(|error| {
+            panic!("{compiler}: {error}; `cargo xtask setup` installs gcc, rustup rustc")
+        });
     assert!(
         output.status.success(),
         "{compiler} {}:\n{}",

@@ -15,6 +15,13 @@ fn go_on_to(sandbox: &Sandbox, job: &Job, step: usize) {
     job.running().wait_for_output(&format!("{step} right\n"), SOON);
 }
 
+/// Where the kernel's own vdso lies in the program.
+fn vdso(sandbox: &Sandbox, job: &Job) -> String {
+    let maps = std::fs::read_to_string(sandbox.root().join(format!("proc/{}/maps", job.program()))).unwrap();
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).expect("a vdso");
+    line.split(' ').next().unwrap().to_owned()
+}
+
 #[test]
 fn a_program_goes_on_with_the_vdso_of_another_kernel() {
     let sandbox = Sandbox::new("vdso");
@@ -23,8 +30,10 @@ fn a_program_goes_on_with_the_vdso_of_another_kernel() {
     job.checkpoint();
     // Each restart finds the one before standing in, and takes the image for one of yet another kernel.
     for (round, mode) in (2..).zip(MODES.iter().cycle().take(4)) {
+        let before = vdso(&sandbox, &job);
         job.kill_all();
         job.restart(*mode, &["--foreign-vdso"]);
+        assert_ne!(vdso(&sandbox, &job), before, "nothing stands in for it");
         go_on_to(&sandbox, &job, 10 * round);
         assert_eq!(job.checkpoint().kind, "delta");
     }
