@@ -209,5 +209,5 @@ fn what_a_program_sees_of_itself_is_the_same_but_for_a_list() {
         compare("after a checkpoint of a restarted one", &then, &ask(&sandbox, &job, number), &checkpoint);
     }
     std::fs::write(sandbox.dir().join("end"), "").unwrap();
-    job.kill_all();
+    job.wait(SOON).success();
 }

@@ -113,10 +113,22 @@ fn damage_is_found_and_the_generation_before_is_used() {
     let at = newest.id.to_string();
     sandbox.run(verb("restart", ["--at", &at]).arg(job.dir())).expect_code(125);
     let_go(&sandbox);
-    let restarted = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).success();
-    assert!(restarted.stderr_text().contains("000002.ckpt"), "no warning: {}", restarted.stderr_text());
-    assert!(
-        expected.stdout.ends_with(&restarted.stdout),
-        "the end of the output is not that of the undisturbed run"
-    );
+    let restart = || {
+        let restarted = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).success();
+        assert!(restarted.stderr_text().contains("000002.ckpt"), "no warning: {}", restarted.stderr_text());
+        assert!(
+            expected.stdout.ends_with(&restarted.stdout),
+            "the end of the output is not that of the undisturbed run"
+        );
+        restarted.stderr_text()
+    };
+    restart();
+    // In a page of the program's memory, and in what describes the program.
+    for (at, section) in [(whole.len() / 2, "page block"), (whole.len() - 1000, "")] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        std::fs::write(&image, &damaged).unwrap();
+        let said = restart();
+        assert!(said.contains(section) && said.contains("taking checkpoint 1 instead"), "{said}");
+    }
 }

@@ -8,10 +8,14 @@
 
 mod fetch;
 mod guest;
+mod journey;
 mod kernels;
+mod machine;
 mod modules;
+mod nodes;
 mod pack;
 mod plan;
+mod power;
 mod route;
 mod table;
 mod vmlinux;
@@ -24,10 +28,10 @@ use anyhow::{Context, Result, bail};
 use crate::cmd::step;
 use crate::{setup, test};
 use fetch::Fetched;
-use guest::Machine;
+use journey::{Ground, Journey};
 use kernels::{Kernel, Matrix};
+use machine::Machine;
 use plan::{Plan, Programs};
-use route::Route;
 use table::{Column, Table};
 
 /// Two emulated machines keep two processors busy.
@@ -71,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
     step("tests under other kernels");
     let mut guests = Vec::new();
     for ((kernel, fetched), plan) in matrix.kernels.iter().zip(&fetched).zip(plans) {
-        // A filter may leave it nothing but routes.
+        // A filter may leave it nothing but journeys.
         if plan.names().is_empty() {
             continue;
         }
@@ -82,17 +86,21 @@ pub fn run(args: &Args) -> Result<()> {
     if !guests.is_empty() {
         println!("\n{table}");
     }
-    let routes: Vec<&Route> =
-        matrix.routes.iter().filter(|route| plan::is_wanted(&args.filter, &route.to_string())).collect();
-    let by_name = matrix.kernels.iter().map(|kernel| kernel.name.as_str()).zip(&fetched).collect();
-    let travelled = two_at_a_time(&routes, |route| route::travel(route, &by_name, &programs, folder))?;
+    let ground = Ground {
+        kernels: matrix.kernels.iter().map(|kernel| kernel.name.as_str()).zip(&fetched).collect(),
+        programs: &programs,
+        folder,
+    };
+    let mut journeys = Journey::all(&matrix);
+    journeys.retain(|journey| plan::is_wanted(&args.filter, &journey.to_string()));
+    let arrived = two_at_a_time(&journeys, |journey| journey.go(&ground))?;
     let mut counts = table.counts();
-    for (route, arrived) in routes.iter().zip(&travelled) {
-        match arrived {
-            Ok(()) => println!("{route}: ok"),
-            Err(whither) => println!("{route}: FAILED: {whither}"),
+    for (journey, arrival) in journeys.iter().zip(&arrived) {
+        match arrival {
+            Ok(()) => println!("{journey}: ok"),
+            Err(whither) => println!("{journey}: FAILED: {whither}"),
         }
-        counts.add(arrived.is_ok());
+        counts.add(arrival.is_ok());
     }
     println!("{counts}");
     if counts.failed > 0 {
@@ -106,7 +114,7 @@ fn shell(fetched: &[Fetched], programs: &Programs, folder: &Path) -> Result<()> 
     let kernel = fetched.first().context("no kernel is selected")?;
     let initrd = folder.join("shell.cpio");
     pack::initramfs(&initrd, programs, &Plan::shell(), kernel)?;
-    let done = guest::shell(&Machine { vmlinux: &kernel.vmlinux, initrd: &initrd, disk: None });
+    let done = Machine::new(&kernel.vmlinux, &initrd).on_this_terminal();
     std::fs::remove_file(&initrd)?;
     done
 }
@@ -125,7 +133,7 @@ impl Guest<'_> {
         let [initrd, console] =
             ["cpio", "console"].map(|kind| PathBuf::from(format!("{}.{kind}", self.files.display())));
         pack::initramfs(&initrd, programs, &self.plan, self.fetched)?;
-        let machine = Machine { vmlinux: &self.fetched.vmlinux, initrd: &initrd, disk: None };
+        let machine = Machine::new(&self.fetched.vmlinux, &initrd);
         let results = guest::run(&self.kernel.name, &machine, &console)?;
         let column = Column::new(&self.kernel.name, &self.fetched.version, &self.plan, results);
         if !keep {

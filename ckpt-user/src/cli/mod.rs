@@ -34,7 +34,6 @@ use crate::job::identity::Identity;
 use crate::job::terminal::{init_log, say};
 use crate::sys::ids::Assumed;
 
-pub use print::Bar;
 pub use version::version_string;
 
 /// The two examples at the end of a verb's help.

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Status, print};
 use crate::image::{self, VerifiedGeneration};
+use crate::job::bar::Bar;
 
 /// Read every byte; succeed only if all of it can be restarted from
 ///
@@ -21,7 +22,7 @@ pub struct Verify {
 impl Verify {
     pub(super) fn run(self) -> anyhow::Result<Status> {
         let _as = super::as_owner(&self.path)?;
-        let mut bar = print::Bar::new("verify");
+        let mut bar = Bar::new("verify");
         let report = image::verify(&self.path, |done, total| bar.set(done, total))?;
         drop(bar);
         if report.generations.is_empty() {

@@ -2,10 +2,11 @@
 
 use super::error::Fault;
 use super::generation::{Generation, header_of};
-use super::{GenerationId, Header, ImageError, PageMap, PageReader, SpaceId, publish};
+use super::{GenerationId, Header, ImageError, PageMap, PageReader, Source, SpaceId, publish};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Prune replaces and deletes files; what a reader then misses is there a moment later under another inode.
@@ -13,6 +14,8 @@ const TRIES: u32 = 40;
 /// Fewer, because a parent may be missing for good.
 const TRIES_FOR_PARENT: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(10);
+/// That read and compare checksums.
+const THREADS: usize = 4;
 
 /// What [`Chain::open`] found.
 #[derive(Debug)]
@@ -40,7 +43,8 @@ impl Chain {
         open_with(dir, at, &mut |_| Ok(()))
     }
 
-    /// As [`Chain::open`], but a generation counts only if every block of its chain is read and found good.
+    /// As [`Chain::open`], but a generation counts only if every block that it needs is read and found good. Blocks that newer
+    /// ones have made superfluous are in nobody's way.
     ///
     /// `progress`: called with bytes done and bytes of this chain.
     ///
@@ -160,21 +164,47 @@ impl Chain {
         PageReader::new(Arc::clone(&self.generations))
     }
 
-    /// Reads, checks and decompresses every block of every generation; `progress` gets bytes done and bytes in all.
-    ///
-    /// # Errors
-    /// The first damage found.
-    pub fn check_blocks(&self, mut progress: impl FnMut(u64, u64)) -> Result<(), ImageError> {
-        let blocks = self.generations.iter().flat_map(|generation| &generation.index.blocks);
-        let total = blocks.map(|block| block.length() as u64).sum();
-        let mut done = 0;
-        for generation in self.generations.iter() {
-            generation.check_blocks(&mut |bytes| {
-                done += bytes;
-                progress(done, total);
-            })?;
+    /// Reads every block that the newest generation needs and compares its checksum, by more than one thread; `progress` gets
+    /// bytes done and bytes in all.
+    fn check_blocks(&self, mut progress: impl FnMut(u64, u64)) -> Result<(), ImageError> {
+        let needed = self.needed_blocks();
+        let length = |&(generation, number): &(usize, usize)| {
+            self.generations[generation].index.blocks[number].length() as u64
+        };
+        let total = needed.iter().map(length).sum();
+        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let work = |progress: &mut dyn FnMut(u64)| -> Result<(), ImageError> {
+            let mut bytes = Vec::new();
+            while let Some(block) = needed.get(next.fetch_add(1, Relaxed)) {
+                self.generations[block.0].check_block(block.1, &mut bytes).inspect_err(|_| {
+                    // Nobody begins another one.
+                    next.store(needed.len(), Relaxed);
+                })?;
+                progress(done.fetch_add(length(block), Relaxed) + length(block));
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(|| work(&mut |_| ()))).collect();
+            let own = work(&mut |done| progress(done, total));
+            let joined =
+                others.into_iter().map(|thread| thread.join().unwrap_or(Err(ImageError::WorkerGone)));
+            joined.fold(own, Result::and)
+        })
+    }
+
+    /// Places of generations in the chain and numbers of blocks in them, in the order of their files.
+    fn needed_blocks(&self) -> Vec<(usize, usize)> {
+        let mut needed = BTreeSet::new();
+        for space in self.spaces() {
+            for run in self.pages(space).runs() {
+                if let Source::Stored { generation, block, .. } = run.source {
+                    let number = self.generations[generation].index.block_at(block);
+                    needed.extend(number.map(|number| (generation, number)));
+                }
+            }
         }
-        Ok(())
+        needed.into_iter().collect()
     }
 }
 

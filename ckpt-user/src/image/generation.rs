@@ -125,6 +125,13 @@ impl Generation {
         self.file.read_exact_at(bytes, row.offset).map_err(|error| ImageError::io("read", &self.path, error))
     }
 
+    /// Reads block `number` into `bytes` and compares its checksum.
+    pub(super) fn check_block(&self, number: usize, bytes: &mut Vec<u8>) -> Result<(), ImageError> {
+        let row = &self.index.blocks[number];
+        self.read_block(row, bytes)?;
+        block::check(number as u32, row.pages, bytes).map_err(|what| self.damaged_block(what))
+    }
+
     /// Checks and decompresses every block; calls `progress` with the bytes read by each.
     pub(super) fn check_blocks(&self, progress: &mut dyn FnMut(u64)) -> Result<(), ImageError> {
         let (mut bytes, mut pages) = (Vec::new(), vec![0; BLOCK_BYTES]);

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod attach;
+pub mod bar;
 pub mod checkpoint;
 pub mod control;
 pub mod describe;

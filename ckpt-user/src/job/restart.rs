@@ -1,5 +1,6 @@
 //! `restart`: a job's newest complete checkpoint, or the one asked for, runs again.
 
+use super::bar::Bar;
 use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
 use super::events::{Event, EventLog};
@@ -54,21 +55,30 @@ pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
     }
 }
 
-/// `taken`: why this process is in a pid namespace made for the program, if it is.
+/// Why this process is in a pid namespace made for the program, and which checkpoint was chosen outside.
+type Inside<'a> = (&'a Taken, GenerationId);
+
+/// `inside`: if it is in one.
 fn run_again(
     options: &RestartOptions,
     begun: Instant,
-    taken: Option<&Taken>,
+    inside: Option<Inside<'_>>,
     running: &mut dyn FnMut(),
 ) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
+    let taken = inside.map(|(taken, _)| taken);
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
     let Opened { chain, warnings } = {
         let _as_owner = dir.assume()?;
-        Chain::open(&dir.proc_path(), at)?
+        match inside {
+            Some((_, chosen)) => Chain::open(&dir.proc_path(), Some(chosen))?,
+            // What the program is to run on is read before it runs, where it has damage too.
+            None if !options.lazy => whole(&dir.proc_path(), at)?,
+            None => Chain::open(&dir.proc_path(), at)?,
+        }
     };
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let newest = chain.newest();
@@ -90,11 +100,12 @@ fn run_again(
     if taken.is_none()
         && let Some(taken) = taken::first(&image)
     {
+        let chosen = newest.header().id;
         // Who goes on begins anew: the lock of the directory is not to be shared.
         drop((made, plan, chain, target, dir));
         return match namespace::make(&image, &taken)? {
             Side::Outside(stand_in) => stand_in.serve(),
-            Side::Inside => run_again(options, begun, Some(&taken), running),
+            Side::Inside => run_again(options, begun, Some((&taken, chosen)), running),
         };
     }
     // Before we become what orphans are given to: they are to be none of ours.
@@ -178,6 +189,12 @@ fn run_again(
         ended: image.ended.map(Ended::from_wait),
         running,
     })
+}
+
+/// The newest checkpoint of which all that it needs is whole, or `at`.
+fn whole(dir: &Path, at: Option<GenerationId>) -> Result<Opened, ImageError> {
+    let mut bar = Bar::new("restart");
+    Chain::open_checked(dir, at, |done, total| bar.set(done, total))
 }
 
 /// Damage that is met before the program runs: its memory is read then, too, as far as it cannot come later.

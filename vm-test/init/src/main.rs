@@ -10,6 +10,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod cable;
 mod modules;
 mod mounts;
 mod plan;
@@ -24,8 +25,17 @@ const FAILED: u8 = 1;
 
 fn main() {
     if nix::unistd::getpid().as_raw() != 1 {
-        eprintln!("vm-init is the first process of a virtual machine: `cargo xtask vm-test`");
-        exit(2);
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let done = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["send", to] => cable::send(to),
+            ["receive", at] => cable::receive(at),
+            _ => Err(anyhow::anyhow!("the first process of a virtual machine: `cargo xtask vm-test`")),
+        };
+        if let Err(error) = done {
+            eprintln!("vm-init: {error:#}");
+            exit(2);
+        }
+        return;
     }
     let verdict = match tests() {
         Ok(0) => PASSED,
@@ -42,7 +52,7 @@ fn main() {
 fn tests() -> anyhow::Result<usize> {
     mounts::all()?;
     modules::load()?;
-    mounts::disk()?;
+    mounts::disks()?;
     let plan = plan::read()?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("VM-TEST kernel {} tests {}", release.trim(), plan.tests.len());

@@ -40,13 +40,15 @@ pub fn all() -> Result<()> {
     Ok(())
 }
 
-/// The disk that goes from machine to machine, where there is one.
-pub fn disk() -> Result<()> {
-    const DISK: &str = "/dev/vda";
-    if !std::path::Path::new(DISK).exists() {
-        return Ok(());
+/// Disks that go from machine to machine, where there are any.
+pub fn disks() -> Result<()> {
+    for (disk, folder) in [("/dev/vda", "/mnt"), ("/dev/vdb", "/files")] {
+        if std::path::Path::new(disk).exists() {
+            mount(Some(disk), folder, Some("ext4"), MsFlags::empty(), None::<&str>)
+                .with_context(|| format!("mounting {disk}"))?;
+        }
     }
-    mount(Some(DISK), "/mnt", Some("ext4"), MsFlags::empty(), None::<&str>).context("mounting the disk")
+    Ok(())
 }
 
 fn put(kind: &str, folder: &str) -> Result<()> {

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::nodes::Nodes;
+use super::power::Power;
 use super::route::Route;
 
 const FILE: &str = "vm-test/kernels.toml";
@@ -18,6 +20,10 @@ pub struct Matrix {
     pub suites: Vec<Suite>,
     #[serde(rename = "route", default)]
     pub routes: Vec<Route>,
+    #[serde(rename = "power", default)]
+    pub powers: Vec<Power>,
+    #[serde(rename = "nodes", default)]
+    pub nodes: Vec<Nodes>,
 }
 
 #[derive(Debug, Deserialize)]

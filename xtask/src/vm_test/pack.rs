@@ -17,15 +17,15 @@ use crate::cmd;
 
 /// Programs of this machine that tests call by name.
 const TOOLS: &[&str] = &[
-    "bash", "sh", "cat", "cmp", "cp", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "kill",
-    "ls", "ln", "mkdir", "mkfifo", "mount", "mv", "nproc", "rm", "sed", "seq", "setpriv", "setsid", "sleep",
-    "sort", "stat", "sync", "tail", "tee", "timeout", "touch", "tr", "true", "umount", "uname", "unshare",
-    "wc",
+    "basename", "bash", "sh", "cat", "cmp", "cp", "cut", "date", "dd", "dirname", "echo", "env", "false",
+    "grep", "head", "hostname", "ip", "kill", "ls", "ln", "mkdir", "mkfifo", "mount", "mv", "nproc", "rm",
+    "sed", "seq", "setpriv", "setsid", "sleep", "sort", "stat", "sync", "tail", "tar", "tee", "timeout",
+    "touch", "tr", "true", "umount", "uname", "unshare", "wc",
 ];
 /// Limits of tests, for a processor that is emulated: a page fault takes it thirteen times as long.
 const ENVIRONMENT: &str = "CKPTBPF_TEST_TIMEOUT_SCALE=6\nHOME=/root\nLC_ALL=C\nRUST_BACKTRACE=1\n\
      PATH=/usr/bin:/bin:/usr/sbin:/sbin\n";
-const FOLDERS: &[&str] = &["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp", "/root", "/mnt"];
+const FOLDERS: &[&str] = &["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp", "/root", "/mnt", "/files"];
 
 pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched) -> Result<()> {
     let file = File::create(path).with_context(|| path.display().to_string())?;

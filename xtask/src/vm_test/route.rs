@@ -1,22 +1,15 @@
-//! A program's way from kernel to kernel: checkpoints under one, the restart under the next, its directory on a disk.
+//! A program's way from machine to machine: checkpoints in one, the restart in the next, its directory on a disk.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 
-use super::fetch::Fetched;
-use super::guest::{self, Outcome};
-use super::pack;
-use super::plan::{Plan, Programs, Test};
-use crate::cmd;
+use super::guest;
+use super::journey::{Arrival, Disk, Ground, label};
+use super::machine::{Machine, WHOLE};
 
-/// What is run in each machine.
-const SCRIPT: &str = "vm-test/guest/crossing.sh";
-const DISK: u64 = 512 << 20;
+const DISK_MIB: u64 = 512;
 
 /// One row of kernels.toml.
 #[derive(Debug, Deserialize)]
@@ -27,6 +20,11 @@ pub struct Route {
     pub mode: Mode,
     /// By their names; the program begins under the first and ends under the last.
     pub kernels: Vec<String>,
+    /// As QEMU calls them, one for each kernel; the whole of what can be emulated if there are none.
+    #[serde(default)]
+    pub processors: Vec<String>,
+    /// What the last restart has to be refused for.
+    pub refused: Option<String>,
     #[serde(default)]
     pub short: bool,
 }
@@ -38,72 +36,72 @@ pub enum Mode {
     Lazy,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eager => "eager",
+            Self::Lazy => "lazy",
+        })
+    }
+}
+
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mode = match self.mode {
-            Mode::Eager => "eager",
-            Mode::Lazy => "lazy",
-        };
-        write!(f, "{} {mode} {}", self.program, self.kernels.join("→"))
-    }
-}
-
-/// Takes the program all the way; whether it arrived, and where it did not.
-pub fn travel(
-    route: &Route,
-    kernels: &BTreeMap<&str, &Fetched>,
-    programs: &Programs,
-    folder: &Path,
-) -> Result<Result<(), String>> {
-    let name = route.to_string().replace([' ', '→'], "-");
-    let disk = Disk::make(folder.join(format!("{name}.disk")))?;
-    let script = std::fs::canonicalize(SCRIPT).context(SCRIPT)?.display().to_string();
-    for (leg, wanted) in route.kernels.iter().enumerate() {
-        let what = match leg {
-            0 => "first",
-            _ if leg + 1 == route.kernels.len() => "last",
-            _ => "next",
-        };
-        let kernel = kernels.get(wanted.as_str()).with_context(|| format!("{route}: no kernel {wanted}"))?;
-        let label = format!("{name}-{}", leg + 1);
-        let initrd = folder.join(format!("{label}.cpio"));
-        let mode = if matches!(route.mode, Mode::Lazy) { "lazy" } else { "eager" };
-        let test = Test {
-            name: format!("crossing {what}"),
-            program: "/bin/bash".into(),
-            arguments: [&script, what, mode, &route.program].map(str::to_owned).to_vec(),
-        };
-        pack::initramfs(&initrd, programs, &Plan { tests: vec![test], ..Plan::default() }, kernel)?;
-        let console = folder.join(format!("{label}.console"));
-        let machine = guest::Machine { vmlinux: &kernel.vmlinux, initrd: &initrd, disk: Some(&disk.0) };
-        let results = guest::run(wanted, &machine, &console)?;
-        std::fs::remove_file(&initrd)?;
-        let passed =
-            results.wrong.is_none() && results.tests.iter().all(|(_, outcome)| *outcome == Outcome::Passed);
-        if !passed || results.tests.is_empty() {
-            let where_to = format!("leg {} under Linux {}: {}", leg + 1, kernel.version, console.display());
-            return Ok(Err(where_to));
+        write!(f, "{} {} ", self.program, self.mode)?;
+        for (leg, kernel) in self.kernels.iter().enumerate() {
+            let arrow = if leg == 0 { "" } else { "→" };
+            write!(f, "{arrow}{kernel}")?;
+            if let Some(processor) = self.processors.get(leg) {
+                write!(f, " on {processor}")?;
+            }
         }
-        std::fs::remove_file(&console)?;
-    }
-    Ok(Ok(()))
-}
-
-/// A file with an ext4 file system, which goes with the value.
-pub struct Disk(pub PathBuf);
-
-impl Disk {
-    pub fn make(path: PathBuf) -> Result<Self> {
-        let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
-        file.set_len(DISK)?;
-        cmd::output(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&path))?;
-        Ok(Self(path))
+        match &self.refused {
+            Some(reason) => write!(f, ", refused for {reason}"),
+            None => Ok(()),
+        }
     }
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // It is in the way of nobody.
-        let _ = std::fs::remove_file(&self.0);
+impl Route {
+    fn processor(&self, leg: usize) -> &str {
+        self.processors.get(leg).map_or(WHOLE, String::as_str)
+    }
+
+    /// Takes the program all the way.
+    pub fn travel(&self, ground: &Ground) -> Result<Arrival> {
+        let name = label(self);
+        let disk = Disk::make(ground.folder.join(format!("{name}.disk")), DISK_MIB)?;
+        let mode = self.mode.to_string();
+        for (leg, wanted) in self.kernels.iter().enumerate() {
+            let is_last = leg + 1 == self.kernels.len();
+            let mut words = vec!["crossing.sh", "next", &mode, &self.program];
+            match &self.refused {
+                _ if leg == 0 => words[1] = "first",
+                Some(reason) if is_last => {
+                    words[1] = "refused";
+                    words.push(reason);
+                }
+                None if is_last => words[1] = "last",
+                _ => {}
+            }
+            let kernel = ground.kernel(wanted)?;
+            let label = format!("{name}-{}", leg + 1);
+            let initrd = ground.pack(&label, kernel, &words)?;
+            let console = ground.folder.join(format!("{label}.console"));
+            let disks = [disk.0.as_path()];
+            let machine = Machine {
+                disks: &disks,
+                processor: self.processor(leg),
+                ..Machine::new(&kernel.vmlinux, &initrd)
+            };
+            let results = guest::run(wanted, &machine, &console)?;
+            std::fs::remove_file(&initrd)?;
+            if !results.are_good() {
+                let at = format!("leg {} under Linux {}: {}", leg + 1, kernel.version, console.display());
+                return Ok(Err(at));
+            }
+            std::fs::remove_file(&console)?;
+        }
+        Ok(Ok(()))
     }
 }

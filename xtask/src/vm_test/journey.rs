@@ -1,0 +1,105 @@
+//! What takes more than one machine: routes from kernel to kernel, power loss, two nodes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::fetch::Fetched;
+use super::kernels::Matrix;
+use super::nodes::Nodes;
+use super::pack;
+use super::plan::{Plan, Programs, Test};
+use super::power::Power;
+use super::route::Route;
+use crate::cmd;
+
+const SCRIPTS: &str = "vm-test/guest";
+
+pub enum Journey<'a> {
+    Route(&'a Route),
+    Power(&'a Power),
+    Nodes(&'a Nodes),
+}
+
+/// Whether it came to a good end; if not, where it did not.
+pub type Arrival = std::result::Result<(), String>;
+
+impl<'a> Journey<'a> {
+    pub fn all(matrix: &'a Matrix) -> Vec<Self> {
+        let routes = matrix.routes.iter().map(Journey::Route);
+        let powers = matrix.powers.iter().map(Journey::Power);
+        routes.chain(powers).chain(matrix.nodes.iter().map(Journey::Nodes)).collect()
+    }
+
+    pub fn go(&self, ground: &Ground) -> Result<Arrival> {
+        match self {
+            Self::Route(route) => route.travel(ground),
+            Self::Power(power) => power.lose(ground),
+            Self::Nodes(nodes) => nodes.meet(ground),
+        }
+        .with_context(|| self.to_string())
+    }
+}
+
+impl fmt::Display for Journey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(route) => route.fmt(f),
+            Self::Power(power) => power.fmt(f),
+            Self::Nodes(nodes) => nodes.fmt(f),
+        }
+    }
+}
+
+/// What all of them stand on.
+pub struct Ground<'a> {
+    pub kernels: BTreeMap<&'a str, &'a Fetched>,
+    pub programs: &'a Programs,
+    pub folder: &'a Path,
+}
+
+impl Ground<'_> {
+    pub fn kernel(&self, name: &str) -> Result<&Fetched> {
+        self.kernels.get(name).copied().with_context(|| format!("no kernel {name}"))
+    }
+
+    /// An initial file system with nothing to do but a script of vm-test/guest.
+    pub fn pack(&self, label: &str, kernel: &Fetched, words: &[&str]) -> Result<PathBuf> {
+        let (name, arguments) = words.split_first().context("a script")?;
+        let script = std::fs::canonicalize(format!("{SCRIPTS}/{name}")).context(SCRIPTS)?;
+        let mut all = vec![script.display().to_string()];
+        all.extend(arguments.iter().map(|word| (*word).to_owned()));
+        let test = Test { name: format!("journey {name}"), program: "/bin/bash".into(), arguments: all };
+        let path = self.folder.join(format!("{label}.cpio"));
+        pack::initramfs(&path, self.programs, &Plan { tests: vec![test], ..Plan::default() }, kernel)?;
+        Ok(path)
+    }
+}
+
+/// A name for files.
+pub fn label(journey: &dyn fmt::Display) -> String {
+    journey.to_string().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
+}
+
+/// A file with an ext4 file system, which goes with the value.
+pub struct Disk(pub PathBuf);
+
+impl Disk {
+    pub fn make(path: PathBuf, mib: u64) -> Result<Self> {
+        let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+        file.set_len(mib << 20)?;
+        // Without blocks that are kept for root: a disk is full for everybody.
+        cmd::output(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0"]).arg(&path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It is in the way of nobody.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,126 @@
+//! A virtual machine that runs: QEMU, and what it prints.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// The processor with everything that QEMU can emulate.
+pub const WHOLE: &str = "max";
+
+/// What a machine is started with.
+pub struct Machine<'a> {
+    pub vmlinux: &'a Path,
+    pub initrd: &'a Path,
+    /// What `-cpu` takes.
+    pub processor: &'a str,
+    /// Raw images with a file system each, /dev/vda first.
+    pub disks: &'a [&'a Path],
+    /// What QEMU is told beside.
+    pub devices: &'a [String],
+    /// `NAME=VALUE`, which scripts find in /proc/cmdline as `vm.NAME=VALUE`.
+    pub words: &'a [(&'a str, String)],
+}
+
+impl<'a> Machine<'a> {
+    pub fn new(vmlinux: &'a Path, initrd: &'a Path) -> Self {
+        Self { vmlinux, initrd, processor: WHOLE, disks: &[], devices: &[], words: &[] }
+    }
+
+    fn qemu(&self, console: &str) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        // The processor is emulated: unmodified kernels do not run everywhere where there is a /dev/kvm.
+        command.args(["-accel", "tcg,thread=multi", "-M", "pc", "-smp", "2", "-m", "1536"]);
+        command.args(["-cpu", self.processor, "-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", console]);
+        command.arg("-kernel").arg(self.vmlinux).arg("-initrd").arg(self.initrd);
+        for disk in self.disks {
+            // This machine loses no power: what reaches QEMU is kept, whatever becomes of QEMU.
+            let file = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
+            command.arg("-drive").arg(file);
+        }
+        command.args(self.devices);
+        let words: String = self.words.iter().map(|(name, value)| format!(" vm.{name}={value}")).collect();
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet{words}"));
+        command
+    }
+
+    /// On this terminal, until it ends.
+    pub fn on_this_terminal(&self) -> Result<()> {
+        let status = self.qemu("mon:stdio").status().context("starting qemu-system-x86_64")?;
+        match status.code() {
+            Some(code) if code % 2 == 1 => Ok(()),
+            _ => bail!("the machine has ended without a verdict: {status}"),
+        }
+    }
+
+    /// Starts it; what it prints goes to the file `console`, too.
+    pub fn start(&self, console: &Path) -> Result<Running> {
+        let mut command = self.qemu("stdio");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = Watched(command.spawn().context("starting qemu-system-x86_64")?);
+        let output = child.0.stdout.take().context("what the machine prints")?;
+        let log = File::create(console).with_context(|| console.display().to_string())?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Running { child, lines, log })
+    }
+}
+
+pub struct Running {
+    child: Watched,
+    lines: Receiver<String>,
+    log: File,
+}
+
+pub enum Next {
+    Line(String),
+    /// Nothing was printed for as long as was waited.
+    Silence,
+    /// It has ended, and all that it has printed was seen.
+    End,
+}
+
+impl Running {
+    pub fn next(&mut self, at_most: Duration) -> Result<Next> {
+        Ok(match self.lines.recv_timeout(at_most) {
+            Ok(line) => {
+                writeln!(self.log, "{line}")?;
+                Next::Line(line)
+            }
+            Err(RecvTimeoutError::Timeout) => Next::Silence,
+            Err(RecvTimeoutError::Disconnected) => Next::End,
+        })
+    }
+
+    /// As if its cord were pulled: whatever it has not written to a disk is gone.
+    pub fn cut_off(&mut self) -> Result<()> {
+        Ok(self.child.0.kill()?)
+    }
+
+    pub fn status(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.0.wait()?)
+    }
+}
+
+/// Ends with its watcher.
+struct Watched(Child);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // It has ended already, mostly.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,168 @@
+//! Power loss: a machine is cut off while checkpoints are written, again and again. What the next one finds on its disks has to
+//! be whole, and of what the user was told nothing may be missing.
+//!
+//! ```text
+//! boot ─▶ verify, list: the newest is not older than what was told ─▶ restart ─▶ checkpoints are told ─▶ cut off ┐
+//!   ▲                                                                                                            │
+//!   └──────────────────────── the same disks: /mnt with the images, /files with what the program writes ◀────────┘
+//! ```
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::guest::{self, Report, SILENCE};
+use super::journey::{Arrival, Disk, Ground, label};
+use super::machine::{Machine, Next};
+
+/// How long after a checkpoint that was told the machine may be cut off: some checkpoints are made in it, and merged.
+const LATEST: Duration = Duration::from_millis(2500);
+
+/// One row of kernels.toml.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Power {
+    pub kernel: String,
+    pub room: Room,
+    pub cuts: u32,
+    /// In the short form.
+    pub short: Option<u32>,
+}
+
+/// Of the disk with the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Room {
+    Enough,
+    /// It is full, and emptied, and full again.
+    Full,
+}
+
+impl Room {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Enough => "enough",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Power {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = match self.room {
+            Room::Enough => "",
+            Room::Full => " with a full disk",
+        };
+        write!(f, "power loss {} times under {}{disk}", self.cuts, self.kernel)
+    }
+}
+
+impl Power {
+    pub fn lose(&self, ground: &Ground) -> Result<Arrival> {
+        let name = label(self);
+        let images = Disk::make(ground.folder.join(format!("{name}.images")), 192)?;
+        let files = Disk::make(ground.folder.join(format!("{name}.files")), 64)?;
+        let kernel = ground.kernel(&self.kernel)?;
+        let initrd = ground.pack(&name, kernel, &["power.sh", self.room.word()])?;
+        let console = ground.folder.join(format!("{name}.console"));
+        let mut seed = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() & 0xffff_ffff)?;
+        println!("{self}: CKPTBPF_SEED={seed}");
+        let mut told = 0;
+        for life in 0..=self.cuts {
+            let leg = match life {
+                0 => "first",
+                last if last == self.cuts => "last",
+                _ => "next",
+            };
+            let disks = [images.0.as_path(), files.0.as_path()];
+            let words = [("leg", leg.to_owned()), ("told", told.to_string())];
+            let machine = Machine { disks: &disks, words: &words, ..Machine::new(&kernel.vmlinux, &initrd) };
+            let ended = if leg == "last" {
+                if guest::run(&self.kernel, &machine, &console)?.are_good() { Ok(told) } else { Err(()) }
+            } else {
+                let delay = Duration::from_micros(random(&mut seed) % u64::try_from(LATEST.as_micros())?);
+                cut_off(&machine, &console, told, delay)?
+            };
+            match ended {
+                Ok(newest) => told = newest,
+                Err(()) => return Ok(Err(format!("after {life} cuts: {}", console.display()))),
+            }
+            if leg != "last" {
+                println!("{:>8}: cut off, checkpoint {told} was told", self.kernel);
+            }
+        }
+        std::fs::remove_file(&initrd)?;
+        std::fs::remove_file(&console)?;
+        Ok(Ok(()))
+    }
+}
+
+/// Runs a machine until it has told of a newer checkpoint than `told`, and for `delay` after that; the newest that it has told of.
+fn cut_off(
+    machine: &Machine,
+    console: &std::path::Path,
+    mut told: u64,
+    delay: Duration,
+) -> Result<std::result::Result<u64, ()>> {
+    let mut running = machine.start(console)?;
+    let mut report = Report::default();
+    let mut end = None;
+    let mut is_off = false;
+    loop {
+        if !is_off && end.is_some_and(|end| Instant::now() >= end) {
+            running.cut_off()?;
+            is_off = true;
+        }
+        let left = end.filter(|_| !is_off).map(|end| end.saturating_duration_since(Instant::now()));
+        match running.next(left.unwrap_or(SILENCE))? {
+            Next::Line(line) => {
+                report.see(&line);
+                if let Some(id) = checkpoint(&line).filter(|id| *id > told) {
+                    told = id;
+                    end.get_or_insert(Instant::now() + delay);
+                }
+            }
+            // The time has come.
+            Next::Silence if left.is_some() => {}
+            Next::Silence => bail!("the machine says nothing for {} s", SILENCE.as_secs()),
+            // What it still had to say is said.
+            Next::End if is_off => break,
+            Next::End => return Ok(Err(())),
+        }
+        if report.wrong.is_some() || report.has_failed() {
+            return Ok(Err(()));
+        }
+    }
+    running.status().context("the end of QEMU")?;
+    Ok(Ok(told))
+}
+
+/// The number in `ckptbpf: checkpoint 5 (delta): …`.
+fn checkpoint(line: &str) -> Option<u64> {
+    let (number, rest) = line.strip_prefix("ckptbpf: checkpoint ")?.split_once(' ')?;
+    rest.starts_with('(').then(|| number.parse().ok())?
+}
+
+/// SplitMix64; <https://prng.di.unimi.it/splitmix64.c>.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut word = *state;
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_understood() {
+        let line = "ckptbpf: checkpoint 12 (delta): 281 pages, 1.1 MiB stored, frozen 4.2 ms, 105 ms in all";
+        assert_eq!(checkpoint(line), Some(12));
+        assert_eq!(checkpoint("ckptbpf: checkpoint 13 failed: No space left on device"), None);
+        assert_eq!(checkpoint("ckptbpf: checkpoint 1"), None);
+    }
+}
