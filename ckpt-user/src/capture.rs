@@ -10,7 +10,7 @@ use crate::memory::{self, policy, sysv, vdso};
 use crate::object::{known_ends::Known, lock, owner, table, terminal::Modes};
 use crate::planted;
 use crate::rebuild::{self, plan};
-use crate::record::{Clocks, Image, Process, Thread};
+use crate::record::{Clocks, Image, Instance, Process, Thread};
 use crate::refusal::{Reading, Refusal};
 use crate::sys::sched;
 use crate::task::clock::{self, Cpu, Shift};
@@ -21,8 +21,8 @@ use crate::task::proc::ProcDir;
 use crate::task::timers::Timer;
 use crate::task::zombie::{self, Zombie};
 use crate::task::{
-    control, credentials, dispatch, ended, filters, keyring, limits, registers, scheduling, settings,
-    sharing, signals, sleep, surroundings, tiles, unsupported,
+    control, credentials, dispatch, ended, filters, keyring, limits, outside, registers, scheduling,
+    settings, sharing, signals, sleep, surroundings, tiles, unsupported,
 };
 use asked::{ask, injected_states};
 use nix::unistd::Pid;
@@ -207,6 +207,9 @@ fn capture_process(
         tiles: asked.tiles,
         exit_signal: own_stat.exit_signal(),
         cpu_time: clock::cpu_time(pid, Cpu::Scheduled).unwrap_or(0),
+        instance: outside::known_as(pid.as_raw())
+            .ok()
+            .map(|pid| Instance { pid, start_time: own_stat.start_time() }),
     })
 }
 

@@ -161,6 +161,20 @@ pub struct Process {
     /// It has asked for tile registers (AMX).
     #[prost(bool, tag = "46")]
     pub tiles: bool,
+    /// Which process it was, for whoever asks whether that still runs.
+    #[prost(message, optional, tag = "47")]
+    pub instance: Option<Instance>,
+}
+
+/// A process of one boot of one machine.
+#[derive(Clone, Copy, PartialEq, prost::Message, serde::Serialize)]
+pub struct Instance {
+    /// Its id where ckptbpf was started, which may be another one than for the program.
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: clock ticks since boot.
+    #[prost(uint64, tag = "2")]
+    pub start_time: u64,
 }
 
 impl Process {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::scenario::{stepper, verb, walk_through};
-use ckpt_tests::{Expected, Job, Mode, Sandbox, assert_same, ckptbpf, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, ckptbpf, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -34,6 +34,33 @@ fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
     job.restart(Mode::Eager, &["-i", "0"]);
     job.walk().success();
     whole_run(&sandbox, &job.stdout());
+}
+
+/// Who is left of it is known by the checkpoint, though job.json speaks of the first process alone.
+#[test]
+fn what_is_left_of_a_job_is_in_the_way_of_its_restart() {
+    let sandbox = Sandbox::new("survivor");
+    let child = "for i in 1 2 3; do echo $i; read line; done";
+    let mut job =
+        Job::launch(&sandbox, &[], &Cmd::sh(&format!("mkfifo f; sh -c '{child}' <>f & echo 0; wait")));
+    job.running().wait_for_output("1\n", SOON);
+    job.checkpoint();
+    let first = job.kill_supervisor();
+    sandbox.kill(first, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("its end", SOON, || sandbox.ps().iter().all(|one| one.pid != first));
+    let left = sandbox.ps().into_iter().find(|one| one.comm == "sh").expect("the child").pid;
+    let stdout = job.stdout();
+    for mode in [Mode::Eager, Mode::Lazy] {
+        let restart = verb("restart", if mode == Mode::Lazy { &["--lazy"][..] } else { &[] });
+        let refused = sandbox.run(restart.arg(job.dir())).expect_code(125).stderr_text();
+        assert!(refused.contains(&format!("process {left} (sh) of this checkpoint still runs")), "{refused}");
+    }
+    assert!(sandbox.ps().iter().any(|one| one.pid == left), "a refused restart has ended it");
+    assert_eq!(job.stdout(), stdout);
+    sandbox.kill(left, Signal::SIGKILL as i32).unwrap();
+    job.restart(Mode::Eager, &[]);
+    job.program();
+    job.kill_all();
 }
 
 /// The one after it is full: those before it are kept as any other.

@@ -113,6 +113,11 @@ fn refused_of(name: &str, make: &str, undo: &str, reasons: &[&str], is_first: bo
     }
     assert_eq!(said.contains(&process), is_first, "{said}");
     assert!(job.checkpoints().is_empty(), "something was written");
+    // Nor is a file made that goes again: its directory would show that.
+    let changed = || std::fs::metadata(job.dir()).unwrap().modified().unwrap();
+    let before = changed();
+    sandbox.run(verb("checkpoint", [job.dir()])).expect_code(125);
+    assert_eq!(changed(), before, "a file was made for a checkpoint that is refused");
     let now = job.running().stdout().len();
     sandbox.wait_for("the program to go on", SOON, || job.running().stdout().len() > now);
     if !undo.is_empty() {
@@ -168,6 +173,8 @@ rows! {
         "keep[0].close(), keep[1].close()", ["descriptor ", "a message of process", "not of the program"];
     an_empty_message: "global keep\nkeep = socket.socketpair(type=socket.SOCK_DGRAM)\nkeep[0].send(b'')",
         "keep[0].close(), keep[1].close()", ["descriptor ", "an empty message waits in it"];
+    an_empty_message_behind_another: "global keep\nkeep = socket.socketpair(type=socket.SOCK_SEQPACKET)\nkeep[0].send(b'abc'), keep[0].send(b''), keep[0].send(b'd')",
+        "(keep[1].recv(9), keep[1].recv(9), keep[1].recv(9)) == (b'abc', b'', b'd') or os._exit(9)", ["descriptor ", "an empty message waits in it"];
     packets_beside_bytes: "global keep\nkeep = os.pipe()\nos.write(keep[1], b'ab')\nfcntl.fcntl(keep[1], fcntl.F_SETFL, os.O_DIRECT)\nos.write(keep[1], b'cd')",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_packet_that_is_not_complete: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)\nkeep[0].bind(('127.0.0.1', 0)), keep[1].connect(keep[0].getsockname()), keep[1].send(b'x', socket.MSG_MORE)",

@@ -100,6 +100,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         reconcile: Reconcile::default(),
         ring_bytes: None,
         seen: HashSet::new(),
+        is_doubtful: true,
     };
     let _as = start::as_the_user(found.root, &lease)?;
     let (tracer, tasks) = tracer::channel()?;

@@ -109,6 +109,9 @@ pub struct Checkpointer {
     pub ring_bytes: Option<u32>,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
+    /// Of this program none was made yet, or the last one was refused: before anything is copied and written it is looked whether
+    /// the next one would be.
+    pub is_doubtful: bool,
 }
 
 /// A checkpoint that is being made.
@@ -124,6 +127,11 @@ impl Checkpointer {
         let begun = Instant::now();
         let result = self.make(tracer, after, begun);
         self.reconcile.detach();
+        self.is_doubtful = match &result {
+            Ok(_) => false,
+            Err(CheckpointError::Refused(_)) => true,
+            Err(_) => self.is_doubtful,
+        };
         let event = match &result {
             Ok(done) => Event::named("checkpoint", begun.elapsed())
                 .count("id", done.id)
@@ -143,6 +151,12 @@ impl Checkpointer {
     ) -> Result<CheckpointDone, CheckpointError> {
         self.kernel.load(self.ring_bytes);
         self.renew_spaces(tracer)?;
+        if self.is_doubtful {
+            let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
+            tracer
+                .run(move || in_freeze::look(root, &tracked, &kernel))
+                .ok_or(CheckpointError::NoTracer)??;
+        }
         let ends_bytes = self.read_ends();
         let dir = self.lease.dir().clone();
         let parent = self.parent_of_next(&dir)?;

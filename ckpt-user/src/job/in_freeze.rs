@@ -228,10 +228,7 @@ fn inside(
     let mut buffer = Vec::new();
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let pid = process.pid;
-        let space = tracked.spaces.iter_mut().find(|s| s.pid == pid);
-        let space = space.ok_or_else(|| {
-            Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
-        })?;
+        let space = space_of(&mut tracked.spaces, pid)?;
         record.space = space.id.0;
         let Arriving { unfilled, .. } = arriving.of.remove(&pid).unwrap_or_default();
         let set = timed(&mut spent.scan, || {
@@ -282,6 +279,41 @@ fn inside(
         ends: captured.ends,
         bytes_memory: 4096 * tracked.spaces.iter().map(Space::populated_pages).sum::<u64>(),
         held: None,
+    })
+}
+
+/// Whether a checkpoint would be refused, as far as that does not depend on the content of pages: freezes, looks at everything,
+/// thaws.
+pub fn look(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<(), Refusal> {
+    let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+    machine::cpu_features();
+    let mut tree = freeze::freeze(root, kernel)?;
+    let seen = looked_at(&mut tree, &mut tracked, kernel);
+    tree.thaw();
+    seen
+}
+
+fn looked_at(tree: &mut FrozenTree, tracked: &mut Tracked, kernel: &Kernel) -> Result<(), Refusal> {
+    let members: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
+    tracked.renew(&members);
+    let hidden = kernel.read(&members);
+    let standards_of = tracked.standards_of.map_or_else(Pid::this, reached_by);
+    let lazy = tracked.pager.is_some();
+    let mut image = capture::capture(tree, standards_of, &hidden, lazy, &mut Known::default())?.image;
+    for (process, record) in tree.processes.iter().zip(&mut image.processes) {
+        let space = space_of(&mut tracked.spaces, process.pid)?;
+        // What the pager watches is told from what the program watches once that has let go of it.
+        if !lazy {
+            watched_by_us(space, &mut record.mappings)?;
+        }
+    }
+    Ok(())
+}
+
+fn space_of(spaces: &mut [Space], pid: Pid) -> Result<&mut Space, Refusal> {
+    let space = spaces.iter_mut().find(|s| s.pid == pid);
+    space.ok_or_else(|| {
+        Refusal::NotStopped(format!("process {pid} shares its memory with its parent (vfork)"))
     })
 }
 

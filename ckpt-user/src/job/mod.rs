@@ -46,6 +46,7 @@ pub mod signals;
 pub mod stand_in;
 pub mod start;
 pub mod supervisor;
+mod survivors;
 mod sync;
 pub mod terminal;
 pub mod tracer;

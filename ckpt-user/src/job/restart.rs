@@ -16,6 +16,7 @@ use super::remade;
 use super::rights::{self, Means};
 use super::signals::Signals;
 use super::start::{self, Start};
+use super::survivors;
 use super::terminal;
 use crate::freeze::tree;
 use crate::image::{Chain, GenerationId, ImageError, Opened, SpaceId};
@@ -89,6 +90,9 @@ fn run_again(
     }
     let owner = permitted(&mut image, newest.owner_uid())?;
     rebuild::check(&image, &chain, &owner)?;
+    if taken.is_none() {
+        survivors::refuse(&image)?;
+    }
     let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;
     let plan = files::compare(&image, options.files, &owner)?;
     // In a namespace, the one outside has seen to it: not everybody is seen from there.

@@ -119,6 +119,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         reconcile: Reconcile::new(options.fault_log),
         ring_bytes: options.ring_bytes,
         seen: HashSet::new(),
+        is_doubtful: parent.is_none(),
     };
     let plan = Plan {
         lazy,

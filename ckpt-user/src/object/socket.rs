@@ -17,12 +17,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::unistd::Pid;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 
 /// One end; records that name each other as peers belong together.
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -183,11 +184,49 @@ pub fn waiting(fd: &OwnedFd) -> Result<Option<Vec<Found>>, String> {
             socket::set_option(fd, name, &value.to_ne_bytes()).map_err(said)?;
         }
     }
-    let found = peek_all(fd, kind);
+    let found = no_empty_one(fd, kind).and_then(|()| peek_all(fd, kind));
     for (name, old) in before.iter().rev() {
         socket::set_option(fd, *name, old).map_err(said)?;
     }
     found.map(Some)
+}
+
+const EMPTY: &str = "an empty message waits in it, which cannot be saved yet";
+
+/// Sockets in which an empty message was met, and something has waited ever since: once it was peeked at, the kernel passes it
+/// over for SO_PEEK_OFF (__skb_try_recv_from_queue() of net/core/datagram.c), whatever is before and behind it.
+static WITH_EMPTY_ONES: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+/// Whether an empty message waits that would be passed over: at the head, where it can be seen without SO_PEEK_OFF, or one that
+/// was met before.
+fn no_empty_one(fd: &OwnedFd, kind: i32) -> Result<(), String> {
+    let said = |e: io::Error| e.to_string();
+    if kind == libc::SOCK_STREAM {
+        return Ok(());
+    }
+    let identity = inode(fd)?;
+    let mut met = WITH_EMPTY_ONES.lock().unwrap_or_else(PoisonError::into_inner);
+    if !polled(fd, PollFlags::POLLIN) {
+        met.remove(&identity);
+        return Ok(());
+    }
+    let peeks_at = |offset: i32| socket::set_option(fd, libc::SO_PEEK_OFF, &offset.to_ne_bytes());
+    peeks_at(-1).map_err(said)?;
+    let head = socket::peek(fd, &mut [0]);
+    peeks_at(0).map_err(said)?;
+    let is_end = kind != libc::SOCK_DGRAM && polled(fd, PollFlags::from_bits_retain(libc::POLLRDHUP));
+    match head {
+        Ok(head) if head.len == 0 && !is_end => {
+            met.insert(identity);
+            Err(EMPTY.to_owned())
+        }
+        _ if met.contains(&identity) => Err(EMPTY.to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn inode(fd: &OwnedFd) -> Result<u64, String> {
+    nix::sys::stat::fstat(fd).map(|status| status.st_ino).map_err(|e| e.to_string())
 }
 
 fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
@@ -203,9 +242,9 @@ fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
         let got = match socket::peek(fd, &mut buffer) {
             // The other end sends no more.
             Ok(got) if got.len == 0 && kind != libc::SOCK_DGRAM && polled(fd, hung_up) => break,
-            // One of no bytes is peeked at again and again.
             Ok(got) if got.len == 0 => {
-                return Err("an empty message waits in it, which cannot be saved yet".to_owned());
+                WITH_EMPTY_ONES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode(fd)?);
+                return Err(EMPTY.to_owned());
             }
             Ok(got) if got.cut => {
                 return Err("a message of more than 1 MiB, or with more than that, waits in it".to_owned());
