@@ -43,6 +43,12 @@ pub fn injects(regs: &user_regs_struct) -> bool {
     traces(regs, PTRACE_SYSCALL)
 }
 
+/// A thread has its signals held up, or let go again, or is let go to a call or its end.
+pub fn holds_up(regs: &user_regs_struct) -> bool {
+    const PTRACE_SETSIGMASK: u32 = 0x420b;
+    traces(regs, PTRACE_SETSIGMASK) || injects(regs)
+}
+
 /// A process is about to be traced.
 pub fn seizes(regs: &user_regs_struct) -> bool {
     traces(regs, PTRACE_SEIZE)

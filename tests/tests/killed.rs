@@ -8,10 +8,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ckpt_tests::calls::{Calls, Deed, From, Kind, OF_A_CHECKPOINT, OF_A_RESTART, any, injects, scans};
+use ckpt_tests::calls::{
+    Calls, Deed, From, Kind, OF_A_CHECKPOINT, OF_A_RESTART, any, holds_up, injects, scans,
+};
 use ckpt_tests::sandbox::Leak;
 use ckpt_tests::scenario::{Generation, supervised, verb};
-use ckpt_tests::{Cmd, Expected, Random, Running, Sandbox, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Random, Running, Sandbox, victim_cmd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -297,6 +299,64 @@ fn ckptbpf_before_any_call_of_a_checkpoint_without_bpf() {
 #[test]
 fn ckptbpf_in_the_midst_of_injected_calls() {
     ckptbpf_is_killed_in_a_checkpoint("killed_injecting", &["--no-bpf"], injects);
+}
+
+/// A child that stops itself, and says how it goes on: whether the signal that it blocks is blocked, and one that it does not is
+/// not.
+const STOPPING: &str = r#"
+import os, signal
+def told(*_):
+    print("told", flush=True)
+if os.fork() == 0:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    signal.signal(signal.SIGUSR1, told)
+    while True:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        print(sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True)
+while True:
+    signal.pause()
+"#;
+
+/// While it makes calls for ckptbpf, all signals of a process that is stopped are held up: it undoes that by itself.
+#[test]
+fn ckptbpf_in_the_midst_of_calls_of_a_stopped_process() {
+    let name = "killed_stopped";
+    let sandbox = sandbox(name);
+    let program = Cmd::new("/usr/bin/python3").args(["-c", STOPPING]);
+    let mut job = Job::launch(&sandbox, &["--no-bpf"], &program);
+    let is_stopped = |pid: i32| sandbox.ps().iter().any(|one| one.pid == pid && one.state == 'T');
+    let child_of = |pid: i32| sandbox.ps().into_iter().find(|one| one.parent == pid && one.comm == "python3");
+    let mut at = vec![0];
+    let (mut number, mut struck) = (0, 0);
+    while number < at.len() {
+        let first = job.program();
+        let mut child = 0;
+        sandbox.wait_for("the child's stop", SOON, || {
+            child = child_of(first).map_or(0, |child| child.pid);
+            is_stopped(child)
+        });
+        let ckptbpf = job.running().outside_pid().expect("it runs");
+        let calls = Calls::of(ckptbpf, From::Now, (holds_up, at[number]), itself(ckptbpf));
+        let asked = sandbox.spawn(verb("checkpoint", [job.dir()]));
+        sandbox.wait_for("the checkpoint's end", SOON, || asked.has_ended());
+        asked.wait(SOON);
+        if number == 0 {
+            at.extend(strikes(name, calls.seen()));
+        }
+        job.lose_supervisor();
+        struck += u64::from(calls.end());
+        let said = job.stdout().len();
+        sandbox.kill(child, Signal::SIGUSR1 as i32).unwrap();
+        sandbox.kill(child, Signal::SIGCONT as i32).unwrap();
+        let right = |said: &[u8]| matches!(said, b"told\n[12]\n" | b"[12]\ntold\n");
+        sandbox.wait_for("what the child says", SOON, || job.stdout().len() >= said + 10);
+        let says = job.stdout()[said..].to_vec();
+        assert!(right(&says), "killed before call {}: {}", at[number], String::from_utf8_lossy(&says));
+        job.attach(first, &["--no-bpf"]);
+        number += 1;
+    }
+    assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
+    job.kill_all();
 }
 
 /// The program is killed, or one process of it: ckptbpf ends or goes on as it should, and every checkpoint is whole. `strikes` are

@@ -9,6 +9,7 @@
 //! ```text
 //!  at+0    syscall                      the call
 //!          mov edi,eax; mov eax,3; syscall        close(2) its result, where the result is a descriptor
+//!          rt_sigprocmask(2)           its own mask, where signals are held up
 //!          mov rdi/rsi/rdx/r10/r8/r9/rcx/r11/rax, imm64
 //!          jmp [rip+0]; .quad target    where the thread was
 //! ```
@@ -22,7 +23,7 @@ use std::io;
 use std::ops::Range;
 
 /// Room that the code needs, in bytes.
-pub const CODE_LEN: usize = 128;
+pub const CODE_LEN: usize = 160;
 
 /// A system call to make: its number and six arguments.
 #[derive(Debug, Clone, Copy)]
@@ -70,12 +71,25 @@ pub fn call(
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(i64, Stopped)> {
     undisturbed(&thread)?;
-    let held_up = hold_signals_up(&thread)?;
-    let (result, thread) = made(memory, thread, at, call, keep)?;
-    if let Some(mask) = held_up {
-        thread.set_sigmask(mask)?;
-    }
+    // Signals wait for the end of a job-control stop, and go on waiting while the thread runs for us: one may end the program.
+    let mask = matches!(thread.stop(), Stop::Group(_)).then(|| thread.sigmask()).transpose()?;
+    let (result, thread) = made(memory, thread, at, call, mask, keep)?;
     Ok((result?, thread))
+}
+
+/// What a thread gets back.
+struct Original {
+    regs: Regs,
+    /// Where signals are held up meanwhile.
+    mask: Option<u64>,
+}
+
+impl Original {
+    /// The mask first: our code, which gives it back by itself, is left only then.
+    fn give_back(&self, thread: &Stopped) -> io::Result<()> {
+        self.mask.map_or(Ok(()), |mask| thread.set_sigmask(mask))?;
+        thread.set_regs(&self.regs)
+    }
 }
 
 /// The call itself. The inner error is that of `keep`.
@@ -84,21 +98,24 @@ fn made(
     thread: Stopped,
     at: u64,
     call: Call,
+    mask: Option<u64>,
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(io::Result<i64>, Stopped)> {
     let mut thread = thread;
     let mut original;
     // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
     let entry = loop {
-        original = thread.regs()?;
-        memory.write(at, &code(&original, keep.is_some()))?;
-        thread.set_regs(&start(&original, at, call))?;
+        original = Original { regs: thread.regs()?, mask };
+        memory.write(at, &code(&original, keep.is_some(), at))?;
+        thread.set_regs(&start(&original.regs, at, call))?;
+        // Not before it stands at what undoes that.
+        mask.map_or(Ok(()), |_| thread.set_sigmask(!0))?;
         let stopped = thread.syscall()?.wait_stopped()?;
         match stopped.stop() {
             Stop::Syscall => break stopped,
             Stop::Signal(_) => thread = settle(stopped, &original)?,
             _ => {
-                stopped.set_regs(&original)?;
+                original.give_back(&stopped)?;
                 thread = stopped;
             }
         }
@@ -116,7 +133,7 @@ fn made(
                 // A signal comes first: the thread takes it, then the descriptor is closed by another call.
                 let thread = settle(next, &original)?;
                 let close = Call::new(libc::SYS_close, &[result as u64]);
-                let (_, thread) = made(memory, thread, at, close, None)?;
+                let (_, thread) = made(memory, thread, at, close, mask, None)?;
                 return Ok((kept.map(|()| result), thread));
             }
         }
@@ -125,17 +142,6 @@ fn made(
     let thread = settle(last, &original)?;
     memory.write(at, &[0; CODE_LEN])?;
     Ok((kept.map(|()| result), thread))
-}
-
-/// Signals wait for the end of a job-control stop, and go on waiting while the thread runs for us: one may end the program.
-/// Returns its own mask where it has another one for that time.
-fn hold_signals_up(thread: &Stopped) -> io::Result<Option<u64>> {
-    if !matches!(thread.stop(), Stop::Group(_)) {
-        return Ok(None);
-    }
-    let mask = thread.sigmask()?;
-    thread.set_sigmask(!0)?;
-    Ok(Some(mask))
 }
 
 /// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls
@@ -161,20 +167,20 @@ fn undisturbed(thread: &Stopped) -> io::Result<()> {
 /// Lets the thread run into the next PTRACE_EVENT_STOP, where the kernel decides about system call restarts, and
 /// gives it its registers back. A signal on its way is delivered to those, as if it had come before the call:
 /// the thread then stands at its handler.
-fn settle(stopped: Stopped, original: &Regs) -> io::Result<Stopped> {
+fn settle(stopped: Stopped, original: &Original) -> io::Result<Stopped> {
     let mut stopped = stopped;
     let mut is_back = false;
     loop {
         let signal = match stopped.stop() {
             Stop::Interrupted | Stop::Group(_) => {
                 if !is_back {
-                    stopped.set_regs(original)?;
+                    original.give_back(&stopped)?;
                 }
                 return Ok(stopped);
             }
             Stop::Signal(signal) => {
                 if !is_back {
-                    stopped.set_regs(original)?;
+                    original.give_back(&stopped)?;
                     is_back = true;
                 }
                 signal
@@ -190,8 +196,9 @@ fn start(original: &Regs, at: u64, call: Call) -> Regs {
     Regs { rip: at, rax: call.number as u64, orig_rax: u64::MAX, rdi, rsi, rdx, r10, r8, r9, ..*original }
 }
 
-fn code(original: &Regs, close_result: bool) -> Vec<u8> {
+fn code(original: &Original, close_result: bool, at: u64) -> Vec<u8> {
     const RESTART_SYSCALL: u64 = libc::SYS_restart_syscall as u64;
+    let Original { regs: original, mask } = original;
     let (rax, target) = match restart_of(original) {
         Restart::No => (original.rax, original.rip),
         // `syscall` is two bytes long; rip is behind it.
@@ -201,6 +208,13 @@ fn code(original: &Regs, close_result: bool) -> Vec<u8> {
     let mut code = vec![0x0f, 0x05];
     if close_result {
         code.extend([0x89, 0xc7, 0xb8, 0x03, 0, 0, 0, 0x0f, 0x05]);
+    }
+    let mask_at = at + CODE_LEN as u64 - 8;
+    if mask.is_some() {
+        // mov eax, 14; mov edi, SIG_SETMASK; mov rsi, mask_at; xor edx, edx; mov r10d, 8; syscall
+        code.extend([0xb8, 14, 0, 0, 0, 0xbf, 2, 0, 0, 0, 0x48, 0xbe]);
+        code.extend(mask_at.to_le_bytes());
+        code.extend([0x31, 0xd2, 0x41, 0xba, 8, 0, 0, 0, 0x0f, 0x05]);
     }
     let registers: [([u8; 2], u64); 9] = [
         ([0x48, 0xbf], original.rdi),
@@ -219,5 +233,9 @@ fn code(original: &Regs, close_result: bool) -> Vec<u8> {
     }
     code.extend([0xff, 0x25, 0, 0, 0, 0]);
     code.extend(target.to_le_bytes());
+    if let Some(mask) = mask {
+        code.resize(CODE_LEN - 8, 0);
+        code.extend(mask.to_le_bytes());
+    }
     code
 }

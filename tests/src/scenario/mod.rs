@@ -259,11 +259,16 @@ impl<'b> Job<'b> {
     /// kill -9 of ckptbpf alone; the program's id.
     pub fn kill_supervisor(&mut self) -> i32 {
         let program = self.program();
+        self.lose_supervisor();
+        program
+    }
+
+    /// The same of one that may have been killed already.
+    pub fn lose_supervisor(&mut self) {
         let running = self.running.take().expect("the job runs");
         running.kill(Signal::SIGKILL);
         running.wait(PATIENCE).expect_code(137);
         self.note_checkpoints();
-        program
     }
 
     /// `ckptbpf attach` to a program whose supervisor is gone; it still writes to where it wrote.
