@@ -9,6 +9,7 @@ use ckptbpf::freeze::freeze;
 use ckptbpf::memory::vma;
 use ckptbpf::object::known_ends::Known;
 use ckptbpf::record::Image;
+use ckptbpf::sys::bpf;
 use ckptbpf::task::iterators::{Hidden, Kernel};
 use nix::unistd::Pid;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -131,7 +132,7 @@ fn flags_of_mappings_are_those_of_smaps_and_smaps_is_not_read() {
         python(&format!("{MAPPINGS}\nordinary()\nprint('ready', flush=True)\nos.read(os.pipe()[0], 1)"));
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();
-    kernel.load(None);
+    kernel.load(bpf::Options::default());
     let tree = freeze(pid, &kernel).unwrap();
     let hidden = kernel.read(&[pid]);
     let shown = smaps(pid);
@@ -189,7 +190,7 @@ fn a_flag_met_for_the_first_time_is_learnt_from_smaps_once() {
     let child = python(&program);
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();
-    kernel.load(None);
+    kernel.load(bpf::Options::default());
     let mut tree = freeze(pid, &kernel).unwrap();
     let (first, second) = (kernel.read(&[pid]), kernel.read(&[pid]));
     let shown = smaps(pid);
@@ -238,7 +239,7 @@ fn descriptors_shared_and_alike_are_told_apart_both_ways() {
     let child = python(&format!("{MAPPINGS}\nordinary()\n{DESCRIPTORS}"));
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();
-    kernel.load(None);
+    kernel.load(bpf::Options::default());
     let mut tree = freeze(pid, &kernel).unwrap();
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     let hidden = kernel.read(&pids);
@@ -264,7 +265,7 @@ fn iterators_and_injected_calls_find_the_same() {
     let child = python(PROGRAM);
     let pid = Pid::from_raw(child.id() as i32);
     let kernel = Kernel::default();
-    kernel.load(None);
+    kernel.load(bpf::Options::default());
     let mut tree = freeze(pid, &kernel).unwrap();
     let hidden = kernel.read(&[pid]);
     let by_iterators = capture(&mut tree, pid, &hidden, false, &mut Known::default()).unwrap();

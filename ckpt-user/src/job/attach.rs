@@ -21,6 +21,7 @@ use super::start::{self, Start};
 use super::tracer;
 use crate::freeze::tree;
 use crate::refusal::named;
+use crate::sys::bpf;
 use crate::sys::pidfd;
 use crate::task::iterators::Kernel;
 use crate::task::limits;
@@ -98,7 +99,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         tracked: Arc::new(Mutex::new(tracked)),
         kernel: Kernel::default(),
         reconcile: Reconcile::default(),
-        ring_bytes: None,
+        bpf: bpf::Options::default(),
         seen: HashSet::new(),
         is_doubtful: true,
     };

@@ -23,6 +23,7 @@ use crate::page::Lost;
 use crate::phase::Phase;
 use crate::record::{BadImage, Image, Process};
 use crate::refusal::Refusal;
+use crate::sys::bpf;
 use crate::sys::ids::Assumed;
 use crate::sys::wait;
 use crate::task::iterators::Kernel;
@@ -105,8 +106,8 @@ pub struct Checkpointer {
     pub kernel: Kernel,
     /// The log of write faults beside the scans.
     pub reconcile: Reconcile,
-    /// Test hook: size of each ring of events, bytes.
-    pub ring_bytes: Option<u32>,
+    /// How the eBPF programs are loaded.
+    pub bpf: bpf::Options,
     /// Processes that were there at the last checkpoint: those that outlive one are tracked.
     pub seen: HashSet<Pid>,
     /// Of this program none was made yet, or the last one was refused: before anything is copied and written it is looked whether
@@ -149,7 +150,7 @@ impl Checkpointer {
         after: After,
         begun: Instant,
     ) -> Result<CheckpointDone, CheckpointError> {
-        self.kernel.load(self.ring_bytes);
+        self.kernel.load(self.bpf);
         self.renew_spaces(tracer)?;
         if self.is_doubtful {
             let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());

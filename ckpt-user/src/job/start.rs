@@ -21,6 +21,7 @@ use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::freeze::tree;
 use crate::image::GenerationId;
+use crate::sys::bpf;
 use crate::sys::ids::Assumed;
 use crate::task::iterators::Kernel;
 use crate::task::limits;
@@ -117,7 +118,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         tracked: Arc::new(Mutex::new(tracked)),
         kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
         reconcile: Reconcile::new(options.fault_log),
-        ring_bytes: options.ring_bytes,
+        bpf: bpf_options(options),
         seen: HashSet::new(),
         is_doubtful: parent.is_none(),
     };
@@ -146,6 +147,17 @@ pub fn as_the_user(root: Pid, lease: &Lease) -> Result<Option<Assumed>, Director
     let closed = std::fs::File::open(ProcDir::process(reached_by(root)).path("mem"))
         .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
     closed.then(|| lease.dir().assume()).transpose()
+}
+
+/// As test hooks have it.
+fn bpf_options(options: &JobOptions) -> bpf::Options {
+    let defaults = bpf::Options::default();
+    bpf::Options {
+        lifecycle_ring: options.ring_bytes.unwrap_or(defaults.lifecycle_ring),
+        fault_ring: options.ring_bytes.unwrap_or(defaults.fault_ring),
+        without: options.without_program,
+        ..defaults
+    }
 }
 
 /// How the job's pages are stored.

@@ -19,8 +19,9 @@ use crate::memory::protection_keys::Keys;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::sys::bpf::{
-    self, Attached, Bpf, BpfError, FileRow, IntervalTimer, LifecycleKind, Options, PidTable, ProcessRow,
-    Program, RestartDecoder, TaskRow, TimerRow, VmaRow, WaitDecoder, WaitRow, WriteFault, own_pid_namespace,
+    self, Attached, Bpf, BpfError, Fallback, FileRow, IntervalTimer, LifecycleKind, Options, PidTable,
+    ProcessRow, Program, RestartDecoder, TaskRow, TimerRow, VmaRow, WaitDecoder, WaitRow, WriteFault,
+    own_pid_namespace,
 };
 use crate::sys::specimens::Specimens;
 use crate::task::proc::{ProcDir, reached_by};
@@ -72,14 +73,14 @@ impl Kernel {
         Self(Arc::new(Mutex::new(State { tried: true, ..State::default() })))
     }
 
-    /// Loads the programs unless that was tried before; `ring` is the size of each ring of events, bytes.
-    pub fn load(&self, ring: Option<u32>) {
+    /// Loads the programs unless that was tried before.
+    pub fn load(&self, options: Options) {
         let mut state = self.state();
         if state.tried {
             return;
         }
         state.tried = true;
-        match Iterators::load(ring) {
+        match Iterators::load(options) {
             Ok(iterators) => state.iterators = Some(iterators),
             Err(e) => log::warn!("system calls are injected for what eBPF would read: {e}"),
         }
@@ -156,17 +157,12 @@ struct Iterators {
 }
 
 impl Iterators {
-    /// Loads what the kernel takes; `ring` is the size of each ring of events, bytes.
+    /// Loads what the kernel takes, and says what is done without the rest.
     ///
     /// # Errors
     /// The iterators of hidden state are not to be had.
-    fn load(ring: Option<u32>) -> Result<Self, BpfError> {
-        let defaults = Options::default();
-        let mut bpf = bpf::Kernel::load_with(Options {
-            lifecycle_ring: ring.unwrap_or(defaults.lifecycle_ring),
-            fault_ring: ring.unwrap_or(defaults.fault_ring),
-            ..defaults
-        })?;
+    fn load(options: Options) -> Result<Self, BpfError> {
+        let mut bpf = bpf::Kernel::load_with(options)?;
         if let Some(missing) = bpf.fallbacks().iter().find(|f| {
             matches!(f.program, Program::Pids | Program::Tasks | Program::Processes | Program::SignalActions)
         }) {
@@ -175,21 +171,26 @@ impl Iterators {
                 reason: missing.reason.clone(),
             });
         }
+        for Fallback { program, reason } in bpf.fallbacks() {
+            if let Some(instead) = without(*program) {
+                log::warn!("{instead}: the eBPF program {} is refused: {reason}", program.name());
+            }
+        }
         let decoder = RestartDecoder::new(bpf.offsets())
             .map_err(|e| log::warn!("interrupted sleeps begin anew after a restart: {e}"))
             .ok();
         let waits = WaitDecoder::new(bpf.offsets()).ok().flatten().filter(|_| bpf.has(Program::Waits));
-        if waits.is_none() {
-            log::info!("this kernel does not tell how long waits still go; interrupted ones begin anew");
+        if waits.is_none() && bpf.has(Program::Waits) {
+            log::warn!("this kernel does not tell how long waits still go; interrupted ones begin anew");
         }
         let names = flag_names(&mut bpf).unwrap_or_else(|e| {
-            log::info!("the flags of mappings are learnt as they are met: {e}");
+            log::warn!("the flags of mappings are learnt as they are met: {e}");
             Names::default()
         });
         let learnt = Learnt::new(&mut bpf)?;
         let attached = bpf
             .attach_lifecycle()
-            .map_err(|e| log::info!("forks, execs and exits are looked for, not reported: {e}"))
+            .map_err(|e| log::warn!("forks, execs and exits are looked for, not reported: {e}"))
             .ok();
         Ok(Self { bpf, decoder, waits, names, learnt, _attached: attached, namespace: own_pid_namespace()? })
     }
@@ -392,6 +393,20 @@ fn locks(names: &[String]) -> u32 {
 }
 
 /// Whether the words of mappings are to be had, and whole.
+/// What is done without a program, where nobody else says it; none of one without which no iterator is used.
+fn without(program: Program) -> Option<&'static str> {
+    Some(match program {
+        Program::OnWriteFault | Program::OnKernelWriteFault => {
+            "write faults are not reported, rounds go by what the last one found"
+        }
+        Program::Waits => "waits that only the kernel knows the end of begin anew after each checkpoint",
+        Program::Timers => "how often POSIX timers have rung is not saved",
+        Program::Vmas => "/proc/PID/smaps is read of each process while it stands still",
+        Program::Descriptors => "descriptors are read from /proc",
+        _ => return None,
+    })
+}
+
 fn has_words(bpf: &Bpf) -> bool {
     let bytes = bpf.offsets().get("vma.flags").unwrap_or(0);
     bpf.has(Program::Vmas) && bytes as usize <= size_of::<u64>()

@@ -98,8 +98,8 @@ impl Reconcile {
         match kernel.attach_faults(spaces) {
             Ok(Some(attached)) => self.watch = Some(Watch::new(kernel, attached, spaces, self.lie)),
             Ok(None) => {}
-            // It will not be there for the scan either.
-            Err(BpfError::NoProcess(_)) => {}
+            // It will not be there for the scan either; that a program was refused is said already.
+            Err(BpfError::NoProcess(_) | BpfError::NotLoaded { .. }) => {}
             Err(error) if !self.warned => {
                 log::warn!("write faults are not reported, rounds go by what the last one found: {error}");
                 self.warned = true;
