@@ -7,7 +7,6 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::{duration, signal};
 use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions};
-use crate::sys::bpf::Program;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
 
@@ -45,9 +44,6 @@ pub struct JobArgs {
     track: Option<TrackArg>,
     #[arg(long, hide = true, value_name = "N")]
     ring_bytes: Option<u32>,
-    /// Test hook: this eBPF program is refused
-    #[arg(long, hide = true, value_name = "NAME", value_parser = Program::of_name)]
-    without_program: Option<Program>,
     #[arg(long, hide = true, value_name = "HOW")]
     fault_log: Option<FaultLogArg>,
 }
@@ -67,7 +63,6 @@ impl JobArgs {
             no_bpf: self.no_bpf,
             track: self.track.map(Into::into),
             ring_bytes: self.ring_bytes,
-            without_program: self.without_program,
             fault_log: self.fault_log.map(Into::into),
         }
     }

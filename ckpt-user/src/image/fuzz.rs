@@ -102,7 +102,7 @@ pub(crate) fn chain(bytes: &[u8]) {
     let generations = || files.iter().map(|path| Generation::open(path)).collect::<Result<Vec<_>, _>>();
     if let Ok(chain) = generations().and_then(Chain::from_generations) {
         let (id, before) = (chain.newest().header().id, contents(&chain));
-        if let Ok(Some(_)) = merge::merge(&scratch.0, chain, &mut || Ok(()), &|| true) {
+        if let Ok(Some(_)) = merge::merge(&scratch.0, chain, &mut || Ok(()), &|_, _| true) {
             let merged = chain::named(&scratch.0.join(file_name(id)), id);
             let after = merged.and_then(|merged| Chain::from_generations(vec![merged])).map(|c| contents(&c));
             assert_eq!(after.ok(), Some(before), "merging has changed pages");

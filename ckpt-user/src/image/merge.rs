@@ -9,6 +9,7 @@ use super::header::FEATURE_LZ4;
 use super::overlay::{Entry, EntryRun};
 use super::publish::{Naming, lock_for_pruning};
 use super::{Chain, Codec, Committed, GenerationWriter, ImageError, PAGE_SIZE, PageMap, Source, SpaceId};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,8 +18,8 @@ type Place = (usize, u64);
 
 /// Makes the newest generation of `chain` a full one.
 ///
-/// `check_lease` is asked just before the file is replaced. `Ok(None)`: a reader holds the file, or it no longer `goes_on`; nothing
-/// changed.
+/// `check_lease` is asked just before the file is replaced. `goes_on` is asked with how many pages were written, and how many there
+/// are. `Ok(None)`: a reader holds the file, or it no longer goes on; nothing changed.
 ///
 /// # Errors
 /// `Owner` when the files belong to somebody else; what the writer and the reader report. Nothing changed then.
@@ -26,7 +27,7 @@ pub(super) fn merge(
     dir: &Path,
     chain: Chain,
     check_lease: &mut dyn FnMut() -> Result<(), String>,
-    goes_on: &dyn Fn() -> bool,
+    goes_on: &dyn Fn(u64, u64) -> bool,
 ) -> Result<Option<Committed>, ImageError> {
     let newest = chain.newest();
     let path = newest.path().to_path_buf();
@@ -46,8 +47,15 @@ pub(super) fn merge(
     }
     let maps: Vec<(SpaceId, PageMap)> =
         chain.spaces().into_iter().map(|space| (space, chain.pages(space))).collect();
-    let Some(copied) = copy_whole_blocks(&mut writer, &chain, &maps, goes_on)? else { return Ok(None) };
-    if !repack(&mut writer, &chain, &maps, &copied, goes_on)? {
+    let total = maps.iter().map(|(_, map)| map.stored_pages()).sum();
+    let written = Cell::new(0);
+    let goes_on = |pages: u64| {
+        let goes_on = goes_on(written.get(), total);
+        written.set(written.get() + pages);
+        goes_on
+    };
+    let Some(copied) = copy_whole_blocks(&mut writer, &chain, &maps, &goes_on)? else { return Ok(None) };
+    if !repack(&mut writer, &chain, &maps, &copied, &goes_on)? {
         return Ok(None);
     }
     let (metadata, summary) = (newest.metadata().to_vec(), newest.summary().clone());
@@ -72,7 +80,7 @@ fn copy_whole_blocks(
     writer: &mut GenerationWriter,
     chain: &Chain,
     maps: &[(SpaceId, PageMap)],
-    goes_on: &dyn Fn() -> bool,
+    goes_on: &dyn Fn(u64) -> bool,
 ) -> Result<Option<BTreeMap<Place, u32>>, ImageError> {
     let mut alive: BTreeMap<Place, u64> = BTreeMap::new();
     for run in maps.iter().flat_map(|(_, map)| map.runs()) {
@@ -89,7 +97,7 @@ fn copy_whole_blocks(
         if pages < u64::from(row.pages) {
             continue;
         }
-        if !goes_on() {
+        if !goes_on(pages) {
             return Ok(None);
         }
         generation.read_block(&row, &mut bytes)?;
@@ -105,7 +113,7 @@ fn repack(
     chain: &Chain,
     maps: &[(SpaceId, PageMap)],
     copied: &BTreeMap<Place, u32>,
-    goes_on: &dyn Fn() -> bool,
+    goes_on: &dyn Fn(u64) -> bool,
 ) -> Result<bool, ImageError> {
     let mut reader = chain.reader();
     let mut pages = Vec::new();
@@ -116,7 +124,7 @@ fn repack(
                 Source::BackToFile => Entry::BackToFile,
                 Source::Stored { generation, block, index } => match copied.get(&(generation, block)) {
                     Some(&block) => Entry::Stored { block, index },
-                    None if !goes_on() => return Ok(false),
+                    None if !goes_on(run.count) => return Ok(false),
                     None => {
                         pages.resize(run.count as usize * PAGE_SIZE, 0);
                         reader.read_run(run, &mut pages)?;

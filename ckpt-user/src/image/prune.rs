@@ -46,16 +46,17 @@ pub fn prune(
     in_use: &[GenerationId],
     check_lease: impl FnMut() -> Result<(), String>,
 ) -> Result<PruneReport, ImageError> {
-    prune_while(dir, keep, in_use, check_lease, &|| true)
+    prune_while(dir, keep, in_use, check_lease, &|_, _| true)
 }
 
-/// The same; merging is given up once it no longer `goes_on`, and what needs none is done.
+/// The same; merging is given up once it no longer `goes_on`, which is asked with pages written and pages in all, and what needs
+/// none is done.
 pub fn prune_while(
     dir: &Path,
     keep: usize,
     in_use: &[GenerationId],
     mut check_lease: impl FnMut() -> Result<(), String>,
-    goes_on: &dyn Fn() -> bool,
+    goes_on: &dyn Fn(u64, u64) -> bool,
 ) -> Result<PruneReport, ImageError> {
     let mut report = PruneReport::default();
     let nodes = survey(dir, &mut report)?;

@@ -1,6 +1,5 @@
 //! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
 
-use crate::sys::bpf::Program;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
 use std::ffi::OsString;
@@ -55,8 +54,6 @@ pub struct JobOptions {
     pub track: Option<Backend>,
     /// Test hook: size of each event ring in bytes.
     pub ring_bytes: Option<u32>,
-    /// Test hook: an eBPF program that this kernel is to refuse.
-    pub without_program: Option<Program>,
     /// Test hook: a log of write faults that is wrong.
     pub fault_log: Option<Lie>,
 }

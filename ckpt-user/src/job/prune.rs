@@ -1,8 +1,10 @@
 //! Merging and deleting while no job runs; a running job does it itself, between its checkpoints.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::bar::Bar;
 use super::directory::{DirectoryError, JobDir};
 use super::ended::FAILED;
 use super::identity::{Identity, IdentityError};
@@ -41,7 +43,13 @@ pub fn prune(
     let keep = keep.or(lease.record().options.keep).unwrap_or(KEEP);
     let report = {
         let _as = dir.assume()?;
-        image::prune(path, keep, &[], || lease.check().map_err(|error| error.to_string()))
+        let bar = RefCell::new(Bar::new("prune"));
+        let goes_on = |done, total| {
+            bar.borrow_mut().set(done, total);
+            true
+        };
+        let check = || lease.check().map_err(|error| error.to_string());
+        image::prune_while(path, keep, &[], check, &goes_on)
     };
     // The record says again what it said before: that the job is over.
     lease.end(claimed.previous.and_then(|record| record.ended).unwrap_or(FAILED))?;

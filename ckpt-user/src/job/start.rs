@@ -155,7 +155,6 @@ fn bpf_options(options: &JobOptions) -> bpf::Options {
     bpf::Options {
         lifecycle_ring: options.ring_bytes.unwrap_or(defaults.lifecycle_ring),
         fault_ring: options.ring_bytes.unwrap_or(defaults.fault_ring),
-        without: options.without_program,
         ..defaults
     }
 }

@@ -173,7 +173,7 @@ fn a_merge_that_is_given_up_changes_nothing() {
     let before = all(dir.path());
     for looks in 0.. {
         let asked = Cell::new(0);
-        let goes_on = || asked.replace(asked.get() + 1) < looks;
+        let goes_on = |_, _| asked.replace(asked.get() + 1) < looks;
         let report = prune_while(dir.path(), 1, &[], || Ok(()), &goes_on).unwrap();
         if report.merged.is_some() {
             assert!(looks > 1, "it looks at each block");

@@ -28,13 +28,11 @@ pub struct Options {
     pub tracked: u32,
     /// Whether programs are loaded too that are only there to be probed (`ckptbpf check`).
     pub probes: bool,
-    /// Test hook: this one is not to be had.
-    pub without: Option<Program>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifecycle_ring: 256 << 10, fault_ring: 4 << 20, tracked: 16384, probes: false, without: None }
+        Self { lifecycle_ring: 256 << 10, fault_ring: 4 << 20, tracked: 16384, probes: false }
     }
 }
 
@@ -81,7 +79,6 @@ impl Kernel {
         for &program in Program::ALL.iter().filter(|p| options.probes || !p.probe_only()) {
             let result = match offsets.missing_for(program) {
                 Some(field) => Err(format!("this kernel has no {field}")),
-                None if options.without == Some(program) => Err("it is not wanted".to_owned()),
                 None => load_program(&mut object, program, &btf),
             };
             match result {

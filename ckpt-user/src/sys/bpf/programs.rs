@@ -69,15 +69,6 @@ programs! {
 }
 
 impl Program {
-    /// The one of this name.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn of_name(name: &str) -> Result<Self, String> {
-        let found = Self::ALL.iter().find(|program| program.name() == name);
-        found.copied().ok_or_else(|| format!("no eBPF program is called {name}"))
-    }
-
     /// Whether it is only there to be probed.
     #[must_use]
     pub const fn probe_only(self) -> bool {
