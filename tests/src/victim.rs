@@ -45,6 +45,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("invisible", "invisible.c", THREADS),
     ("seccomp", "seccomp.c", THREADS),
     ("execs", "execs.c", THREADS),
+    ("unheard", "unheard.c", &[]),
     ("thirtytwo", "thirtytwo.c", BARE_32_BIT),
     ("mixed", "mixed.c", THREADS),
     ("leaderless", "leaderless.c", THREADS),

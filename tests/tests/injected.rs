@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use ckpt_tests::{Cmd, Job, Sandbox, victim_cmd};
+use ckpt_tests::scenario::MODES;
+use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -73,4 +74,50 @@ fn lost_forks_are_counted_and_change_nothing() {
     sandbox.run("touch second").success();
     let ended = job.wait(SOON).success();
     assert_eq!(ended.stdout_text(), "begun\nforked\nend\n");
+}
+
+/// The log has room for a hundred of them. Nothing is taken from it: which processes there are, and which memory each of them
+/// has, is read in the freeze, so what the log has missed is in the image all the same.
+#[test]
+fn forks_execs_and_exits_that_nobody_heard_of_are_in_the_next_checkpoint() {
+    const EVENTS: u64 = 400 + 400 + 3 + 2 + 2;
+    let sandbox = Sandbox::with_limit("lost_events_of_the_living", Duration::from_secs(170));
+    let program = |gate: &str| victim_cmd("unheard").arg(gate);
+    let expected = Expected::of(&sandbox, &program("-"), None);
+    let mut job = Job::launch(&sandbox, &["--ring-bytes", "4096"], &program("signal"));
+    job.running().wait_for_output("before noise", SOON);
+    // The first finds the children, the second watches their memory.
+    assert_eq!([job.checkpoint().tasks, job.checkpoint().tasks], [5, 5]);
+    let root = job.program();
+    for act in ["unheard", "change"] {
+        sandbox.kill(root, Signal::SIGUSR1 as i32).unwrap();
+        job.running().wait_for_output(&format!("before {act}"), SOON);
+    }
+    let unheard = job.checkpoint();
+    let [forks, execs, exits, lost] =
+        ["forks", "execs", "exits", "lost"].map(|name| of_freezes(&sandbox, &job, name)[2].unwrap());
+    assert_eq!((execs, forks + exits + lost), (0, EVENTS), "execs heard of, and all events; {lost} are lost");
+    assert!(lost > EVENTS / 2, "{lost} of {EVENTS} are lost");
+    assert_eq!(unheard.tasks, 6, "{unheard:?}");
+    // From here on all of them are watched.
+    assert_eq!(job.checkpoint().tasks, 6);
+    sandbox.kill(root, Signal::SIGUSR1 as i32).unwrap();
+    job.running().wait_for_output("before sums", SOON);
+    let changed = job.checkpoint();
+    assert!(changed.kind == "delta" && changed.pages < unheard.pages / 4, "{unheard:?}, {changed:?}");
+    job.kill_all();
+    let restarts =
+        [(unheard.id, &["before sums", "all as it should be"][..]), (changed.id, &["all as it should be"])];
+    for (from, words) in restarts {
+        for mode in MODES {
+            job.restart_at(from, *mode, &["-i", "0"]);
+            let root = job.program();
+            for word in words {
+                sandbox.kill(root, Signal::SIGUSR1 as i32).unwrap();
+                job.running().wait_for_output(word, SOON);
+            }
+            job.wait(SOON).success();
+            assert_same(&format!("from {from}, {mode:?}"), &expected.stdout, &job.stdout());
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ckpt_tests::sandbox::let_pass;
-use ckpt_tests::scenario::{held, let_go, verb};
+use ckpt_tests::scenario::{fills_done, held, let_go, missing_pages, time_of_a_fill, verb};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Random, Sandbox, assert_same, skip, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -52,10 +52,9 @@ fn resumed(job: &Job) -> Value {
 }
 
 fn wait_until_full(sandbox: &Sandbox, job: &Job) {
-    let events = sandbox.see(job.dir()).join("events.jsonl");
-    let count = || std::fs::read_to_string(&events).unwrap_or_default().matches("lazy-done").count();
-    let before = count();
-    sandbox.wait_for("lazy-done", SOON, || job.pages_missing() == 0 && count() >= before.max(1));
+    let before = fills_done(sandbox, job);
+    let is_full = || job.pages_missing() == 0 && fills_done(sandbox, job) >= before.max(1);
+    sandbox.wait_for("lazy-done", SOON, is_full);
 }
 
 fn signal(sandbox: &Sandbox, pid: i32) {
@@ -132,6 +131,8 @@ fn the_program_outlives_its_pager_once_all_pages_are_there() {
     assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
+/// In every other round the background is held: only faults are served, and pages are missing for sure. In the others the kill
+/// meets the fill at a random moment of it: what is still missing decides between death and life.
 #[test]
 fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
     let times = std::env::var("CKPTBPF_LAZY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
@@ -139,31 +140,60 @@ fn a_pager_killed_while_pages_are_missing_takes_every_task_with_it() {
     let mut random = Random::for_test("lazy_kill");
     let (mut job, from, expected) = endless(&sandbox);
     let hold = Hold::new(&sandbox);
-    let mut held = 0;
+    let longest = time_of_a_fill(&sandbox, &mut job, from) * 2;
+    let (mut within, mut met, mut whole) = (longest / 2, 0, 0);
     for round in 0..times {
-        // In every other round the background is held: only faults are served, and pages are missing for sure.
-        let options: &[&str] = if round % 2 == 0 { &["--json", "--hold-fill", &hold.1] } else { &["--json"] };
+        let what = format!("round {round}");
+        let is_held = round % 2 == 0;
+        let options: &[&str] = if is_held { &["--json", "--hold-fill", &hold.1] } else { &["--json"] };
+        let filled_before = fills_done(&sandbox, &job);
         job.restart_at(from, Mode::Lazy, options);
         sandbox.wait_for("its resumption", SOON, || job.running().stderr().contains("resume_us"));
-        let_pass(random.moment(Duration::from_millis(if round % 2 == 0 { 60 } else { 30 })));
-        let pager = job.running().pid;
-        sandbox.kill(pager, Signal::SIGKILL as i32).unwrap();
-        let dead = || sandbox.ps().iter().all(|p| p.state == 'Z');
-        if round % 2 == 0 {
-            sandbox.wait_for("every task to be dead", Duration::from_secs(5), dead);
-            held += 1;
+        let_pass(random.moment(if is_held { Duration::from_millis(60) } else { within }));
+        let missing = missing_pages(&sandbox, "lazymem");
+        assert!(missing > 0 || !is_held, "{what}: the fill is not held");
+        sandbox.kill(job.running().pid, Signal::SIGKILL as i32).unwrap();
+        job.wait(SOON).expect_code(137);
+        let printed = job.stdout().len();
+        let dead = || all_are_dead(&sandbox);
+        let goes_on = || guards(&sandbox) == 0 && job.stdout().len() > printed + 100;
+        // Nobody writes to it any more.
+        if fills_done(&sandbox, &job) > filled_before {
+            sandbox.wait_for("the program to go on", SOON, || {
+                assert!(!dead(), "{what}: it is dead, and had all its pages");
+                goes_on()
+            });
         } else {
-            // Whole by then, perhaps: it goes on, rightly, until it is killed here.
-            let_pass(Duration::from_millis(100));
+            sandbox.wait_for("every task to be dead", Duration::from_secs(5), || dead() || goes_on());
+        }
+        if dead() {
+            if !is_held {
+                met += u64::from(missing > 0);
+                within = (within * 2).min(longest);
+            }
+        } else {
+            // All came before the kill, if only just: what is missing now would have become zeros.
+            let tasks = sandbox.ps().iter().filter(|one| one.comm == "lazymem" && one.state != 'Z').count();
+            assert_eq!(
+                (missing_pages(&sandbox, "lazymem"), tasks),
+                (0, 4),
+                "{what}: pages missing, tasks alive"
+            );
+            assert!(!is_held, "{what}: it lives");
             for process in sandbox.ps() {
                 let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
             }
-            sandbox.wait_for("every task to be dead", Duration::from_secs(5), dead);
+            sandbox.wait_for("every task to be dead", SOON, dead);
+            whole += 1;
+            within /= 2;
         }
-        job.wait(SOON);
-        assert_begins(&format!("round {round}"), &expected, &job.stdout());
+        assert_begins(&what, &expected, &job.stdout());
     }
-    println!("{held} of {times} kills came while pages were held back");
+    println!("of {times} kills half came while the fill was held, {met} met it, {whole} came after it");
+    assert!(
+        met >= (times / 8).max(u64::from(times > 1)),
+        "too few kills met the fill: {met}, and {whole} came after it"
+    );
     restart(&sandbox, &mut job, from, Mode::Lazy, &[]);
     wait_until_full(&sandbox, &job);
     job.kill_all();

@@ -80,3 +80,66 @@ fn each_generation_gives_the_memory_of_its_moment() {
     let taken = history(16, &[1, 2, 3, 4, 5, 6], &[5, 6]);
     assert_eq!(taken.len(), STEPS);
 }
+
+/// Half of the memory in each step: three deltas are as much as the full one, and it pays to merge.
+fn rewriting(gate: &str) -> Cmd {
+    victim_cmd("memory").args(["16", "10", "sums", gate, "50"])
+}
+
+/// How often the supervisor has merged, and deleted what had become superfluous.
+fn merges(sandbox: &Sandbox, job: &Job) -> usize {
+    let text = std::fs::read_to_string(sandbox.see(job.dir()).join("events.jsonl")).unwrap_or_default();
+    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    events.filter(|event| event["phase"] == "prune" && event["merged"] == 1).count()
+}
+
+/// Exactly the checkpoints that `ids` says are there, as files too: the oldest of them full, and each has all it needs.
+fn assert_kept(sandbox: &Sandbox, job: &Job, ids: [u64; 3]) {
+    let kept = job.checkpoints();
+    let shown: Vec<(u64, &str, bool)> =
+        kept.iter().map(|one| (one.id, one.kind.as_str(), one.complete)).collect();
+    let [oldest, middle, newest] = ids;
+    assert_eq!(shown, [(oldest, "full", true), (middle, "delta", true), (newest, "delta", true)]);
+    let files = std::fs::read_dir(job.dir()).unwrap().map(|entry| entry.unwrap().path());
+    let images = files.filter(|path| path.extension().is_some_and(|end| end == "ckpt")).count();
+    assert_eq!(images, 3, "files of checkpoints that are not listed");
+    sandbox.run(verb("verify", [job.dir()])).success();
+}
+
+/// Nobody says how many to keep, and nobody prunes. Nine checkpoints are merged twice, the second time over a merged one.
+#[test]
+fn a_running_job_merges_by_itself_and_each_generation_kept_gives_the_memory_of_its_moment() {
+    let sandbox = Sandbox::with_limit("memory_merged", Duration::from_secs(170));
+    let expected = Expected::of(&sandbox, &rewriting("-"), Some("sums"));
+    let text = String::from_utf8(expected.stdout).unwrap();
+    let sums: Vec<&str> = text.lines().collect();
+    let mut job = Job::launch(&sandbox, &[], &rewriting("asked"));
+    job.running().wait_for_output("0 ", SOON);
+    job.program();
+    for id in 1..=9 {
+        // Nobody lists them meanwhile: a generation that somebody reads is not merged.
+        job.try_checkpoint().success();
+        if id % 3 == 0 && id > 3 {
+            sandbox.wait_for("merging", SOON, || merges(&sandbox, &job) == id / 3 - 1);
+            assert_kept(&sandbox, &job, [id - 2, id - 1, id].map(|id| u64::try_from(id).unwrap()));
+        }
+        if id < 9 {
+            step(&job, id);
+        }
+    }
+    job.kill_all();
+    for id in 7..=9 {
+        for mode in MODES {
+            job.restart_at(id, *mode, &["-i", "0"]);
+            let last = usize::try_from(id).unwrap() - 1;
+            job.signal(Signal::SIGUSR2);
+            job.running().wait_for_output(&format!("{last} "), SOON);
+            step(&job, last + 1);
+            let printed = String::from_utf8(job.running().stdout()).unwrap();
+            let printed: Vec<&str> = printed.lines().collect();
+            assert_eq!(printed, sums[last..=last + 1], "generation {id}, {mode:?}");
+            job.kill_all();
+        }
+    }
+    assert_kept(&sandbox, &job, [7, 8, 9]);
+}

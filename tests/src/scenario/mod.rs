@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod fill;
 mod hold;
 mod holder;
 mod listener;
@@ -24,6 +25,7 @@ use crate::matrix;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::skip::skip_part;
 
+pub use fill::{fills_done, missing_pages, time_of_a_fill};
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
 pub use listener::listener;
