@@ -26,7 +26,7 @@ use crate::sys::bpf::{
 use crate::sys::specimens::Specimens;
 use crate::task::proc::{ProcDir, reached_by};
 use nix::unistd::Pid;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -171,11 +171,7 @@ impl Iterators {
                 reason: missing.reason.clone(),
             });
         }
-        for Fallback { program, reason } in bpf.fallbacks() {
-            if let Some(instead) = without(*program) {
-                log::warn!("{instead}: the eBPF program {} is refused: {reason}", program.name());
-            }
-        }
+        say_what_is_done_without(bpf.fallbacks());
         let decoder = RestartDecoder::new(bpf.offsets())
             .map_err(|e| log::warn!("interrupted sleeps begin anew after a restart: {e}"))
             .ok();
@@ -393,6 +389,19 @@ fn locks(names: &[String]) -> u32 {
 }
 
 /// Whether the words of mappings are to be had, and whole.
+/// A line for each consequence.
+fn say_what_is_done_without(refused: &[Fallback]) {
+    let mut lines: BTreeMap<&str, (Vec<&str>, &str)> = BTreeMap::new();
+    for Fallback { program, reason } in refused {
+        if let Some(instead) = without(*program) {
+            lines.entry(instead).or_insert((Vec::new(), reason)).0.push(program.name());
+        }
+    }
+    for (instead, (programs, reason)) in lines {
+        log::warn!("{instead}: this kernel refuses eBPF {}: {reason}", programs.join(", "));
+    }
+}
+
 /// What is done without a program, where nobody else says it; none of one without which no iterator is used.
 fn without(program: Program) -> Option<&'static str> {
     Some(match program {

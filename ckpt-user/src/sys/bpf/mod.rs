@@ -116,6 +116,7 @@ fn chain(error: &dyn std::error::Error) -> String {
         let text = error.to_string();
         let skip = text.char_indices().rev().nth(KEEP).map_or(0, |(at, _)| at);
         let text = text[skip..].trim().trim_end_matches("Verifier output:").trim_end_matches(". ").to_owned();
+        let text = text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
         if !parts.iter().any(|known| known.contains(&text)) {
             parts.push(text);
         }
