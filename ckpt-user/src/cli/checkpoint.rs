@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Status, print};
+use crate::job::bar::Written;
 use crate::job::namespace::{self, Beside};
 use crate::job::options::CheckpointOptions;
 use crate::job::registry::Target;
@@ -39,7 +40,10 @@ impl Checkpoint {
         super::log_level(0);
         let target = Target::parse(&self.target);
         let done = match taker(&jobs(&target), &target, self.dir, self.kill)? {
-            Taker::Supervisor(live) => ask(&live, self.kill)?,
+            Taker::Supervisor(live) => {
+                let _written = Written::watch(live.entry.dir.clone());
+                ask(&live, self.kill)?
+            }
             Taker::Once(options) => {
                 let pid = options.pid;
                 say(&format!(

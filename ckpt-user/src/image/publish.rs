@@ -183,8 +183,9 @@ pub fn clean_temporaries(dir: &Path) -> Result<u64, ImageError> {
     Ok(freed)
 }
 
-/// Whether [`Temporary::create`] gives such names.
-fn is_temporary(name: &str) -> bool {
+/// Whether it is the name of a generation that is not finished: [`Temporary::create`] gives such names.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
     let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(TEMPORARY));
     inner.and_then(|inner| inner.rsplit_once('.')).is_some_and(|(named, _)| parse_name(named).is_some())
 }

@@ -1,7 +1,14 @@
 //! How far long work has come, for a person who waits.
 
+use std::fs::DirEntry;
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use super::terminal;
+use crate::image;
 
 /// Work that is over sooner needs no bar.
 const QUICK: Duration = Duration::from_millis(500);
@@ -40,6 +47,59 @@ impl Drop for Bar {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
+}
+
+/// How much of a checkpoint is written, for whoever has asked another process for it; shown and gone as a [`Bar`] is.
+#[derive(Debug)]
+pub struct Written {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Written {
+    /// Of the checkpoint that is being written in `dir`.
+    pub fn watch(dir: PathBuf) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self { stop: None, thread: None };
+        }
+        let (stop, stopped) = channel();
+        let thread = std::thread::spawn(move || {
+            let mut is_drawn = false;
+            let mut wait = QUICK;
+            while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                wait = REDRAW;
+                if let Some(length) = unfinished(&dir) {
+                    let _ = write!(
+                        io::stderr(),
+                        "\r\x1b[Kckptbpf: checkpoint: {} written",
+                        terminal::bytes(length)
+                    );
+                    is_drawn = true;
+                }
+            }
+            if is_drawn {
+                let _ = write!(io::stderr(), "\r\x1b[K");
+            }
+        });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It only draws.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The length of what a writer has not finished in `dir`.
+fn unfinished(dir: &Path) -> Option<u64> {
+    let files = std::fs::read_dir(dir).ok()?.flatten();
+    let is_one = |file: &DirEntry| file.file_name().to_str().is_some_and(image::is_temporary);
+    files.filter(is_one).filter_map(|file| Some(file.metadata().ok()?.len())).max()
 }
 
 fn bar(label: &str, done: u64, total: u64) -> String {

@@ -44,7 +44,7 @@ impl Thread {
                 let from = if matches!(error, PagerError::Unguarded) {
                     ""
                 } else {
-                    " from another checkpoint (--at ID)"
+                    " without --lazy, which takes the checkpoint before if need be, or from another one (--at ID)"
                 };
                 (anyhow::Error::from(error), from)
             }
