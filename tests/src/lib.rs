@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod compare;
+pub mod deeds;
 pub mod huge_pages;
 pub mod matrix;
 pub mod random;

@@ -86,6 +86,13 @@ impl Matrix {
                 route.kernels.len() > 1 && route.kernels.iter().all(there),
                 "the route {route}: no such kernels"
             );
+            ensure!(
+                route.processors.is_empty() || route.processors.len() == route.kernels.len(),
+                "the route {route}: a processor for each kernel, or none"
+            );
+        }
+        for power in &self.powers {
+            ensure!(power.cuts > 0 && power.short != Some(0), "{power}: no cut");
         }
         Ok(())
     }
@@ -107,6 +114,11 @@ impl Matrix {
         self.suites.retain(|suite| suite.short || !short);
         let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
         self.routes.retain(|route| (route.short || !short) && route.kernels.iter().all(there));
+        self.powers.retain(|power| (power.short.is_some() || !short) && there(&power.kernel));
+        self.nodes.retain(|nodes| (nodes.short || !short) && there(&nodes.origin) && there(&nodes.target));
+        for power in self.powers.iter_mut().filter(|_| short) {
+            power.cuts = power.short.unwrap_or(power.cuts);
+        }
         Ok(())
     }
 }
