@@ -42,6 +42,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("locks", "locks.c", &[]),
     ("handles", "handles.c", THREADS),
     ("settings", "settings.c", THREADS),
+    ("rseq", "rseq.c", THREADS),
     ("invisible", "invisible.c", THREADS),
     ("seccomp", "seccomp.c", THREADS),
     ("execs", "execs.c", THREADS),

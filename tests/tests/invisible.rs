@@ -33,6 +33,9 @@ const MAPS: &str = "bounds permissions offset device inode name";
 const BY_LINE: [&str; 10] =
     ["arch_status", "call", "fd", "fdinfo", "io", "ksm_stat", "sched", "smaps", "status", "timers"];
 
+/// What O_TMPFILE (open(2)) leaves in the flags of a description.
+const TMPFILE: u64 = 0o20_200_000;
+
 /// PF_FORKNOEXEC and PF_SUPERPRIV of include/linux/sched.h.
 const OF_A_FORK: u64 = 0x140;
 
@@ -78,7 +81,9 @@ fn parse(text: &str) -> Told {
             "maps" | "numa_maps" => {
                 let names = if file == "maps" { MAPS } else { "start policy pages" };
                 for line in body.lines() {
-                    columns(names, line.split(['-', ' ']).next().unwrap(), line);
+                    let (start, line) =
+                        (line.split(['-', ' ']).next().unwrap(), line.replace(" (deleted)", "(deleted)"));
+                    columns(names, start, &line);
                 }
             }
             _ if BY_LINE.contains(&file) => {
@@ -95,6 +100,12 @@ fn parse(text: &str) -> Told {
                             value.split_ascii_whitespace().partition(|flag| *flag == "uw");
                         put(field, &which, &others.join(" "));
                         put("VmFlags uw", &which, &watched.join(" "));
+                    } else if (file, field) == ("fdinfo", "flags") {
+                        // Said by itself: how the file was made.
+                        let flags = u64::from_str_radix(value.trim(), 8).unwrap();
+                        let made = if flags & TMPFILE == TMPFILE { TMPFILE } else { 0 };
+                        put(field, &which, &format!("{:o}", flags & !made));
+                        put("flags O_TMPFILE", &which, &format!("{made:o}"));
                     } else {
                         put(field.trim(), &which, value);
                     }
@@ -105,16 +116,23 @@ fn parse(text: &str) -> Told {
     }
     let files: BTreeSet<String> =
         told.iter().filter(is_of_a_file).map(|(place, _)| place.which.clone()).collect();
-    // Said by themselves: only what is made anew has other numbers.
-    let of_files = |mut place: Place| {
+    // Said by themselves: only what is made anew has other numbers, and only what has lost its name another one.
+    let of_files = |mut place: Place, value: &str| {
         let is_numbered =
             ["fd:link", "fdinfo:ino", "maps:inode", "maps:device"].contains(&place.kind.as_str());
         if is_numbered && files.contains(&place.which) {
             place.kind += " of a file";
+        } else if place.kind == "maps:name" && value.ends_with("(deleted)") && !is_memory(value) {
+            place.kind += " of a deleted file";
         }
         place
     };
-    told.into_iter().map(|(place, value)| (of_files(place), value)).collect()
+    told.into_iter().map(|(place, value)| (of_files(place, &value), value)).collect()
+}
+
+/// Whether a mapping or descriptor of this name is of memory that has none in a file system.
+fn is_memory(name: &str) -> bool {
+    ["/memfd:", "/SYSV", "/dev/zero"].iter().any(|begin| name.starts_with(begin))
 }
 
 /// Of a descriptor's link, or of a mapping's name: whether that is a file that is there. Not of a standard stream.
@@ -122,10 +140,7 @@ fn is_of_a_file((place, value): &(&Place, &String)) -> bool {
     const STANDARD: [&str; 3] = ["descriptor 0", "descriptor 1", "descriptor 2"];
     let is_name =
         place.kind == "maps:name" || place.kind == "fd:link" && !STANDARD.contains(&place.which.as_str());
-    let is_made = value.starts_with("/memfd:")
-        || value.starts_with("/SYSV")
-        || *value == "/dev/zero"
-        || value.ends_with("(deleted)");
+    let is_made = is_memory(value) || value.ends_with("(deleted)");
     is_name && value.starts_with('/') && !is_made
 }
 
@@ -190,6 +205,12 @@ fn what_a_program_sees_of_itself_is_the_same_but_for_a_list() {
     for kind in ["fd:link of a file", "fdinfo:ino of a file", "maps:inode of a file"] {
         assert!(first.keys().any(|place| place.kind == kind), "nothing is a {kind}");
     }
+    for kind in ["stat:cutime", "stat:cstime", "stat:cminflt"] {
+        assert_ne!(first[&place(kind, "")], "0", "{kind}");
+    }
+    let is_unnamed =
+        |(place, value): (&Place, &String)| place.kind == "fdinfo:flags O_TMPFILE" && value != "0";
+    assert!(first.iter().any(is_unnamed), "nothing is a file of O_TMPFILE");
     job.checkpoint();
     compare("after the first checkpoint", &first, &ask(&sandbox, &job, 2), &checkpoint);
     let mut number = 2;

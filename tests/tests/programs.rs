@@ -29,6 +29,22 @@ fn registers_of_every_width() {
     survives("fpu", &["1200", "3000"]);
 }
 
+/// Nearly each checkpoint finds both threads in the midst of one, the first too, in which calls are injected.
+fn in_restartable_sequences(name: &str, options: &[&str]) {
+    let program = victim_cmd("rseq").args(["400", "3000"]);
+    survive(&Survival { rounds: 4, options, ..Survival::of(name, program) });
+}
+
+#[test]
+fn restartable_sequences() {
+    in_restartable_sequences("rseq", &[]);
+}
+
+#[test]
+fn restartable_sequences_without_bpf() {
+    in_restartable_sequences("rseq_injected", &["--no-bpf"]);
+}
+
 /// Each round: three threads wait with another mask than their own, a fourth is joined and dies with a robust lock.
 #[test]
 fn waiting_with_another_mask_joined_and_dying_with_a_lock() {
@@ -39,7 +55,7 @@ fn waiting_with_another_mask_joined_and_dying_with_a_lock() {
 fn every_kind_of_sleep() {
     let sandbox = Sandbox::new("sleeps_undisturbed");
     let printed = sandbox.run(victim_cmd("sleeps").args(["50", "1"])).success().stdout_text();
-    assert_eq!(printed.lines().filter(|line| line.ends_with(" ok")).count(), 14);
+    assert_eq!(printed.lines().filter(|line| line.ends_with(" ok")).count(), 17);
     drop(sandbox);
     survives("sleeps", &["1200", "3"]);
 }

@@ -3,16 +3,35 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::scaled;
-use ckpt_tests::scenario::{Survival, stepper, survive, walk_through};
+use ckpt_tests::scenario::{MODES, Survival, held, let_go, stepper, survive, walk_through};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim, victim_cmd};
 
 /// All that the kernel or we continue; a call that begins anew after each stop would not end before the program.
-const KINDS: &str = "nanosleep,clock_nanosleep,poll,ppoll,select,epoll_wait,futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
+const KINDS: &str = "nanosleep,clock_nanosleep,clock_nanosleep_boot,clock_nanosleep_abs,poll,ppoll,select,epoll_wait,\
+    epoll_pwait2,futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
 
 #[test]
 fn they_go_on_after_a_restart() {
     let program = victim_cmd("sleeps").args(["900", "4", KINDS]);
     survive(&Survival { rounds: 3, ..Survival::of("sleeps", program) });
+}
+
+/// What begins anew takes nearly twice as long then.
+#[test]
+fn they_go_on_after_restarts_late_in_them() {
+    let sandbox = Sandbox::new("sleeps_late");
+    let program = victim_cmd("sleeps").args(["1500", "7", KINDS]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
+    for mode in MODES.iter().cycle().take(4) {
+        job.running().wait_for_output(" late", Duration::from_secs(30));
+        job.checkpoint();
+        job.kill_all();
+        job.restart(*mode, &[]);
+    }
+    let_go(&sandbox);
+    job.wait(Duration::from_secs(60)).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
 #[test]
@@ -42,8 +61,8 @@ fn epoll_wait_ends_neither_early_nor_late() {
 /// would be longer by the time that they stood, as those of any program that stands.
 #[test]
 fn freezes_that_are_given_up_do_not_make_them_longer() {
-    const KINDS: &str =
-        "nanosleep,clock_nanosleep,poll,epoll_wait,futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
+    const KINDS: &str = "nanosleep,clock_nanosleep,clock_nanosleep_boot,clock_nanosleep_abs,poll,epoll_wait,epoll_pwait2,\
+        futex,sigtimedwait,semtimedop,pause,read,flock,range_lock";
     let sandbox = Sandbox::new("sleeps_through_refusals");
     let ms = scaled(Duration::from_secs(3)).as_millis();
     let expected = Expected::of(&sandbox, &victim_cmd("sleeps").args([&ms.to_string(), "1", KINDS]), None);

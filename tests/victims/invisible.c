@@ -1,7 +1,7 @@
 /* invisible: says all that a program can find out about itself, each time it is asked to.
  *
- * It has something of most kinds: threads, a child, mappings, descriptors, timers, signals, settings. For each N for which there
- * is a file ask-N it writes a file told-N: after a line `== NAME`, what the file /proc/self/NAME holds or what the link there
+ * It has something of most kinds: threads, a child and one that it has waited for, mappings, descriptors, timers, signals,
+ * settings. For each N for which there is a file ask-N it writes a file told-N: after a line `== NAME`, what the file /proc/self/NAME holds or what the link there
  * says, and after `== call`, what system calls answer. Zeros are newlines. It ends when there is a file `end`. */
 #include "victim.h"
 #include <dirent.h>
@@ -103,7 +103,7 @@ static void tell_calls(void)
     stack_t stack;
     struct itimerval alarm;
     struct tms times_of;
-    struct rusage usage;
+    struct rusage usage, of_children;
     unsigned long masked = 0, pending = 0;
     int subreaper = 0, death = 0;
     struct timespec monotonic, real;
@@ -133,8 +133,9 @@ static void tell_calls(void)
          syscall(SYS_ioprio_get, 1, 0));
     tell("keyring: %ld\n", syscall(SYS_keyctl, 0, -3, 0));
     tell("brk: %p\n", sbrk(0));
-    times(&times_of), getrusage(RUSAGE_SELF, &usage);
-    tell("times: %ld %ld\nusage: %ld\n", times_of.tms_utime + times_of.tms_stime, times_of.tms_cutime, usage.ru_minflt);
+    times(&times_of), getrusage(RUSAGE_SELF, &usage), getrusage(RUSAGE_CHILDREN, &of_children);
+    tell("times: %ld\nusage: %ld\n", times_of.tms_utime + times_of.tms_stime, usage.ru_minflt);
+    tell("children: %ld %ld %ld\n", times_of.tms_cutime, times_of.tms_cstime, of_children.ru_minflt);
     CHECK(clock_gettime(CLOCK_MONOTONIC, &monotonic) == 0 && clock_gettime(CLOCK_REALTIME, &real) == 0);
     /* In minutes, far from where one begins. */
     static long first;
@@ -196,6 +197,38 @@ static void *stay(void *name)
     return NULL;
 }
 
+/* A child that has needed some time of both kinds, and memory, and is waited for. */
+static void wait_for_a_child(void)
+{
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        struct tms spent = {0};
+        char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(memory != MAP_FAILED);
+        for (size_t i = 0; spent.tms_utime < 3 || spent.tms_stime < 3; i = (i + 4096) % (1 << 20)) {
+            for (volatile int turn = spent.tms_utime < 3 ? 0 : 100000; turn < 100000; turn++)
+                ;
+            memory[i] = 1;
+            CHECK(madvise(memory, 1 << 20, MADV_DONTNEED) == 0 && times(&spent) != -1);
+        }
+        _exit(0);
+    }
+    CHECK(waitpid(child, NULL, 0) == child);
+}
+
+/* Open without a name, and mapped with another file under its name. */
+static void have_files_without_a_name(void)
+{
+    static char bytes[5000];
+    int unnamed = open(".", O_TMPFILE | O_RDWR, 0600), fd = open("replaced", O_RDWR | O_CREAT, 0600);
+    CHECK(unnamed >= 0 && write(unnamed, bytes, sizeof bytes) == sizeof bytes);
+    CHECK(fd >= 0 && write(fd, bytes, sizeof bytes) == sizeof bytes);
+    CHECK(mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, fd, 0) != MAP_FAILED && close(fd) == 0 && unlink("replaced") == 0);
+    fd = open("replaced", O_WRONLY | O_CREAT | O_EXCL, 0600);
+    CHECK(fd >= 0 && write(fd, "another", 7) == 7 && close(fd) == 0);
+}
+
 static void set_up(void)
 {
     int ends[2], fd;
@@ -215,6 +248,7 @@ static void set_up(void)
     CHECK(fd >= 0 && write(fd, stack, 5000) == 5000 && lseek(fd, 1234, SEEK_SET) == 1234);
     CHECK(mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, fd, 0) != MAP_FAILED);
     CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED);
+    have_files_without_a_name();
     CHECK(pipe(ends) == 0 && write(ends[1], "abc", 3) == 3);
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 && write(ends[0], "de", 2) == 2);
     int event = eventfd(7, EFD_NONBLOCK), epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -230,6 +264,7 @@ static void set_up(void)
     CHECK(mlock(plain + 16384, 4096) == 0 && mprotect(plain + 24576, 4096, PROT_NONE) == 0);
     CHECK(setpriority(PRIO_PROCESS, 0, 3) == 0 && prctl(PR_SET_TIMERSLACK, 77777) == 0);
     CHECK(pthread_create(&one, NULL, stay, "second") == 0 && pthread_create(&one, NULL, stay, "third") == 0);
+    wait_for_a_child();
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {

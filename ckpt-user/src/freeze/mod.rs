@@ -19,7 +19,7 @@ use crate::sys::regs::Regs;
 use crate::task::clock;
 use crate::task::iterators::Kernel;
 use crate::task::proc::{ProcDir, is_gone};
-use crate::task::registers::USER_CS;
+use crate::task::registers::{self, USER_CS};
 use crate::task::unsupported;
 use nix::unistd::Pid;
 use rewind::{Wait, Waits};
@@ -35,7 +35,8 @@ pub struct FrozenThread {
     pub tid: Pid,
     /// Taken out while a system call is injected.
     pub stopped: Option<Stopped>,
-    /// As they are to be when the thread runs on: rewound where the stop itself caused an EINTR.
+    /// As they are to be when the thread runs on: rewound where the stop itself caused an EINTR, and outside of an rseq
+    /// critical section.
     pub regs: Regs,
 }
 
@@ -357,10 +358,11 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
             }
         };
         let process = &mut processes[at];
-        if rewind::rewind(&mut regs) {
-            if let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
-                rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
-            }
+        let is_rewound = rewind::rewind(&mut regs);
+        if is_rewound && let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+            rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
+        }
+        if registers::abort_section(thread, &mut regs) || is_rewound {
             thread.set_regs(&regs).reading(pid, "registers")?;
         }
         let stopped = rest.stopped.pop().map(|(.., thread)| thread);

@@ -45,20 +45,15 @@ impl Registers {
     }
 }
 
-/// Reads the registers of a stopped thread. An instruction pointer inside an rseq critical section is set to
-/// the section's abort address, as the kernel would on the way back to user space.
+/// Reads the registers of a stopped thread.
 pub fn capture(thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
     let area = thread.rseq().unwrap_or_default();
-    let mut regs = *regs;
-    if let Some(abort) = critical_section_abort(thread.tid(), area, regs.rip) {
-        regs.rip = abort;
-    }
     let rseq = (area.pointer != 0).then_some(Rseq {
         pointer: area.pointer,
         size: area.size,
         signature: area.signature,
     });
-    Ok(Registers { words: regs::to_words(&regs).to_vec(), xstate: thread.xstate()?, rseq })
+    Ok(Registers { words: regs::to_words(regs).to_vec(), xstate: thread.xstate()?, rseq })
 }
 
 /// # Errors
@@ -92,6 +87,16 @@ pub fn rebuild_xstate(own: &Registers, thread: &Stopped) -> io::Result<()> {
         return Err(io::Error::other("this kernel lets nobody set rights to protection keys (PKRU)"));
     }
     Ok(())
+}
+
+/// Sets an instruction pointer inside an rseq critical section to the section's abort address, as the kernel would on the
+/// way back to user space. The kernel forgets the section as soon as the thread runs anywhere else, which it does for an
+/// injected call: so this comes before.
+pub fn abort_section(thread: &Stopped, regs: &mut Regs) -> bool {
+    let area = thread.rseq().unwrap_or_default();
+    let abort = critical_section_abort(thread.tid(), area, regs.rip);
+    regs.rip = abort.unwrap_or(regs.rip);
+    abort.is_some()
 }
 
 /// The abort address when `rip` lies in the critical section that the area names (struct rseq, rseq_cs:
