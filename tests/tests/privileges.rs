@@ -41,6 +41,43 @@ fn under_sudo_program_and_images_are_the_user_s() {
 }
 
 #[test]
+fn under_sudo_root_is_kept_where_that_is_asked_for() {
+    let sandbox = Sandbox::new("sudo_root");
+    let user = User::of(&sandbox);
+    let tool = Cmd::new(user.copy_of(&ckptbpf()));
+    let count = user.copy_of(&victim("count_static"));
+    let launch = tool.clone().args(["launch", "-u", "root", "-d", "images", "--"]).arg(count);
+    let running = sandbox.spawn(user.runs_by_sudo(&launch.args(["numbers", "100000", "1000"])));
+    running.wait_for_output("\n5 ", SOON);
+    sandbox.run(user.runs_by_sudo(&tool.args(["checkpoint", "images"]))).success();
+    for file in ["images", "images/000001.ckpt", "numbers"] {
+        assert_eq!(user.home().join(file).metadata().unwrap().uid(), 0, "{file}");
+    }
+    let program = sandbox.ps().into_iter().find(|process| process.comm == "count_static").expect("it runs");
+    let status = sandbox.root().join(format!("proc/{}/status", program.pid));
+    let status = std::fs::read_to_string(status).unwrap();
+    assert!(status.contains("Uid:\t0\t0\t0\t0"), "{status}");
+    sandbox.kill(program.pid, 15).unwrap();
+    running.wait(SOON).expect_code(143);
+}
+
+/// sudo takes away by what a program finds its libraries: who looks at the end of it is told.
+#[test]
+fn under_sudo_a_program_that_lacks_something_is_told_of_what_sudo_does() {
+    let sandbox = Sandbox::new("sudo_127");
+    let user = User::of(&sandbox);
+    let tool = Cmd::new(user.copy_of(&ckptbpf()));
+    let launch = |program: &str| {
+        let line = ["launch", "-d", "images", "--new", "--", "sh", "-c", program];
+        sandbox.run(user.runs_by_sudo(&tool.clone().args(line)))
+    };
+    let said = launch("exit 127").expect_code(127).stderr_text();
+    assert!(said.contains("sh ended with 127; sudo strips PATH, LD_LIBRARY_PATH"), "{said}");
+    assert_eq!(launch("exit 126").expect_code(126).stderr_text(), "");
+    sandbox.run(tool.args(["launch", "-d", "mine", "--", "sh", "-c", "exit 127"])).expect_code(127);
+}
+
+#[test]
 fn an_image_of_root_that_a_user_owns_is_refused() {
     let sandbox = Sandbox::new("crafted");
     let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "100000", "1000"]));

@@ -142,6 +142,23 @@ fn a_child_in_a_pid_namespace_of_its_own() {
     refused_of("child_pid_namespace", &make, undo, &["is in a pid namespace of its own"], false);
 }
 
+/// Nobody is left in its session who could make it there.
+#[test]
+fn an_adopted_process_of_a_session_without_its_leader() {
+    let make = "must(libc.prctl(36, 1, 0, 0, 0))
+between = os.fork()
+if not between:
+    os.setsid()
+    if not os.fork():
+        os.write(told[1], str(os.getpid()).encode())
+        while True: signal.pause()
+    os._exit(0)
+os.waitpid(between, 0)
+child.append(int(os.read(told[0], 20)))";
+    let undo = "os.kill(child[0], 9), os.waitpid(child[0], 0)";
+    refused_of("adopted_session", make, undo, &["cannot be made again"], false);
+}
+
 /// It has got others and executed a program, which moves it there.
 #[test]
 fn a_child_with_clocks_of_its_own() {
@@ -229,6 +246,8 @@ rows! {
         "keep.close()", ["has a write lease on a file without a name"];
     an_owner_outside_who_is_signalled: "global keep\nkeep = os.pipe()\nfcntl.fcntl(keep[0], fcntl.F_SETOWN, 1)",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "it signals 1 (F_SETOWN)"];
+    another_thread_that_is_signalled: "global keep\nids = []\nkeep = os.pipe(), in_a_thread(lambda: ids.append(threading.get_native_id()))\nfcntl.fcntl(keep[0][0], 15, bytes(4) + ids[0].to_bytes(4, 'little'))",
+        "os.close(keep[0][0]), os.close(keep[0][1]), end(keep[1])", ["descriptor ", "(F_SETOWN)"];
     events_that_were_not_read: "global keep\nkeep = must(libc.inotify_init())\nmust(libc.inotify_add_watch(keep, b'.', 0x100))\nopen('new', 'w').close()", "os.close(keep)",
         ["descriptor ", "events wait in it"];
     a_pidfd: "global keep\nkeep = os.pidfd_open(1)", "os.close(keep)", ["descriptor ", "it names process 1 (pidfd), which is not of the program"];

@@ -409,6 +409,38 @@ fn detached_it_returns_and_the_program_goes_on() {
 }
 
 #[test]
+fn a_restart_in_the_midst_has_the_next_number_and_those_between_stay() {
+    let sandbox = Sandbox::new("midst");
+    let mut job = Job::launch(&sandbox, &["--keep", "20"], &stepper(20));
+    job.running().wait_for_output("0 ", SOON);
+    for step in 1..=7 {
+        job.signal(Signal::SIGUSR1);
+        job.running().wait_for_output(&format!("\n{step} "), SOON);
+        job.checkpoint();
+    }
+    job.kill_all();
+    job.restart_at(3, Mode::Lazy, &[]);
+    let taken = job.checkpoint();
+    assert_eq!((taken.id, taken.parent), (8, Some(3)));
+    let ids: Vec<u64> = job.checkpoints().iter().map(|one| one.id).collect();
+    assert_eq!(ids, (1..=8).collect::<Vec<_>>());
+    job.kill_all();
+}
+
+/// What cannot be written is read, and new checkpoints go elsewhere.
+#[test]
+fn a_source_that_cannot_be_written_needs_another_directory() {
+    let sandbox = Sandbox::new("read_only_source");
+    let (_, expected, _) = killed_job(&sandbox);
+    sandbox.run("mount --bind images images && mount -o remount,bind,ro images").success();
+    let refused = sandbox.run(verb("restart", ["images"])).expect_code(125).stderr_text();
+    assert!(refused.contains("images cannot be written") && refused.contains("-d"), "{refused}");
+    let again = walk_through(&sandbox, verb("restart", ["-d", "elsewhere", "images"])).success();
+    ends_like(&sandbox, &expected, &again.stdout);
+    sandbox.run("umount images").success();
+}
+
+#[test]
 fn a_branch_has_a_directory_of_its_own() {
     let sandbox = Sandbox::new("branch");
     let (_, expected, _) = killed_job(&sandbox);

@@ -31,6 +31,25 @@ fn a_quiet_job_says_nothing_and_a_verbose_one_a_line_a_checkpoint() {
 }
 
 #[test]
+fn twice_verbose_it_tells_phases_and_what_ebpf_says() {
+    let sandbox = Sandbox::new("phases");
+    let program = Cmd::sh("while [ ! -e end ]; do /bin/true; echo again; done");
+    let mut job = Job::launch(&sandbox, &["-vv"], &program);
+    job.running().wait_for_output("again\n", SOON);
+    job.checkpoint();
+    let from = job.running().stdout().len();
+    sandbox.wait_for("another child", SOON, || job.running().stdout().len() > from);
+    job.checkpoint();
+    std::fs::write(sandbox.dir().join("end"), "").unwrap();
+    let said = job.wait(SOON).success().stderr_text();
+    for phase in ["track", "freeze", "write", "commit"] {
+        let line = said.lines().find(|line| line.starts_with(&format!("ckptbpf: {phase}: ")));
+        assert!(line.is_some_and(|line| line.contains(" id 1")), "no phase {phase}: {said}");
+    }
+    assert!(said.contains("ckptbpf: exec of process "), "{said}");
+}
+
+#[test]
 fn an_abnormal_end_names_the_way_back() {
     let sandbox = Sandbox::new("end_line");
     let mut job = Job::launch(&sandbox, &[], &victim_cmd("count_static").args(["f", "100000", "1000"]));

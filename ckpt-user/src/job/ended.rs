@@ -6,6 +6,8 @@ use std::io;
 pub const FAILED: u8 = 125;
 /// Checkpointed and stopped: the code by which HTCondor knows a self-checkpointing job.
 pub const CHECKPOINTED: u8 = 85;
+/// What a shell ends with for a program that is not there, and ld.so(8) for a library.
+pub const NOT_FOUND: u8 = 127;
 
 /// How a supervised program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +98,7 @@ impl CannotRun {
     /// 127 or 126.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::NotFound { .. } => 127,
+            Self::NotFound { .. } => NOT_FOUND,
             Self::NotRunnable { .. } => 126,
         }
     }

@@ -4,6 +4,7 @@
 //! phase, how long it took, then counts by name. Each line is one write(2) in append mode, so lines never mix.
 //! Never written between freeze and thaw, and never a reason for a checkpoint to fail.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use nix::fcntl::OFlag;
 use serde_json::{Map, Value};
 
 use super::directory::{DirectoryError, JobDir};
+use super::terminal;
 use crate::phase::Phase;
 
 const NAME: &str = "events.jsonl";
@@ -64,6 +66,26 @@ impl Event {
     }
 }
 
+/// As `-vv` shows it: `freeze: 0.8 ms; id 17, pages 4096`.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |name: &str| self.0.get(name);
+        let took = Duration::from_micros(of("microseconds").and_then(Value::as_u64).unwrap_or(0));
+        let phase = of("phase").and_then(Value::as_str).unwrap_or_default();
+        write!(f, "{phase}: {}", terminal::duration(took))?;
+        let others =
+            self.0.iter().filter(|(name, _)| !["time", "phase", "microseconds"].contains(&name.as_str()));
+        for (place, (name, value)) in others.enumerate() {
+            let gap = if place == 0 { ";" } else { "," };
+            match value.as_str() {
+                Some(text) => write!(f, "{gap} {name} {text}")?,
+                None => write!(f, "{gap} {name} {value}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl EventLog {
     /// Opens or begins the log.
     pub fn open(dir: &Arc<JobDir>) -> Result<Self, DirectoryError> {
@@ -74,6 +96,7 @@ impl EventLog {
 
     /// Appends a line. An error is worth a warning and nothing more.
     pub fn write(&mut self, event: &Event) -> Result<(), DirectoryError> {
+        log::debug!("{event}");
         if self.written >= self.limit {
             self.dir.rename(NAME, OLD)?;
             self.file = begin(&self.dir)?;
@@ -118,6 +141,7 @@ mod tests {
             assert!(value["time"].is_f64() && value["phase"].is_string() && value["microseconds"].is_u64());
         }
         assert!(current.len() < 700 && old.len() < 700);
+        assert_eq!(event.to_string(), "freeze: 0.8 ms; pages 9, why a\nb");
         let fields = serde_json::to_value(&event.0).unwrap();
         assert_eq!(
             (&fields["phase"], &fields["microseconds"], &fields["pages"]),

@@ -1,7 +1,7 @@
 //! `launch`: a new program, a new job.
 
 use super::directory::{JobDir, resolve_here};
-use super::ended::{CannotRun, Ended};
+use super::ended::{CannotRun, Ended, NOT_FOUND, sudo_hint};
 use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
@@ -10,6 +10,7 @@ use super::process::ProcessId;
 use super::record::{JobRecord, RecordedOptions};
 use super::signals::Signals;
 use super::start::{self, Start};
+use super::terminal;
 use crate::freeze::tree;
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
@@ -56,7 +57,8 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
     let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
     let noted = program.and_then(|program| Ok(claimed.lease.starting(program)?));
     noted.unwrap_or_else(|error| log::warn!("{error:#}"));
-    start::supervise(Start {
+    let dir = claimed.lease.dir().clone();
+    let ended = start::supervise(Start {
         options: &options.job,
         identity,
         lease: claimed.lease,
@@ -68,5 +70,10 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
         attached: None,
         ended: None,
         running,
-    })
+    })?;
+    // As ld.so(8) ends what lacks a library, and a shell what it does not find.
+    if ended.exit_status() == NOT_FOUND && under_sudo() && dir.require_checkpoints().is_err() {
+        terminal::say(&format!("{} ended with {NOT_FOUND}{}", name.to_string_lossy(), sudo_hint(true)));
+    }
+    Ok(ended)
 }
