@@ -47,6 +47,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("seccomp", "seccomp.c", THREADS),
     ("execs", "execs.c", THREADS),
     ("unheard", "unheard.c", &[]),
+    ("leftover", "leftover.c", &[]),
     ("thirtytwo", "thirtytwo.c", BARE_32_BIT),
     ("mixed", "mixed.c", THREADS),
     ("leaderless", "leaderless.c", THREADS),

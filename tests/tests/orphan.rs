@@ -36,6 +36,36 @@ fn a_program_without_ckptbpf_goes_on_and_is_attached_again() {
     whole_run(&sandbox, &job.stdout());
 }
 
+/// The first two numbers of the release.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Its parent is another process by then, which waits for it: the kernel tells how it ended, from Linux 6.15 on.
+#[test]
+fn an_attached_ckptbpf_ends_as_the_program_does() {
+    let sandbox = Sandbox::new("orphan_status");
+    for (signal, status) in [(Signal::SIGUSR1, 7), (Signal::SIGKILL, 137)] {
+        let dir = sandbox.dir().join(format!("images{status}"));
+        let program = Cmd::sh("trap 'exit 7' USR1; echo ready; while :; do sleep 0.01; done");
+        let mut job = Job::launch_in(&sandbox, dir, &[], &program);
+        job.running().wait_for_output("ready", SOON);
+        let pid = job.kill_supervisor();
+        job.attach(pid, &[]);
+        job.checkpoint();
+        sandbox.kill(pid, signal as i32).unwrap();
+        let ended = job.wait(SOON);
+        if kernel() < (6, 15) {
+            let said = ended.expect_code(0).stderr_text();
+            assert!(said.contains("known to its parent alone"), "{said}");
+        } else {
+            ended.expect_code(status);
+        }
+    }
+}
+
 /// Who is left of it is known by the checkpoint, though job.json speaks of the first process alone.
 #[test]
 fn what_is_left_of_a_job_is_in_the_way_of_its_restart() {

@@ -142,6 +142,43 @@ fn a_child_in_a_pid_namespace_of_its_own() {
     refused_of("child_pid_namespace", &make, undo, &["is in a pid namespace of its own"], false);
 }
 
+/// A file system of one file, whose attributes are asked for each time; by the kernel's protocol, version 7.19 (linux/fuse.h).
+const FUSE: &str = "import stat, struct
+os.mkdir('mnt')
+device = os.open('/dev/fuse', os.O_RDWR)
+must(libc.mount(b'fuse', b'mnt', b'fuse', 0, f'fd={device},rootmode=40000,user_id=0,group_id=0'.encode()))
+def attributes(node):
+    mode = stat.S_IFDIR | 0o755 if node == 1 else stat.S_IFREG | 0o644
+    return struct.pack('6Q10I', node, 5, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+def answer(code, node):
+    if code == 26: return struct.pack('IIIIHHI', 7, 19, 0, 0, 0, 0, 4096)
+    if code == 1: return struct.pack('4Q2I', 2, 0, 0, 0, 0, 0) + attributes(2)
+    if code == 3: return struct.pack('QII', 0, 0, 0) + attributes(node)
+    if code == 14: return bytes(16)
+    return b'' if code in (18, 25) else None
+def serve():
+    while True:
+        asked = os.read(device, 1 << 17)
+        code, unique, node = struct.unpack_from('4xIQQ', asked)
+        if code == 2: continue
+        said = answer(code, node)
+        error = -38 if said is None else 0
+        os.write(device, struct.pack('IiQ', 16 + len(said or b''), error, unique) + (said or b''))
+child.append(os.fork())
+if not child[0]:
+    must(libc.prctl(1, 9, 0, 0, 0))
+    serve()
+os.close(device)
+keep = open('mnt/file')";
+
+/// Whoever looked at the open file while the server stands still would wait without end.
+#[test]
+fn a_file_of_a_file_system_that_the_program_serves() {
+    let undo = "keep.close(), os.kill(child[0], 9), os.waitpid(child[0], 0), must(libc.umount2(b'mnt', 2))";
+    let make = format!("global keep\n{FUSE}");
+    refused_of("served", &make, undo, &["/dev/fuse", "serves a file system"], false);
+}
+
 /// Nobody is left in its session who could make it there.
 #[test]
 fn an_adopted_process_of_a_session_without_its_leader() {

@@ -19,6 +19,7 @@ use super::signals::{Meaning, Signals};
 use super::terminal;
 use super::tracer::{Tasks, channel};
 use crate::freeze::{self, tree};
+use crate::sys::pidfd;
 use crate::sys::wait::{self, Change};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
@@ -46,6 +47,9 @@ pub struct Plan {
 
 /// How long a program that is not our child may go on after its first process, before we look again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long its parent may take to wait for it.
+const NEWS_OF_ITS_END: Duration = Duration::from_secs(1);
 
 struct Supervisor {
     plan: Plan,
@@ -351,7 +355,23 @@ impl Supervisor {
         if self.plan.lazy.as_ref().is_some_and(Lazy::has_failed) {
             return Ended::Exited(ended::FAILED);
         }
-        self.plan.ended.get().copied().unwrap_or(Ended::Exited(0))
+        self.plan.ended.get().copied().unwrap_or_else(|| self.ended_elsewhere())
+    }
+
+    /// How a program has ended that another process waits for, which may take a moment.
+    fn ended_elsewhere(&self) -> Ended {
+        let until = Instant::now() + NEWS_OF_ITS_END;
+        while let Some(root) = &self.plan.attached {
+            if let Some(status) = pidfd::exit_status(root.as_fd()) {
+                return Ended::from_wait(status);
+            }
+            if Instant::now() > until {
+                log::warn!("how the program ended is known to its parent alone; it counts as 0 here");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ended::Exited(0)
     }
 
     fn say_end(&self, ended: Ended) {

@@ -70,6 +70,10 @@ pub fn capture(
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
         processes.iter().map(|process| Some((process.thread, known.get(&process.pid)?))).collect();
     let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
+    // Before any file is asked about: it may be one that this process serves, and it stands still.
+    if let Some(server) = found.iter().find(|seen| seen.target.as_os_str() == "/dev/fuse") {
+        return Err(server.refuse("a program that serves a file system (FUSE) cannot be saved"));
+    }
     let mut opened: HashMap<Pid, OwnedFd> = HashMap::new();
     let mut ends: Vec<(OwnedFd, Seen)> = Vec::with_capacity(found.len());
     for seen in found {

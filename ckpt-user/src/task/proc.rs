@@ -274,6 +274,12 @@ impl Stat {
         Pid::from_raw(self.number(8) as i32)
     }
 
+    /// Where its program lies: code, data, the beginning of the heap and of the stack. Another one once another program is
+    /// executed, whoever still has the memory of the one before.
+    pub fn program(&self) -> [i64; 6] {
+        [26, 27, 28, 45, 46, 47].map(|number| self.number(number))
+    }
+
     /// Clock ticks since boot.
     pub fn start_time(&self) -> u64 {
         self.number(22) as u64

@@ -22,6 +22,7 @@ pub struct Space {
     pub id: SpaceId,
     pub pid: Pid,
     start_time: u64,
+    program: [i64; 6],
     pagemap: Pagemap,
     /// What write-protects its pages; without it every checkpoint of this space is full.
     pub uffd: Option<Uffd>,
@@ -79,12 +80,13 @@ pub struct Gone {
 
 impl Space {
     pub fn new(id: SpaceId, pid: Pid) -> io::Result<Self> {
-        let start_time = ProcDir::process(pid).stat()?.start_time();
+        let stat = ProcDir::process(pid).stat()?;
         let pagemap = Pagemap::open(reached_by(pid))?;
         Ok(Self {
             id,
             pid,
-            start_time,
+            start_time: stat.start_time(),
+            program: ProcDir::process(reached_by(pid)).stat()?.program(),
             pagemap,
             uffd: None,
             soft_dirty: false,
@@ -176,10 +178,13 @@ impl Space {
         Some(count)
     }
 
-    /// Whether this is still the same address space: same process, no other program executed.
+    /// Whether this is still the same address space: same process, no other program executed. That whoever shared the memory with
+    /// it may still have it.
     pub fn is_current(&self) -> bool {
-        let same = ProcDir::process(self.pid).stat().is_ok_and(|s| s.start_time() == self.start_time);
-        same && self.pagemap.is_of_memory()
+        let stat = |pid| ProcDir::process(pid).stat();
+        let same = stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time);
+        let program = || stat(reached_by(self.pid)).is_ok_and(|stat| stat.program() == self.program);
+        same && self.pagemap.is_of_memory() && program()
     }
 
     /// Whether the chain holds it.
