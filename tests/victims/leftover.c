@@ -14,6 +14,7 @@ static int stay(void *unused)
     (void)unused;
     for (;;)
         pause();
+    return 0;
 }
 
 int main(int argc, char **argv)
