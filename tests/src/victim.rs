@@ -48,6 +48,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("execs", "execs.c", THREADS),
     ("unheard", "unheard.c", &[]),
     ("leftover", "leftover.c", &[]),
+    ("travel", "travel.c", &[]),
     ("thirtytwo", "thirtytwo.c", BARE_32_BIT),
     ("mixed", "mixed.c", THREADS),
     ("leaderless", "leaderless.c", THREADS),

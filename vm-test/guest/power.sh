@@ -13,13 +13,17 @@ job=/mnt/job ballast=/mnt/ballast
 # The same machine after each loss of power.
 echo 0123456789abcdef0123456789abcdef > /etc/machine-id
 
-restart() { "$CKPTBPF" restart $option -v -i 0.3 $job >> /files/printed 2> >(tee /run/said) & }
+# What ckptbpf says goes to the console, too: so much the user is told.
+mkfifo /run/saying
+tee /run/said < /run/saying &
+exec 7> /run/saying
+restart() { "$CKPTBPF" restart $option -v -i 0.3 $job >> /files/printed 2>&7 7>&- & }
 # It ends: refused for want of room. It runs: it has a checkpoint, or makes one.
 is_refused() { ! kill -0 "$supervisor" 2>/dev/null && grep -q "No space left on device" /run/said; }
 is_restarted_or_refused() { is_refused || grep -q "(pid " /run/said; }
 
 if [ "$leg" = first ]; then
-    "$CKPTBPF" launch -v -d $job -i 0.3 -- "$program" /files/numbers 1000000 1000 > /files/printed 2> >(tee /run/said) &
+    "$CKPTBPF" launch -v -d $job -i 0.3 -- "$program" /files/numbers 1000000 1000 > /files/printed 2>&7 7>&- &
     supervisor=$!
     before=0
 else
@@ -28,7 +32,6 @@ else
     [ "$before" -ge "$told" ] || fail "checkpoint $told was told of, and the newest is $before"
     option=
     [ $((before % 2)) = 0 ] && option=--lazy
-    : > /run/said
     restart
     supervisor=$!
     for _ in $(seq 1200); do

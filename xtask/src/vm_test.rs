@@ -153,11 +153,12 @@ fn two_at_a_time<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + S
     let next = Mutex::new(all.iter().enumerate());
     let done = Mutex::new(Vec::new());
     let one_by_one = || -> Result<()> {
-        while let Some((index, one)) = lock(&next).next() {
+        loop {
+            // Nobody waits for the lock while this one is at work.
+            let Some((index, one)) = ({ lock(&next).next() }) else { return Ok(()) };
             let result = work(one)?;
             lock(&done).push((index, result));
         }
-        Ok(())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one_by_one)).collect();
