@@ -50,7 +50,7 @@ pub fn capture(
     standards_of: Pid,
     hidden: &Hidden,
     lazy: bool,
-    known_ends: &mut Known,
+    known_ends: Option<&mut Known>,
 ) -> Result<Captured, Refusal> {
     let mut objects = memory::capture::Objects { lazy, ..Default::default() };
     let begun = Instant::now();

@@ -195,8 +195,8 @@ fn a_flag_met_for_the_first_time_is_learnt_from_smaps_once() {
     let (first, second) = (kernel.read(&[pid]), kernel.read(&[pid]));
     let shown = smaps(pid);
     let by_iterators =
-        capture(&mut tree, pid, &second, false, &mut Known::default()).err().map(|e| e.to_string());
-    let by_smaps = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default())
+        capture(&mut tree, pid, &second, false, Some(&mut Known::default())).err().map(|e| e.to_string());
+    let by_smaps = capture(&mut tree, pid, &Hidden::default(), false, Some(&mut Known::default()))
         .err()
         .map(|e| e.to_string());
     tree.thaw();
@@ -243,8 +243,8 @@ fn descriptors_shared_and_alike_are_told_apart_both_ways() {
     let mut tree = freeze(pid, &kernel).unwrap();
     let pids: Vec<Pid> = tree.processes.iter().map(|p| p.pid).collect();
     let hidden = kernel.read(&pids);
-    let by_iterators = capture(&mut tree, pid, &hidden, false, &mut Known::default());
-    let by_looking = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default());
+    let by_iterators = capture(&mut tree, pid, &hidden, false, Some(&mut Known::default()));
+    let by_looking = capture(&mut tree, pid, &Hidden::default(), false, Some(&mut Known::default()));
     tree.kill();
     end(child);
     let (by_iterators, by_looking) = (by_iterators.unwrap().image, by_looking.unwrap().image);
@@ -268,8 +268,9 @@ fn iterators_and_injected_calls_find_the_same() {
     kernel.load(bpf::Options::default());
     let mut tree = freeze(pid, &kernel).unwrap();
     let hidden = kernel.read(&[pid]);
-    let by_iterators = capture(&mut tree, pid, &hidden, false, &mut Known::default()).unwrap();
-    let by_injection = capture(&mut tree, pid, &Hidden::default(), false, &mut Known::default()).unwrap();
+    let by_iterators = capture(&mut tree, pid, &hidden, false, Some(&mut Known::default())).unwrap();
+    let by_injection =
+        capture(&mut tree, pid, &Hidden::default(), false, Some(&mut Known::default())).unwrap();
     tree.thaw();
     end(child);
     assert_eq!(by_iterators.injected, 0);

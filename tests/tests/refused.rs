@@ -229,6 +229,8 @@ rows! {
         "keep[0].close(), keep[1].close()", ["descriptor ", "an empty message waits in it"];
     an_empty_message_behind_another: "global keep\nkeep = socket.socketpair(type=socket.SOCK_SEQPACKET)\nkeep[0].send(b'abc'), keep[0].send(b''), keep[0].send(b'd')",
         "(keep[1].recv(9), keep[1].recv(9), keep[1].recv(9)) == (b'abc', b'', b'd') or os._exit(9)", ["descriptor ", "an empty message waits in it"];
+    an_empty_message_before_the_end: "global keep\nkeep = socket.socketpair(type=socket.SOCK_SEQPACKET)\nkeep[0].send(b''), keep[0].send(b'x'), keep[0].close()",
+        "(keep[1].recv(9), keep[1].recv(9)) == (b'', b'x') or os._exit(9), keep[1].close()", ["descriptor ", "an empty message waits in it"];
     packets_beside_bytes: "global keep\nkeep = os.pipe()\nos.write(keep[1], b'ab')\nfcntl.fcntl(keep[1], fcntl.F_SETFL, os.O_DIRECT)\nos.write(keep[1], b'cd')",
         "os.close(keep[0]), os.close(keep[1])", ["descriptor ", "packets (O_DIRECT) beside other bytes"];
     a_packet_that_is_not_complete: "global keep\nkeep = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)\nkeep[0].bind(('127.0.0.1', 0)), keep[1].connect(keep[0].getsockname()), keep[1].send(b'x', socket.MSG_MORE)",

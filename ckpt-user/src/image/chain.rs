@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread::Builder;
 use std::time::Duration;
 
 /// Prune replaces and deletes files; what a reader then misses is there a moment later under another inode.
@@ -185,7 +186,9 @@ impl Chain {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(|| work(&mut |_| ()))).collect();
+            // Where no thread is to be had, this one does it alone.
+            let begin = |_| Builder::new().spawn_scoped(scope, || work(&mut |_| ())).ok();
+            let others: Vec<_> = (1..THREADS).filter_map(begin).collect();
             let own = work(&mut |done| progress(done, total));
             let joined =
                 others.into_iter().map(|thread| thread.join().unwrap_or(Err(ImageError::WorkerGone)));
@@ -258,23 +261,29 @@ fn open_listed(
     check: &mut dyn FnMut(&Chain) -> Result<(), ImageError>,
 ) -> Result<Opened, ImageError> {
     let mut left = publish::ids(dir)?;
-    let mut open = |id| {
-        let chain = open_exactly(dir, id)?;
-        check(&chain)?;
-        Ok(chain)
+    // What is wrong with it; or what may be over the next time, and is no reason to go back.
+    let mut open = |id| -> Result<Result<Chain, ImageError>, ImageError> {
+        let chain = match open_exactly(dir, id) {
+            Ok(chain) => chain,
+            Err(error) => return Ok(Err(error)),
+        };
+        match check(&chain) {
+            Err(error) if !error.is_damage() => Err(error),
+            checked => Ok(checked.map(|()| chain)),
+        }
     };
     if let Some(id) = at {
         if !left.contains(&id) {
             return Err(ImageError::NoSuchGeneration { dir: dir.into(), id });
         }
-        return Ok(Opened { chain: open(id)?, warnings: Vec::new() });
+        return Ok(Opened { chain: open(id)??, warnings: Vec::new() });
     }
     let Some(mut id) = left.pop() else {
         return Err(ImageError::NoGenerations { dir: dir.into() });
     };
     let mut faults: Vec<String> = Vec::new();
     loop {
-        let error: ImageError = match open(id) {
+        let error: ImageError = match open(id)? {
             Ok(chain) => {
                 let taken = format!("; taking checkpoint {id} instead");
                 let warnings = faults.into_iter().map(|fault| fault + &taken).collect();

@@ -124,6 +124,17 @@ impl ImageError {
         ImageError::Refused { path: path.to_path_buf(), fault }
     }
 
+    /// Whether the file is not what was written, or its disk cannot read it: the next time it will be no better.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            ImageError::Refused { .. } => true,
+            ImageError::Io { source, .. } => {
+                source.kind() == io::ErrorKind::UnexpectedEof || source.raw_os_error() == Some(libc::EIO)
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }

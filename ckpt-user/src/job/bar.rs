@@ -4,7 +4,7 @@ use std::fs::DirEntry;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::terminal;
@@ -63,7 +63,7 @@ impl Written {
             return Self { stop: None, thread: None };
         }
         let (stop, stopped) = channel();
-        let thread = std::thread::spawn(move || {
+        let thread = Builder::new().spawn(move || {
             let mut is_drawn = false;
             let mut wait = QUICK;
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
@@ -81,7 +81,8 @@ impl Written {
                 let _ = write!(io::stderr(), "\r\x1b[K");
             }
         });
-        Self { stop: Some(stop), thread: Some(thread) }
+        // Without a thread nothing is shown.
+        Self { stop: Some(stop), thread: thread.ok() }
     }
 }
 

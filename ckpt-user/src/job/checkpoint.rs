@@ -154,9 +154,10 @@ impl Checkpointer {
         self.renew_spaces(tracer)?;
         if self.is_doubtful {
             let (root, tracked, kernel) = (self.root, self.tracked.clone(), self.kernel.clone());
-            tracer
+            let stood = tracer
                 .run(move || in_freeze::look(root, &tracked, &kernel))
                 .ok_or(CheckpointError::NoTracer)??;
+            self.event(&Event::named("look", stood));
         }
         let ends_bytes = self.read_ends();
         let dir = self.lease.dir().clone();

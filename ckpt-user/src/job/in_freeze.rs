@@ -210,7 +210,7 @@ fn inside(
     let hidden = timed(&mut reading, || kernel.read(&members));
     let standards_of = tracked.standards_of.map_or_else(Pid::this, reached_by);
     let lazy = tracked.pager.is_some();
-    let captured = capture::capture(tree, standards_of, &hidden, lazy, &mut tracked.ends)?;
+    let captured = capture::capture(tree, standards_of, &hidden, lazy, Some(&mut tracked.ends))?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
     image.cpu_time_before = u64::try_from(tracked.cpu_time_before.as_nanos()).unwrap_or(u64::MAX);
@@ -284,13 +284,15 @@ fn inside(
 
 /// Whether a checkpoint would be refused, as far as that does not depend on the content of pages: freezes, looks at everything,
 /// thaws.
-pub fn look(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<(), Refusal> {
+///
+/// Returns for how long it stood.
+pub fn look(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<Duration, Refusal> {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
     machine::cpu_features();
     let mut tree = freeze::freeze(root, kernel)?;
     let seen = looked_at(&mut tree, &mut tracked, kernel);
-    tree.thaw();
-    seen
+    let stood = tree.thaw();
+    seen.map(|()| stood)
 }
 
 fn looked_at(tree: &mut FrozenTree, tracked: &mut Tracked, kernel: &Kernel) -> Result<(), Refusal> {
@@ -299,7 +301,7 @@ fn looked_at(tree: &mut FrozenTree, tracked: &mut Tracked, kernel: &Kernel) -> R
     let hidden = kernel.read(&members);
     let standards_of = tracked.standards_of.map_or_else(Pid::this, reached_by);
     let lazy = tracked.pager.is_some();
-    let mut image = capture::capture(tree, standards_of, &hidden, lazy, &mut Known::default())?.image;
+    let mut image = capture::capture(tree, standards_of, &hidden, lazy, None)?.image;
     for (process, record) in tree.processes.iter().zip(&mut image.processes) {
         let space = space_of(&mut tracked.spaces, process.pid)?;
         // What the pager watches is told from what the program watches once that has let go of it.

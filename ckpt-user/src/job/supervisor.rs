@@ -21,6 +21,7 @@ use super::tracer::{Tasks, channel};
 use crate::freeze::{self, tree};
 use crate::sys::pidfd;
 use crate::sys::wait::{self, Change};
+use crate::task::proc::ProcDir;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
@@ -362,14 +363,19 @@ impl Supervisor {
     fn ended_elsewhere(&self) -> Ended {
         let until = Instant::now() + NEWS_OF_ITS_END;
         while let Some(root) = &self.plan.attached {
-            if let Some(status) = pidfd::exit_status(root.as_fd()) {
-                return Ended::from_wait(status);
+            let told = pidfd::exit_status(root.as_fd());
+            let is_told = told.is_ok() && Instant::now() < until;
+            // Field 52 is that of wait(2), too.
+            let zombie = ProcDir::process(self.plan.root).stat().ok().filter(|stat| stat.state() == 'Z');
+            match (told, zombie) {
+                (Ok(Some(status)), _) => return Ended::from_wait(status),
+                (_, Some(zombie)) if !is_told => return Ended::from_wait(zombie.number(52) as i32),
+                _ if !is_told => {
+                    log::warn!("how the program ended is known to its parent alone; it counts as 0 here");
+                    break;
+                }
+                _ => std::thread::sleep(Duration::from_millis(5)),
             }
-            if Instant::now() > until {
-                log::warn!("how the program ended is known to its parent alone; it counts as 0 here");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
         }
         Ended::Exited(0)
     }

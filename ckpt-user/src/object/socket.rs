@@ -12,7 +12,7 @@ use super::endpoint::{self, polled};
 use super::option::{self, Kind, PASSPIDFD, SocketOption, halved};
 use super::{Object, Seen, named};
 use crate::sys::diag::{self, Diagnosis};
-use crate::sys::socket;
+use crate::sys::socket::{self, Peeked};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
@@ -128,9 +128,6 @@ pub fn capture(
             "its other end is held by a process outside the program, or on its way in a message".to_owned()
         );
     }
-    if polled(fd, PollFlags::POLLERR) {
-        return Err("an error waits in it, which cannot be saved".to_owned());
-    }
     let waiting = waiting.unwrap_or_else(|| Err("it was not looked into".to_owned()))?;
     if let Some(sender) =
         waiting.iter().filter_map(|m| m.sender).find(|s| !members.contains(&Pid::from_raw(s.pid)))
@@ -168,6 +165,10 @@ pub fn waiting(fd: &OwnedFd) -> Result<Option<Vec<Found>>, String> {
     let said = |e: io::Error| e.to_string();
     if socket::integer(fd, libc::SO_DOMAIN).map_err(said)? != libc::AF_UNIX {
         return Ok(None);
+    }
+    // Whoever reads takes it: it is to be the program.
+    if polled(fd, PollFlags::POLLERR) {
+        return Err("an error waits in it, which cannot be saved".to_owned());
     }
     // Nothing comes to one that is not connected, but messages to its name: whoever has sent these is not known.
     if socket::peer_address(fd).is_err() {
@@ -214,15 +215,24 @@ fn no_empty_one(fd: &OwnedFd, kind: i32) -> Result<(), String> {
     peeks_at(-1).map_err(said)?;
     let head = socket::peek(fd, &mut [0]);
     peeks_at(0).map_err(said)?;
-    let is_end = kind != libc::SOCK_DGRAM && polled(fd, PollFlags::from_bits_retain(libc::POLLRDHUP));
     match head {
-        Ok(head) if head.len == 0 && !is_end => {
+        Ok(head) if head.len == 0 && !is_end(&head, kind) => {
             met.insert(identity);
             Err(EMPTY.to_owned())
         }
         _ if met.contains(&identity) => Err(EMPTY.to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Whether nothing was there to be peeked at, as the other end sends no more: with SO_PASSCRED each message names somebody.
+fn is_end(got: &Peeked, kind: i32) -> bool {
+    let nobody = match kind {
+        libc::SOCK_STREAM => true,
+        libc::SOCK_SEQPACKET => got.sender.is_none(),
+        _ => false,
+    };
+    nobody && got.len == 0
 }
 
 fn inode(fd: &OwnedFd) -> Result<u64, String> {
@@ -241,7 +251,7 @@ fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
     loop {
         let got = match socket::peek(fd, &mut buffer) {
             // The other end sends no more.
-            Ok(got) if got.len == 0 && kind != libc::SOCK_DGRAM && polled(fd, hung_up) => break,
+            Ok(got) if is_end(&got, kind) && polled(fd, hung_up) => break,
             Ok(got) if got.len == 0 => {
                 WITH_EMPTY_ONES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode(fd)?);
                 return Err(EMPTY.to_owned());
@@ -265,6 +275,9 @@ fn peek_all(fd: &OwnedFd, kind: i32) -> Result<Vec<Found>, String> {
         total += got.len;
     }
     if kind != libc::SOCK_DGRAM && total != socket::waiting(fd).map_err(said)? {
+        if !is_stream {
+            WITH_EMPTY_ONES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode(fd)?);
+        }
         return Err(
             "data out of band (MSG_OOB) or empty messages wait in it, which cannot be saved yet".to_owned()
         );

@@ -53,7 +53,8 @@ pub struct Captured {
     pub read: u64,
 }
 
-/// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors.
+/// Captures the tables of all processes of a stopped tree; `known` is what the kernel has said of their descriptors. Without
+/// `known_ends` the ends of files are not read.
 ///
 /// Descriptors 0, 1 and 2 of `standards_of` are the standard streams ([`Streams`]); `ended` are processes of the tree that have ended.
 ///
@@ -65,13 +66,15 @@ pub fn capture(
     standards_of: Pid,
     known: &HashMap<Pid, Vec<FileRow>>,
     objects: &mut Objects,
-    known_ends: &mut Known,
+    known_ends: Option<&mut Known>,
 ) -> Result<Captured, Refusal> {
     let rows: Option<Vec<(Pid, &Vec<FileRow>)>> =
         processes.iter().map(|process| Some((process.thread, known.get(&process.pid)?))).collect();
     let (mut tables, found) = rows.map_or_else(|| by_looking(processes), |rows| by_rows(&rows))?;
     // Before any file is asked about: it may be one that this process serves, and it stands still.
-    if let Some(server) = found.iter().find(|seen| seen.target.as_os_str() == "/dev/fuse") {
+    if let Some(server) =
+        found.iter().find(|seen| ["dev/fuse", "dev/cuse"].iter().any(|name| seen.target.ends_with(name)))
+    {
         return Err(server.refuse("a program that serves a file system (FUSE) cannot be saved"));
     }
     let mut opened: HashMap<Pid, OwnedFd> = HashMap::new();
@@ -104,7 +107,7 @@ pub fn capture(
         let own = streams.iter().find(|&&stream| stream == descriptor.number);
         descriptor.standard = own.or(streams.first()).copied();
     }
-    let read = file_ends::capture(&mut descriptions, &ends, known_ends);
+    let read = known_ends.map_or(0, |known| file_ends::capture(&mut descriptions, &ends, known));
     check_carried(&ends, &descriptions)?;
     own_locks(processes, &mut tables, &ends, &descriptions)?;
     Ok(Captured { tables, descriptions, read })

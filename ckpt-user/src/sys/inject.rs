@@ -71,9 +71,7 @@ pub fn call(
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(i64, Stopped)> {
     undisturbed(&thread)?;
-    // Signals wait for the end of a job-control stop, and go on waiting while the thread runs for us: one may end the program.
-    let mask = matches!(thread.stop(), Stop::Group(_)).then(|| thread.sigmask()).transpose()?;
-    let (result, thread) = made(memory, thread, at, call, mask, keep)?;
+    let (result, thread) = made(memory, thread, at, call, keep)?;
     Ok((result?, thread))
 }
 
@@ -98,18 +96,17 @@ fn made(
     thread: Stopped,
     at: u64,
     call: Call,
-    mask: Option<u64>,
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(io::Result<i64>, Stopped)> {
     let mut thread = thread;
     let mut original;
     // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
     let entry = loop {
-        original = Original { regs: thread.regs()?, mask };
+        original = Original { regs: thread.regs()?, mask: held_up(&thread)? };
         memory.write(at, &code(&original, keep.is_some(), at))?;
         thread.set_regs(&start(&original.regs, at, call))?;
         // Not before it stands at what undoes that.
-        mask.map_or(Ok(()), |_| thread.set_sigmask(!0))?;
+        original.mask.map_or(Ok(()), |_| thread.set_sigmask(!0))?;
         let stopped = thread.syscall()?.wait_stopped()?;
         match stopped.stop() {
             Stop::Syscall => break stopped,
@@ -133,7 +130,7 @@ fn made(
                 // A signal comes first: the thread takes it, then the descriptor is closed by another call.
                 let thread = settle(next, &original)?;
                 let close = Call::new(libc::SYS_close, &[result as u64]);
-                let (_, thread) = made(memory, thread, at, close, mask, None)?;
+                let (_, thread) = made(memory, thread, at, close, None)?;
                 return Ok((kept.map(|()| result), thread));
             }
         }
@@ -142,6 +139,12 @@ fn made(
     let thread = settle(last, &original)?;
     memory.write(at, &[0; CODE_LEN])?;
     Ok((kept.map(|()| result), thread))
+}
+
+/// Signals wait for the end of a job-control stop, and go on waiting while the thread runs for us: one may end the program.
+/// Returns its own mask where they are to be held up.
+fn held_up(thread: &Stopped) -> io::Result<Option<u64>> {
+    matches!(thread.stop(), Stop::Group(_)).then(|| thread.sigmask()).transpose()
 }
 
 /// Neither seccomp filters nor the program itself come between: the former are suspended, and a thread whose system calls
@@ -211,10 +214,10 @@ fn code(original: &Original, close_result: bool, at: u64) -> Vec<u8> {
     }
     let mask_at = at + CODE_LEN as u64 - 8;
     if mask.is_some() {
-        // mov eax, 14; mov edi, SIG_SETMASK; mov rsi, mask_at; xor edx, edx; mov r10d, 8; syscall
+        // mov eax, 14; mov edi, SIG_SETMASK; mov rsi, mask_at; mov edx, 0; mov r10d, 8; syscall. None of them changes a flag.
         code.extend([0xb8, 14, 0, 0, 0, 0xbf, 2, 0, 0, 0, 0x48, 0xbe]);
         code.extend(mask_at.to_le_bytes());
-        code.extend([0x31, 0xd2, 0x41, 0xba, 8, 0, 0, 0, 0x0f, 0x05]);
+        code.extend([0xba, 0, 0, 0, 0, 0x41, 0xba, 8, 0, 0, 0, 0x0f, 0x05]);
     }
     let registers: [([u8; 2], u64); 9] = [
         ([0x48, 0xbf], original.rdi),

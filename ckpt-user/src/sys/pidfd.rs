@@ -34,9 +34,12 @@ pub fn get_fd(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// How the process has ended, as wait(2) has it, once its parent has waited for it. `None`: it has not, or the kernel does not
-/// tell (before Linux 6.15). PIDFD_GET_INFO of linux/pidfd.h.
-pub fn exit_status(process: BorrowedFd<'_>) -> Option<i32> {
+/// How the process has ended, as wait(2) has it, once its parent has waited for it (Linux 6.15). `None`: it has not.
+/// PIDFD_GET_INFO of linux/pidfd.h.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn exit_status(process: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     const EXIT: u64 = 1 << 3;
     /// struct pidfd_info in its first version.
     #[repr(C)]
@@ -50,8 +53,8 @@ pub fn exit_status(process: BorrowedFd<'_>) -> Option<i32> {
     nix::ioctl_readwrite!(get_info, 0xff, 11, Info);
     let mut info = Info { mask: EXIT, ..Info::default() };
     // SAFETY: the kernel writes no more than the size that the number says, which is the struct's.
-    unsafe { get_info(process.as_raw_fd(), &raw mut info) }.ok()?;
-    (info.mask & EXIT != 0).then_some(info.exit_code)
+    unsafe { get_info(process.as_raw_fd(), &raw mut info) }?;
+    Ok((info.mask & EXIT != 0).then_some(info.exit_code))
 }
 
 /// Sends `signal` to the process.

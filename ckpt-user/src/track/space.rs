@@ -81,12 +81,14 @@ pub struct Gone {
 impl Space {
     pub fn new(id: SpaceId, pid: Pid) -> io::Result<Self> {
         let stat = ProcDir::process(pid).stat()?;
+        // Before its memory is opened: should it execute another program in between, the next look finds that.
+        let program = ProcDir::process(reached_by(pid)).stat()?.program();
         let pagemap = Pagemap::open(reached_by(pid))?;
         Ok(Self {
             id,
             pid,
             start_time: stat.start_time(),
-            program: ProcDir::process(reached_by(pid)).stat()?.program(),
+            program,
             pagemap,
             uffd: None,
             soft_dirty: false,
