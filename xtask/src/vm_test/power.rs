@@ -67,7 +67,10 @@ impl Power {
         let kernel = ground.kernel(&self.kernel)?;
         let initrd = ground.pack(&name, kernel, &["power.sh", self.room.word()])?;
         let console = ground.folder.join(format!("{name}.console"));
-        let mut seed = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() & 0xffff_ffff)?;
+        let mut seed = match std::env::var("CKPTBPF_SEED") {
+            Ok(given) => given.parse().context("CKPTBPF_SEED")?,
+            Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        };
         println!("{self}: CKPTBPF_SEED={seed}");
         let mut told = 0;
         for life in 0..=self.cuts {
