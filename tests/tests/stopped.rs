@@ -275,6 +275,8 @@ for of, number in [(idle, 15), (idle, 1), (idle, 14), (idle, 9 + 26), (with_a_th
     for _ in range(1 + (of is with_a_thread)): os.read(told[0], 1)
     until(lambda: of is not without_its_first or read(pid, 'stat').rsplit(') ', 1)[1][0] == 'Z')
     until(lambda: of is not in_a_suspension or read(pid, 'syscall').startswith('130 '))
+    # In pause(2): before it, a handler would run too early to end that.
+    until(lambda: of is not with_a_handler or read(pid, 'syscall').startswith('34 '))
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
     if number: os.kill(pid, number)

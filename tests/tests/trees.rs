@@ -30,7 +30,7 @@ fn orphans_sessions_and_groups_without_their_leaders() {
 #[test]
 fn what_is_executed_beside_a_child_that_keeps_the_memory() {
     let sandbox = Sandbox::new("leftover");
-    let program = victim_cmd("leftover").args(["200", "2000"]);
+    let program = victim_cmd("leftover").args(["400", "2000"]);
     let undisturbed = sandbox.spawn(program.clone());
     undisturbed.wait_for_output("here\n", SOON);
     undisturbed.kill(Signal::SIGUSR1);
@@ -44,12 +44,11 @@ fn what_is_executed_beside_a_child_that_keeps_the_memory() {
     job.running().wait_for_output("\n3 ", SOON);
     for mode in [Mode::Eager, Mode::Lazy] {
         job.checkpoint();
-        let from = job.running().stdout().len();
-        sandbox.wait_for("some steps", SOON, || job.running().stdout().len() > from + 100);
         assert_eq!(job.checkpoint().tasks, 2);
         job.kill_all();
         job.restart(mode, &[]);
-        job.running().wait_for_output(" ", SOON);
+        // However far it has come: its last step is still to come.
+        job.program();
     }
     let_go(&sandbox);
     job.wait(SOON).success();
