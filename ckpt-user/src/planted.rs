@@ -1,4 +1,5 @@
-//! Bugs to be found: what `tests/tests/random_ops.rs` and `tests/tests/paged.rs` turn on to see that their programs find it.
+//! Bugs to be found: what `tests/tests/random_ops.rs`, `tests/tests/paged.rs` and `cargo xtask vm-test --planted` turn on to see that
+//! their programs find it.
 //!
 //! Only the binary `ckptbpf-planted` has them, which is built with the feature `planted-bugs`; in any other build [`is`] is
 //! a constant, and nothing of them is compiled.

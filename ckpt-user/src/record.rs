@@ -17,6 +17,7 @@ use crate::task::registers::Registers;
 use crate::task::scheduling::Scheduling;
 use crate::task::signals::{Action, ThreadSignals};
 use crate::task::surroundings::Surroundings;
+use crate::task::xstate::Component;
 use crate::task::zombie::Zombie;
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -78,6 +79,12 @@ pub struct Machine {
     #[prost(bytes = "vec", tag = "6")]
     #[serde(skip)]
     pub vdso_image: Vec<u8>,
+    /// Where the processor saves which registers.
+    #[prost(message, repeated, tag = "7")]
+    pub xsave: Vec<Component>,
+    /// `--cpu-baseline`, empty for none.
+    #[prost(string, tag = "8")]
+    pub cpu_baseline: String,
 }
 
 /// The program's own clocks at the checkpoint, nanoseconds.

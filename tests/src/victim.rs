@@ -8,6 +8,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::Cmd;
 
+/// A shell and what it calls, all in one program.
+pub const BUSYBOX: &str = "/bin/busybox";
+
 const STATIC: &[&str] = &["-static"];
 const RUST: &[&str] = &["-O", "--edition", "2024", "-C", "target-feature=+crt-static"];
 const THREADS: &[&str] = &["-pthread"];
@@ -106,6 +109,7 @@ pub fn victim_cmd(name: &str) -> Cmd {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("py") => Cmd::new("/usr/bin/python3").arg(path),
         Some("sh") => Cmd::new("/bin/bash").arg(path),
+        Some("ash") => Cmd::new(BUSYBOX).arg("sh").arg(path),
         _ => Cmd::new(path),
     }
 }

@@ -188,3 +188,54 @@ fn run_launches_first_and_restarts_then() {
     assert_eq!(walk(&sandbox, anew).success().stdout_text(), joined);
     assert!(sandbox.dir().join("images/old-1/000001.ckpt").exists());
 }
+
+/// Which levels the dynamic linker finds on its processor: `x86-64-v2 (supported, searched)` in its help.
+fn levels(sandbox: &Sandbox, cmd: Cmd) -> Vec<String> {
+    let help = sandbox.run(cmd).success().stdout_text();
+    let level = |line: &str| line.trim().strip_suffix(" (supported, searched)").map(str::to_owned);
+    help.lines().filter_map(level).filter(|level| level.starts_with("x86-64-v")).collect()
+}
+
+#[test]
+fn a_program_is_told_of_its_baseline_and_no_more() {
+    const LINKER: &str = "/lib64/ld-linux-x86-64.so.2";
+    let sandbox = Sandbox::new("baseline");
+    let all = levels(&sandbox, Cmd::new(LINKER).arg("--help"));
+    let expected =
+        |most: &str| all.iter().filter(|level| level.as_str() <= most).cloned().collect::<Vec<_>>();
+    for (name, level) in
+        [("launch", "x86-64"), ("run", "x86-64-v2"), ("launch", "x86-64-v3"), ("run", "x86-64-v4")]
+    {
+        let options = ["--cpu-baseline", level, "--new", "-d", "told", "--", LINKER, "--help"];
+        assert_eq!(levels(&sandbox, verb(name, options)), expected(level), "{level} of {all:?}");
+    }
+    // Variables that are there are added to.
+    let options = ["--cpu-baseline", "x86-64-v2", "-d", "own", "--", "/bin/sh", "-c", "echo $GLIBC_TUNABLES"];
+    let own = verb("launch", options).env("GLIBC_TUNABLES", "glibc.malloc.check=1");
+    let told = sandbox.run(own).success().stdout_text();
+    assert!(told.starts_with("glibc.malloc.check=1:glibc.cpu.hwcaps=-AVX,"), "{told}");
+    let machine = |id: u64| -> Value {
+        let shown = sandbox.run(verb("inspect", ["--json", &format!("images/{id:06}.ckpt")])).success();
+        serde_json::from_slice::<Value>(&shown.stdout).unwrap()["machine"].clone()
+    };
+    // The restart goes on with it, and without it there is more.
+    let options = ["--cpu-baseline", "x86-64-v2", "-i", "0.05", "--exit-after-ckpt", "-d", "images", "--"];
+    sandbox.run(verb("launch", options).program(&count())).expect_code(85);
+    sandbox.run(verb("restart", ["-i", "0.05", "--exit-after-ckpt", "images"])).expect_code(85);
+    for id in [1, 2] {
+        let machine = machine(id);
+        assert_eq!(machine["cpu_baseline"], "x86-64-v2", "{machine}");
+        assert!((7..=14).contains(&machine["cpu_features"].as_u64().unwrap()), "{machine}");
+    }
+    sandbox.run("rm -r images").success();
+    sandbox
+        .run(verb("launch", ["-i", "0.05", "--exit-after-ckpt", "-d", "images", "--"]).program(&count()))
+        .expect_code(85);
+    assert!(
+        machine(1)["cpu_baseline"].is_null() && machine(1)["cpu_features"].as_u64() > Some(14),
+        "{}",
+        machine(1)
+    );
+    let unknown = sandbox.run(verb("launch", ["--cpu-baseline", "pentium", "--", "true"])).expect_code(125);
+    assert!(unknown.stderr_text().contains("x86-64-v3"), "{}", unknown.stderr_text());
+}

@@ -25,6 +25,7 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
         "a_directory_of_another_host",
     ),
     (&["launch", "run"], &["--user"], "options.rs", "another_user_s_program"),
+    (&["launch", "run"], &["--cpu-baseline"], "options.rs", "a_program_is_told_of_its_baseline_and_no_more"),
     (&["launch"], &["--new"], "status.rs", "a_folder_with_checkpoints_is_not_launched_into"),
     (&["run"], &["--new", "--at"], "options.rs", "run_launches_first_and_restarts_then"),
     (&["restart"], &["--at"], "memory.rs", "restart_at_each"),

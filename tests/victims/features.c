@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -118,6 +119,23 @@ static int reads_memory(void) {
     return process_vm_readv(getpid(), &here, 1, &there, 1, 0) == sizeof to && strcmp(to, "memory") == 0;
 }
 
+static int lacks_rseq(void) { return syscall(SYS_rseq, 0, 0, 0, 0) < 0 && errno == ENOSYS; }
+
+// PTRACE_GET_RSEQ_CONFIGURATION: nothing has to be told where there is no rseq(2).
+static int tells_rseq(void) {
+    int child = fork(), status = 0;
+    if (child == 0) {
+        for (;;) pause();
+    }
+    uint64_t told[3] = {0};
+    int ok = ptrace(PTRACE_SEIZE, child, 0, 0) == 0 && ptrace(PTRACE_INTERRUPT, child, 0, 0) == 0 &&
+             waitpid(child, &status, 0) == child && WIFSTOPPED(status) &&
+             (ptrace(0x420f, child, sizeof told, told) == sizeof told || lacks_rseq());
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return ok;
+}
+
 static int exists(const char *path) { return access(path, F_OK) == 0; }
 
 int main(void) {
@@ -138,6 +156,7 @@ int main(void) {
     say("pid namespace", unshares(CLONE_NEWPID));
     say("time namespace", unshares(0x80));
     say("pidfd_getfd", borrows_descriptors());
+    say("ptrace rseq", tells_rseq());
     say("kcmp", compares());
     say("process_vm_readv", reads_memory());
     say("PR_SET_MM_MAP", prctl(PR_SET_MM, PR_SET_MM_MAP_SIZE, &(unsigned){0}, 0, 0) == 0);

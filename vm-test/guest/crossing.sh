@@ -5,6 +5,7 @@
 # first: runs it, undisturbed to its end for comparison, then with checkpoints. next: restarts it. last: restarts it to its end.
 # refused: a restart names REASON and changes nothing. All but the last leg end with kill -9 of everything, right after a
 # checkpoint.
+# vm.baseline=LEVEL on the kernel's command line: of what processor the program is told, if not of the one that is there.
 set -u
 leg=$1 mode=$2 program=$VICTIMS/$3 reason=${4:-}
 name=crossing
@@ -19,7 +20,8 @@ first)
     touch let-go
     "$program" expected $steps 0 > /dev/null || fail "the undisturbed run"
     rm let-go
-    "$CKPTBPF" launch -d job -i 0.5 -- "$program" numbers $steps $period > printed &
+    baseline=$(word baseline)
+    "$CKPTBPF" launch ${baseline:+--cpu-baseline "$baseline"} -d job -i 0.5 -- "$program" numbers $steps $period > printed &
     before=0
     ;;
 refused)

@@ -15,8 +15,11 @@ mod modules;
 mod nodes;
 mod pack;
 mod plan;
+mod planted;
 mod power;
 mod route;
+mod share;
+mod systemd;
 mod table;
 mod vmlinux;
 
@@ -32,6 +35,7 @@ use journey::{Ground, Journey};
 use kernels::{Kernel, Matrix};
 use machine::Machine;
 use plan::{Plan, Programs};
+use share::Share;
 use table::{Column, Table};
 
 /// Two emulated machines keep two processors busy.
@@ -48,6 +52,9 @@ pub struct Args {
     /// What CI runs: few kernels, few tests
     #[arg(long)]
     short: bool,
+    /// Have bugs in ckptbpf found, and nothing else
+    #[arg(long)]
+    planted: bool,
     /// Keep what the machines were started with, and what they have printed
     #[arg(long)]
     keep: bool,
@@ -63,9 +70,9 @@ pub fn run(args: &Args) -> Result<()> {
     setup::virtual_machines()?;
     let cache = cache()?;
     println!("kernels are kept in {}", cache.display());
-    let fetched = fetch::all(&matrix.kernels, &cache)?;
+    let (fetched, busybox) = fetch::all(&matrix.kernels, &cache)?;
     test::build()?;
-    let programs = plan::build()?;
+    let programs = plan::build(busybox)?;
     let folder = Path::new("target/vm-test");
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     if args.shell {
@@ -76,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut guests = Vec::new();
     for ((kernel, fetched), plan) in matrix.kernels.iter().zip(&fetched).zip(plans) {
         // A filter may leave it nothing but journeys.
-        if plan.names().is_empty() {
+        if plan.names().is_empty() || args.planted {
             continue;
         }
         guests.push(Guest { kernel, fetched, plan, files: folder.join(&kernel.name) });
@@ -86,12 +93,14 @@ pub fn run(args: &Args) -> Result<()> {
     if !guests.is_empty() {
         println!("\n{table}");
     }
+    let planted = args.planted.then(|| planted::build(&programs)).transpose()?;
     let ground = Ground {
         kernels: matrix.kernels.iter().map(|kernel| kernel.name.as_str()).zip(&fetched).collect(),
         programs: &programs,
+        planted: planted.as_ref(),
         folder,
     };
-    let mut journeys = Journey::all(&matrix);
+    let mut journeys = Journey::all(&matrix, args.planted);
     journeys.retain(|journey| plan::is_wanted(&args.filter, &journey.to_string()));
     let arrived = two_at_a_time(&journeys, |journey| journey.go(&ground))?;
     let mut counts = table.counts();
@@ -133,7 +142,9 @@ impl Guest<'_> {
         let [initrd, console] =
             ["cpio", "console"].map(|kind| PathBuf::from(format!("{}.{kind}", self.files.display())));
         pack::initramfs(&initrd, programs, &self.plan, self.fetched)?;
-        let machine = Machine::new(&self.fetched.vmlinux, &initrd);
+        let is_shared = self.plan.tests.iter().any(|test| test.on_host);
+        let share = is_shared.then(|| Share::begin("/usr", "usr")).transpose()?;
+        let machine = Machine { share: share.as_ref(), ..Machine::new(&self.fetched.vmlinux, &initrd) };
         let results = guest::run(&self.kernel.name, &machine, &console)?;
         let column = Column::new(&self.kernel.name, &self.fetched.version, &self.plan, results);
         if !keep {

@@ -21,6 +21,7 @@ use super::Feature;
 use crate::sys::{
     pidfd,
     probe::{self, Idle},
+    ptrace as stops,
 };
 
 const CONFIG: &str = "use a kernel with CONFIG_CHECKPOINT_RESTORE (every distribution's has it)";
@@ -34,6 +35,9 @@ pub(super) fn probe() -> Vec<Feature> {
         Feature::new("ptrace seize", "stopping the program, its registers")
             .required()
             .needs(with(seize), CONTAINER),
+        Feature::new("ptrace rseq", "restartable sequences (rseq) of threads")
+            .required()
+            .needs(with(rseq), "Linux 5.13 or newer has it (PTRACE_GET_RSEQ_CONFIGURATION)"),
         Feature::new("process_vm_readv", "copying memory").required().needs(with(read_memory), CONTAINER),
         Feature::new("pidfd_getfd", "the program's sockets, pipes and files")
             .required()
@@ -75,6 +79,15 @@ fn seize(child: &Idle) -> io::Result<()> {
     ptrace::interrupt(child.pid())?;
     waitpid(child.pid(), None)?;
     Ok(ptrace::detach(child.pid(), None)?)
+}
+
+fn rseq(child: &Idle) -> io::Result<()> {
+    let running = stops::seize(child.pid(), 0)?;
+    running.interrupt()?;
+    let stopped = running.wait_stopped()?;
+    let told = stopped.rseq().map(drop);
+    stopped.detach()?;
+    told
 }
 
 fn read_memory(child: &Idle) -> io::Result<()> {

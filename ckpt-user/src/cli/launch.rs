@@ -7,6 +7,7 @@ use clap::Args;
 use super::Status;
 use super::args::JobArgs;
 use crate::job::{self, options::LaunchOptions};
+use crate::machine::Baseline;
 
 /// Options that only a launch has.
 #[derive(Debug, Clone, Args)]
@@ -17,6 +18,10 @@ pub struct LaunchArgs {
     /// Run the program as this user [default under sudo: who called it]; root keeps root
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
+    /// Tell the program's C library (glibc) of no more than this level of x86-64: it can then be restarted on any CPU of
+    /// that level [default: all that the CPU has]
+    #[arg(long, value_name = "LEVEL")]
+    pub cpu_baseline: Option<Baseline>,
 }
 
 /// Run a program, and take checkpoints of it
@@ -44,5 +49,6 @@ impl Launch {
 }
 
 pub(super) fn launch_options(job: JobArgs, launch: LaunchArgs, program: Vec<OsString>) -> LaunchOptions {
-    LaunchOptions { job: job.options(), new: launch.new, user: launch.user, detach: false, program }
+    let LaunchArgs { new, user, cpu_baseline } = launch;
+    LaunchOptions { job: job.options(), new, user, cpu_baseline, detach: false, program }
 }

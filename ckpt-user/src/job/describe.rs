@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
+use crate::machine::Baseline;
 use crate::memory::vma::Kind;
 use crate::object::Description;
 use crate::record::{BadImage, Image, Process, Thread};
@@ -18,6 +19,7 @@ pub fn describe(metadata: &[u8]) -> Result<Value, BadImage> {
         let machine = json!({
             "host": machine.host, "kernel": machine.kernel, "vdso": format!("{:016x}", machine.vdso),
             "cpu_features": machine.cpu_features.len(),
+            "cpu_baseline": machine.baseline().map(Baseline::name),
         });
         fields.insert("machine".into(), machine);
     }

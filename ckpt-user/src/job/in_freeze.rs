@@ -6,7 +6,7 @@ use crate::capture;
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{self, FrozenTree};
 use crate::image::SpaceId;
-use crate::machine;
+use crate::machine::{self, Baseline};
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
@@ -45,6 +45,8 @@ pub struct Tracked {
     pub standards_of: Option<Pid>,
     /// CPU time that the program's processes had had at the restart.
     pub cpu_time_before: Duration,
+    /// What the program is told of the processor, if less than there is.
+    pub cpu_baseline: Option<Baseline>,
     /// While the pages of a lazy restart arrive, and until the hand-over.
     pub pager: Option<Arc<Pager>>,
 }
@@ -213,6 +215,9 @@ fn inside(
     let captured = capture::capture(tree, standards_of, &hidden, lazy, Some(&mut tracked.ends))?;
     let mut spent = Spent { hidden: reading, ..captured.spent };
     let mut image = captured.image;
+    if let (Some(machine), Some(baseline)) = (&mut image.machine, tracked.cpu_baseline) {
+        machine.limit(baseline);
+    }
     image.cpu_time_before = u64::try_from(tracked.cpu_time_before.as_nanos()).unwrap_or(u64::MAX);
     overruns(&mut image, kernel);
     image.clocks = Some(capture::clocks(tree)?);

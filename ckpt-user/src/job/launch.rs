@@ -12,6 +12,7 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
 use crate::freeze::tree;
+use crate::machine::TUNABLES;
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::Context;
@@ -49,9 +50,11 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
         uid: identity.uid,
         gid: identity.gid,
         groups: identity.groups.clone(),
-        env: identity.env.clone(),
     });
-    let root = spawn::spawn(&options.program, signals.original, run_as)
+    let tunables = std::env::var_os(TUNABLES);
+    let baseline = options.cpu_baseline.map(|baseline| baseline.environment(tunables.as_deref()));
+    let environment = [&identity.env[..], baseline.as_ref().map_or(&[], |env| &env[..])].concat();
+    let root = spawn::spawn(&options.program, &environment, signals.original, run_as)
         .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
     // Should ckptbpf be killed right then, what runs is known.
     let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
@@ -66,7 +69,7 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
         root,
         signals,
         parent: None,
-        tracked: Tracked::default(),
+        tracked: Tracked { cpu_baseline: options.cpu_baseline, ..Tracked::default() },
         attached: None,
         ended: None,
         running,

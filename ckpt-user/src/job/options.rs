@@ -1,5 +1,6 @@
 //! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
 
+use crate::machine::Baseline;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
 use std::ffi::OsString;
@@ -91,6 +92,8 @@ pub struct LaunchOptions {
     pub new: bool,
     /// `-u USER`.
     pub user: Option<String>,
+    /// What the program is told of the processor, if less than there is.
+    pub cpu_baseline: Option<Baseline>,
     /// Return once the program runs.
     pub detach: bool,
     /// The program and its arguments; never empty.

@@ -27,13 +27,14 @@ use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::taken::{self, Taken};
 use crate::rebuild::{self, Mode, RebuildError, Unfinished};
-use crate::record::Image;
+use crate::record::{Image, Machine};
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::task::outside;
+use crate::task::xstate;
 use crate::track::space::{Held, Space};
 use anyhow::{Context, anyhow, bail};
 use nix::unistd::Pid;
@@ -90,6 +91,7 @@ fn run_again(
     }
     let owner = permitted(&mut image, newest.owner_uid())?;
     rebuild::check(&image, &chain, &owner)?;
+    xstate::fit(&mut image).map_err(RebuildError::Refused)?;
     if taken.is_none() {
         survivors::refuse(&image)?;
     }
@@ -346,7 +348,12 @@ fn tracker(
     same_directory: bool,
     pager: Option<Arc<Pager>>,
 ) -> Tracked {
-    let mut tracked = Tracked { pager, cpu_time_before: image.cpu_time(), ..Tracked::default() };
+    let mut tracked = Tracked {
+        pager,
+        cpu_time_before: image.cpu_time(),
+        cpu_baseline: image.machine.as_ref().and_then(Machine::baseline),
+        ..Tracked::default()
+    };
     for object in shared {
         // Of an object that is not known the next checkpoint holds everything.
         if let Ok(identity) = object.identity() {

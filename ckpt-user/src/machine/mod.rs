@@ -1,12 +1,15 @@
 //! The machine that an image is made on, or restarted on.
 
+mod baseline;
 mod features;
 
+pub use baseline::{Baseline, TUNABLES};
 pub use features::{cpu_features, missing};
 
 pub(crate) use features::features;
 
 use crate::record::Machine;
+use crate::task::xstate::Layout;
 use std::sync::OnceLock;
 
 /// With the vdso that its programs have, and its fingerprint.
@@ -15,7 +18,29 @@ pub fn here(vdso: u64, vdso_image: Vec<u8>) -> Machine {
         |_| (String::new(), String::new()),
         |u| (u.nodename().to_string_lossy().into_owned(), u.release().to_string_lossy().into_owned()),
     );
-    Machine { host, kernel, cpu_features: cpu_features(), vdso, boot_id: boot_id().to_owned(), vdso_image }
+    Machine {
+        host,
+        kernel,
+        cpu_features: cpu_features(),
+        vdso,
+        boot_id: boot_id().to_owned(),
+        vdso_image,
+        xsave: Layout::own().components,
+        cpu_baseline: String::new(),
+    }
+}
+
+impl Machine {
+    /// What the program was told of the processor, if less than there is.
+    pub fn baseline(&self) -> Option<Baseline> {
+        Baseline::of(&self.cpu_baseline)
+    }
+
+    /// Of the processor counts no more than the program was told of.
+    pub fn limit(&mut self, baseline: Baseline) {
+        self.cpu_features.retain(|flag| baseline.has(flag));
+        self.cpu_baseline = baseline.name().to_owned();
+    }
 }
 
 /// Of this machine since it was started; empty where the kernel does not tell.

@@ -154,7 +154,7 @@ fn take_over(pid: Pid, (scratch, spare): (u64, u64)) -> io::Result<Skeleton> {
     let maps = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     let vdso = vdso::find(&maps).ok_or_else(|| io::Error::other("this kernel gives processes no vdso"))?;
     let gadget = syscall_instruction(pid, &vdso)?;
-    let area = stopped.rseq().unwrap_or_default();
+    let area = stopped.rseq()?;
     let mut remote = Remote::new(stopped, gadget, scratch)?;
     if area.pointer != 0 {
         const UNREGISTER: u64 = 1;

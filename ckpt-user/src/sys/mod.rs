@@ -35,6 +35,7 @@ pub mod uffd;
 pub mod wait;
 pub mod witness;
 pub mod xattr;
+pub mod xsave;
 
 use std::io;
 

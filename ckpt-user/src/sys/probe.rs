@@ -186,6 +186,14 @@ pub fn set_memory_map_in_child(addresses: [u64; 11]) -> io::Result<()> {
     })
 }
 
+/// Whether there are restartable sequences: rseq(2), CONFIG_RSEQ.
+#[must_use]
+pub fn knows_rseq() -> bool {
+    // SAFETY: an area at address 0 is none, and refused.
+    let refused = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) };
+    check(refused).is_err_and(|error| error.raw_os_error() != Some(libc::ENOSYS))
+}
+
 /// The end of the heap.
 #[must_use]
 pub fn program_break() -> u64 {

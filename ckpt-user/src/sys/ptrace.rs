@@ -7,7 +7,9 @@
 //! ```
 //! Every call must come from the thread that seized (ptrace(2)); nothing here stops by a signal.
 
+use super::probe;
 use super::regs::Regs;
+use super::xsave::LEGACY;
 use nix::unistd::Pid;
 use std::io;
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ const SET_DISPATCH: u32 = 0x4210;
 const GET_DISPATCH: u32 = 0x4211;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const NT_X86_XSTATE: usize = 0x202;
+const NT_PRFPREG: usize = 2;
 const PEEKSIGINFO_SHARED: u32 = 1;
 
 /// Why a traced thread stands still.
@@ -236,18 +239,24 @@ impl Stopped {
         request(libc::PTRACE_SETREGS, self.tid, 0, std::ptr::from_ref(regs) as usize).map(drop)
     }
 
-    /// The extended state (x87, SSE, AVX, …) in the XSAVE format of this CPU.
+    /// The extended state (x87, SSE, AVX, …) in the XSAVE format of this CPU; its first 512 bytes on one without XSAVE.
     pub fn xstate(&self) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0u8; 16 << 10];
         let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, (&raw mut iov) as usize)?;
+        let mut get = |what: usize| request(libc::PTRACE_GETREGSET, self.tid, what, (&raw mut iov) as usize);
+        match get(NT_X86_XSTATE) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => get(NT_PRFPREG)?,
+            got => got?,
+        };
         buffer.truncate(iov.iov_len);
         Ok(buffer)
     }
 
+    /// As [`Self::xstate`] gives it.
     pub fn set_xstate(&self, state: &[u8]) -> io::Result<()> {
         let iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
-        request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, (&raw const iov) as usize).map(drop)
+        let what = if state.len() == LEGACY { NT_PRFPREG } else { NT_X86_XSTATE };
+        request(libc::PTRACE_SETREGSET, self.tid, what, (&raw const iov) as usize).map(drop)
     }
 
     /// Blocked signals, bit N-1 for signal N.
@@ -264,7 +273,7 @@ impl Stopped {
     /// The rseq area, all zero where none is registered.
     ///
     /// # Errors
-    /// EIO on kernels without CONFIG_RSEQ or before 5.13.
+    /// EIO on a kernel that knows such areas and tells nobody of them: Linux 4.18 to 5.12.
     pub fn rseq(&self) -> io::Result<RseqArea> {
         #[repr(C)]
         #[derive(Default)]
@@ -276,7 +285,11 @@ impl Stopped {
             pad: u32,
         }
         let mut c = Configuration::default();
-        request(GET_RSEQ_CONFIGURATION, self.tid, size_of::<Configuration>(), (&raw mut c) as usize)?;
+        let size = size_of::<Configuration>();
+        match request(GET_RSEQ_CONFIGURATION, self.tid, size, (&raw mut c) as usize) {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) && !probe::knows_rseq() => {}
+            told => drop(told?),
+        }
         Ok(RseqArea { pointer: c.pointer, size: c.size, signature: c.signature, flags: c.flags })
     }
 

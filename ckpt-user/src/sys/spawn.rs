@@ -10,28 +10,29 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Ids and environment of another user.
+/// Ids of another user.
 #[derive(Debug, Clone)]
 pub struct RunAs {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
-    pub env: Vec<(OsString, OsString)>,
 }
 
-/// Starts `program`; returns its pid. The caller waits for it.
+/// Starts `program`, with `environment` beside ckptbpf's own; returns its pid. The caller waits for it.
 ///
 /// # Errors
 /// What execve(2) said.
-pub fn spawn(program: &[OsString], mask: SigSet, run_as: Option<RunAs>) -> io::Result<nix::unistd::Pid> {
+pub fn spawn(
+    program: &[OsString],
+    environment: &[(OsString, OsString)],
+    mask: SigSet,
+    run_as: Option<RunAs>,
+) -> io::Result<nix::unistd::Pid> {
     let Some((name, args)) = program.split_first() else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     let mut command = Command::new(name);
-    command.args(args);
-    if let Some(identity) = &run_as {
-        command.envs(identity.env.iter().cloned());
-    }
+    command.args(args).envs(environment.iter().cloned());
     let groups: Vec<libc::gid_t> = run_as.iter().flat_map(|r| r.groups.clone()).collect();
     let ids = run_as.map(|r| (r.uid, r.gid));
     // SAFETY: between fork and exec the closure makes only async-signal-safe system calls on data that was

@@ -29,4 +29,5 @@ pub mod surroundings;
 pub mod tiles;
 pub mod timers;
 pub mod unsupported;
+pub mod xstate;
 pub mod zombie;

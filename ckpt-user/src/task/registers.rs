@@ -3,10 +3,11 @@
 use crate::refusal::{Reading, Refusal};
 use crate::sys::ptrace::{RseqArea, Stopped};
 use crate::sys::regs::{self, Regs};
+use crate::sys::xsave::LEGACY;
 use nix::unistd::Pid;
 use std::io;
 
-/// `user_regs_struct` as 27 words, and the XSAVE area.
+/// `user_regs_struct` as 27 words, and the XSAVE area: 512 bytes of a processor without XSAVE (struct user_fpregs_struct).
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
 pub struct Registers {
     #[prost(fixed64, repeated, tag = "1")]
@@ -28,6 +29,9 @@ pub struct Rseq {
     pub signature: u32,
 }
 
+/// The SSE registers in the XSAVE area.
+const SSE: std::ops::Range<usize> = 160..416;
+
 /// Code segment of 64-bit user code; anything else is a 32-bit program.
 pub const USER_CS: u64 = 0x33;
 
@@ -47,7 +51,7 @@ impl Registers {
 
 /// Reads the registers of a stopped thread.
 pub fn capture(thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
-    let area = thread.rseq().unwrap_or_default();
+    let area = thread.rseq()?;
     let rseq = (area.pointer != 0).then_some(Rseq {
         pointer: area.pointer,
         size: area.size,
@@ -57,8 +61,18 @@ pub fn capture(thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
 }
 
 /// # Errors
-/// Names a thread that has denied itself all memory without a protection key of its own.
+/// Names a thread that has denied itself all memory without a protection key of its own; a kernel that does not tell what a thread
+/// has registered.
 pub fn check(pid: Pid, thread: &Stopped) -> Result<(), Refusal> {
+    if thread.rseq().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
+        let what =
+            format!("has thread {}, which may have registered restartable sequences (rseq(2))", thread.tid());
+        return Err(Refusal::unsupported(
+            pid,
+            what,
+            "this kernel tells nobody where; Linux 5.13 or newer does",
+        ));
+    }
     if !regs::has_protection_keys() {
         return Ok(());
     }
@@ -79,9 +93,13 @@ pub fn check(pid: Pid, thread: &Stopped) -> Result<(), Refusal> {
 /// Gives a thread its xstate.
 ///
 /// # Errors
-/// The kernel leaves its rights to protection keys as they are (Linux 5.14 to 6.1, before ptrace(2) could set them again).
+/// The kernel leaves its rights to protection keys as they are (Linux 5.14 to 6.1, before ptrace(2) could set them again), or
+/// clears half of its SSE registers (5.14 to 5.17, on a processor without XSAVE).
 pub fn rebuild_xstate(own: &Registers, thread: &Stopped) -> io::Result<()> {
     thread.set_xstate(&own.xstate)?;
+    if own.xstate.len() == LEGACY && thread.xstate()?.get(SSE) != own.xstate.get(SSE) {
+        return Err(io::Error::other("this kernel lets nobody set all SSE registers (NT_PRFPREG)"));
+    }
     let rights = regs::key_rights(&own.xstate);
     if rights.is_some() && regs::key_rights(&thread.xstate()?) != rights {
         return Err(io::Error::other("this kernel lets nobody set rights to protection keys (PKRU)"));

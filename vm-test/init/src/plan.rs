@@ -3,6 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use std::fs;
 
+/// What a test is called that becomes the first process itself.
+pub const INSTEAD: &str = "instead";
+
 pub struct Plan {
     pub environment: Vec<(String, String)>,
     pub tests: Vec<Test>,

@@ -29,14 +29,12 @@ pub struct Fetched {
     pub modules: PathBuf,
 }
 
-/// Finds and fetches every kernel, or takes it from the cache.
-pub fn all(kernels: &[Kernel], cache: &Path) -> Result<Vec<Fetched>> {
+/// Finds and fetches every kernel, and busybox, or takes them from the cache.
+pub fn all(kernels: &[Kernel], cache: &Path) -> Result<(Vec<Fetched>, PathBuf)> {
     let apt = Apt::prepare(cache)?;
     let known = apt.versions()?;
-    kernels
-        .iter()
-        .map(|kernel| one(&apt, &known, kernel).with_context(|| format!("Linux {}", kernel.name)))
-        .collect()
+    let named = |kernel: &Kernel| one(&apt, &known, kernel).with_context(|| format!("Linux {}", kernel.name));
+    Ok((kernels.iter().map(named).collect::<Result<_>>()?, apt.busybox()?))
 }
 
 /// The newest of that name that can really be had: lists name packages that are gone from the archive.
@@ -146,6 +144,21 @@ impl Apt {
         let modules =
             folders.into_iter().find(|folder| folder.is_dir()).context("a kernel without modules")?;
         Ok(Fetched { version: version.into(), vmlinux, modules })
+    }
+
+    /// One that is linked statically.
+    fn busybox(&self) -> Result<PathBuf> {
+        let root = self.cache.join("busybox");
+        let find = || {
+            ["bin", "usr/bin"]
+                .map(|folder| root.join(folder).join("busybox"))
+                .into_iter()
+                .find(|path| path.is_file())
+        };
+        if find().is_none() {
+            self.unpack("busybox-static", &root)?;
+        }
+        find().context("the package busybox-static has no busybox")
     }
 
     fn unpack(&self, package: &str, root: &Path) -> Result<()> {

@@ -12,8 +12,10 @@ use super::kernels::Matrix;
 use super::nodes::Nodes;
 use super::pack;
 use super::plan::{Plan, Programs, Test};
+use super::planted::Planted;
 use super::power::Power;
 use super::route::Route;
+use super::systemd::Systemd;
 use crate::cmd;
 
 const SCRIPTS: &str = "vm-test/guest";
@@ -22,16 +24,24 @@ pub enum Journey<'a> {
     Route(&'a Route),
     Power(&'a Power),
     Nodes(&'a Nodes),
+    Systemd(&'a Systemd),
+    Planted(&'a Planted),
 }
 
 /// Whether it came to a good end; if not, where it did not.
 pub type Arrival = std::result::Result<(), String>;
 
 impl<'a> Journey<'a> {
-    pub fn all(matrix: &'a Matrix) -> Vec<Self> {
+    /// With `planted` those of planted bugs, and otherwise all others.
+    pub fn all(matrix: &'a Matrix, planted: bool) -> Vec<Self> {
+        if planted {
+            return matrix.planted.iter().map(Journey::Planted).collect();
+        }
         let routes = matrix.routes.iter().map(Journey::Route);
         let powers = matrix.powers.iter().map(Journey::Power);
-        routes.chain(powers).chain(matrix.nodes.iter().map(Journey::Nodes)).collect()
+        let nodes = matrix.nodes.iter().map(Journey::Nodes);
+        let systemds = matrix.systemds.iter().map(Journey::Systemd);
+        routes.chain(powers).chain(nodes).chain(systemds).collect()
     }
 
     pub fn go(&self, ground: &Ground) -> Result<Arrival> {
@@ -39,6 +49,8 @@ impl<'a> Journey<'a> {
             Self::Route(route) => route.travel(ground),
             Self::Power(power) => power.lose(ground),
             Self::Nodes(nodes) => nodes.meet(ground),
+            Self::Systemd(systemd) => systemd.boot(ground),
+            Self::Planted(planted) => planted.find(ground),
         }
         .with_context(|| self.to_string())
     }
@@ -50,14 +62,19 @@ impl fmt::Display for Journey<'_> {
             Self::Route(route) => route.fmt(f),
             Self::Power(power) => power.fmt(f),
             Self::Nodes(nodes) => nodes.fmt(f),
+            Self::Systemd(systemd) => systemd.fmt(f),
+            Self::Planted(planted) => planted.fmt(f),
         }
     }
 }
 
 /// What all of them stand on.
+#[derive(Clone)]
 pub struct Ground<'a> {
     pub kernels: BTreeMap<&'a str, &'a Fetched>,
     pub programs: &'a Programs,
+    /// With bugs in them.
+    pub planted: Option<&'a Programs>,
     pub folder: &'a Path,
 }
 
@@ -69,10 +86,24 @@ impl Ground<'_> {
     /// An initial file system with nothing to do but a script of vm-test/guest.
     pub fn pack(&self, label: &str, kernel: &Fetched, words: &[&str]) -> Result<PathBuf> {
         let (name, arguments) = words.split_first().context("a script")?;
+        self.pack_test(label, kernel, Self::script(name, arguments)?)
+    }
+
+    /// A script of vm-test/guest with its arguments.
+    pub fn script(name: &str, arguments: &[&str]) -> Result<Test> {
         let script = std::fs::canonicalize(format!("{SCRIPTS}/{name}")).context(SCRIPTS)?;
         let mut all = vec![script.display().to_string()];
         all.extend(arguments.iter().map(|word| (*word).to_owned()));
-        let test = Test { name: format!("journey {name}"), program: "/bin/bash".into(), arguments: all };
+        Ok(Test {
+            name: format!("journey {name}"),
+            program: "/bin/bash".into(),
+            arguments: all,
+            on_host: false,
+        })
+    }
+
+    /// An initial file system with nothing to do but `test`.
+    pub fn pack_test(&self, label: &str, kernel: &Fetched, test: Test) -> Result<PathBuf> {
         let path = self.folder.join(format!("{label}.cpio"));
         pack::initramfs(&path, self.programs, &Plan { tests: vec![test], ..Plan::default() }, kernel)?;
         Ok(path)

@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::nodes::Nodes;
+use super::planted::Planted;
 use super::power::Power;
 use super::route::Route;
+use super::systemd::Systemd;
 
 const FILE: &str = "vm-test/kernels.toml";
 
@@ -24,6 +26,10 @@ pub struct Matrix {
     pub powers: Vec<Power>,
     #[serde(rename = "nodes", default)]
     pub nodes: Vec<Nodes>,
+    #[serde(rename = "systemd", default)]
+    pub systemds: Vec<Systemd>,
+    #[serde(default)]
+    pub planted: Vec<Planted>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,6 +66,9 @@ pub struct Suite {
     /// Features without which these are skipped.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// They run with the programs and libraries of this machine.
+    #[serde(default)]
+    pub on_host: bool,
     #[serde(default)]
     pub short: bool,
 }
@@ -116,6 +125,8 @@ impl Matrix {
         self.routes.retain(|route| (route.short || !short) && route.kernels.iter().all(there));
         self.powers.retain(|power| (power.short.is_some() || !short) && there(&power.kernel));
         self.nodes.retain(|nodes| (nodes.short || !short) && there(&nodes.origin) && there(&nodes.target));
+        self.systemds.retain(|systemd| !short && there(&systemd.kernel));
+        self.planted.retain(|planted| there(&planted.kernel));
         for power in self.powers.iter_mut().filter(|_| short) {
             power.cuts = power.short.unwrap_or(power.cuts);
         }

@@ -5,12 +5,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+use super::share::Share;
 
 /// The processor with everything that QEMU can emulate.
 pub const WHOLE: &str = "max";
+/// In MiB.
+const MEMORY: &str = "1536";
 
 /// What a machine is started with.
 pub struct Machine<'a> {
@@ -22,19 +26,21 @@ pub struct Machine<'a> {
     pub disks: &'a [&'a Path],
     /// What QEMU is told beside.
     pub devices: &'a [String],
+    /// A folder that it may mount.
+    pub share: Option<&'a Share>,
     /// `NAME=VALUE`, which scripts find in /proc/cmdline as `vm.NAME=VALUE`.
     pub words: &'a [(&'a str, String)],
 }
 
 impl<'a> Machine<'a> {
     pub fn new(vmlinux: &'a Path, initrd: &'a Path) -> Self {
-        Self { vmlinux, initrd, processor: WHOLE, disks: &[], devices: &[], words: &[] }
+        Self { vmlinux, initrd, processor: WHOLE, disks: &[], devices: &[], share: None, words: &[] }
     }
 
     fn qemu(&self, console: &str) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         // The processor is emulated: unmodified kernels do not run everywhere where there is a /dev/kvm.
-        command.args(["-accel", "tcg,thread=multi", "-M", "pc", "-smp", "2", "-m", "1536"]);
+        command.args(["-accel", "tcg,thread=multi", "-M", "pc", "-smp", "2", "-m", MEMORY]);
         command.args(["-cpu", self.processor, "-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", console]);
         command.arg("-kernel").arg(self.vmlinux).arg("-initrd").arg(self.initrd);
@@ -44,6 +50,13 @@ impl<'a> Machine<'a> {
             command.arg("-drive").arg(file);
         }
         command.args(self.devices);
+        if let Some(share) = self.share {
+            // Who serves it reads and writes the machine's memory.
+            command.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY}M,share=on")]);
+            command.args(["-machine", "memory-backend=memory"]);
+            command.args(["-chardev", &format!("socket,id=share,path={}", share.socket.display())]);
+            command.args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={}", share.tag)]);
+        }
         let words: String = self.words.iter().map(|(name, value)| format!(" vm.{name}={value}")).collect();
         command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet{words}"));
         command
@@ -115,7 +128,7 @@ impl Running {
 }
 
 /// Ends with its watcher.
-struct Watched(Child);
+pub struct Watched(pub Child);
 
 impl Drop for Watched {
     fn drop(&mut self) {
@@ -123,4 +136,15 @@ impl Drop for Watched {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Until somebody listens at a socket on this machine.
+pub fn wait_for_socket(path: &Path) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let begin = Instant::now();
+    while !path.exists() {
+        ensure!(begin.elapsed() < PATIENCE, "{}: nobody listens there", path.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }

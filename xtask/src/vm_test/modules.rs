@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 /// What tests use and distributions build as modules.
 const WANTED: &[&str] = &[
     "fuse",
+    "virtiofs",
     "loop",
     "ext4",
     "overlay",

@@ -2,21 +2,19 @@
 //! one, its directory copied, and restarted on the other.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use serde::Deserialize;
 
 use super::guest;
 use super::journey::{Arrival, Ground, label};
-use super::machine::Machine;
+use super::machine::{Machine, wait_for_socket};
 
 /// The victim that looks at its own process ids and clocks.
 const PROGRAM: &str = "travel";
 /// When it is for the second machine; the first has this machine's time.
 const LATER: &str = "2040-01-01T00:00:00";
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One row of kernels.toml.
 #[derive(Debug, Deserialize)]
@@ -75,7 +73,7 @@ impl Cable {
             _ => ("off", 2, Some(LATER)),
         };
         if server == "off" {
-            wait_for(&self.0)?;
+            wait_for_socket(&self.0)?;
         }
         let mut words = vec![
             "-netdev".into(),
@@ -93,13 +91,4 @@ impl Drop for Cable {
         // QEMU may have removed it.
         let _ = std::fs::remove_file(&self.0);
     }
-}
-
-fn wait_for(path: &Path) -> Result<()> {
-    let begin = Instant::now();
-    while !path.exists() {
-        ensure!(begin.elapsed() < PATIENCE, "{}: nobody listens there", path.display());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

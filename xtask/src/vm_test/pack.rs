@@ -22,6 +22,8 @@ const TOOLS: &[&str] = &[
     "sed", "seq", "setpriv", "setsid", "sleep", "sort", "stat", "sync", "tail", "tar", "tee", "timeout",
     "touch", "tr", "true", "umount", "uname", "unshare", "wc",
 ];
+/// Runs its arguments with the programs and libraries of the machine below.
+const ON_HOST: &str = "vm-test/guest/host.sh";
 /// Limits of tests, for a processor that is emulated: a page fault takes it thirteen times as long.
 const ENVIRONMENT: &str = "CKPTBPF_TEST_TIMEOUT_SCALE=6\nHOME=/root\nLC_ALL=C\nRUST_BACKTRACE=1\n\
      PATH=/usr/bin:/bin:/usr/sbin:/sbin\n";
@@ -36,7 +38,7 @@ pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched
     archive.copy(&programs.init, Path::new("/init"))?;
     let repository = std::env::current_dir()?;
     let mut binaries: Vec<PathBuf> = tools()?;
-    binaries.extend(["ckptbpf", "box-init"].map(|name| programs.release.join(name)));
+    binaries.extend([programs.release.join("box-init"), programs.ckptbpf.clone()]);
     binaries.extend(plan.tests.iter().map(|test| test.program.clone()));
     let victims = programs.release.parent().context("target")?.join("victims");
     binaries.extend(files(&victims)?);
@@ -45,6 +47,9 @@ pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched
     for library in libraries(&binaries)? {
         archive.copy(&library, &library)?;
     }
+    let ckptbpf = programs.release.join("ckptbpf");
+    archive.copy(&programs.ckptbpf, &ckptbpf)?;
+    archive.copy(&programs.busybox, Path::new("/bin/busybox"))?;
     for binary in &binaries {
         archive.copy(binary, binary)?;
     }
@@ -66,21 +71,24 @@ pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched
     for script in files(&repository.join("vm-test/guest"))? {
         archive.copy(&script, &script)?;
     }
-    let [ckptbpf, victims] =
-        [programs.release.join("ckptbpf"), victims].map(|path| path.display().to_string());
-    archive.text("/vm-test/environment", &format!("{ENVIRONMENT}CKPTBPF={ckptbpf}\nVICTIMS={victims}\n"))?;
-    archive.text("/vm-test/plan", &lines(plan))?;
+    let [ckptbpf, victims] = [ckptbpf, victims].map(|path| path.display().to_string());
+    let plant = programs.plant.iter().map(|bug| format!("CKPTBPF_PLANT={bug}\n")).collect::<String>();
+    let environment = format!("{ENVIRONMENT}CKPTBPF={ckptbpf}\nVICTIMS={victims}\n{plant}");
+    archive.text("/vm-test/environment", &environment)?;
+    archive.text("/vm-test/plan", &lines(plan, &repository))?;
     let mut out = cpio::newc::trailer(archive.out)?;
     Ok(out.flush()?)
 }
 
-fn lines(plan: &Plan) -> String {
+fn lines(plan: &Plan, repository: &Path) -> String {
     if plan.shell {
         return "shell\t/usr/bin/setsid\t--ctty\t--wait\t/bin/bash\t-i\n".into();
     }
     let line = |test: &Test| {
         let program = test.program.display().to_string();
-        let words = [&test.name, &program].into_iter().chain(&test.arguments);
+        let wrapper = repository.join(ON_HOST).display().to_string();
+        let words = [&test.name].into_iter().chain(test.on_host.then_some(&wrapper));
+        let words = words.chain([&program]).chain(&test.arguments);
         words.map(String::as_str).collect::<Vec<_>>().join("\t") + "\n"
     };
     plan.tests.iter().map(line).collect()

@@ -8,14 +8,21 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::kernels::{Kernel, Matrix, Suite};
+use super::share;
 use crate::cmd::{self, cargo};
 
 /// The first process, which is linked statically and for this target.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What was built.
+/// What was built, and what was fetched.
+#[derive(Clone)]
 pub struct Programs {
     pub init: PathBuf,
+    /// What is called so in the machines.
+    pub ckptbpf: PathBuf,
+    /// The bug that it is told to have, where it is one with bugs.
+    pub plant: Option<String>,
+    pub busybox: PathBuf,
     /// Where cargo puts what it builds: `target/release`.
     pub release: PathBuf,
     /// Test programs by package and file of tests.
@@ -36,17 +43,20 @@ pub struct Test {
     pub name: String,
     pub program: PathBuf,
     pub arguments: Vec<String>,
+    /// With this machine's programs and libraries.
+    pub on_host: bool,
 }
 
 impl Test {
     /// A test of a program of tests.
-    fn function(name: &str, program: &Path, function: &str) -> Self {
+    pub fn function(name: &str, program: &Path, function: &str) -> Self {
         let arguments = ["--exact", function, "--nocapture"].map(str::to_owned).to_vec();
-        Self { name: name.into(), program: program.into(), arguments }
+        Self { name: name.into(), program: program.into(), arguments, on_host: false }
     }
 }
 
-pub fn build() -> Result<Programs> {
+/// `busybox`: that of the machines.
+pub fn build(busybox: PathBuf) -> Result<Programs> {
     let mut init = cargo(&["build", "--release", "-p", "vm-init", "--target", TARGET]);
     let built = artifacts(init.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let init =
@@ -65,7 +75,7 @@ pub fn build() -> Result<Programs> {
     let victims =
         programs.get(&("ckpt-tests".into(), "victims".into())).context("no tests of the victims")?;
     cmd::run(Command::new(victims).args(["--exact", "all_are_compiled"]).current_dir("tests"))?;
-    Ok(Programs { init, release, tests: programs })
+    Ok(Programs { init, ckptbpf: release.join("ckptbpf"), plant: None, busybox, release, tests: programs })
 }
 
 /// One line of `cargo --message-format=json`.
@@ -123,6 +133,8 @@ pub fn tests(matrix: &Matrix, programs: &Programs, filter: &[String]) -> Result<
             }
         }
     }
+    // What they mount stays.
+    plans.iter_mut().for_each(|plan| plan.tests.sort_by_key(|test| test.on_host));
     Ok(plans)
 }
 
@@ -139,7 +151,13 @@ impl Plan {
     fn add(&mut self, kernel: &Kernel, suite: &Suite, name: &str, program: &Path, function: &str) {
         match kernel.skips(suite, function) {
             Some(reason) => self.skipped.push((name.into(), reason)),
-            None => self.tests.push(Test::function(name, program, function)),
+            None if suite.on_host && !share::is_possible() => {
+                self.skipped.push((name.into(), "there is no virtiofsd here".into()));
+            }
+            None => {
+                let test = Test::function(name, program, function);
+                self.tests.push(Test { on_host: suite.on_host, ..test });
+            }
         }
     }
 

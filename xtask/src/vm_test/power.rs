@@ -29,6 +29,9 @@ pub struct Power {
     pub cuts: u32,
     /// In the short form.
     pub short: Option<u32>,
+    /// Its files, if not by what it is.
+    #[serde(skip)]
+    pub name: Option<String>,
 }
 
 /// Of the disk with the images.
@@ -61,7 +64,7 @@ impl fmt::Display for Power {
 
 impl Power {
     pub fn lose(&self, ground: &Ground) -> Result<Arrival> {
-        let name = label(self);
+        let name = self.name.clone().unwrap_or_else(|| label(self));
         let images = Disk::make(ground.folder.join(format!("{name}.images")), 192)?;
         let files = Disk::make(ground.folder.join(format!("{name}.files")), 64)?;
         let kernel = ground.kernel(&self.kernel)?;

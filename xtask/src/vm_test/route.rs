@@ -23,6 +23,8 @@ pub struct Route {
     /// As QEMU calls them, one for each kernel; the whole of what can be emulated if there are none.
     #[serde(default)]
     pub processors: Vec<String>,
+    /// `--cpu-baseline` of the launch.
+    pub baseline: Option<String>,
     /// What the last restart has to be refused for.
     pub refused: Option<String>,
     #[serde(default)]
@@ -54,6 +56,9 @@ impl fmt::Display for Route {
             if let Some(processor) = self.processors.get(leg) {
                 write!(f, " on {processor}")?;
             }
+        }
+        if let Some(baseline) = &self.baseline {
+            write!(f, ", told of {baseline}")?;
         }
         match &self.refused {
             Some(reason) => write!(f, ", refused for {reason}"),
@@ -89,8 +94,10 @@ impl Route {
             let initrd = ground.pack(&label, kernel, &words)?;
             let console = ground.folder.join(format!("{label}.console"));
             let disks = [disk.0.as_path()];
+            let words: Vec<_> = self.baseline.iter().map(|level| ("baseline", level.clone())).collect();
             let machine = Machine {
                 disks: &disks,
+                words: &words,
                 processor: self.processor(leg),
                 ..Machine::new(&kernel.vmlinux, &initrd)
             };

@@ -1,0 +1,54 @@
+//! A machine with systemd: a job is a service, and goes on after a reboot.
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use super::guest;
+use super::journey::{Arrival, Disk, Ground, label};
+use super::machine::Machine;
+use super::plan::Test;
+use super::share::Share;
+
+const DISK_MIB: u64 = 512;
+/// Runs in place of the machine's first process.
+const INSTEAD: &str = "instead";
+
+/// One row of kernels.toml.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Systemd {
+    pub kernel: String,
+}
+
+impl fmt::Display for Systemd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "systemd under {}: launch, reboot, run", self.kernel)
+    }
+}
+
+impl Systemd {
+    pub fn boot(&self, ground: &Ground) -> Result<Arrival> {
+        let name = label(self);
+        let disk = Disk::make(ground.folder.join(format!("{name}.disk")), DISK_MIB)?;
+        let kernel = ground.kernel(&self.kernel)?;
+        for leg in ["launch", "run"] {
+            let script = Ground::script("systemd.sh", &[leg])?;
+            let label = format!("{name}-{leg}");
+            let initrd = ground.pack_test(&label, kernel, Test { name: INSTEAD.into(), ..script })?;
+            let console = ground.folder.join(format!("{label}.console"));
+            let share = Share::begin("/", "root")?;
+            let disks = [disk.0.as_path()];
+            let machine =
+                Machine { disks: &disks, share: Some(&share), ..Machine::new(&kernel.vmlinux, &initrd) };
+            let results = guest::run(leg, &machine, &console)?;
+            std::fs::remove_file(&initrd)?;
+            if !results.are_good() {
+                return Ok(Err(format!("{leg}: {}", console.display())));
+            }
+            std::fs::remove_file(&console)?;
+        }
+        Ok(Ok(()))
+    }
+}
