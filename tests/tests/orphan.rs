@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{stepper, verb, walk_through};
+use ckpt_tests::scenario::{fills_done, stepper, verb, walk_through};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, ckptbpf, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -90,6 +90,20 @@ fn what_is_left_of_a_job_is_in_the_way_of_its_restart() {
     assert!(sandbox.ps().iter().any(|one| one.pid == left), "a refused restart has ended it");
     assert_eq!(job.stdout(), stdout);
     sandbox.kill(left, Signal::SIGKILL as i32).unwrap();
+    // The same right after a restart: no checkpoint knows of what that has made.
+    for mode in [Mode::Eager, Mode::Lazy] {
+        let before = fills_done(&sandbox, &job);
+        job.restart(mode, &[]);
+        if mode == Mode::Lazy {
+            sandbox.wait_for("all its pages", SOON, || fills_done(&sandbox, &job) > before);
+        }
+        let first = job.kill_supervisor();
+        sandbox.kill(first, Signal::SIGKILL as i32).unwrap();
+        sandbox.wait_for("its end", SOON, || sandbox.ps().iter().all(|one| one.pid != first));
+        let refused = sandbox.run(verb("restart", [job.dir()])).expect_code(125).stderr_text();
+        assert!(refused.contains(&format!("process {left} (sh) of this checkpoint still runs")), "{refused}");
+        sandbox.kill(left, Signal::SIGKILL as i32).unwrap();
+    }
     job.restart(Mode::Eager, &[]);
     job.program();
     job.kill_all();

@@ -58,7 +58,7 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
         .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
     // Should ckptbpf be killed right then, what runs is known.
     let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
-    let noted = program.and_then(|program| Ok(claimed.lease.starting(program)?));
+    let noted = program.and_then(|program| Ok(claimed.lease.starting(program, Vec::new())?));
     noted.unwrap_or_else(|error| log::warn!("{error:#}"));
     let dir = claimed.lease.dir().clone();
     let ended = start::supervise(Start {

@@ -197,9 +197,12 @@ impl Lease {
         }
     }
 
-    /// Records the program's first process, as soon as there is something that will run.
-    pub fn starting(&self, program: ProcessId) -> Result<(), DirectoryError> {
-        self.update(|record| record.program = Some(program))
+    /// Records the program's first process, as soon as there is something that will run, and those that a restart has made beside.
+    pub fn starting(&self, program: ProcessId, restarted: Vec<ProcessId>) -> Result<(), DirectoryError> {
+        self.update(|record| {
+            record.program = Some(program);
+            record.restarted = restarted;
+        })
     }
 
     /// Records the program's first process and the control socket, once both are there.
@@ -297,6 +300,7 @@ fn next_record(
         here,
         supervisor: ProcessId::current().map_err(look)?,
         program: None,
+        restarted: Vec::new(),
         starting: claim.purpose != Purpose::Prune,
         ended: None,
         socket: None,

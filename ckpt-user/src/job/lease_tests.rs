@@ -182,7 +182,7 @@ fn what_has_not_come_to_run_is_not_said_to_run() {
     assert_eq!(after, JobRecord { epoch: during.epoch, ..before });
     // One that has come to run, and is gone without a word.
     let lease = Lease::claim(&dir, claim(Purpose::Restart)).unwrap().lease;
-    lease.starting(ProcessId { pid: 1 << 22, start_time: 1 }).unwrap();
+    lease.starting(ProcessId { pid: 1 << 22, start_time: 1 }, Vec::new()).unwrap();
     drop(lease);
     assert_eq!(dir.read_record().unwrap().unwrap().ended, Some(ended::FAILED));
     // And one that has lost the directory meanwhile.

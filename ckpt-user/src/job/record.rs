@@ -91,6 +91,9 @@ pub struct JobRecord {
     /// First process of the program; none until it was started.
     #[serde(flatten)]
     pub program: Option<ProcessId>,
+    /// What a restart has made beside it: no checkpoint may name them yet.
+    #[serde(default)]
+    pub restarted: Vec<ProcessId>,
     /// Nobody can be asked of it yet.
     #[serde(default)]
     pub starting: bool,
@@ -159,6 +162,7 @@ mod tests {
             here: at,
             supervisor: ProcessId { pid: 41, start_time: 6 },
             program: Some(program),
+            restarted: Vec::new(),
             ended: None,
             starting: false,
             socket: None,

@@ -25,6 +25,7 @@ use crate::memory::shared::Restored;
 use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
+use crate::rebuild::process::RebuiltProcess;
 use crate::rebuild::taken::{self, Taken};
 use crate::rebuild::{self, Mode, RebuildError, Unfinished};
 use crate::record::{Image, Machine};
@@ -132,7 +133,8 @@ fn run_again(
     let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
-    target.lease.starting(ProcessId::of(root.as_raw())?)?;
+    let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();
+    target.lease.starting(ProcessId::of(root.as_raw())?, survivors::beside(root, &made_now))?;
     let mut processes = rebuilt.processes;
     let names = rebuilt.endpoints.begin(&mut processes, &owner)?;
     let mut shared = rebuilt.shared;
@@ -265,7 +267,7 @@ fn claim(
         purpose: Purpose::Restart,
         take_over: options.job.take_over,
         options: RecordedOptions::merged(&options.job, previous.as_ref().map(|r| &r.options)),
-        argv: previous.map(|r| r.argv).unwrap_or_default(),
+        argv: previous.as_ref().map(|r| r.argv.clone()).unwrap_or_default(),
     };
     let other = options
         .job
@@ -284,6 +286,7 @@ fn claim(
         None => (source.clone(), path),
     };
     let claimed = Lease::claim(&dir, claim)?;
+    previous.as_ref().map_or(Ok(()), survivors::refuse_restarted)?;
     claimed.notes.iter().for_each(|note| log::warn!("{note}"));
     Ok(Target { lease: claimed.lease, path: path.to_owned(), same_directory: other.is_none() })
 }
