@@ -123,6 +123,16 @@ fn damage_is_found_and_the_generation_before_is_used() {
         restarted.stderr_text()
     };
     restart();
+    // What a prune would keep is read first: the newest is not what can be restarted from.
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0x10;
+    std::fs::write(&image, &damaged).unwrap();
+    let pruned = sandbox.run(verb("prune", ["--keep", "1"]).arg(job.dir()));
+    assert!(
+        pruned.stdout_text().contains("page block") || pruned.stderr_text().contains("page block"),
+        "{pruned:?}"
+    );
+    restart();
     // In a page of the program's memory, and in what describes the program.
     for (at, section) in [(whole.len() / 2, "page block"), (whole.len() - 1000, "")] {
         let mut damaged = whole.clone();

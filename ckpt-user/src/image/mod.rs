@@ -52,7 +52,7 @@ pub use header::{FEATURES, FORMAT_VERSION, Header};
 pub use list::{Listed, list, missing, next_id};
 pub use page_map::{PageMap, Run, Source};
 pub use page_reader::PageReader;
-pub use prune::{PruneReport, prune, prune_while};
+pub use prune::{PruneReport, Unsound, prune, prune_while};
 pub use publish::{clean_temporaries, file_name, is_temporary};
 pub use summary::{Kind, Summary, rfc3339};
 pub use verify::{VerifiedGeneration, VerifyReport, verify};

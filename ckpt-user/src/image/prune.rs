@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
+/// Damage in the pages of generations.
+pub type Unsound = BTreeMap<GenerationId, String>;
+
 /// What a prune did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PruneReport {
@@ -46,20 +49,20 @@ pub fn prune(
     in_use: &[GenerationId],
     check_lease: impl FnMut() -> Result<(), String>,
 ) -> Result<PruneReport, ImageError> {
-    prune_while(dir, keep, in_use, check_lease, &|_, _| true)
+    prune_while(dir, keep, (in_use, &BTreeMap::new()), check_lease, &|_, _| true)
 }
 
 /// The same; merging is given up once it no longer `goes_on`, which is asked with pages written and pages in all, and what needs
-/// none is done.
+/// none is done. `unsound`: what is wrong with those that nothing can be restarted from, though they look whole.
 pub fn prune_while(
     dir: &Path,
     keep: usize,
-    in_use: &[GenerationId],
+    (in_use, unsound): (&[GenerationId], &Unsound),
     mut check_lease: impl FnMut() -> Result<(), String>,
     goes_on: &dyn Fn(u64, u64) -> bool,
 ) -> Result<PruneReport, ImageError> {
     let mut report = PruneReport::default();
-    let nodes = survey(dir, &mut report)?;
+    let nodes = survey(dir, unsound, &mut report)?;
     let mut in_use: BTreeSet<GenerationId> = in_use.iter().copied().collect();
     for id in nodes.keys() {
         if lock(dir, *id)?.is_none() {
@@ -111,7 +114,11 @@ fn lock(dir: &Path, id: GenerationId) -> Result<Option<File>, ImageError> {
 }
 
 /// Opens every generation.
-fn survey(dir: &Path, report: &mut PruneReport) -> Result<BTreeMap<GenerationId, Node>, ImageError> {
+fn survey(
+    dir: &Path,
+    unsound: &Unsound,
+    report: &mut PruneReport,
+) -> Result<BTreeMap<GenerationId, Node>, ImageError> {
     let mut nodes: BTreeMap<GenerationId, Node> = BTreeMap::new();
     for id in publish::ids(dir)? {
         let path = dir.join(publish::file_name(id));
@@ -119,7 +126,9 @@ fn survey(dir: &Path, report: &mut PruneReport) -> Result<BTreeMap<GenerationId,
             Ok(generation) => {
                 let parent = generation.header().parent;
                 let whole = |parent: GenerationId| nodes.get(&parent).is_some_and(|node| node.restartable);
-                (parent, parent.is_none_or(whole))
+                let damage = unsound.get(&id);
+                report.damaged.extend(damage.cloned());
+                (parent, damage.is_none() && parent.is_none_or(whole))
             }
             // A newer ckptbpf can restart from it, and from what is below it: not ours to judge.
             Err(

@@ -243,7 +243,9 @@ impl Checkpointer {
             return Ok(None);
         }
         let check = || self.lease.check().map_err(|e| e.to_string());
-        Ok(Some(image::prune_while(&path, self.keep, &[], check, &|_, _| goes_on())?))
+        Ok(Some(image::prune_while(&path, self.keep, (&[], &image::Unsound::new()), check, &|_, _| {
+            goes_on()
+        })?))
     }
 
     pub(super) fn tracked(&self) -> MutexGuard<'_, Tracked> {

@@ -11,7 +11,7 @@ use super::identity::{Identity, IdentityError};
 use super::lease::{Claim, Lease, Purpose};
 use super::record::RecordedOptions;
 use super::retention::KEEP;
-use crate::image::{self, ImageError, PruneReport};
+use crate::image::{self, ImageError, PruneReport, Unsound};
 
 /// Why it was not.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +43,26 @@ pub fn prune(
     let keep = keep.or(lease.record().options.keep).unwrap_or(KEEP);
     let report = {
         let _as = dir.assume()?;
+        // Somebody asks for it, and it deletes for good: of what stays every byte is read first.
+        let unsound = unsound(path)?;
         let bar = RefCell::new(Bar::new("prune"));
         let goes_on = |done, total| {
             bar.borrow_mut().set(done, total);
             true
         };
         let check = || lease.check().map_err(|error| error.to_string());
-        image::prune_while(path, keep, &[], check, &goes_on)
+        image::prune_while(path, keep, (&[], &unsound), check, &goes_on)
     };
     // The record says again what it said before: that the job is over.
     lease.end(claimed.previous.and_then(|record| record.ended).unwrap_or(FAILED))?;
     let report = report?;
     let bytes_freed = report.bytes_freed + claimed.freed.cast_signed();
     Ok((PruneReport { bytes_freed, ..report }, claimed.notes))
+}
+
+/// What verify finds.
+fn unsound(dir: &Path) -> Result<Unsound, ImageError> {
+    let mut bar = Bar::new("prune: reading");
+    let found = image::verify(dir, |done, total| bar.set(done, total))?;
+    Ok(found.generations.into_iter().filter_map(|one| Some((one.id?, one.damage?))).collect())
 }

@@ -74,28 +74,26 @@ fn run_again(
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
-    let Opened { chain, warnings } = {
+    let chosen = inside.map_or(at, |(_, chosen)| Some(chosen));
+    let judge = |chain: &Chain| judged(chain, options.foreign_vdso, taken.is_none());
+    let mut opened = {
         let _as_owner = dir.assume()?;
-        match inside {
-            Some((_, chosen)) => Chain::open(&dir.proc_path(), Some(chosen))?,
-            // What the program is to run on is read before it runs, where it has damage too.
-            None if !options.lazy => whole(&dir.proc_path(), at)?,
-            None => Chain::open(&dir.proc_path(), at)?,
-        }
+        Chain::open(&dir.proc_path(), chosen)?
     };
+    let (mut image, mut owner) = judge(&opened.chain)?;
+    let is_lazy = options.lazy && !is_crowded(&image);
+    if !is_lazy && taken.is_none() {
+        // What the program is to run on is read before it runs: another checkpoint where it has damage.
+        drop(opened);
+        opened = {
+            let _as_owner = dir.assume()?;
+            whole(&dir.proc_path(), at)?
+        };
+        (image, owner) = judge(&opened.chain)?;
+    }
+    let Opened { chain, warnings } = opened;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let newest = chain.newest();
-    let mut image = Image::read(newest.metadata())?;
-    image.check()?;
-    if let (true, Some(made_on)) = (options.foreign_vdso, &mut image.machine) {
-        made_on.vdso = !made_on.vdso;
-    }
-    let owner = permitted(&mut image, newest.owner_uid())?;
-    rebuild::check(&image, &chain, &owner)?;
-    xstate::fit(&mut image).map_err(RebuildError::Refused)?;
-    if taken.is_none() {
-        survivors::refuse(&image)?;
-    }
     let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;
     let plan = files::compare(&image, options.files, &owner)?;
     // In a namespace, the one outside has seen to it: not everybody is seen from there.
@@ -118,7 +116,7 @@ fn run_again(
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
-    let mode = match options.lazy && !is_crowded(&image) {
+    let mode = match is_lazy {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start(namespace::guardian_id(&image)?)
                 .context("cannot start the guardian of a lazy restart")?,
@@ -197,6 +195,24 @@ fn run_again(
         ended: image.ended.map(Ended::from_wait),
         running,
     })
+}
+
+/// The image of the newest checkpoint of a chain, and whose it is, unless it is not to be restarted here. `is_outside`: of the
+/// namespace that may be made for it.
+fn judged(chain: &Chain, foreign_vdso: bool, is_outside: bool) -> anyhow::Result<(Image, FsIds)> {
+    let newest = chain.newest();
+    let mut image = Image::read(newest.metadata())?;
+    image.check()?;
+    if let (true, Some(made_on)) = (foreign_vdso, &mut image.machine) {
+        made_on.vdso = !made_on.vdso;
+    }
+    let owner = permitted(&mut image, newest.owner_uid())?;
+    rebuild::check(&image, chain, &owner)?;
+    xstate::fit(&mut image).map_err(RebuildError::Refused)?;
+    if is_outside {
+        survivors::refuse(&image)?;
+    }
+    Ok((image, owner))
 }
 
 /// The newest checkpoint of which all that it needs is whole, or `at`.
