@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// In help but hidden: for tests only.
-const HIDDEN: [&str; 5] = ["--no-bpf", "--track", "--ring-bytes", "--hold-fill", "--fault-log"];
+const HIDDEN: [&str; 6] = ["--no-bpf", "--track", "--ring-bytes", "--hold-fill", "--fault-log", "--foreign"];
 
 fn ckptbpf(args: &[&str]) -> Output {
     let runtime = env!("CARGO_TARGET_TMPDIR");

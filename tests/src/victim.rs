@@ -67,6 +67,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("memkinds", "memkinds.c", &[]),
     ("randops", "randops.c", THREADS),
     ("features", "features.c", &[]),
+    ("handler", "handler.c", &[]),
 ];
 
 const COMMON: &[&str] =

@@ -209,6 +209,12 @@ fn a_program_is_told_of_its_baseline_and_no_more() {
         let options = ["--cpu-baseline", level, "--new", "-d", "told", "--", LINKER, "--help"];
         assert_eq!(levels(&sandbox, verb(name, options)), expected(level), "{level} of {all:?}");
     }
+    // Whatever else it chooses by: copies by AVX, and what it would save of registers.
+    let options = ["--cpu-baseline", "x86-64-v2", "-d", "diagnosed", "--", LINKER, "--list-diagnostics"];
+    let diagnosed = sandbox.run(verb("launch", options)).success().stdout_text();
+    for nothing in ["preferred.AVX_Fast_Unaligned_Load=0x0", "cpu_features.xsave_state_size=0x0"] {
+        assert!(diagnosed.contains(nothing), "{nothing}: {diagnosed}");
+    }
     // Variables that are there are added to.
     let options = ["--cpu-baseline", "x86-64-v2", "-d", "own", "--", "/bin/sh", "-c", "echo $GLIBC_TUNABLES"];
     let own = verb("launch", options).env("GLIBC_TUNABLES", "glibc.malloc.check=1");

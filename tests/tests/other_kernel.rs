@@ -1,11 +1,12 @@
-//! An image of another kernel, whose vdso is another one: something stands in for it.
+//! An image of another kernel, whose vdso is another one: something stands in for it. One of another processor: its registers
+//! have other places here.
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::MODES;
-use ckpt_tests::{Job, Sandbox, victim_cmd};
+use ckpt_tests::scenario::{MODES, held, let_go, verb};
+use ckpt_tests::{Expected, Job, Sandbox, assert_same, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -44,4 +45,38 @@ fn a_program_goes_on_with_the_vdso_of_another_kernel() {
     job.wait(SOON).success();
     let expected: String = (1..=60).map(|step| format!("{step} right\n")).collect();
     assert_eq!(String::from_utf8_lossy(&job.stdout()), expected);
+}
+
+#[test]
+fn registers_of_every_width_go_to_other_places() {
+    let sandbox = Sandbox::new("xsave");
+    let program = victim_cmd("fpu").args(["300", "3000"]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
+    for (mode, step) in MODES.iter().zip(["\n20 ", "\n60 "]) {
+        job.running().wait_for_output(step, SOON);
+        job.checkpoint();
+        job.kill_all();
+        job.restart(*mode, &["--foreign-xsave"]);
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
+#[test]
+fn who_is_in_a_handler_does_not_go_to_another_processor() {
+    let sandbox = Sandbox::new("handler");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("handler").arg("awaited"));
+    job.running().wait_for_output("in the handler of 10\n", SOON);
+    job.checkpoint();
+    job.kill_all();
+    for options in [&["--foreign-xsave"][..], &["--foreign-xsave", "--lazy"]] {
+        let refused = sandbox.run(verb("restart", options).arg(job.dir())).expect_code(125).stderr_text();
+        assert!(refused.contains("may be in a signal handler") && refused.contains("--at"), "{refused}");
+    }
+    job.restart(MODES[0], &[]);
+    std::fs::write(sandbox.dir().join("awaited"), "").unwrap();
+    job.wait(SOON).success();
+    assert_eq!(String::from_utf8_lossy(&job.stdout()), "in the handler of 10\nback\n");
 }

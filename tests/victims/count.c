@@ -7,7 +7,7 @@
 
 enum { WORDS = 1 << 15 };
 static uint64_t in_bss[4096];
-static uint64_t in_data[4096] = {1, 2, 3};
+static uint64_t in_data[4096] = {1, 2, 3}, copied[128];
 
 int main(int argc, char **argv)
 {
@@ -25,7 +25,10 @@ int main(int argc, char **argv)
             heap[next_random(&seed) % WORDS] += i;
         in_bss[i % 4096] ^= next_random(&seed);
         in_data[i % 4096] += i;
+        /* By the C library, with the widest registers that it makes use of. */
+        memmove(copied, heap + i % 1024, (64 + i % 64) * sizeof *copied);
         sum = mix_words(mix_words(mix_words(sum, heap, WORDS), in_bss, 4096), in_data, 4096);
+        sum = mix_words(sum, copied, 128);
         say(1, "%ld %016lx\n", i, sum);
         say(file, "%ld %016lx\n", i, sum);
         sleep_us(period);

@@ -90,6 +90,8 @@ pub struct RestartArgs {
     hold_fill: Option<PathBuf>,
     #[arg(long, hide = true)]
     foreign_vdso: bool,
+    #[arg(long, hide = true)]
+    foreign_xsave: bool,
 }
 
 impl RestartArgs {
@@ -105,6 +107,7 @@ impl RestartArgs {
             source,
             hold_fill: self.hold_fill,
             foreign_vdso: self.foreign_vdso,
+            foreign_xsave: self.foreign_xsave,
         }
     }
 }

@@ -53,7 +53,9 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
     });
     let tunables = std::env::var_os(TUNABLES);
     let baseline = options.cpu_baseline.map(|baseline| baseline.environment(tunables.as_deref()));
-    let environment = [&identity.env[..], baseline.as_ref().map_or(&[], |env| &env[..])].concat();
+    let environment =
+        [if identity.changed { identity.env.clone() } else { Vec::new() }, baseline.unwrap_or_default()]
+            .concat();
     let root = spawn::spawn(&options.program, &environment, signals.original, run_as)
         .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
     // Should ckptbpf be killed right then, what runs is known.

@@ -121,6 +121,8 @@ pub struct RestartOptions {
     pub hold_fill: Option<PathBuf>,
     /// Test hook: take the image's vdso for that of another kernel.
     pub foreign_vdso: bool,
+    /// Test hook: take the image's registers for those of a processor that saves them in other places.
+    pub foreign_xsave: bool,
 }
 
 /// `ckptbpf attach`.

@@ -35,7 +35,7 @@ use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
 use crate::task::credentials::Credentials;
 use crate::task::outside;
-use crate::task::xstate;
+use crate::task::xstate::{self, Unfit};
 use crate::track::space::{Held, Space};
 use anyhow::{Context, anyhow, bail};
 use nix::unistd::Pid;
@@ -75,7 +75,7 @@ fn run_again(
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
     let chosen = inside.map_or(at, |(_, chosen)| Some(chosen));
-    let judge = |chain: &Chain| judged(chain, options.foreign_vdso, taken.is_none());
+    let judge = |chain: &Chain| judged(chain, options, taken.is_none());
     let mut opened = {
         let _as_owner = dir.assume()?;
         Chain::open(&dir.proc_path(), chosen)?
@@ -199,16 +199,19 @@ fn run_again(
 
 /// The image of the newest checkpoint of a chain, and whose it is, unless it is not to be restarted here. `is_outside`: of the
 /// namespace that may be made for it.
-fn judged(chain: &Chain, foreign_vdso: bool, is_outside: bool) -> anyhow::Result<(Image, FsIds)> {
+fn judged(chain: &Chain, options: &RestartOptions, is_outside: bool) -> anyhow::Result<(Image, FsIds)> {
     let newest = chain.newest();
     let mut image = Image::read(newest.metadata())?;
     image.check()?;
-    if let (true, Some(made_on)) = (foreign_vdso, &mut image.machine) {
+    if let (true, Some(made_on)) = (options.foreign_vdso, &mut image.machine) {
         made_on.vdso = !made_on.vdso;
     }
     let owner = permitted(&mut image, newest.owner_uid())?;
     rebuild::check(&image, chain, &owner)?;
-    xstate::fit(&mut image).map_err(RebuildError::Refused)?;
+    xstate::fit(&mut image, chain, options.foreign_xsave).map_err(|unfit| match unfit {
+        Unfit::Refused(reason) => RebuildError::Refused(reason),
+        Unfit::Image(error) => RebuildError::Image(error),
+    })?;
     if is_outside {
         survivors::refuse(&image)?;
     }

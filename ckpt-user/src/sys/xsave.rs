@@ -21,6 +21,13 @@ pub fn size() -> usize {
     if enabled() == 0 { LEGACY } else { __cpuid_count(LEAF, 0).ebx as usize }
 }
 
+/// The room that a frame of a signal handler takes at most, in bytes; 0 of a kernel before 5.14, which does not tell.
+pub fn frame_size() -> u64 {
+    const AT_MINSIGSTKSZ: libc::c_ulong = 51;
+    // SAFETY: reads a number that the kernel has given this process.
+    unsafe { libc::getauxval(AT_MINSIGSTKSZ) }
+}
+
 /// XCR0; 0 where there is no such register.
 fn enabled() -> u64 {
     const OSXSAVE: u32 = 1 << 27;

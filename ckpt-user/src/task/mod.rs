@@ -9,6 +9,7 @@ pub mod denials;
 pub mod dispatch;
 pub mod ended;
 pub mod filters;
+pub mod frames;
 pub mod hidden;
 pub mod iterators;
 pub mod keyring;

@@ -7,8 +7,11 @@
 //!  └────────────┴────────┴───────────┴─ ─ ─┴──────────┘   first 512 bytes only
 //! ```
 
+use super::frames;
+use crate::image::{Chain, ImageError};
+use crate::machine::Baseline;
 use crate::record::{Image, Machine};
-use crate::sys::xsave::{self, LEGACY};
+use crate::sys::xsave::{self, LEGACY, frame_size};
 use std::ops::Range;
 
 /// Where a processor saves one component.
@@ -68,25 +71,46 @@ impl Layout {
         Self { components: xsave::components().into_iter().map(component).collect(), size: xsave::size() }
     }
 
+    const fn has_xsave(&self) -> bool {
+        self.size > LEGACY
+    }
+
+    /// Bits of all that the area has.
+    fn present(&self) -> u64 {
+        let bits = self.components.iter().filter(|component| component.number < 64);
+        bits.fold(X87_AND_SSE, |all, component| all | 1 << component.number)
+    }
+
     fn find(&self, number: u32) -> Option<&Component> {
         self.components.iter().find(|component| component.number == number)
     }
 }
 
-/// Gives the registers of an image's threads the places that this processor has for them.
+/// Gives the registers of an image's threads the places that this processor has for them. `is_foreign`: though they are there.
 ///
 /// # Errors
-/// Names what a thread computes with and this processor has not, or what of the program relies on the other places.
-pub fn fit(image: &mut Image) -> Result<(), String> {
+/// Names what a thread computes with and this processor has not, or what of the program relies on the other places; damage.
+pub fn fit(image: &mut Image, chain: &Chain, is_foreign: bool) -> Result<(), Unfit> {
     let (Some(made_on), here) = (image.machine.clone(), Layout::own()) else { return Ok(()) };
-    if made_on.xsave == here.components {
+    let there = layout(image, &made_on)?;
+    if there == here && !is_foreign {
         return Ok(());
     }
-    check(&made_on, &here)?;
+    check(&made_on, &there, &here)?;
+    let both_have = there.has_xsave() && here.has_xsave();
+    if both_have && let Some(tid) = frames::find(image, chain, there.size)? {
+        return Err(Unfit::Refused(format!(
+            "thread {tid} may be in a signal handler, and what that returns to has its registers as another CPU lays them out; \
+             take another checkpoint (--at ID)"
+        )));
+    }
+    if here.size > there.size {
+        alternate_stacks(image)?;
+    }
     for process in &mut image.processes {
         for thread in &mut process.threads {
             let Some(registers) = &mut thread.registers else { continue };
-            registers.xstate = moved(&registers.xstate, &made_on.xsave, &here).map_err(|lost| {
+            registers.xstate = moved(&registers.xstate, &there.components, &here).map_err(|lost| {
                 let name = lost.name();
                 format!("thread {} computes with {name} registers, which this CPU has not", thread.tid)
             })?;
@@ -95,27 +119,60 @@ pub fn fit(image: &mut Image) -> Result<(), String> {
     Ok(())
 }
 
-/// What a program may have in its memory: frames of signal handlers, and room for registers that its linker has found out once. A
-/// program with a baseline has been told to rely on neither.
-fn check(made_on: &Machine, here: &Layout) -> Result<(), String> {
-    if made_on.baseline().is_some() || made_on.xsave.is_empty() || here.components.is_empty() {
-        return Ok(());
+/// Why registers do not go to this processor.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl From<String> for Unfit {
+    fn from(reason: String) -> Self {
+        Self::Refused(reason)
     }
-    let elsewhere = |there: &&Component| here.find(there.number).is_some_and(|own| own != *there);
-    if let Some(component) = made_on.xsave.iter().find(elsewhere) {
+}
+
+/// Of the processor that the image was made on, which the area of each thread has to agree with.
+fn layout(image: &Image, made_on: &Machine) -> Result<Layout, String> {
+    let threads = image.processes.iter().flat_map(|process| &process.threads);
+    let areas: Vec<&[u8]> =
+        threads.filter_map(|thread| Some(&thread.registers.as_ref()?.xstate[..])).collect();
+    let size = areas.first().map_or(LEGACY, |area| area.len());
+    let there = Layout { components: made_on.xsave.clone(), size };
+    let agrees = |area: &&[u8]| {
+        let present = word(area, PRESENT).filter(|_| there.has_xsave());
+        area.len() == size && present.is_none_or(|present| present == there.present())
+    };
+    if size < LEGACY || !areas.iter().all(agrees) {
+        return Err("the registers in the image are not of the CPU that it names".to_owned());
+    }
+    Ok(there)
+}
+
+/// What a program has found out about its processor once, and keeps in its memory.
+fn check(made_on: &Machine, there: &Layout, here: &Layout) -> Result<(), String> {
+    let has = |feature: &str| made_on.cpu_features.iter().any(|one| one == feature);
+    let baseline = made_on.baseline();
+    let elsewhere = |component: &&Component| here.find(component.number).is_some_and(|own| own != *component);
+    if baseline.is_none()
+        && let Some(component) = there.components.iter().find(elsewhere)
+    {
         return Err(format!(
-            "this CPU saves the registers of {} in another place of its XSAVE area, where signal handlers of the program would \
-             look for them in vain; {ADVICE}",
+            "this CPU saves the registers of {} in another place of its XSAVE area, which a program may know; {ADVICE}",
             component.name()
         ));
     }
-    let has = |feature: &str| made_on.cpu_features.iter().any(|one| one == feature);
-    let is_new = |number: &&u32| made_on.xsave.iter().all(|there| there.number != **number);
+    // Below, its linker does without XSAVE. With XSAVEC nothing is written for what is not in use.
+    let saves_all =
+        has("xsave") && !has("xsavec") && baseline.is_none_or(|baseline| baseline >= Baseline::V3);
+    let is_new = |number: &&u32| there.find(**number).is_none();
     let new = OF_THE_LINKER.iter().filter(is_new).find_map(|number| here.find(*number));
     match new {
-        Some(component) if has("xsave") && !has("xsavec") => Err(format!(
+        Some(component) if saves_all => Err(format!(
             "this CPU has {} registers, which XSAVE would write where the program's dynamic linker has left no room for them; \
-             {ADVICE}",
+             launch it with --cpu-baseline x86-64-v2 to move it between such CPUs",
             component.name()
         )),
         _ => Ok(()),
@@ -123,6 +180,21 @@ fn check(made_on: &Machine, here: &Layout) -> Result<(), String> {
 }
 
 const ADVICE: &str = "launch it with --cpu-baseline to move it between such CPUs";
+
+/// A frame that does not fit ends the program (SIGSEGV), so they have to have room for what this processor saves.
+fn alternate_stacks(image: &Image) -> Result<(), String> {
+    let needed = frame_size();
+    for thread in image.processes.iter().flat_map(|process| &process.threads) {
+        let size = thread.signals.as_ref().map_or(0, |signals| signals.altstack_size);
+        if size > 0 && size < needed {
+            return Err(format!(
+                "the alternate signal stack of thread {} has {size} bytes, and this CPU's registers need {needed}",
+                thread.tid
+            ));
+        }
+    }
+    Ok(())
+}
 
 /// The same registers for another processor; what it has not is left out where nothing is in it.
 fn moved(area: &[u8], made_with: &[Component], here: &Layout) -> Result<Vec<u8>, Component> {
@@ -148,9 +220,8 @@ fn moved(area: &[u8], made_with: &[Component], here: &Layout) -> Result<Vec<u8>,
         *room = rights.copied().unwrap_or(NO_KEYS.to_le_bytes());
         in_use |= 1 << PKRU;
     }
-    if !here.components.is_empty() {
-        let present = here.components.iter().fold(X87_AND_SSE, |all, component| all | 1 << component.number);
-        out[PRESENT].copy_from_slice(&present.to_le_bytes());
+    if here.has_xsave() {
+        out[PRESENT].copy_from_slice(&here.present().to_le_bytes());
         out[IN_USE].copy_from_slice(&in_use.to_le_bytes());
     }
     Ok(out)

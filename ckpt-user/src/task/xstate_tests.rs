@@ -1,4 +1,5 @@
 use super::*;
+use crate::task::registers::Registers;
 
 const fn at(number: u32, offset: u32, size: u32) -> Component {
     Component { number, offset, size }
@@ -31,12 +32,11 @@ fn old() -> Layout {
 fn area(layout: &Layout, used: &[u32]) -> Vec<u8> {
     let mut area = vec![0; layout.size];
     area[..PRESENT.start].fill(0x11);
-    if layout.components.is_empty() {
+    if !layout.has_xsave() {
         return area;
     }
-    let present = layout.components.iter().fold(X87_AND_SSE, |all, component| all | 1 << component.number);
-    area[PRESENT].copy_from_slice(&present.to_le_bytes());
-    area[IN_USE].copy_from_slice(&present.to_le_bytes());
+    area[PRESENT].copy_from_slice(&layout.present().to_le_bytes());
+    area[IN_USE].copy_from_slice(&layout.present().to_le_bytes());
     for component in layout.components.iter().filter(|component| used.contains(&component.number)) {
         area[component.range()].fill(component.number as u8);
     }
@@ -104,15 +104,59 @@ fn made_on(layout: &Layout, features: &str, baseline: &str) -> Machine {
     }
 }
 
+/// XSAVE, and nothing beyond x87 and SSE to save with it.
+fn plain() -> Layout {
+    Layout { components: Vec::new(), size: 576 }
+}
+
+#[test]
+fn a_processor_with_xsave_and_without_avx_keeps_its_registers() {
+    let there = first();
+    let narrow = moved(&area(&there, &[]), &there.components, &plain()).unwrap();
+    assert_eq!((narrow.len(), word(&narrow, IN_USE), word(&narrow, PRESENT)), (576, Some(3), Some(3)));
+    assert_eq!(narrow[..464], [0x11; 464]);
+    let back = moved(&narrow, &[], &there).unwrap();
+    assert_eq!((word(&back, IN_USE), &back[..464]), (Some(0b10_0000_0011), &[0x11; 464][..]));
+}
+
 #[test]
 fn a_program_that_relies_on_other_places_is_refused() {
     let narrow = without(&first(), &[5, 6, 7, 9], 832);
-    let refused = |made_on: &Machine, here: &Layout| check(made_on, here).err().unwrap_or_default();
-    assert!(refused(&made_on(&first(), "xsave xsavec", ""), &second()).contains("AVX-512"));
-    assert_eq!(refused(&made_on(&first(), "xsave xsavec", "x86-64-v3"), &second()), "");
-    assert_eq!(refused(&made_on(&narrow, "xsave xsavec", ""), &first()), "");
-    assert!(refused(&made_on(&narrow, "xsave", ""), &first()).contains("no room"));
-    assert_eq!(refused(&made_on(&narrow, "xsave", "x86-64-v3"), &first()), "");
-    assert_eq!(refused(&made_on(&old(), "sse2", ""), &first()), "");
-    assert_eq!(refused(&made_on(&first(), "xsave", ""), &first()), "");
+    let refused = |there: &Layout, features: &str, baseline: &str, here: &Layout| {
+        check(&made_on(there, features, baseline), there, here).err().unwrap_or_default()
+    };
+    assert!(refused(&first(), "xsave xsavec", "", &second()).contains("AVX-512"));
+    assert_eq!(refused(&first(), "xsave xsavec", "x86-64-v3", &second()), "");
+    assert_eq!(refused(&narrow, "xsave xsavec", "", &first()), "");
+    for baseline in ["", "x86-64-v3"] {
+        assert!(refused(&narrow, "xsave", baseline, &first()).contains("no room"));
+        assert!(refused(&plain(), "xsave", baseline, &narrow).contains("no room"));
+        assert_eq!(refused(&first(), "xsave", baseline, &first()), "");
+    }
+    assert_eq!(refused(&narrow, "sse4_2", "x86-64-v2", &first()), "");
+    assert_eq!(refused(&old(), "sse2", "", &first()), "");
+}
+
+/// An image with a thread for each area.
+fn image(areas: &[Vec<u8>]) -> Image {
+    let thread = |xstate: &Vec<u8>| {
+        let registers = Registers { words: vec![0; 27], xstate: xstate.clone(), rseq: None };
+        crate::record::Thread { registers: Some(registers), ..Default::default() }
+    };
+    let process =
+        crate::record::Process { threads: areas.iter().map(thread).collect(), ..Default::default() };
+    Image { processes: vec![process], ..Default::default() }
+}
+
+#[test]
+fn areas_that_are_not_what_the_image_says_are_refused() {
+    let (wide, short) = (area(&first(), &[2]), area(&old(), &[]));
+    let said = |layout: &Layout| made_on(layout, "", "");
+    assert_eq!(layout(&image(&[wide.clone(), wide.clone()]), &said(&first())), Ok(first()));
+    assert_eq!(layout(&image(std::slice::from_ref(&short)), &said(&old())), Ok(old()));
+    // Nothing is said of what it has; something else is; threads of two processors; too short.
+    assert!(layout(&image(std::slice::from_ref(&wide)), &said(&old())).is_err());
+    assert!(layout(&image(std::slice::from_ref(&wide)), &said(&without(&first(), &[9], 2696))).is_err());
+    assert!(layout(&image(&[wide, short]), &said(&first())).is_err());
+    assert!(layout(&image(&[vec![0; 100]]), &said(&old())).is_err());
 }
