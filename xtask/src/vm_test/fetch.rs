@@ -133,7 +133,9 @@ impl Apt {
             for part in &parts {
                 self.unpack(part, &root)?;
             }
-            let image = find(&root.join("boot"), "vmlinuz-")?;
+            // Those in parts have it beside their modules.
+            let beside = root.join("usr/lib/modules").join(format!("{version}{FLAVOUR}"));
+            let image = find(&root.join("boot"), "vmlinuz-").or_else(|_| find(&beside, "vmlinuz"))?;
             let kernel = vmlinux::extract(&fs::read(&image)?).with_context(|| image.display().to_string())?;
             // Under its name once it is whole.
             let unfinished = folder.join("vmlinux.new");

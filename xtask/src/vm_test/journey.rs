@@ -15,6 +15,7 @@ use super::plan::{Plan, Programs, Test};
 use super::planted::Planted;
 use super::power::Power;
 use super::route::Route;
+use super::share;
 use super::systemd::Systemd;
 use crate::cmd;
 
@@ -40,8 +41,12 @@ impl<'a> Journey<'a> {
         let routes = matrix.routes.iter().map(Journey::Route);
         let powers = matrix.powers.iter().map(Journey::Power);
         let nodes = matrix.nodes.iter().map(Journey::Nodes);
-        let systemds = matrix.systemds.iter().map(Journey::Systemd);
-        routes.chain(powers).chain(nodes).chain(systemds).collect()
+        let systemds: Vec<_> = matrix.systemds.iter().map(Journey::Systemd).collect();
+        let (can, cannot): (Vec<_>, Vec<_>) = systemds.into_iter().partition(|_| share::is_possible());
+        for journey in cannot {
+            println!("skipped: {journey}: there is no virtiofsd here");
+        }
+        routes.chain(powers).chain(nodes).chain(can).collect()
     }
 
     pub fn go(&self, ground: &Ground) -> Result<Arrival> {

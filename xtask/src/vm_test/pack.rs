@@ -17,10 +17,10 @@ use crate::cmd;
 
 /// Programs of this machine that tests call by name.
 const TOOLS: &[&str] = &[
-    "basename", "bash", "sh", "cat", "cmp", "cp", "cut", "date", "dd", "dirname", "echo", "env", "false",
-    "grep", "head", "hostname", "ip", "kill", "ls", "ln", "mkdir", "mkfifo", "mount", "mv", "nproc", "rm",
-    "sed", "seq", "setpriv", "setsid", "sleep", "sort", "stat", "sync", "tail", "tar", "tee", "timeout",
-    "touch", "tr", "true", "umount", "uname", "unshare", "wc",
+    "basename", "bash", "sh", "cat", "chmod", "chroot", "cmp", "cp", "cut", "date", "dd", "dirname", "echo",
+    "env", "false", "grep", "head", "hostname", "ip", "kill", "ls", "ln", "mkdir", "mkfifo", "mount", "mv",
+    "nproc", "rm", "sed", "seq", "setpriv", "setsid", "sleep", "sort", "stat", "sync", "tail", "tar", "tee",
+    "timeout", "touch", "tr", "true", "umount", "uname", "unshare", "wc",
 ];
 /// Runs its arguments with the programs and libraries of the machine below.
 const ON_HOST: &str = "vm-test/guest/host.sh";
@@ -100,8 +100,8 @@ fn tools() -> Result<Vec<PathBuf>> {
     let find =
         |name: &&str| folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
     let mut found: Vec<PathBuf> = TOOLS.iter().filter_map(find).collect();
-    // By which scripts and tests call the shell.
-    found.extend(["/bin/sh", "/bin/bash"].map(PathBuf::from));
+    // By which scripts and tests call them.
+    found.extend(["/bin/sh", "/bin/bash", "/bin/true"].map(PathBuf::from));
     Ok(found)
 }
 

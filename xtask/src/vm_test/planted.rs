@@ -52,14 +52,17 @@ impl Planted {
         let is_found = match &self.test {
             Some(test) => self.fails(&ground, test)?,
             None => {
+                let name = label(self);
+                let console = ground.folder.join(format!("{name}.console"));
                 let power = Power {
                     kernel: self.kernel.clone(),
                     room: Room::Enough,
                     cuts: 3,
                     short: None,
-                    name: Some(label(self)),
+                    name: Some(name),
                 };
-                power.lose(&ground)?.is_err()
+                // What the script says of checkpoints, and not just any failure.
+                power.lose(&ground)?.is_err() && says(&console, &["not all of it is whole", "was told of"])?
             }
         };
         Ok(if is_found { Ok(()) } else { Err("nobody has noticed".to_owned()) })
@@ -80,6 +83,16 @@ impl Planted {
         remove(&console)?;
         Ok(matches!(&results.tests[..], [(_, Outcome::Failed)]))
     }
+}
+
+/// Whether one of `words` was printed; what was printed goes then.
+fn says(console: &Path, words: &[&str]) -> Result<bool> {
+    let printed = String::from_utf8_lossy(&std::fs::read(console)?).into_owned();
+    let is_said = words.iter().any(|word| printed.contains(word));
+    if is_said {
+        remove(console)?;
+    }
+    Ok(is_said)
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -93,7 +93,10 @@ impl Power {
             };
             match ended {
                 Ok(newest) => told = newest,
-                Err(()) => return Ok(Err(format!("after {life} cuts: {}", console.display()))),
+                Err(()) => {
+                    std::fs::remove_file(&initrd)?;
+                    return Ok(Err(format!("after {life} cuts: {}", console.display())));
+                }
             }
             if leg != "last" {
                 println!("{:>8}: cut off, checkpoint {told} was told", self.kernel);

@@ -34,7 +34,10 @@ impl Share {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let socket = std::env::temp_dir().join(format!("ckptbpf-{}-share-{number}", std::process::id()));
         let mut command = Command::new(daemon().context("there is no virtiofsd here")?);
-        command.arg(format!("--socket-path={}", socket.display())).arg("-o").arg(format!("source={folder}"));
+        command
+            .arg(format!("--socket-path={}", socket.display()))
+            .arg("-o")
+            .arg(format!("source={folder},sandbox=chroot"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let daemon = Watched(child.context("starting virtiofsd")?);
         wait_for_socket(&socket)?;
@@ -44,10 +47,11 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // It may have removed it itself.
+        // It may have removed it itself; the file of its process id is its own in either form.
         let _ = std::fs::remove_file(&self.socket);
-        let mut lock = self.socket.clone().into_os_string();
-        lock.push(".pid");
-        let _ = std::fs::remove_file(lock);
+        let socket = self.socket.display().to_string();
+        let _ = std::fs::remove_file(format!("{socket}.pid"));
+        let dotted = socket.trim_start_matches('/').replace('/', ".");
+        let _ = std::fs::remove_file(format!("/run/virtiofsd/{dotted}.pid"));
     }
 }
