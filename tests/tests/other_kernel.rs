@@ -50,11 +50,12 @@ fn a_program_goes_on_with_the_vdso_of_another_kernel() {
 #[test]
 fn registers_of_every_width_go_to_other_places() {
     let sandbox = Sandbox::new("xsave");
-    let program = victim_cmd("fpu").args(["300", "3000"]);
+    let program = victim_cmd("fpu").args(["1200", "3000"]);
     let expected = Expected::of(&sandbox, &program, None);
     let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program));
-    for (mode, step) in MODES.iter().zip(["\n20 ", "\n60 "]) {
-        job.running().wait_for_output(step, SOON);
+    for mode in MODES {
+        let steps = || job.running().stdout().iter().filter(|byte| **byte == b'\n').count();
+        sandbox.wait_for("twenty steps", SOON, || steps() > 20);
         job.checkpoint();
         job.kill_all();
         job.restart(*mode, &["--foreign-xsave"]);
