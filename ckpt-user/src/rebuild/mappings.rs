@@ -98,9 +98,11 @@ fn whole(pieces: &[&Vma], objects: &Objects, remote: &mut Remote) -> io::Result<
     let mut calls = vec![mmap(&all, objects)?];
     if protect_later {
         if write_first && first.kind() == Kind::Anonymous {
-            // A page that comes and goes leaves the anon_vma that the pieces are to share, and that what is counted has.
+            // A page that comes and goes leaves the anon_vma that the pieces are to share, and that what is counted has. It may be a
+            // huge one, all of which has to go: what is there already counts as written.
             calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, POPULATE_WRITE]));
-            calls.push(Call::new(libc::SYS_madvise, &[all.start, 4096, libc::MADV_DONTNEED as u64]));
+            let len = all.end - all.start;
+            calls.push(Call::new(libc::SYS_madvise, &[all.start, len, libc::MADV_DONTNEED as u64]));
         }
         let protect = |v: &&Vma| {
             Call::new(libc::SYS_mprotect, &[v.start, v.end - v.start, u64::from(v.protection_at_first())])
