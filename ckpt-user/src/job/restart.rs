@@ -28,7 +28,7 @@ use crate::rebuild::fill::Watch;
 use crate::rebuild::process::RebuiltProcess;
 use crate::rebuild::taken::{self, Taken};
 use crate::rebuild::{self, Mode, RebuildError, Unfinished};
-use crate::record::{Image, Machine};
+use crate::record::{Image, Machine, Process};
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
@@ -81,7 +81,7 @@ fn run_again(
         Chain::open(&dir.proc_path(), chosen)?
     };
     let (mut image, mut owner) = judge(&opened.chain)?;
-    let is_lazy = options.lazy && !is_crowded(&image);
+    let is_lazy = options.lazy && crowded(&image).is_none();
     if !is_lazy && taken.is_none() {
         // What the program is to run on is read before it runs: another checkpoint where it has damage.
         drop(opened);
@@ -116,6 +116,7 @@ fn run_again(
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
+    crowded(&image).filter(|_| options.lazy).into_iter().for_each(say_crowded);
     let mode = match is_lazy {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start(namespace::guardian_id(&image)?)
@@ -234,18 +235,18 @@ fn advised(error: RebuildError) -> anyhow::Error {
     }
 }
 
-/// Whether a process has so many mappings that it is not to be watched, as a lazy restart does.
-fn is_crowded(image: &Image) -> bool {
-    let crowded = image.processes.iter().find(|p| map_count::is_near(p.mappings.len()));
-    if let Some(process) = crowded {
-        log::warn!(
-            "process {} has {} mappings, near vm.max_map_count ({}): a restart that is asked to be lazy is none",
-            process.pid,
-            process.mappings.len(),
-            map_count::limit()
-        );
-    }
-    crowded.is_some()
+/// A process that has so many mappings that it is not to be watched, as a lazy restart does.
+fn crowded(image: &Image) -> Option<&Process> {
+    image.processes.iter().find(|process| map_count::is_near(process.mappings.len()))
+}
+
+fn say_crowded(process: &Process) {
+    log::warn!(
+        "process {} has {} mappings, near vm.max_map_count ({}): a restart that is asked to be lazy is none",
+        process.pid,
+        process.mappings.len(),
+        map_count::limit()
+    );
 }
 
 /// The program has one id for itself and another one for everybody else.
