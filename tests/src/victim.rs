@@ -68,6 +68,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("randops", "randops.c", THREADS),
     ("features", "features.c", &[]),
     ("handler", "handler.c", &[]),
+    ("onewait", "onewait.c", &[]),
 ];
 
 const COMMON: &[&str] =

@@ -249,3 +249,35 @@ fn a_program_that_hardly_gets_a_processor() {
     }
     job.kill_all();
 }
+
+/// It stands only after the first tries were given up, when it waits no longer: what was left of its wait is known all the same.
+#[test]
+fn a_wait_of_a_program_that_hardly_gets_a_processor() {
+    const MS: u64 = 6000;
+    let Some(group) = Throttled::make() else {
+        skip::skip(
+            "a_wait_of_a_program_that_hardly_gets_a_processor",
+            "no control group with a limit can be made here",
+        );
+        return;
+    };
+    let sandbox = Sandbox::new("throttled_wait");
+    let program = format!("(while :; do :; done) & exec {} {MS}", victim("onewait").display());
+    let mut job = Job::launch(&sandbox, &[], &Cmd::sh(&program));
+    job.running().wait_for_output("begun\n", SOON);
+    let begun = std::time::Instant::now();
+    for process in sandbox.ps().into_iter().filter(|one| ["onewait", "bash"].contains(&one.comm.as_str())) {
+        assert!(group.write("cgroup.procs", &sandbox.outside_pid(process.pid).unwrap().to_string()));
+    }
+    sandbox.wait_for("two thirds of it", SOON, || begun.elapsed().as_millis() > u128::from(MS * 2 / 3));
+    let before = group.times();
+    sandbox.wait_for("the program to have no processor", SOON, || group.times() > before);
+    job.checkpoint();
+    sandbox.wait_for("its end", SOON, || job.running().stdout().split(|byte| *byte == b'\n').count() > 2);
+    let printed = String::from_utf8(job.running().stdout()).unwrap();
+    let words: Vec<&str> = printed.lines().nth(1).expect("a second line").split(' ').collect();
+    let took: u64 = words[2].parse().unwrap();
+    assert_eq!(words[..2], ["-1", "11"], "EAGAIN, as if nothing had been: {printed}");
+    assert!((MS..MS * 3 / 2).contains(&took), "{took} ms instead of {MS}");
+    job.kill_all();
+}

@@ -23,6 +23,7 @@ use crate::task::registers::{self, USER_CS};
 use crate::task::unsupported;
 use nix::unistd::Pid;
 use rewind::{Wait, Waits};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -99,9 +100,12 @@ pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
     let mut attempt = 0;
     loop {
         let longer = 2u32.pow(attempt.min(TRIES - 1));
-        let GivenUp { why, has_no_processor } = match try_freeze(root, DEADLINE * longer, &kernel.waits(root))
-        {
-            Ok(tree) => return Ok(tree),
+        let waits = known_waits(kernel.waits(root));
+        let GivenUp { why, has_no_processor } = match try_freeze(root, DEADLINE * longer, &waits) {
+            Ok(tree) => {
+                WAITS.take();
+                return Ok(tree);
+            }
             Err(given_up) => given_up,
         };
         attempt += 1;
@@ -168,10 +172,23 @@ impl Drop for Stopping<'_> {
     }
 }
 
+thread_local! {
+    /// What threads waited in when they were first asked to stop. One that gets no processor waits no longer, and stands only after
+    /// the freeze has been given up: when its wait was to end is then known from here alone.
+    static WAITS: RefCell<Waits> = RefCell::default();
+}
+
+/// With those of whom the freezes before were given up, which [`left`] tells from later waits of the same threads.
+fn known_waits(now: Waits) -> Waits {
+    WAITS.with_borrow_mut(|known| {
+        known.extend(now);
+        known.clone()
+    })
+}
+
 /// Lets a thread run on that stands only now, after the freeze that had asked it to was given up.
 pub fn let_go_late(tid: Pid, stop: Stop) {
-    // Nobody knows any more how long it was to wait: the whole time begins anew.
-    let_go(tid, tid, ptrace::found_standing(tid, stop), &Waits::new());
+    WAITS.with_borrow(|waits| let_go(tid, tid, ptrace::found_standing(tid, stop), waits));
 }
 
 /// Lets a thread run on that was stopped in vain, without an EINTR from it, and its wait no longer than it was.
