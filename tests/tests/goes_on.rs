@@ -4,12 +4,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ckpt_tests::sandbox::until;
-use ckpt_tests::scenario::{MODES, Tool, ckptbpf};
+use ckpt_tests::scenario::{MODES, Tool, ckptbpf, verb};
 use ckpt_tests::victim::victim;
-use ckpt_tests::{Cmd, Job, Sandbox, skip};
+use ckpt_tests::{Cmd, Job, Sandbox, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -254,30 +254,34 @@ fn a_program_that_hardly_gets_a_processor() {
 #[test]
 fn a_wait_of_a_program_that_hardly_gets_a_processor() {
     const MS: u64 = 6000;
-    let Some(group) = Throttled::make() else {
-        skip::skip(
-            "a_wait_of_a_program_that_hardly_gets_a_processor",
-            "no control group with a limit can be made here",
-        );
-        return;
-    };
-    let sandbox = Sandbox::new("throttled_wait");
-    let program = format!("(while :; do :; done) & exec {} {MS}", victim("onewait").display());
-    let mut job = Job::launch(&sandbox, &[], &Cmd::sh(&program));
+    /// Longer than the first tries.
+    const IN_VAIN: Duration = Duration::from_millis(200);
+    let sandbox = Sandbox::new("idle_wait");
+    let mut job = Job::launch(&sandbox, &[], &victim_cmd("onewait").arg(MS.to_string()));
     job.running().wait_for_output("begun\n", SOON);
-    let begun = std::time::Instant::now();
-    for process in sandbox.ps().into_iter().filter(|one| ["onewait", "bash"].contains(&one.comm.as_str())) {
-        assert!(group.write("cgroup.procs", &sandbox.outside_pid(process.pid).unwrap().to_string()));
+    let begun = Instant::now();
+    sandbox.wait_for("half of it", SOON, || begun.elapsed() > Duration::from_millis(MS / 2));
+    // On its processor, and before it whenever there is somebody to choose.
+    let hogs =
+        sandbox.spawn("taskset -cp 0 $$; echo busy; for i in 1 2 3; do while :; do :; done & done; wait");
+    hogs.wait_for_output("busy\n", SOON);
+    let asked = sandbox.spawn(verb("checkpoint", [job.dir()]));
+    // Woken in order to stop, and without a processor since.
+    let mut woken: Option<Instant> = None;
+    sandbox.wait_for("tries in vain", SOON, || {
+        assert!(!asked.has_ended(), "it got a processor: {}", asked.stderr());
+        let waits = sandbox.ps().iter().any(|one| one.comm == "onewait" && one.state == 'R');
+        woken = if waits { Some(woken.unwrap_or_else(Instant::now)) } else { None };
+        woken.is_some_and(|since| since.elapsed() > IN_VAIN)
+    });
+    for hog in sandbox.ps().iter().filter(|one| one.comm == "bash") {
+        sandbox.kill(hog.pid, Signal::SIGKILL as i32).unwrap();
     }
-    sandbox.wait_for("two thirds of it", SOON, || begun.elapsed().as_millis() > u128::from(MS * 2 / 3));
-    let before = group.times();
-    sandbox.wait_for("the program to have no processor", SOON, || group.times() > before);
-    job.checkpoint();
-    sandbox.wait_for("its end", SOON, || job.running().stdout().split(|byte| *byte == b'\n').count() > 2);
-    let printed = String::from_utf8(job.running().stdout()).unwrap();
+    asked.wait(SOON).success();
+    let printed = job.wait(SOON).success().stdout_text();
     let words: Vec<&str> = printed.lines().nth(1).expect("a second line").split(' ').collect();
     let took: u64 = words[2].parse().unwrap();
     assert_eq!(words[..2], ["-1", "11"], "EAGAIN, as if nothing had been: {printed}");
-    assert!((MS..MS * 3 / 2).contains(&took), "{took} ms instead of {MS}");
-    job.kill_all();
+    assert!((MS..MS * 7 / 5).contains(&took), "{took} ms instead of {MS}");
+    hogs.wait(SOON);
 }
