@@ -43,7 +43,21 @@ pub fn keep_descriptors_to_ourselves() -> io::Result<()> {
     // SAFETY: close_range takes three integers; with CLOEXEC it closes nothing in this process, so that no owner of a
     // descriptor finds it gone.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    match done {
+        0 => Ok(()),
+        // Before Linux 5.11: one by one.
+        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => {
+            let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect();
+            for fd in open.into_iter().filter(|fd| *fd >= first as i32) {
+                // SAFETY: three integers; the descriptor of the list itself is closed by now, which fails and changes nothing.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// A descriptor of our own of what process `pid` has open as `number` (pidfd_getfd(2)).

@@ -214,7 +214,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
     let mut since = None;
     let (mut looked_at, mut ended) = (HashSet::new(), HashSet::new());
     loop {
-        let members = tree::members(root);
+        let members = tree::all_members(root).reading(root, "its children")?;
         if members.is_empty() {
             return Err(Refusal::Ended.into());
         }
@@ -266,7 +266,8 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
             }
         }
     }
-    Ok(assemble(&tree::members(root), stopping, since.unwrap_or_else(Instant::now))?)
+    let members = tree::all_members(root).reading(root, "its children")?;
+    Ok(assemble(&members, stopping, since.unwrap_or_else(Instant::now))?)
 }
 
 /// Seizes a thread; `None` when it has ended between the listing and the seize.

@@ -1,7 +1,8 @@
 //! The processes of a job: the root's descendants, and orphans that were handed to us as subreaper.
 
-use crate::task::proc::{ProcDir, Stat, reached_by};
+use crate::task::proc::{ProcDir, Stat, is_gone, reached_by};
 use nix::unistd::Pid;
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -28,14 +29,14 @@ fn is_another(root: Pid) -> bool {
 pub fn note_strangers() {
     STRANGERS.get_or_init(|| {
         let known = |pid: Pid| Some((pid, ProcDir::process(pid).stat().ok()?.start_time()));
-        children_of(Pid::this()).into_iter().filter_map(known).collect()
+        children_of(Pid::this()).unwrap_or_default().into_iter().filter_map(known).collect()
     });
 }
 
 /// Whether strangers, and nobody else, are left of this process's children.
 pub fn only_strangers_left() -> bool {
     let any = STRANGERS.get().is_some_and(|strangers| !strangers.is_empty());
-    any && children_of(Pid::this()).into_iter().all(is_stranger)
+    any && children_of(Pid::this()).is_ok_and(|children| children.into_iter().all(is_stranger))
 }
 
 fn is_stranger(pid: Pid) -> bool {
@@ -47,7 +48,22 @@ fn is_stranger(pid: Pid) -> bool {
 /// others are left are among them, be it for good or on their way out.
 ///
 /// When `root` itself has ended, what it left behind are children of this process.
+///
+/// Those that the kernel tells of: for whoever sends signals, or counts. See [`all_members`].
 pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
+    let told = |pid: Pid| Ok(children_of(pid).unwrap_or_default());
+    walk(root, told).unwrap_or_default()
+}
+
+/// The same, and nobody is missing.
+///
+/// # Errors
+/// What the kernel says where it does not tell the children of one of them.
+pub fn all_members(root: Pid) -> io::Result<Vec<(Pid, Pid)>> {
+    walk(root, children_of)
+}
+
+fn walk(root: Pid, children: impl Fn(Pid) -> io::Result<Vec<Pid>>) -> io::Result<Vec<(Pid, Pid)>> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
     let own = Pid::this();
     let mut queue = Vec::new();
@@ -55,7 +71,7 @@ pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
         queue.push((root, parent_of(root).unwrap_or(own)));
     }
     queue.extend(
-        children_of(own)
+        children(own)?
             .into_iter()
             .filter(|&c| c != root && is_adopted(c) && !is_stranger(c))
             .map(|c| (c, own)),
@@ -68,9 +84,9 @@ pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
             continue;
         }
         found.push((pid, parent));
-        queue.extend(children_of(pid).into_iter().map(|child| (child, pid)));
+        queue.extend(children(pid)?.into_iter().map(|child| (child, pid)));
     }
-    found
+    Ok(found)
 }
 
 /// Whether a process that was listed has not ended. While another thread than its first one executes a program, its id leads
@@ -86,13 +102,24 @@ fn is_there(pid: Pid) -> bool {
     stat.is_some_and(|stat| stat.is_there())
 }
 
-/// The children of all threads of a process.
-pub fn children_of(pid: Pid) -> Vec<Pid> {
-    let tasks = ProcDir::process(pid).numbers("task").unwrap_or_default();
-    tasks
-        .into_iter()
-        .flat_map(|tid| ProcDir::thread(pid, Pid::from_raw(tid)).children().unwrap_or_default())
-        .collect()
+/// The children of all threads of a process; none of one that is gone.
+///
+/// # Errors
+/// They are not to be had: too many open files, or a kernel without CONFIG_PROC_CHILDREN.
+pub fn children_of(pid: Pid) -> io::Result<Vec<Pid>> {
+    let tasks = match ProcDir::process(pid).numbers("task") {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let mut all = Vec::new();
+    for tid in tasks.into_iter().map(Pid::from_raw) {
+        let thread = ProcDir::thread(pid, tid);
+        match thread.children() {
+            Err(error) if is_gone(&error) && thread.stat().is_err() => {}
+            told => all.extend(told?),
+        }
+    }
+    Ok(all)
 }
 
 /// Whether it shows as ended, and others of its threads are left. Its parent is not told before they are gone.

@@ -36,10 +36,10 @@ pub struct Zombie {
 ///
 /// # Errors
 /// Named: a process that is killed in these very moments, a death with a core dump.
-pub fn capture(of: &[Pid], children: impl Fn(Pid) -> Vec<Pid>) -> Result<Vec<Zombie>, Refusal> {
+pub fn capture(of: &[Pid], children: impl Fn(Pid) -> io::Result<Vec<Pid>>) -> Result<Vec<Zombie>, Refusal> {
     let mut found = Vec::new();
     for parent in of.iter().copied().chain([Pid::this()]) {
-        for pid in children(parent) {
+        for pid in children(parent).reading(parent, "its children")? {
             let dir = ProcDir::process(pid);
             let Ok(stat) = dir.stat() else { continue };
             if stat.state() != 'Z' {

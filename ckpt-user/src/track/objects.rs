@@ -4,7 +4,7 @@
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, Object, file::ZFS_SUPER_MAGIC, table::Descriptor};
+use crate::object::{Description, Object, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
 use nix::sys::statfs::{
@@ -168,8 +168,9 @@ fn pages_of(bytes: Range<u64>) -> Range<u64> {
 }
 
 /// File systems that know of data which is only in the page cache when they are asked for holes. Others may ask whoever has what
-/// was written out (`fuse_lseek` of fs/fuse/file.c), and what they call a hole is then data.
-const KNOW_THEIR_HOLES: [FsType; 7] = [
+/// was written out (`fuse_lseek` of fs/fuse/file.c), and what they call a hole is then data; ZFS has called data holes
+/// (<https://github.com/openzfs/zfs/issues/15526>).
+const KNOW_THEIR_HOLES: [FsType; 6] = [
     TMPFS_MAGIC,
     EXT4_SUPER_MAGIC,
     XFS_SUPER_MAGIC,
@@ -177,7 +178,6 @@ const KNOW_THEIR_HOLES: [FsType; 7] = [
     F2FS_SUPER_MAGIC,
     // It asks the one that has the file.
     OVERLAYFS_SUPER_MAGIC,
-    ZFS_SUPER_MAGIC,
 ];
 
 /// Byte ranges of the object that hold data (lseek(2), SEEK_DATA); all of it where that is not to be relied on.
