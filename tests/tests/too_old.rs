@@ -28,7 +28,7 @@ fn a_kernel_that_does_not_tell_of_rseq() {
     let launch = verb("launch", ["-i", "0.2", "-d", "images", "--"]).program(&held(&sandbox, program));
     let running = sandbox.spawn(launch);
     running.wait_for_output("\n50 ", SOON);
-    let asked = sandbox.run(verb("checkpoint", ["images"])).expect_code(1).stderr_text();
+    let asked = sandbox.run(verb("checkpoint", ["images"])).expect_code(125).stderr_text();
     assert!(asked.contains("restartable sequences") && asked.contains("5.13"), "{asked}");
     let_go(&sandbox);
     let ended = running.wait(SOON).success();

@@ -242,7 +242,9 @@ fn offsets_are_those_of_the_structures_that_user_space_shares() {
     );
     assert_eq!(layout.offset("siginfo._sifields._sigfault._addr").unwrap(), 16);
     let bits = layout.bit_offset("signal_struct.is_child_subreaper").unwrap();
-    assert_eq!(layout.bit_offset("signal_struct.has_child_subreaper").unwrap(), bits + 1);
+    // Neighbours: bits of one word, and bytes in Linux 7.3.
+    let next = layout.bit_offset("signal_struct.has_child_subreaper").unwrap();
+    assert!([bits + 1, bits + 8].contains(&next), "{bits} {next}");
     let missing = layout.offset("task_struct.unheard_of").unwrap_err().to_string();
     assert_eq!(missing, "this kernel's struct task_struct has no unheard_of");
     assert_eq!(layout.size("unheard_of").unwrap_err().to_string(), "this kernel has no struct unheard_of");
