@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
         counts.add(arrival.is_ok());
     }
     println!("{counts}");
-    if counts.passed + counts.failed == 0 {
+    if counts.passed + counts.failed + counts.skipped == 0 {
         bail!("nothing is called so");
     }
     if counts.failed > 0 {
