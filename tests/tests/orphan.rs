@@ -82,11 +82,17 @@ fn what_is_left_of_a_job_is_in_the_way_of_its_restart() {
     sandbox.wait_for("its end", SOON, || sandbox.ps().iter().all(|one| one.pid != first));
     let left = sandbox.ps().into_iter().find(|one| one.comm == "sh").expect("the child").pid;
     let stdout = job.stdout();
+    // A page of it is damaged: nothing of its memory is read for a restart that is refused.
+    let whole = std::fs::read(job.image(1)).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0x10;
+    std::fs::write(job.image(1), &damaged).unwrap();
     for mode in [Mode::Eager, Mode::Lazy] {
         let restart = verb("restart", if mode == Mode::Lazy { &["--lazy"][..] } else { &[] });
         let refused = sandbox.run(restart.arg(job.dir())).expect_code(125).stderr_text();
         assert!(refused.contains(&format!("process {left} (sh) of this checkpoint still runs")), "{refused}");
     }
+    std::fs::write(job.image(1), &whole).unwrap();
     assert!(sandbox.ps().iter().any(|one| one.pid == left), "a refused restart has ended it");
     assert_eq!(job.stdout(), stdout);
     sandbox.kill(left, Signal::SIGKILL as i32).unwrap();

@@ -143,3 +143,20 @@ fn is_adopted(pid: Pid) -> bool {
     // Helpers have one thread, and none is shown of a thread that is just ending.
     if exe.is_some() { exe != own } else { has_lost_its_first_thread(pid) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_that_are_not_told_of_are_no_missing_ones() {
+        let untold = |_| Err(io::Error::from_raw_os_error(libc::EMFILE));
+        assert_eq!(walk(Pid::this(), untold).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert!(children_of(Pid::from_raw(i32::MAX)).unwrap().is_empty(), "a process that is gone has none");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let told = children_of(Pid::this()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(told.contains(&Pid::from_raw(child.id() as i32)), "{told:?}");
+    }
+}

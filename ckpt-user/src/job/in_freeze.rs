@@ -175,7 +175,7 @@ fn frozen(
 ) -> Result<Frozen, Refusal> {
     let mut residue = Residue::new(to.clone());
     // Known from here on.
-    machine::cpu_features();
+    machine::prepare();
     let mut tree = freeze::freeze(root, kernel)?;
     let stop = tree.since.elapsed();
     let mut frozen = match inside(&mut tree, tracked, &mut residue, kernel) {
@@ -293,7 +293,7 @@ fn inside(
 /// Returns for how long it stood.
 pub fn look(root: Pid, tracked: &Mutex<Tracked>, kernel: &Kernel) -> Result<Duration, Refusal> {
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
-    machine::cpu_features();
+    machine::prepare();
     let mut tree = freeze::freeze(root, kernel)?;
     let seen = looked_at(&mut tree, &mut tracked, kernel);
     let stood = tree.thaw();

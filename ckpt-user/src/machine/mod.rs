@@ -25,7 +25,7 @@ pub fn here(vdso: u64, vdso_image: Vec<u8>) -> Machine {
         vdso,
         boot_id: boot_id().to_owned(),
         vdso_image,
-        xsave: Layout::own().components,
+        xsave: Layout::own().components.clone(),
         cpu_baseline: String::new(),
     }
 }
@@ -41,6 +41,12 @@ impl Machine {
         self.cpu_features.retain(|flag| baseline.has(flag));
         self.cpu_baseline = baseline.name().to_owned();
     }
+}
+
+/// Finds out what [`here`] needs and takes a while: before a freeze.
+pub fn prepare() {
+    cpu_features();
+    Layout::own();
 }
 
 /// Of this machine since it was started; empty where the kernel does not tell.

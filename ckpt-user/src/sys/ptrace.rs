@@ -33,6 +33,7 @@ const GET_DISPATCH: u32 = 0x4211;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const NT_X86_XSTATE: usize = 0x202;
 const NT_PRFPREG: usize = 2;
+const UNTOLD: &str = "this kernel tells nobody where threads have registered restartable sequences (rseq(2)); Linux 5.13 or newer does";
 const PEEKSIGINFO_SHARED: u32 = 1;
 
 /// Why a traced thread stands still.
@@ -273,7 +274,7 @@ impl Stopped {
     /// The rseq area, all zero where none is registered.
     ///
     /// # Errors
-    /// EIO on a kernel that knows such areas and tells nobody of them: Linux 4.18 to 5.12.
+    /// `Unsupported` on a kernel that knows such areas and tells nobody of them: Linux 4.18 to 5.12.
     pub fn rseq(&self) -> io::Result<RseqArea> {
         #[repr(C)]
         #[derive(Default)]
@@ -287,7 +288,11 @@ impl Stopped {
         let mut c = Configuration::default();
         let size = size_of::<Configuration>();
         match request(GET_RSEQ_CONFIGURATION, self.tid, size, (&raw mut c) as usize) {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) && !probe::knows_rseq() => {}
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                if probe::knows_rseq() {
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, UNTOLD));
+                }
+            }
             told => drop(told?),
         }
         Ok(RseqArea { pointer: c.pointer, size: c.size, signature: c.signature, flags: c.flags })

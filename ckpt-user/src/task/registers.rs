@@ -6,6 +6,7 @@ use crate::sys::regs::{self, Regs};
 use crate::sys::xsave::LEGACY;
 use nix::unistd::Pid;
 use std::io;
+use std::sync::OnceLock;
 
 /// `user_regs_struct` as 27 words, and the XSAVE area: 512 bytes of a processor without XSAVE (struct user_fpregs_struct).
 #[derive(Clone, PartialEq, prost::Message, serde::Serialize)]
@@ -64,14 +65,12 @@ pub fn capture(thread: &Stopped, regs: &Regs) -> io::Result<Registers> {
 /// Names a thread that has denied itself all memory without a protection key of its own; a kernel that does not tell what a thread
 /// has registered.
 pub fn check(pid: Pid, thread: &Stopped) -> Result<(), Refusal> {
-    if thread.rseq().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
-        let what =
-            format!("has thread {}, which may have registered restartable sequences (rseq(2))", thread.tid());
-        return Err(Refusal::unsupported(
-            pid,
-            what,
-            "this kernel tells nobody where; Linux 5.13 or newer does",
-        ));
+    /// Of the kernel, whichever thread is asked.
+    static UNTOLD: OnceLock<Option<String>> = OnceLock::new();
+    let untold =
+        || thread.rseq().err().filter(|e| e.kind() == io::ErrorKind::Unsupported).map(|e| e.to_string());
+    if let Some(why) = UNTOLD.get_or_init(untold) {
+        return Err(Refusal::unsupported(pid, format!("has thread {}", thread.tid()), why.as_str()));
     }
     if !regs::has_protection_keys() {
         return Ok(());

@@ -13,6 +13,7 @@ use crate::machine::Baseline;
 use crate::record::{Image, Machine};
 use crate::sys::xsave::{self, LEGACY, frame_size};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Where a processor saves one component.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, serde::Serialize)]
@@ -65,10 +66,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of this one.
-    pub fn own() -> Self {
-        let component = |(number, offset, size)| Component { number, offset, size };
-        Self { components: xsave::components().into_iter().map(component).collect(), size: xsave::size() }
+    /// Of this one. Asked once: each question leaves a virtual machine (CPUID), and a checkpoint has the answer in its freeze.
+    pub fn own() -> &'static Self {
+        static OWN: OnceLock<Layout> = OnceLock::new();
+        OWN.get_or_init(|| {
+            let component = |(number, offset, size)| Component { number, offset, size };
+            Self { components: xsave::components().into_iter().map(component).collect(), size: xsave::size() }
+        })
     }
 
     const fn has_xsave(&self) -> bool {
@@ -93,10 +97,10 @@ impl Layout {
 pub fn fit(image: &mut Image, chain: &Chain, is_foreign: bool) -> Result<(), Unfit> {
     let (Some(made_on), here) = (image.machine.clone(), Layout::own()) else { return Ok(()) };
     let there = layout(image, &made_on)?;
-    if there == here && !is_foreign {
+    if there == *here && !is_foreign {
         return Ok(());
     }
-    check(&made_on, &there, &here)?;
+    check(&made_on, &there, here)?;
     let both_have = there.has_xsave() && here.has_xsave();
     if both_have && let Some(tid) = frames::find(image, chain, there.size)? {
         return Err(Unfit::Refused(format!(
@@ -105,12 +109,12 @@ pub fn fit(image: &mut Image, chain: &Chain, is_foreign: bool) -> Result<(), Unf
         )));
     }
     if here.size > there.size {
-        alternate_stacks(image)?;
+        alternate_stacks(image, frame_size())?;
     }
     for process in &mut image.processes {
         for thread in &mut process.threads {
             let Some(registers) = &mut thread.registers else { continue };
-            registers.xstate = moved(&registers.xstate, &there.components, &here).map_err(|lost| {
+            registers.xstate = moved(&registers.xstate, &there.components, here).map_err(|lost| {
                 let name = lost.name();
                 format!("thread {} computes with {name} registers, which this CPU has not", thread.tid)
             })?;
@@ -182,8 +186,7 @@ fn check(made_on: &Machine, there: &Layout, here: &Layout) -> Result<(), String>
 const ADVICE: &str = "launch it with --cpu-baseline to move it between such CPUs";
 
 /// A frame that does not fit ends the program (SIGSEGV), so they have to have room for what this processor saves.
-fn alternate_stacks(image: &Image) -> Result<(), String> {
-    let needed = frame_size();
+fn alternate_stacks(image: &Image, needed: u64) -> Result<(), String> {
     for thread in image.processes.iter().flat_map(|process| &process.threads) {
         let size = thread.signals.as_ref().map_or(0, |signals| signals.altstack_size);
         if size > 0 && size < needed {

@@ -137,6 +137,16 @@ fn a_program_that_relies_on_other_places_is_refused() {
     assert_eq!(refused(&old(), "sse2", "", &first()), "");
 }
 
+#[test]
+fn alternate_stacks_have_to_have_room_for_what_is_saved() {
+    let mut image = image(&[Vec::new()]);
+    for (altstack_size, fits) in [(0, true), (2048, false), (3631, false), (3632, true)] {
+        let signals = crate::task::signals::ThreadSignals { altstack_size, ..Default::default() };
+        image.processes[0].threads[0].signals = Some(signals);
+        assert_eq!(alternate_stacks(&image, 3632).is_ok(), fits, "{altstack_size}");
+    }
+}
+
 /// An image with a thread for each area.
 fn image(areas: &[Vec<u8>]) -> Image {
     let thread = |xstate: &Vec<u8>| {
