@@ -1,7 +1,5 @@
-/* onewait MS: waits for so long by semtimedop(2), which the kernel does not go on with after a stop, and tells how long it was. It
- * gets the first processor when nobody else wants it. */
+/* onewait MS: waits for so long by semtimedop(2), which the kernel does not go on with after a stop, and tells how long it was. */
 #include "victim.h"
-#include <sched.h>
 #include <sys/ipc.h>
 #include <sys/sem.h>
 
@@ -10,11 +8,6 @@ int main(int argc, char **argv)
     long ms = number(argc, argv, 1, 1000);
     int semaphores = semget(IPC_PRIVATE, 1, 0600);
     CHECK(semaphores >= 0);
-    cpu_set_t first;
-    CPU_ZERO(&first);
-    CPU_SET(0, &first);
-    CHECK(sched_setaffinity(0, sizeof first, &first) == 0);
-    CHECK(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}) == 0);
     struct sembuf take = {0, -1, 0};
     struct timespec time = {ms / 1000, ms % 1000 * 1000000};
     uint64_t begun = now_ns();
