@@ -13,8 +13,8 @@ mod rows;
 pub use event::{LifecycleEvent, LifecycleKind, WriteFault};
 pub use rows::{
     FileRow, IntervalTimer, KEYRING_NAME, Keyrings, MemoryLayout, PidAtLevel, ProcessRow, RestartBlock,
-    SECURITY, SIGNALS, SharedObjects, SigAction, SigActionsRow, TIMED_WAITS, TaskIds, TaskRow, TaskSettings,
-    TaskSignals, TimerRow, UserPointers, VmaRow, WAIT_STACK, WaitRow,
+    SECURITY, SIGNALS, SharedObjects, SigAction, SigActionsRow, TIMED_WAITS, TOLD, TaskIds, TaskRow,
+    TaskSettings, TaskSignals, TimerRow, UserPointers, VmaRow, WAIT_STACK, WaitRow,
 };
 
 /// Deepest pid namespace whose numbers a row carries; a task nested deeper shows the outermost ones.

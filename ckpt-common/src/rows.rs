@@ -360,9 +360,13 @@ pub struct FileRow {
     pub mode: u32,
     /// 1 if `FD_CLOEXEC` is set.
     pub close_on_exec: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// What an eventfd was made with (`eventfd_ctx.flags`: `EFD_*`), and [`TOLD`]. Of other files without an inode of their own it is
+    /// anything, and of the rest 0.
+    pub eventfd: u32,
 }
+
+/// In [`FileRow::eventfd`]: it was read. No flag of eventfd(2).
+pub const TOLD: u32 = 1 << 31;
 
 /// A POSIX timer: how often it has rung and not been told (timer_getoverrun(2)), and whether it was set anew since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

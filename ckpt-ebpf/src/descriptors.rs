@@ -1,14 +1,17 @@
 //! Iterator over the open descriptors of tracked processes.
 use core::ffi::c_void;
 
-use ckpt_common::FileRow;
+use ckpt_common::{ABSENT, FileRow, TOLD};
 
 use crate::{
-    filter::{field, read},
+    filter::{field, read, try_copy},
     offsets::*,
     tasks::tracked_task,
     vmas::inode_of,
 };
+
+/// `ANON_INODE_FS_MAGIC` of linux/magic.h.
+const ANONYMOUS: u64 = 0x0904_1934;
 
 /// `struct bpf_iter__task_file`.
 #[repr(C)]
@@ -49,11 +52,33 @@ pub fn iter_descriptors(ctx: *mut c_void) -> i32 {
             device,
             mode: u32::from(field::<u16>(inode, INODE_MODE.load())),
             close_on_exec,
-            reserved: 0,
+            eventfd: eventfd(file, inode).unwrap_or(0),
         })
     };
     row.and_then(|row| rows.write(&row));
     0
+}
+
+/// The flags of an eventfd (fs/eventfd.c), which fdinfo does not show before Linux 6.5. What else lives on the same file system
+/// has something else in that place; it is read with checks, and user space knows which is which.
+#[inline(always)]
+unsafe fn eventfd(file: *const c_void, inode: *const c_void) -> Option<u32> {
+    let places = [SB_MAGIC.load(), FILE_PRIVATE.load(), EVENTFD_FLAGS.load()];
+    if places.contains(&ABSENT) {
+        return None;
+    }
+    let [magic, private, flags] = places;
+    let mut found = 0;
+    // SAFETY: the caller's promise.
+    let failed = unsafe {
+        let super_block: *const c_void = field(inode, INODE_SB.load());
+        if field::<u64>(super_block, magic) != ANONYMOUS {
+            return None;
+        }
+        let context: *const c_void = field(file, private);
+        try_copy::<u32>(&mut found, context, flags)
+    };
+    (failed == 0).then_some(found | TOLD)
 }
 
 /// Bit `fd` of `files->fdt->close_on_exec`.

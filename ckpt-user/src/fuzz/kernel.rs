@@ -117,7 +117,7 @@ pub mod proc_fdinfo {
         let (target, info) = text.split_once('\n').unwrap_or_default();
         let (seen, _) = Seen::of(Pid::this(), 1, target.into(), info.to_owned());
         let _ = (seen.unknown(), seen.is_path_only());
-        let _ = (eventfd::capture(info), signalfd::capture(&seen), timerfd::shown(info));
+        let _ = (eventfd::capture(info, None), signalfd::capture(&seen), timerfd::shown(info));
         let _ = info.lines().filter_map(epoll::parse).count();
         let _ = info.lines().filter_map(inotify::Shown::parse).count();
         for owner in [lock::Owner::Description, lock::Owner::Process] {

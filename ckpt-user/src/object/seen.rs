@@ -21,6 +21,8 @@ pub struct Seen {
     pub flags: u32,
     /// /proc/PID/fdinfo/N.
     pub info: String,
+    /// What an eventfd was made with (EFD_*), where an iterator has read it.
+    pub eventfd: Option<u32>,
     /// It was found in a message that waits in this descriptor of a process: `pid` and `number` are a duplicate of ours.
     pub carried: Option<(Pid, i32)>,
 }
@@ -40,7 +42,16 @@ impl Seen {
         let position = field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0);
         let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
         let cloexec = libc::O_CLOEXEC as u32;
-        let seen = Self { pid, number, target, position, flags: flags & !cloexec, info, carried: None };
+        let seen = Self {
+            pid,
+            number,
+            target,
+            position,
+            flags: flags & !cloexec,
+            info,
+            eventfd: None,
+            carried: None,
+        };
         (seen, flags & cloexec != 0)
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::freeze::Member;
 use crate::memory::capture::Objects;
 use crate::refusal::{Reading, Refusal};
-use crate::sys::bpf::FileRow;
+use crate::sys::bpf::{FileRow, TOLD};
 use crate::sys::pidfd;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
@@ -216,7 +216,8 @@ fn by_rows(processes: &[(Pid, &Vec<FileRow>)]) -> Result<Tables, Refusal> {
             let index = match by_file.entry(row.file) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
-                    found.push(Seen::look(pid, row.fd as i32)?.0);
+                    let eventfd = (row.eventfd & TOLD != 0).then_some(row.eventfd & !TOLD);
+                    found.push(Seen { eventfd, ..Seen::look(pid, row.fd as i32)?.0 });
                     *new.insert(found.len() - 1)
                 }
             };
@@ -343,7 +344,7 @@ fn object(
         socket::capture(seen, fd, &metadata, all, waiting, connections, members)
     } else {
         match seen.target.to_str() {
-            Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info),
+            Some("anon_inode:[eventfd]") => eventfd::capture(&seen.info, seen.eventfd),
             Some("anon_inode:[eventpoll]") => epoll::capture(seen, all),
             Some("anon_inode:inotify") => inotify::capture(seen, fd),
             Some("anon_inode:[pidfd]") => process_fd::capture(seen, members),

@@ -2,14 +2,17 @@
 use std::{
     fs::{self, File},
     io::{Seek as _, SeekFrom, Write as _},
-    os::{fd::AsRawFd as _, linux::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        linux::fs::MetadataExt as _,
+    },
 };
 
 use crate::{
     support::{Victim, mask, state, wait_until},
     sys,
 };
-use ckptbpf::sys::bpf::{Bpf, FileRow, Kernel, Layout, Restart, RestartDecoder, TaskRow};
+use ckptbpf::sys::bpf::{Bpf, FileRow, Kernel, Layout, Restart, RestartDecoder, TOLD, TaskRow};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, Signal},
@@ -188,6 +191,22 @@ fn assert_like_fdinfo(path: &str, row: &FileRow) {
 }
 
 #[test]
+fn eventfds_tell_their_kinds() {
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+    let kinds =
+        [EfdFlags::empty(), EfdFlags::EFD_SEMAPHORE, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE];
+    let events = kinds.map(|flags| EventFd::from_flags(flags).unwrap());
+    let rows = tracking(std::process::id()).files().unwrap();
+    let told = events.each_ref().map(|event| {
+        let fd = u32::try_from(event.as_fd().as_raw_fd()).unwrap();
+        rows.iter().find(|row| row.fd == fd).unwrap().eventfd
+    });
+    let semaphore = EfdFlags::EFD_SEMAPHORE.bits() as u32;
+    assert!(told.iter().all(|told| told & TOLD != 0), "{told:x?}");
+    assert_eq!(told.map(|told| told & semaphore != 0), kinds.map(|k| k.contains(EfdFlags::EFD_SEMAPHORE)));
+}
+
+#[test]
 fn a_duplicate_shares_the_description_and_another_open_does_not() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&[0; 100]).unwrap();
@@ -202,6 +221,7 @@ fn a_duplicate_shares_the_description_and_another_open_does_not() {
         (row(file.as_file().as_raw_fd()), row(duplicate.as_raw_fd()), row(again.as_raw_fd()));
     assert_eq!((one.file, one.position, two.position, three.position), (two.file, 42, 42, 0));
     assert_ne!(one.file, three.file);
+    assert_eq!(one.eventfd, 0, "it is none");
     assert_eq!((one.close_on_exec, two.close_on_exec), (1, 0));
     for (fd, row) in [(file.as_file().as_raw_fd(), one), (again.as_raw_fd(), three)] {
         assert_like_fdinfo(&format!("/proc/self/fdinfo/{fd}"), &row);

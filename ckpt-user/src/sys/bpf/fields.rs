@@ -170,6 +170,8 @@ pub(super) const FIELDS: &[Field] = &[
     global("FILE_INODE", INODE, &["file.f_inode"]),
     global("FILE_FLAGS", FILE, &["file.f_flags"]),
     global("FILE_POS", FILE, &["file.f_pos"]),
+    global("FILE_PRIVATE", OPTIONAL, &["file.private_data"]),
+    global("EVENTFD_FLAGS", OPTIONAL, &["eventfd_ctx.flags"]),
     global("INODE_INO", INODE, &["inode.i_ino"]),
     global("INODE_MODE", FILE, &["inode.i_mode"]),
     global("INODE_SB", INODE, &["inode.i_sb"]),

@@ -30,7 +30,7 @@ use std::io;
 pub use btf::{BtfError, Layout};
 pub use ckpt_common::{
     FileRow, IntervalTimer, Keyrings, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
-    RestartBlock, SharedObjects, SigAction, SigActionsRow, TaskIds, TaskRow, TaskSignals, TimerRow,
+    RestartBlock, SharedObjects, SigAction, SigActionsRow, TOLD, TaskIds, TaskRow, TaskSignals, TimerRow,
     UserPointers, VmaRow, WaitRow, WriteFault,
 };
 pub use events::{Attached, Lost};
