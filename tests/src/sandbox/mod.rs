@@ -171,7 +171,7 @@ impl Sandbox {
     pub fn wait_for(&self, what: &str, deadline: Duration, cond: impl FnMut() -> bool) {
         let given_up = wait::until(deadline, || self.channel.ended(), cond);
         if let Some(why) = given_up {
-            panic!("box {}: waiting for {what}: {why}\n{}", self.name, self.ps_text());
+            panic!("box {}: waiting for {what}: {why}\n{}\n{}", self.name, self.ps_text(), self.said());
         }
     }
 
@@ -182,6 +182,23 @@ impl Sandbox {
 
     fn base(&self) -> &Path {
         self.base.as_ref().expect("held until drop").path()
+    }
+
+    /// The last that each command has written to stderr, by its number.
+    fn said(&self) -> String {
+        const LAST: usize = 2000;
+        let files = std::fs::read_dir(self.base().join("io")).into_iter().flatten().filter_map(Result::ok);
+        let mut errors: Vec<PathBuf> = files
+            .map(|file| file.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "err"))
+            .collect();
+        errors.sort();
+        let texts = errors.iter().filter_map(|path| {
+            let bytes = std::fs::read(path).ok().filter(|bytes| !bytes.is_empty())?;
+            let last = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST)..]).into_owned();
+            Some(format!("{}:\n{last}", path.file_name()?.display()))
+        });
+        texts.collect::<Vec<_>>().join("\n")
     }
 
     fn ps_text(&self) -> String {

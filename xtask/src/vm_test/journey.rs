@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::fetch::Fetched;
+use super::guest;
 use super::kernels::Matrix;
+use super::machine::Machine;
 use super::nodes::Nodes;
 use super::pack;
 use super::plan::{Plan, Programs, Test};
@@ -112,6 +114,18 @@ impl Ground<'_> {
         let path = self.folder.join(format!("{label}.cpio"));
         pack::initramfs(&path, self.programs, &Plan { tests: vec![test], ..Plan::default() }, kernel)?;
         Ok(path)
+    }
+
+    /// Runs a machine to its end. Its console is kept if that was not a good one; its initial file system is not kept.
+    pub fn run(&self, label: &str, who: &str, machine: &Machine) -> Result<Arrival> {
+        let console = self.folder.join(format!("{label}.console"));
+        let results = guest::run(who, machine, &console)?;
+        std::fs::remove_file(machine.initrd)?;
+        if !results.are_good() {
+            return Ok(Err(format!("{who}: {}", console.display())));
+        }
+        std::fs::remove_file(&console)?;
+        Ok(Ok(()))
     }
 }
 

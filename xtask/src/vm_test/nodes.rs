@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use super::guest;
 use super::journey::{Arrival, Ground, label};
 use super::machine::{Machine, wait_for_socket};
 
@@ -41,16 +40,10 @@ impl Nodes {
         let run = |role: &str, kernel: &str| -> Result<Arrival> {
             let devices = cable.end(role)?;
             let kernel = ground.kernel(kernel)?;
-            let initrd = ground.pack(&format!("{name}-{role}"), kernel, &["node.sh", role, PROGRAM])?;
-            let console = ground.folder.join(format!("{name}-{role}.console"));
+            let label = format!("{name}-{role}");
+            let initrd = ground.pack(&label, kernel, &["node.sh", role, PROGRAM])?;
             let machine = Machine { devices: &devices, ..Machine::new(&kernel.vmlinux, &initrd) };
-            let results = guest::run(role, &machine, &console)?;
-            std::fs::remove_file(&initrd)?;
-            if !results.are_good() {
-                return Ok(Err(format!("the {role}: {}", console.display())));
-            }
-            std::fs::remove_file(&console)?;
-            Ok(Ok(()))
+            ground.run(&label, role, &machine)
         };
         let (origin, target) = std::thread::scope(|scope| {
             let origin = scope.spawn(|| run("origin", &self.origin));

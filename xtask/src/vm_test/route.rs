@@ -5,7 +5,6 @@ use std::fmt;
 use anyhow::Result;
 use serde::Deserialize;
 
-use super::guest;
 use super::journey::{Arrival, Disk, Ground, label};
 use super::machine::{Machine, WHOLE};
 
@@ -92,7 +91,6 @@ impl Route {
             let kernel = ground.kernel(wanted)?;
             let label = format!("{name}-{}", leg + 1);
             let initrd = ground.pack(&label, kernel, &words)?;
-            let console = ground.folder.join(format!("{label}.console"));
             let disks = [disk.0.as_path()];
             let words: Vec<_> = self.baseline.iter().map(|level| ("baseline", level.clone())).collect();
             let machine = Machine {
@@ -101,13 +99,9 @@ impl Route {
                 processor: self.processor(leg),
                 ..Machine::new(&kernel.vmlinux, &initrd)
             };
-            let results = guest::run(wanted, &machine, &console)?;
-            std::fs::remove_file(&initrd)?;
-            if !results.are_good() {
-                let at = format!("leg {} under Linux {}: {}", leg + 1, kernel.version, console.display());
-                return Ok(Err(at));
+            if let Err(why) = ground.run(&label, wanted, &machine)? {
+                return Ok(Err(format!("leg {} under Linux {}, {why}", leg + 1, kernel.version)));
             }
-            std::fs::remove_file(&console)?;
         }
         Ok(Ok(()))
     }

@@ -5,7 +5,6 @@ use std::fmt;
 use anyhow::Result;
 use serde::Deserialize;
 
-use super::guest;
 use super::journey::{Arrival, Disk, Ground, label};
 use super::machine::Machine;
 use super::plan::Test;
@@ -37,17 +36,14 @@ impl Systemd {
             let script = Ground::script("systemd.sh", &[leg])?;
             let label = format!("{name}-{leg}");
             let initrd = ground.pack_test(&label, kernel, Test { name: INSTEAD.into(), ..script })?;
-            let console = ground.folder.join(format!("{label}.console"));
             let share = Share::begin("/", "root")?;
             let disks = [disk.0.as_path()];
             let machine =
                 Machine { disks: &disks, share: Some(&share), ..Machine::new(&kernel.vmlinux, &initrd) };
-            let results = guest::run(leg, &machine, &console)?;
-            std::fs::remove_file(&initrd)?;
-            if !results.are_good() {
-                return Ok(Err(format!("{leg}: {}", console.display())));
+            let arrival = ground.run(&label, leg, &machine)?;
+            if arrival.is_err() {
+                return Ok(arrival);
             }
-            std::fs::remove_file(&console)?;
         }
         Ok(Ok(()))
     }
