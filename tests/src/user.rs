@@ -8,22 +8,26 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::sandbox::{Cmd, Sandbox};
+use crate::victim;
 
 /// The user's id, and that of its group.
 pub const UID: u32 = 4242;
 
 /// Shows the private copies, then becomes the user; what follows is the command.
 const BECOME: &str = r#"set -eu
-etc=$1 uid=$2
-shift 2
+etc=$1 uid=$2 groups=$3
+shift 3
 for name in passwd group shadow sudoers.d; do mount --bind "$etc/$name" "/etc/$name"; done
-exec setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+exec setpriv --reuid "$uid" --regid "$uid" --groups "$groups" -- "$@"
 "#;
 
 /// The box's user.
+#[derive(Debug, Clone)]
 pub struct User {
     etc: PathBuf,
     home: PathBuf,
+    /// Beside its own.
+    groups: Vec<u32>,
 }
 
 impl User {
@@ -46,7 +50,7 @@ impl User {
         let rule = etc.join("sudoers.d/tester");
         std::fs::write(&rule, "tester ALL=(ALL:ALL) NOPASSWD: ALL\n").expect("the sudo rule");
         std::fs::set_permissions(&rule, PermissionsExt::from_mode(0o440)).expect("the rule's mode");
-        Self { etc, home }
+        Self { etc, home, groups: vec![UID] }
     }
 
     /// The user's home, mode 0700.
@@ -54,16 +58,34 @@ impl User {
         &self.home
     }
 
+    /// The same user as a member of one more group, which has no name.
+    #[must_use]
+    pub fn in_group(mut self, group: u32) -> Self {
+        self.groups.push(group);
+        self
+    }
+
     /// `command`, run by the user in its home.
     pub fn runs(&self, command: &Cmd) -> Cmd {
         let prefix = ["-m", "/bin/bash", "-c", BECOME, "become"];
-        let cmd = Cmd::new("unshare").args(prefix).arg(&self.etc).arg(UID.to_string()).program(command);
+        let groups = self.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let cmd = Cmd::new("unshare").args(prefix).arg(&self.etc).arg(UID.to_string()).arg(groups);
+        let cmd = cmd.program(command);
         cmd.cwd(&self.home).env("HOME", self.home.to_str().expect("a UTF-8 path"))
     }
 
     /// `sudo command`, run by the user in its home.
     pub fn runs_by_sudo(&self, command: &Cmd) -> Cmd {
         self.runs(&Cmd::new("sudo").arg("-n").arg("--").program(command))
+    }
+
+    /// The same command with copies of the victims in it.
+    pub fn reaches(&self, command: &Cmd) -> Cmd {
+        let copied = |word: &str| match Path::new(word) {
+            path if victim::is_one(path) => self.copy_of(path).display().to_string(),
+            _ => word.to_owned(),
+        };
+        command.clone().each(copied)
     }
 
     /// A copy of a program that the user can reach.

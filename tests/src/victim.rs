@@ -122,6 +122,12 @@ fn folder() -> PathBuf {
     me.ancestors().nth(3).expect("target/release/deps/test").join("victims")
 }
 
+/// Whether a file is one of them, or a script.
+pub fn is_one(path: &Path) -> bool {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims");
+    [sources, folder()].iter().any(|folder| path.parent() == Some(folder))
+}
+
 /// Newer than its source, than every header beside it, and than the table of flags above.
 fn is_fresh(sources: &Path, source: &Path, binary: &Path) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();

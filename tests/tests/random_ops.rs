@@ -78,7 +78,12 @@ fn planted_bugs_are_found() {
     let plant = |bug: &str, first: u64| {
         let seeds: Vec<u64> = (first..first + TOGETHER).collect();
         let environment = vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())];
-        run(&format!("planted-{bug}-{first}"), Tool { binary: binary.clone(), environment }, &seeds, false);
+        run(
+            &format!("planted-{bug}-{first}"),
+            Tool { binary: binary.clone(), environment, user: None },
+            &seeds,
+            false,
+        );
     };
     // Without a bug nothing is found.
     plant("none", 1);

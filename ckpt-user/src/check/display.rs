@@ -1,7 +1,7 @@
 //! The report as a table for a terminal.
 use std::fmt;
 
-use super::{Report, Status};
+use super::{Report, Status, Way};
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -9,6 +9,15 @@ impl fmt::Display for Status {
             Self::Ok => "ok",
             Self::Fallback => "fallback",
             Self::Missing => "missing",
+        })
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Privileged => "with privileges",
+            Self::Alone => "alone, with what an ordinary user may do",
         })
     }
 }
@@ -28,7 +37,7 @@ impl fmt::Display for Report {
             }
         }
         if self.main_job_works() {
-            return writeln!(f, "launch, checkpoint and restart work here.");
+            return writeln!(f, "launch, checkpoint and restart work here, {}.", self.way);
         }
         let names: Vec<_> = self.obstacles().map(|feature| feature.name).collect();
         writeln!(f, "launch, checkpoint and restart do not work here, for want of: {}.", names.join(", "))
@@ -37,7 +46,7 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use crate::check::{Feature, Report};
+    use crate::check::{Feature, Report, Way};
 
     #[test]
     fn columns_are_aligned_and_what_is_missing_is_named_last() {
@@ -46,7 +55,7 @@ mod tests {
             Feature::new("longer", "two").fallback("why", "what to do"),
             Feature::new("c", "three").required().missing("why not", ""),
         ];
-        let report = Report { kernel: "6.18".into(), features };
+        let report = Report { kernel: "6.18".into(), way: Way::Alone, features };
         let expected = "Linux 6.18\n\
                         ok        a       one\n\
                         fallback  longer  two\n\

@@ -10,6 +10,7 @@ mod process;
 
 use std::{fs, io};
 
+use crate::sys::clone;
 use serde::Serialize;
 
 /// Whether a feature can be used.
@@ -85,11 +86,23 @@ impl Feature {
     }
 }
 
+/// How ckptbpf comes by its rights here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// As root, or with capabilities.
+    Privileged,
+    /// With what an ordinary user may do.
+    Alone,
+}
+
 /// What works here.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The kernel's release, for a person: nothing is decided by it.
     pub kernel: String,
+    /// How it works.
+    pub way: Way,
     /// The features, in the order in which a checkpoint and a restart use them.
     pub features: Vec<Feature>,
 }
@@ -121,5 +134,6 @@ pub fn run() -> Report {
     features.extend(process::probe());
     features.extend(memory::probe());
     features.extend(bpf::probe());
-    Report { kernel, features }
+    let way = if clone::may_choose_ids() { Way::Privileged } else { Way::Alone };
+    Report { kernel, way, features }
 }

@@ -18,6 +18,7 @@ use nix::{
 };
 
 use super::Feature;
+use crate::job::namespace;
 use crate::sys::{
     pidfd,
     probe::{self, Idle},
@@ -26,11 +27,14 @@ use crate::sys::{
 
 const CONFIG: &str = "use a kernel with CONFIG_CHECKPOINT_RESTORE (every distribution's has it)";
 const PRIVILEGE: &str = "run it as root, or with CAP_CHECKPOINT_RESTORE";
+const ALONE: &str = "run it as root, or allow users namespaces of their own (sysctls user.max_user_namespaces, \
+                     kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns, where there are such)";
 const CONTAINER: &str = "in a container: allow the system call in its seccomp profile and add CAP_SYS_PTRACE";
 
 pub(super) fn probe() -> Vec<Feature> {
     let child = Idle::new();
     let with = |probe: fn(&Idle) -> io::Result<()>| child.as_ref().map_err(again).and_then(probe);
+    let alone = namespace::try_alone();
     vec![
         Feature::new("ptrace seize", "stopping the program, its registers")
             .required()
@@ -52,13 +56,17 @@ pub(super) fn probe() -> Vec<Feature> {
             "such a mapping refuses the checkpoint by name",
             PRIVILEGE,
         ),
-        own_ids(),
-        Feature::new("pid namespace", "a restart where a process id is taken").prefers(
+        own_ids(&alone),
+        within(
+            &alone,
+            Feature::new("pid namespace", "a restart where a process id is taken"),
             probe::unshare_in_child(CloneFlags::CLONE_NEWPID.bits()),
             "such a restart is refused",
             "run it as root",
         ),
-        Feature::new("time namespace", "clocks that go on where they were").prefers(
+        within(
+            &alone,
+            Feature::new("time namespace", "clocks that go on where they were"),
             probe::unshare_in_child(libc::CLONE_NEWTIME),
             "the monotonic clock jumps at a restart",
             "run it as root; the kernel needs CONFIG_TIME_NS",
@@ -130,8 +138,24 @@ fn map_files() -> io::Result<()> {
     File::open(entry.path()).map(drop)
 }
 
+/// What a user may not do here, but in a namespace of their own, which a restart makes.
+const WITHIN: &str = "in a user namespace of its own, which a restart makes";
+
+fn within(
+    alone: &io::Result<()>,
+    feature: Feature,
+    here: io::Result<()>,
+    instead: &str,
+    action: &'static str,
+) -> Feature {
+    match (&here, alone) {
+        (Err(error), Ok(())) => feature.fallback(format!("{error}; {WITHIN}"), ""),
+        _ => feature.prefers(here, instead, action),
+    }
+}
+
 /// A process id that has just become free, asked for again. Another process may be quicker: then another id.
-fn own_ids() -> Feature {
+fn own_ids(alone: &io::Result<()>) -> Feature {
     const TRIES: usize = 5;
     let attempt = || {
         let free: Pid = Idle::new()?.pid();
@@ -144,7 +168,14 @@ fn own_ids() -> Feature {
             _ => break,
         }
     }
-    Feature::new("clone3 set_tid", "the same process ids after a restart").required().needs(result, PRIVILEGE)
+    let feature = Feature::new("clone3 set_tid", "the same process ids after a restart").required();
+    match (&result, alone) {
+        (Err(error), Ok(())) => feature.fallback(format!("{error}; {WITHIN}"), ""),
+        (Err(error), Err(alone)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            feature.missing(format!("{error}; {WITHIN}: {alone}"), ALONE)
+        }
+        _ => feature.needs(result, PRIVILEGE),
+    }
 }
 
 /// Sets, in a child, the layout that it has.

@@ -1,4 +1,4 @@
-//! A pid namespace of the program's own, for a restart whose process ids are in use.
+//! A pid namespace of the program's own, for a restart whose process ids are in use, or by a user who may choose none elsewhere.
 //!
 //! ```text
 //!  outside                    │ inside
@@ -11,19 +11,23 @@
 //! keeps the namespace until its last process is gone; it does nothing but reap and pass on how the supervisor fares.
 //! Its death ends them all, by the kernel, which kills in the order of ids: the guardian of a lazy restart has the
 //! highest, so that every task of the program has its SIGKILL before a userfaultfd can be closed.
+//!
+//! Who is not root gets a user namespace around it (user_namespaces(7)), which knows this user and one group. In there ckptbpf has
+//! all capabilities over what it makes, and none over anything else; the program has none, as before.
 
 use super::ended::Ended;
 use super::process;
 use super::stand_in::{News, StandIn};
 use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
-use crate::sys::{clone, pidfd, spawn, wait};
+use crate::sys::ids::{self, FsIds};
+use crate::sys::{caps, clone, pidfd, probe, spawn, wait};
 use crate::task::outside;
 use crate::task::proc::{ProcDir, reached_by};
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::unistd::{Pid, pipe2};
 use std::collections::BTreeSet;
@@ -50,24 +54,101 @@ pub enum Side {
     Outside(StandIn),
 }
 
+/// Why a program gets one.
+#[derive(Debug, Clone)]
+pub enum Why {
+    /// It has an id that is in use.
+    Taken(Taken),
+    /// Elsewhere its ids cannot be chosen.
+    Alone,
+}
+
+impl Why {
+    /// Whether the ids of `image` are to be had where we are.
+    pub fn for_image(image: &Image) -> Option<Self> {
+        taken::first(image).map(Self::Taken).or_else(|| (!clone::may_choose_ids()).then_some(Self::Alone))
+    }
+
+    /// What there is to say once it runs, with its id inside and outside.
+    pub fn told(&self, inside: i32, outside: &str) -> String {
+        let where_it_runs = format!("as pid {inside} there (here: {outside})");
+        match self {
+            Self::Taken(Taken { id, by, .. }) => format!(
+                "process id {id} is in use ({by}): the program runs in a pid namespace of its own, {where_it_runs}"
+            ),
+            Self::Alone => format!(
+                "only root may choose process ids here: the program runs in a user and pid namespace of its own, {where_it_runs}{}",
+                said_of_groups()
+            ),
+        }
+    }
+}
+
+/// What the program sees of its groups, but for its own: what they allow, they still allow.
+fn said_of_groups() -> &'static str {
+    let own = FsIds::current();
+    if own.groups.iter().all(|group| *group == own.gid) {
+        ""
+    } else {
+        ", and looks as if it were in group 65534 instead of its supplementary ones"
+    }
+}
+
 /// Goes on in a new pid and mount namespace, where the ids of `image` are free. Only while this process has one thread.
 ///
 /// # Errors
-/// Names who has the id, and what the kernel refused: without CAP_SYS_ADMIN there are no namespaces.
-pub fn make(image: &Image, taken: &Taken) -> anyhow::Result<Side> {
-    let (ids, new) = (taken::ids(image), CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS);
+/// Why it is needed, and what the kernel refused.
+pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
+    let ids = taken::ids(image);
     if ids.contains(&1) {
         bail!(
             "the program has process id 1, which is init's in every pid namespace: it cannot be restarted beside one"
         );
     }
-    split(new.bits() as u64, || prepare(&ids)).with_context(|| {
-        let Taken { id, by, .. } = taken;
-        format!(
+    let mut new = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    let user = (!caps::has(caps::SYS_ADMIN)).then(FsIds::current);
+    if user.is_some() {
+        new |= CloneFlags::CLONE_NEWUSER;
+        ids::note_groups();
+    }
+    let start = || {
+        user.as_ref().map_or(Ok(()), map_ids)?;
+        prepare(&ids)
+    };
+    split(new.bits() as u64, start).with_context(|| match why {
+        Why::Taken(Taken { id, by, .. }) => format!(
             "process id {id}, which the program has, is in use by another process ({by}), and a pid namespace of its own \
              cannot be had here: end that process, or restart as root"
-        )
+        ),
+        Why::Alone => "only root may choose process ids here, and a user namespace of its own, in which a user may, cannot be had: \
+             have the administrator allow them (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+             kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root"
+            .to_owned(),
     })
+}
+
+/// Whether a user can do here what a restart by a user does ([`Why::Alone`]). Tried in children.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn try_alone() -> io::Result<()> {
+    let user = FsIds::current();
+    probe::try_in_child(|| {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)?;
+        map_ids(&user)?;
+        probe::try_in_child(|| {
+            mount_proc()?;
+            probe::child_with_id(Pid::from_raw(RESERVED))?;
+            clone::unshare_time()
+        })
+    })
+}
+
+/// As the first process of a new user namespace: it knows `user`, and the one group that a user may map.
+fn map_ids(user: &FsIds) -> io::Result<()> {
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{0} {0} 1", user.uid))?;
+    fs::write("/proc/self/gid_map", format!("{0} {0} 1", user.gid))
 }
 
 /// Process ids in a new namespace that are not the program's.
@@ -116,11 +197,7 @@ fn own_share(image: &Image) -> io::Result<Option<Share>> {
 /// As pid 1 of the new namespace: its /proc, and the supervisor.
 fn prepare(ids: &BTreeSet<i32>) -> io::Result<Option<Pid>> {
     prctl::set_name(c"ckptbpf-init")?;
-    let none = None::<&str>;
-    // What is mounted outside later is seen inside, and nothing the other way round.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, none)?;
+    mount_proc()?;
     let share = Share::here(ids)?;
     fs::write("/proc/sys/kernel/ns_last_pid", share.last.to_string())?;
     let supervisor = clone::fork(0, Some(share.supervisor))?;
@@ -128,6 +205,15 @@ fn prepare(ids: &BTreeSet<i32>) -> io::Result<Option<Pid>> {
         prctl::set_name(c"ckptbpf")?;
     }
     Ok(supervisor)
+}
+
+/// In a new pid and mount namespace: the /proc of it.
+fn mount_proc() -> io::Result<()> {
+    let none = None::<&str>;
+    // What is mounted outside later is seen inside, and nothing the other way round.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(Some("proc"), "/proc", Some("proc"), flags, none)?)
 }
 
 /// Where a process is supervised from.
@@ -143,13 +229,14 @@ pub enum Beside {
 /// # Errors
 /// The namespace cannot be entered.
 pub fn beside(pid: i32) -> anyhow::Result<Beside> {
-    let Some(inside) = is_in_one_of_ours(pid) else { return Ok(Beside::As(pid)) };
+    let Some((inside, mut kinds)) = is_in_one_of_ours(pid) else { return Ok(Beside::As(pid)) };
+    kinds |= CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    if kinds.contains(CloneFlags::CLONE_NEWUSER) {
+        ids::note_groups();
+    }
     let enter = || -> io::Result<Option<Pid>> {
         let here = std::env::current_dir()?;
-        setns(
-            pidfd::of_thread(reached_by(Pid::from_raw(pid)))?,
-            CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS,
-        )?;
+        setns(pidfd::of_thread(reached_by(Pid::from_raw(pid)))?, kinds)?;
         std::env::set_current_dir(here)?;
         clone::fork(0, None)
     };
@@ -163,15 +250,17 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
 }
 
 /// The id that the process has in its pid namespace, if a restart of ours made that: then the mounts there are those
-/// of here.
-fn is_in_one_of_ours(pid: i32) -> Option<i32> {
+/// of here. Also whether it has a user namespace around it, CLONE_NEWUSER.
+fn is_in_one_of_ours(pid: i32) -> Option<(i32, CloneFlags)> {
     let shown = |pid: i32| ProcDir::process(reached_by(Pid::from_raw(pid)));
     let namespace = |pid: i32, kind| shown(pid).link(&format!("ns/{kind}")).ok();
     let own = std::process::id() as i32;
     let theirs = namespace(pid, "pid")?;
-    if Some(&theirs) == namespace(own, "pid").as_ref() || namespace(pid, "user") != namespace(own, "user") {
+    if Some(&theirs) == namespace(own, "pid").as_ref() {
         return None;
     }
+    let is_known = namespace(pid, "user") == namespace(own, "user");
+    let user = if is_known { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
     let root = |pid: i32| fs::metadata(shown(pid).path("root/")).map(|m| (m.dev(), m.ino())).ok();
     if root(pid)? != root(own)? {
         return None;
@@ -181,7 +270,8 @@ fn is_in_one_of_ours(pid: i32) -> Option<i32> {
         init = process::parent(init).filter(|&parent| namespace(parent, "pid").as_ref() == Some(&theirs))?;
     }
     let name = ProcDir::process(Pid::from_raw(init)).text("comm").ok()?;
-    (name.trim() == INIT).then(|| id_inside(pid)).flatten()
+    let inside = id_inside(pid)?;
+    (name.trim() == INIT).then_some((inside, user))
 }
 
 fn id_inside(pid: i32) -> Option<i32> {

@@ -8,7 +8,7 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
-use super::namespace::{self, Side};
+use super::namespace::{self, Side, Why};
 use super::options::{FilesPolicy, RestartOptions};
 use super::process::ProcessId;
 use super::record::RecordedOptions;
@@ -26,13 +26,14 @@ use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
 use crate::rebuild::process::RebuiltProcess;
-use crate::rebuild::taken::{self, Taken};
+use crate::rebuild::taken;
 use crate::rebuild::{self, Mode, RebuildError, Unfinished};
-use crate::record::{Image, Machine, Process};
+use crate::record::{Image, Machine};
 use crate::sys::clone;
 use crate::sys::guardian::Guardian;
 use crate::sys::ids::FsIds;
 use crate::sys::spawn::{self, Detached};
+use crate::sys::uffd::{self, Uffd};
 use crate::task::credentials::Credentials;
 use crate::task::outside;
 use crate::task::xstate::{self, Unfit};
@@ -59,7 +60,7 @@ pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
 }
 
 /// Why this process is in a pid namespace made for the program, and which checkpoint was chosen outside.
-type Inside<'a> = (&'a Taken, GenerationId);
+type Inside<'a> = (&'a Why, GenerationId);
 
 /// `inside`: if it is in one.
 fn run_again(
@@ -69,20 +70,21 @@ fn run_again(
     running: &mut dyn FnMut(),
 ) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
-    let taken = inside.map(|(taken, _)| taken);
+    let why = inside.map(|(why, _)| why);
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
     let chosen = inside.map_or(at, |(_, chosen)| Some(chosen));
-    let judge = |chain: &Chain| judged(chain, options, taken.is_none());
+    let judge = |chain: &Chain| judged(chain, options, why.is_none());
     let mut opened = {
         let _as_owner = dir.assume()?;
         Chain::open(&dir.proc_path(), chosen)?
     };
     let (mut image, mut owner) = judge(&opened.chain)?;
-    let is_lazy = options.lazy && crowded(&image).is_none();
-    if !is_lazy && taken.is_none() {
+    let lazy_for = options.lazy.then(|| not_lazy(&image));
+    let is_lazy = lazy_for == Some(None);
+    if !is_lazy && why.is_none() {
         // What the program is to run on is read before it runs: another checkpoint where it has damage.
         drop(opened);
         opened = {
@@ -97,26 +99,28 @@ fn run_again(
     let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;
     let plan = files::compare(&image, options.files, &owner)?;
     // In a namespace, the one outside has seen to it: not everybody is seen from there.
-    if taken.is_none() {
+    if why.is_none() {
         plan.require_alone(options.files, &owner)?;
     }
     // Before it is looked who has one of the ids: whoever starts later takes none.
     taken::stay_clear(&image);
-    if taken.is_none()
-        && let Some(taken) = taken::first(&image)
+    if why.is_none()
+        && let Some(why) = Why::for_image(&image)
     {
         let chosen = newest.header().id;
         // Who goes on begins anew: the lock of the directory is not to be shared.
         drop((made, plan, chain, target, dir));
-        return match namespace::make(&image, &taken)? {
+        return match namespace::make(&image, &why)? {
             Side::Outside(stand_in) => stand_in.serve(),
-            Side::Inside => run_again(options, begun, Some((&taken, chosen)), running),
+            Side::Inside => run_again(options, begun, Some((&why, chosen)), running),
         };
     }
     // Before we become what orphans are given to: they are to be none of ours.
     let signals =
         Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
-    crowded(&image).filter(|_| options.lazy).into_iter().for_each(say_crowded);
+    if let Some(Some(why)) = lazy_for {
+        log::warn!("a restart that is asked to be lazy is none: {why}");
+    }
     let mode = match is_lazy {
         true => Mode::Lazy(Plan {
             guardian: Guardian::start(namespace::guardian_id(&image)?)
@@ -163,8 +167,10 @@ fn run_again(
     unfinished.keep();
     names.keep();
     made.keep();
-    if let Some(taken) = taken {
-        say_where(taken, root);
+    if let Some(why) = why {
+        let known =
+            outside::known_as(root.as_raw()).map_or_else(|_| "gone".to_owned(), |pid| pid.to_string());
+        terminal::say(&why.told(root.as_raw(), &known));
     }
     note(target.lease.dir(), parent, begun, image.cpu_time());
     if terminal::wants_start_line(options.job.verbose) && image.cpu_time() >= WORTH_A_LINE {
@@ -235,27 +241,20 @@ fn advised(error: RebuildError) -> anyhow::Error {
     }
 }
 
-/// A process that has so many mappings that it is not to be watched, as a lazy restart does.
-fn crowded(image: &Image) -> Option<&Process> {
-    image.processes.iter().find(|process| map_count::is_near(process.mappings.len()))
-}
-
-fn say_crowded(process: &Process) {
-    log::warn!(
-        "process {} has {} mappings, near vm.max_map_count ({}): a restart that is asked to be lazy is none",
-        process.pid,
-        process.mappings.len(),
-        map_count::limit()
-    );
-}
-
-/// The program has one id for itself and another one for everybody else.
-fn say_where(taken: &Taken, root: Pid) {
-    let Taken { id, by, .. } = taken;
-    let here = outside::known_as(root.as_raw()).map_or_else(|_| "gone".to_owned(), |pid| pid.to_string());
-    terminal::say(&format!(
-        "process id {id} is in use ({by}): the program runs in a pid namespace of its own, as pid {root} there (here: {here})"
-    ));
+/// Why the memory of `image` cannot come lazily; none if it can.
+fn not_lazy(image: &Image) -> Option<String> {
+    // What is to be watched takes mappings, and may make more of them.
+    let crowded = image.processes.iter().find(|process| map_count::is_near(process.mappings.len()));
+    if let Some(process) = crowded {
+        let (pid, mappings) = (process.pid, process.mappings.len());
+        let most = map_count::limit();
+        return Some(format!("process {pid} has {mappings} mappings, near vm.max_map_count ({most})"));
+    }
+    // As the pager will: serving the kernel's own faults, and telling of forks.
+    let error = Uffd::of_self(0).and_then(|fd| Uffd::handshake(fd, uffd::EVENTS)).err()?;
+    Some(format!(
+        "userfaultfd(2) is refused ({error}); it takes CAP_SYS_PTRACE, which the administrator may give by sudo or by ckptbpf's daemon"
+    ))
 }
 
 /// The restart's line in events.jsonl.
@@ -347,7 +346,8 @@ fn permitted(image: &mut Image, owner_uid: u32) -> anyhow::Result<FsIds> {
         rights::fit(image, &means);
         rights::within(image, owner.uid, &means)?;
     }
-    Ok(owner)
+    // Whoever is not root has their own ids, whatever the user database says of them, and no others.
+    Ok(if caller.root { owner } else { caller.ids })
 }
 
 pub(crate) fn claimed(credentials: &Credentials) -> Claimed {

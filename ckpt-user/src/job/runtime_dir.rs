@@ -1,7 +1,7 @@
 //! The runtime directory: where control sockets and the entries of live jobs are, on this machine only.
 //!
-//! `$XDG_RUNTIME_DIR/ckptbpf/` when that belongs to the user, else `/run/ckptbpf/<uid>/`; never the job's own
-//! directory, which may be on a network file system and too deep for a socket's address (108 bytes).
+//! `$XDG_RUNTIME_DIR/ckptbpf/` when that belongs to the user, else `/run/ckptbpf/<uid>/`, which root makes, else
+//! `/tmp/ckptbpf-<uid>/`, for batch jobs of users; never the job's own directory, which may be on a network file system and too deep for a socket's address (108 bytes).
 //! Mode 0700, owner verified, no symbolic link followed: a socket found in it is that user's.
 
 use std::fs::File;
@@ -13,9 +13,15 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 
 use crate::sys::ids::{Assumed, FsIds};
+
+/// Where root makes one for each user.
+const SHARED: &str = "/run/ckptbpf";
+/// Where users make their own who have neither session nor that; whatever TMPDIR is, as another shell would not find it.
+const TEMPORARY: &str = "/tmp";
+const PREFIX: &str = "ckptbpf-";
 
 /// An entry larger than this is not one of ours.
 const ENTRY_LIMIT: u64 = 64 << 10;
@@ -23,10 +29,10 @@ const ENTRY_LIMIT: u64 = 64 << 10;
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeDirError {
-    /// Neither place can be had.
+    /// None of the places can be had.
     #[error(
         "no runtime directory: XDG_RUNTIME_DIR does not name one of uid {uid}'s, and {path} cannot be made; log \
-         in with a session, or have root make it once: install -d -m 700 -o {uid} {path}"
+         in with a session, or have root make one once: install -d -m 700 -o {uid} /run/ckptbpf/{uid}"
     )]
     None {
         /// The user.
@@ -80,8 +86,20 @@ impl RuntimeDir {
         {
             return Ok(found);
         }
-        let shared = Path::new("/run/ckptbpf");
-        Self::in_shared(shared, ids)
+        match Self::in_shared(Path::new(SHARED), ids) {
+            Err(RuntimeDirError::None { .. }) if !geteuid().is_root() => {
+                Self::in_temporary(Path::new(TEMPORARY), ids)
+            }
+            found => found,
+        }
+    }
+
+    /// `<temporary>/ckptbpf-<uid>`: others may make directories there too, but not one of this user's.
+    pub fn in_temporary(temporary: &Path, ids: &FsIds) -> Result<Self, RuntimeDirError> {
+        let name = format!("{PREFIX}{}", ids.uid);
+        let path = temporary.join(&name);
+        let made = open_dir(temporary).and_then(|above| make(&above, &name));
+        made.map_err(|source| none(ids, &path, source)).and_then(|fd| Self::verified(path, fd, ids))
     }
 
     /// `<session>/ckptbpf`, if the session directory is this user's.
@@ -109,7 +127,7 @@ impl RuntimeDir {
         }
         let above = open_dir(shared).map_err(fail)?;
         let stat = fstat(&above).map_err(|errno| fail(errno.into()))?;
-        let own = nix::unistd::geteuid().as_raw();
+        let own = geteuid().as_raw();
         if stat.st_uid == own && stat.st_mode & 0o7777 != 0o755 {
             // Made by us under some umask.
             fchmod(&above, Mode::from_bits_truncate(0o755)).map_err(|errno| fail(errno.into()))?;
@@ -138,11 +156,18 @@ impl RuntimeDir {
             entries.map(|entry| entry.path()).collect()
         };
         if own.uid == 0 {
-            places.extend(numbered("/run/ckptbpf"));
+            places.extend(numbered(SHARED));
             places.extend(numbered("/run/user").into_iter().map(|session| session.join("ckptbpf")));
+            let is_ours = |path: &PathBuf| {
+                let name =
+                    path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX)?.parse().ok());
+                name.is_some() && name == std::fs::symlink_metadata(path).ok().map(|found| found.uid())
+            };
+            places.extend(numbered(TEMPORARY).into_iter().filter(is_ours));
         } else {
-            places.push(PathBuf::from("/run/ckptbpf").join(own.uid.to_string()));
+            places.push(PathBuf::from(SHARED).join(own.uid.to_string()));
             places.push(PathBuf::from("/run/user").join(own.uid.to_string()).join("ckptbpf"));
+            places.push(PathBuf::from(TEMPORARY).join(format!("{PREFIX}{}", own.uid)));
         }
         places.sort();
         places.dedup();
@@ -272,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_session_directory_of_another_user_is_passed_over() {
-        if !nix::unistd::geteuid().is_root() {
+        if !geteuid().is_root() {
             return;
         }
         let session = tempfile::tempdir().unwrap();
@@ -286,7 +311,7 @@ mod tests {
 
     #[test]
     fn root_makes_the_shared_one_for_a_user() {
-        if !nix::unistd::geteuid().is_root() {
+        if !geteuid().is_root() {
             return;
         }
         let base = tempfile::tempdir().unwrap();
@@ -298,6 +323,22 @@ mod tests {
         assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (4321, 4322, 0o600));
         assert_eq!(RuntimeDir::in_shared(&shared, &other).unwrap().read("a.json").unwrap(), b"{}");
         assert_eq!(RuntimeDir::existing(dir.path(), &FsIds::current()).unwrap().ids().uid, 4321);
+    }
+
+    #[test]
+    fn where_others_may_make_directories_only_one_s_own_is_used() {
+        let own = FsIds::current();
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join(format!("{PREFIX}{}", own.uid));
+        symlink("/", &path).unwrap();
+        assert!(RuntimeDir::in_temporary(temporary.path(), &own).is_err());
+        std::fs::remove_file(&path).unwrap();
+        let made = RuntimeDir::in_temporary(temporary.path(), &own).unwrap();
+        assert_eq!(std::fs::metadata(made.path()).unwrap().mode() & 0o7777, 0o700);
+        let other = FsIds { uid: own.uid + 1, ..own };
+        std::fs::create_dir(temporary.path().join(format!("{PREFIX}{}", other.uid))).unwrap();
+        let error = RuntimeDir::in_temporary(temporary.path(), &other).unwrap_err();
+        assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
     }
 
     #[test]

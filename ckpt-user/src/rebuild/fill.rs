@@ -15,7 +15,7 @@ use crate::sys::guardian;
 use crate::sys::mem::Forced;
 use crate::sys::pagemap::{Filter, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::remote::Remote;
-use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, Uffd};
+use crate::sys::uffd::{self, Filled, MODE_MISSING, MODE_WP, USER_MODE_ONLY, Uffd};
 use crate::track::compared::{self, Hashes};
 use crate::track::{backend, soft_dirty};
 use nix::unistd::Pid;
@@ -80,7 +80,7 @@ pub fn prepare(
     let protects = backend::protects();
     let features = if protects { uffd::TRACKING } else { 0 } | if lazy { uffd::EVENTS } else { 0 };
     let mut make = |wanted: bool, features| {
-        let made = wanted.then(|| make_uffd(remote, pidfd, features));
+        let made = wanted.then(|| make_uffd(remote, pidfd, features, lazy));
         made.transpose().rebuilding(pid, "its userfaultfd")
     };
     let uffd = make(protects || lazy, features)?;
@@ -96,9 +96,16 @@ pub fn prepare(
     Ok(Watch { uffd, successor, hashes })
 }
 
-fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64) -> io::Result<Uffd> {
+/// `serves`: what the kernel itself finds missing, too. Every user may have one that does not, since Linux 5.11.
+fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64, serves: bool) -> io::Result<Uffd> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-    let fd = remote.call(libc::SYS_userfaultfd, &[flags])?;
+    let humble = if serves { 0 } else { USER_MODE_ONLY };
+    let fd = match remote.call(libc::SYS_userfaultfd, &[flags | humble]) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            remote.call(libc::SYS_userfaultfd, &[flags])?
+        }
+        made => made?,
+    };
     let ours = crate::sys::pidfd::get_fd(pidfd, fd as i32)?;
     remote.call(libc::SYS_close, &[fd])?;
     Uffd::handshake(ours, features)

@@ -1,4 +1,4 @@
-//! Effective capabilities of one thread, laid down for a while.
+//! Effective capabilities of one thread: which there are, and some laid down for a while.
 
 use std::io;
 use std::marker::PhantomData;
@@ -38,6 +38,15 @@ impl Drop for NoNetworkRights {
         });
         let _ = now.and_then(|now| set(&now));
     }
+}
+
+/// CAP_SYS_ADMIN.
+pub const SYS_ADMIN: u32 = 21;
+
+/// Whether this thread has a capability, in its own user namespace.
+pub fn has(capability: u32) -> bool {
+    let word = |sets: &Sets| sets.get(capability as usize / 32).map_or(0, |set| set[0]);
+    get().is_ok_and(|sets| word(&sets) & 1 << (capability % 32) != 0)
 }
 
 fn get() -> io::Result<Sets> {

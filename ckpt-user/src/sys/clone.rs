@@ -112,6 +112,12 @@ pub fn fork(flags: u64, pid: Option<Pid>) -> io::Result<Option<Pid>> {
     Ok((child != 0).then(|| Pid::from_raw(child as i32)))
 }
 
+/// Whether this process may choose the ids of its children. The right to is asked for before the id is looked at (`alloc_pid` of
+/// kernel/pid.c), so that nothing is made.
+pub fn may_choose_ids() -> bool {
+    fork(0, Some(Pid::this())).is_err_and(|error| error.raw_os_error() == Some(libc::EEXIST))
+}
+
 /// Children of this process are born in a new time namespace from now on.
 pub fn unshare_time() -> io::Result<()> {
     // SAFETY: one integer argument; affects only children created later.

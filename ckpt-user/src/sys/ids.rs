@@ -7,6 +7,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
@@ -19,6 +20,20 @@ pub struct FsIds {
     pub gid: u32,
     /// Supplementary group ids.
     pub groups: Vec<u32>,
+}
+
+/// Supplementary groups of this process and of all that it starts, where a user namespace shows others.
+static GROUPS: OnceLock<Vec<u32>> = OnceLock::new();
+
+/// Keeps in mind which supplementary groups this process has, before it goes into a user namespace that knows one group: nobody
+/// changes them in there (`deny` in /proc/PID/setgroups), and everybody sees 65534 in their place. The first call counts.
+pub fn note_groups() {
+    GROUPS.get_or_init(|| FsIds::current().groups);
+}
+
+/// What [`note_groups`] has noted.
+pub fn noted_groups() -> Option<&'static [u32]> {
+    GROUPS.get().map(Vec::as_slice)
 }
 
 /// `SECBIT_*` of this thread (capabilities(7)).
@@ -34,12 +49,9 @@ pub fn securebits() -> io::Result<u32> {
 impl FsIds {
     /// The effective ids of this process.
     pub fn current() -> Self {
-        let groups = getgroups().unwrap_or_default();
-        Self {
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-            groups: groups.into_iter().map(Gid::as_raw).collect(),
-        }
+        let shown = || getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect();
+        let groups = noted_groups().map_or_else(shown, <[u32]>::to_vec);
+        Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups }
     }
 
     /// The file-system ids of this thread, which a guard may have changed. Asking with -1, never valid, changes none.

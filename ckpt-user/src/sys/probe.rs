@@ -201,13 +201,20 @@ pub fn program_break() -> u64 {
     unsafe { libc::sbrk(0) as u64 }
 }
 
-/// Runs one system call in a child of its own; its errno comes back as the exit status.
+/// Runs one system call in a child of its own.
 fn in_child(call: impl FnOnce() -> libc::c_int) -> io::Result<()> {
-    // SAFETY: the child makes only system calls.
+    try_in_child(|| check(i64::from(call())).map(drop))
+}
+
+/// Does `work` in a child of its own, which the C library's fork(2) lets use memory; its errno comes back as the exit status.
+///
+/// # Errors
+/// Those of `work`.
+pub fn try_in_child(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // SAFETY: the child does `work`, with the one thread it has, and ends.
     match unsafe { fork() }? {
         ForkResult::Child => {
-            let errno =
-                if call() < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { 0 };
+            let errno = work().map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
             // SAFETY: ends the child, running nothing of the parent's.
             unsafe { libc::_exit(errno) }
         }

@@ -1,6 +1,7 @@
 //! User, group and capability identity of a task (credentials(7)).
 
 use super::proc::Status;
+use crate::sys::ids;
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use std::io;
@@ -32,10 +33,11 @@ pub struct Credentials {
 }
 
 pub fn capture(status: &Status, securebits: u32) -> io::Result<Credentials> {
+    let shown = status.numbers("Groups")?;
     Ok(Credentials {
         uids: status.numbers("Uid")?,
         gids: status.numbers("Gid")?,
-        groups: status.numbers("Groups")?,
+        groups: ids::noted_groups().map_or(shown, <[u32]>::to_vec),
         inheritable: status.hex("CapInh")?,
         permitted: status.hex("CapPrm")?,
         effective: status.hex("CapEff")?,
@@ -82,8 +84,17 @@ pub fn rebuild(wanted: &Credentials, remote: &mut Remote, current: &Status) -> i
     for cap in (0..64u64).filter(|c| bounding & !wanted.bounding & 1 << c != 0) {
         calls.push(Call::new(libc::SYS_prctl, &[CAPBSET_DROP, cap, 0, 0, 0]));
     }
+    match ids::noted_groups() {
+        Some(own) if own == wanted.groups => {}
+        Some(own) => {
+            let (own, wanted) = (own, &wanted.groups);
+            return Err(io::Error::other(format!(
+                "its groups {wanted:?} are not those of here, {own:?}, which only root may change"
+            )));
+        }
+        None => calls.push(Call::new(libc::SYS_setgroups, &[wanted.groups.len() as u64, groups_at])),
+    }
     calls.extend([
-        Call::new(libc::SYS_setgroups, &[wanted.groups.len() as u64, groups_at]),
         Call::new(libc::SYS_setresgid, &[id(gids[0]), id(gids[1]), id(gids[2])]),
         Call::new(libc::SYS_setresuid, &[id(uids[0]), id(uids[1]), id(uids[2])]),
         // Other ids have taken the effective set away, which all that follows needs.

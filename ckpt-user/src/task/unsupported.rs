@@ -85,6 +85,15 @@ fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
     if status.hex("untag_mask").is_ok_and(|mask| mask != u64::MAX) {
         return refused("has tagged addresses (ARCH_ENABLE_TAGGED_ADDR)", "this cannot be saved yet");
     }
+    // Where no security module labels processes, it cannot be read.
+    let label = |dir: ProcDir| dir.bytes("attr/current").ok();
+    if let Some(theirs) =
+        another_label(label(ProcDir::thread(pid, tid)), label(ProcDir::process(Pid::this())))
+    {
+        let what =
+            format!("is confined as {theirs} by a security module (SELinux, AppArmor), and ckptbpf is not");
+        return refused(&what, "after a restart it would be as ckptbpf is: run ckptbpf confined like it");
+    }
     if sched::core_cookie(tid) != sched::core_cookie(Pid::this()) {
         return refused(
             "is in a core scheduling group of its own (PR_SCHED_CORE)",
@@ -92,6 +101,17 @@ fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
         );
     }
     Ok(())
+}
+
+/// The label of a thread, if that is not ours. A child has that of its parent, until it executes a program to which the policy
+/// gives another one.
+fn another_label(theirs: Option<Vec<u8>>, ours: Option<Vec<u8>>) -> Option<String> {
+    // SELinux ends it with a zero, AppArmor with a new line.
+    let text = |bytes: Option<Vec<u8>>| {
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).trim_end_matches(['\0', '\n']).to_owned()
+    };
+    let (theirs, ours) = (text(theirs), text(ours));
+    (theirs != ours).then_some(theirs)
 }
 
 /// # Errors
@@ -134,4 +154,22 @@ fn namespaces(pid: Pid, dir: &ProcDir) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_label_is_told_however_it_ends() {
+        let label = |text: &str| Some(text.as_bytes().to_vec());
+        let selinux = "unconfined_u:unconfined_r:unconfined_t:s0";
+        assert_eq!(another_label(None, None), None);
+        assert_eq!(another_label(label("unconfined\n"), label("unconfined\n")), None);
+        assert_eq!(another_label(label(selinux), label(&format!("{selinux}\0"))), None);
+        assert_eq!(
+            another_label(label("a (enforce)\n"), label("unconfined\n")),
+            Some("a (enforce)".to_owned())
+        );
+    }
 }

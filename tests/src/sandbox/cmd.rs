@@ -46,6 +46,13 @@ impl Cmd {
         args.into_iter().fold(self, Self::arg)
     }
 
+    /// The same with each word replaced.
+    #[must_use]
+    pub fn each(mut self, replaced: impl Fn(&str) -> String) -> Self {
+        self.argv.iter_mut().for_each(|word| *word = replaced(word));
+        self
+    }
+
     /// All of another command's words and variables: the program that this one is to run.
     #[must_use]
     pub fn program(mut self, other: &Self) -> Self {

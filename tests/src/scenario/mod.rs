@@ -24,6 +24,7 @@ use nix::sys::signal::Signal;
 use crate::matrix;
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::skip::skip_part;
+use crate::user::User;
 
 pub use fill::{fills_done, missing_pages, time_of_a_fill};
 pub use hold::{held, let_go, python_loop};
@@ -59,18 +60,33 @@ pub fn supervised(sandbox: &Sandbox, dir: &Path) -> Option<i32> {
 pub struct Tool {
     pub binary: PathBuf,
     pub environment: Vec<(String, String)>,
+    /// Who runs it, in whose home; root in the box's folder, if nobody is named.
+    pub user: Option<User>,
 }
 
 impl Default for Tool {
     fn default() -> Self {
-        Self { binary: ckptbpf(), environment: Vec::new() }
+        Self { binary: ckptbpf(), environment: Vec::new(), user: None }
     }
 }
 
 impl Tool {
-    fn verb<A: AsRef<std::ffi::OsStr>>(&self, verb: &str, args: impl IntoIterator<Item = A>) -> Cmd {
+    /// As an ordinary user has it, who is nowhere else than in this box.
+    pub fn of_user(sandbox: &Sandbox) -> Self {
+        let user = User::of(sandbox);
+        Self { binary: user.copy_of(&ckptbpf()), user: Some(user), ..Self::default() }
+    }
+
+    /// Where jobs of it begin, and their images are.
+    fn folder(&self, sandbox: &Sandbox) -> PathBuf {
+        self.user.as_ref().map_or_else(|| sandbox.dir(), |user| user.home().to_owned())
+    }
+
+    /// `ckptbpf` with a verb and its arguments.
+    pub fn verb<A: AsRef<std::ffi::OsStr>>(&self, verb: &str, args: impl IntoIterator<Item = A>) -> Cmd {
         let cmd = Cmd::new(&self.binary).arg(verb).args(args);
-        self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
+        let cmd = self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value));
+        self.user.as_ref().map_or_else(|| cmd.clone(), |user| user.runs(&cmd))
     }
 
     fn supervised(&self, sandbox: &Sandbox, dir: &Path) -> Option<i32> {

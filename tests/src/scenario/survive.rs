@@ -20,13 +20,16 @@ pub struct Survival<'a> {
     /// Of `launch`, besides the interval.
     pub options: &'a [&'a str],
     pub tool: Tool,
+    /// By an ordinary user, without any rights of root.
+    pub by_user: bool,
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
         let (interval, within) = ("0.3", Duration::from_millis(300));
-        Self { name, program, file: None, rounds: 5, interval, within, options: &[], tool: Tool::default() }
+        let (tool, by_user) = (Tool::default(), false);
+        Self { name, program, file: None, rounds: 5, interval, within, options: &[], tool, by_user }
     }
 
     /// With a file that must be as after an undisturbed run too.
@@ -47,9 +50,13 @@ pub fn survive(survival: &Survival) {
     let expected = Expected::of(&sandbox, program, *file);
     expected.skip_what_cannot_be(name);
     let options = [&["-i", survival.interval], survival.options].concat();
-    let program = held(&sandbox, program.clone());
-    let dir = sandbox.dir().join("images");
-    let mut job = Job::launch_by(&sandbox, survival.tool.clone(), dir, &options, &program);
+    let mut program = held(&sandbox, program.clone());
+    let tool = if survival.by_user { Tool::of_user(&sandbox) } else { survival.tool.clone() };
+    if let Some(user) = &tool.user {
+        program = user.reaches(&program);
+    }
+    let folder = tool.folder(&sandbox);
+    let mut job = Job::launch_by(&sandbox, tool, folder.join("images"), &options, &program);
     for (round, mode) in (0..survival.rounds).zip(MODES.iter().cycle()) {
         let next = if round == 0 { 1 } else { job.newest() + 1 };
         job.wait_for_checkpoint(next);
@@ -63,7 +70,7 @@ pub fn survive(survival: &Survival) {
     job.wait(PATIENCE * 2).success();
     assert_same(&format!("{name}: standard output"), &expected.stdout, &job.stdout());
     if let Some(file) = file {
-        let written = std::fs::read(sandbox.dir().join(file)).unwrap_or_default();
+        let written = std::fs::read(folder.join(file)).unwrap_or_default();
         assert_same(&format!("{name}: {file}"), &expected.file, &written);
     }
 }

@@ -1,0 +1,187 @@
+//! What an ordinary user has without root, and without anybody who is: launch, checkpoints, restarts.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use ckpt_tests::scenario::{MODES, Survival, Tool, held, let_go, survive};
+use ckpt_tests::user::UID;
+use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Every other restart is asked to be lazy, which none is.
+fn survives(name: &str, program: Cmd, file: Option<&str>) {
+    survive(&Survival { file, by_user: true, ..Survival::of(&format!("alone_{name}"), program) });
+}
+
+#[test]
+fn count_alone() {
+    survives("count", victim_cmd("count_static").args(["f", "1200", "3000"]), Some("f"));
+}
+
+#[test]
+fn count_in_python_alone() {
+    survives("python", victim_cmd("count.py").args(["f", "1100", "3000"]), Some("f"));
+}
+
+#[test]
+fn a_shell_pipeline_alone() {
+    survives("pipeline", victim_cmd("pipeline.sh").args(["800", "0.004"]), None);
+}
+
+#[test]
+fn sixteen_threads_alone() {
+    survives("threads", victim_cmd("threads16").args(["1200", "3000"]), None);
+}
+
+#[test]
+fn fifteen_processes_three_deep_alone() {
+    survives("forktree", victim_cmd("forktree").args(["600", "3000"]), None);
+}
+
+#[test]
+fn every_kind_of_sleep_alone() {
+    survives("sleeps", victim_cmd("sleeps").args(["1200", "3"]), None);
+}
+
+fn line_of(sandbox: &Sandbox, program: i32, name: &str) -> String {
+    let status = sandbox.see(std::path::Path::new(&format!("/proc/{program}/status")));
+    let status = std::fs::read_to_string(status).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+/// What is said, who the program is, and that a checkpoint after a restart is a small one.
+#[test]
+fn a_restart_alone_is_eager_and_says_where_it_runs() {
+    let sandbox = Sandbox::new("alone_said");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let checked = sandbox.run(tool.verb("check", ["--json"])).success().stdout;
+    let report: serde_json::Value = serde_json::from_slice(&checked).unwrap();
+    assert_eq!(report["way"], "alone", "{report}");
+    let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
+    let expected = Expected::of(&sandbox, &program, Some("numbers"));
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n50 ", SOON);
+    let taken = job.checkpoint();
+    assert_eq!(job.image(taken.id).metadata().unwrap().uid(), UID);
+    for mode in MODES {
+        job.kill_all();
+        job.restart(*mode, &["--json"]);
+        let program = job.program();
+        let said = job.running().stderr();
+        assert!(said.contains("in a user and pid namespace of its own, as pid "), "{said}");
+        assert!(said.contains("\"mode\":\"eager\""), "{said}");
+        let is_told = said.contains("a restart that is asked to be lazy is none: userfaultfd(2) is refused");
+        assert_eq!(is_told, *mode == Mode::Lazy, "{said}");
+        for (name, value) in [("Uid:", "4242\t4242\t4242\t4242"), ("CapEff:", "0000000000000000")] {
+            assert_eq!(line_of(&sandbox, program, name), value);
+        }
+        let delta = job.checkpoint();
+        assert_eq!(delta.kind, "delta");
+        assert!(delta.pages < taken.pages, "{} pages of {}", delta.pages, taken.pages);
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+    assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+}
+
+/// ckptbpf is killed, the program goes on, and is attached to where it is now.
+#[test]
+fn attach_alone_also_in_a_namespace_of_its_own() {
+    let sandbox = Sandbox::new("alone_attach");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
+    let expected = Expected::of(&sandbox, &program, Some("numbers"));
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n50 ", SOON);
+    job.checkpoint();
+    for _ in 0..2 {
+        job.kill_all();
+        job.restart(Mode::Eager, &[]);
+        let program = job.kill_supervisor();
+        job.attach(program, &[]);
+        job.checkpoint();
+    }
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+}
+
+/// What groups allow is allowed after a restart, and nothing else; that they look like others is said.
+#[test]
+fn what_groups_allow_alone() {
+    const GROUP: u32 = 4343;
+    let sandbox = Sandbox::new("alone_groups");
+    let mut tool = Tool::of_user(&sandbox);
+    let user = tool.user.take().unwrap().in_group(GROUP);
+    tool.user = Some(user.clone());
+    for (folder, group) in [("shared", GROUP), ("closed", GROUP + 1)] {
+        let folder = sandbox.dir().join(folder);
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::chown(&folder, Some(0), Some(group)).unwrap();
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o770)).unwrap();
+    }
+    let line = "import time\n\
+        for step in range(100000):\n    \
+            for folder in ('shared', 'closed'):\n        \
+                try:\n            \
+                    open(f'../{folder}/{step}', 'w').close()\n            \
+                    print(folder, step, flush=True)\n        \
+                except PermissionError:\n            \
+                    pass\n    \
+            time.sleep(0.01)\n";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", line]);
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    for _ in 0..2 {
+        job.running().wait_for_output("shared ", SOON);
+        job.checkpoint();
+        job.kill_all();
+        job.restart(Mode::Eager, &[]);
+    }
+    job.running().wait_for_output("shared ", SOON);
+    let said = job.running().stderr();
+    assert!(said.contains("looks as if it were in group 65534"), "{said}");
+    assert!(!String::from_utf8(job.stdout()).unwrap().contains("closed"));
+    job.kill_all();
+}
+
+/// Without namespaces nothing can be restarted, which is said before anything is made.
+#[test]
+fn no_restart_alone_where_users_have_no_namespaces() {
+    let sandbox = Sandbox::new("alone_none");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "100000", "2000"]));
+    let mut job = Job::launch_by(&sandbox, tool.clone(), user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n50 ", SOON);
+    job.checkpoint();
+    job.kill_all();
+    // In a namespace of a user, that has none below it.
+    let none = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all \"$@\"";
+    let within = |cmd: &Cmd| {
+        let words = ["--user", "--map-current-user", "--keep-caps", "sh", "-c", none, "sh"];
+        user.runs(&Cmd::new("unshare").args(words).program(cmd))
+    };
+    let before = std::fs::read(user.home().join("numbers")).unwrap();
+    let restart = Cmd::new(&tool.binary).args(["restart", "images"]);
+    let said = sandbox.run(within(&restart)).expect_code(125).stderr_text();
+    assert!(
+        said.contains("only root may choose process ids here") && said.contains("user.max_user_namespaces"),
+        "{said}"
+    );
+    assert!(sandbox.ps().is_empty(), "something was started");
+    assert_eq!(
+        std::fs::read(user.home().join("numbers")).unwrap(),
+        before,
+        "a refused restart changed a file"
+    );
+    let checked = sandbox.run(within(&Cmd::new(&tool.binary).arg("check"))).expect_code(1).stdout_text();
+    assert!(checked.contains("for want of: clone3 set_tid."), "{checked}");
+}
