@@ -5,6 +5,7 @@ mod asked;
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree, Member};
 use crate::machine;
+use crate::memory::behind::Behind;
 use crate::memory::protection_keys::Keys;
 use crate::memory::{self, policy, sysv, vdso};
 use crate::object::{known_ends::Known, lock, owner, table, terminal::Modes};
@@ -143,9 +144,13 @@ fn capture_process(
     for (index, policy) in asked.policies {
         mappings[index].policy = Some(policy);
     }
-    let exe = dir.path("exe");
-    let executable = std::fs::metadata(&exe).reading(pid, "exe")?;
-    let executable = objects.file(&exe, &executable);
+    let link = dir.path("exe");
+    let executable = Behind {
+        target: std::fs::read_link(&link).reading(pid, "exe")?,
+        metadata: std::fs::metadata(&link).reading(pid, "exe")?,
+        link,
+    };
+    let executable = objects.file(&executable);
     let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let first = &process.threads[0];
     // While it was asked, it may have taken some.

@@ -1,5 +1,6 @@
 //! The mappings of a stopped process, with what stands behind each.
 
+use super::behind::Behind;
 use super::hugetlb;
 use super::posix;
 use super::sysv;
@@ -29,39 +30,32 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// The record of the file behind the magic link `link`.
+    /// The record of a file that is mapped or executed.
     ///
     /// # Errors
     /// The reason why a restart could not map or execute it again.
-    pub fn file(&mut self, link: &Path, metadata: &Metadata) -> Result<MappedFile, String> {
-        let target = std::fs::read_link(link).map_err(|e| e.to_string())?;
-        let path = match deleted::former(&target) {
+    pub fn file(&mut self, behind: &Behind) -> Result<MappedFile, String> {
+        let Behind { link, target, metadata } = behind;
+        let path = match deleted::former(target) {
             Some(former) if metadata.nlink() == 0 => {
                 if !deleted::is_on_a_mount(former, metadata) {
                     return Err("its file has been deleted; it cannot be saved yet".to_owned());
                 }
-                return self.without_a_name(link, former, metadata);
+                return self.without_a_name(behind, former);
             }
-            None if deleted::is_hidden(&target, link) => {
-                return self.without_a_name(link, &target, metadata);
-            }
-            Some(former) if !same_by_path(&target, metadata) => deleted::other_name(former, metadata)?,
-            _ => target,
+            None if deleted::is_hidden(target, link) => return self.without_a_name(behind, target),
+            Some(former) if !same_by_path(target, metadata) => deleted::other_name(former, metadata)?,
+            _ => target.clone(),
         };
         Ok(file_of(path, metadata))
     }
 
-    fn without_a_name(
-        &mut self,
-        link: &Path,
-        former: &Path,
-        metadata: &Metadata,
-    ) -> Result<MappedFile, String> {
+    fn without_a_name(&mut self, behind: &Behind, former: &Path) -> Result<MappedFile, String> {
+        let Behind { link, target, metadata } = behind;
         if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
             self.deleted.push(deleted::of(link, former, metadata)?);
         }
-        let target = std::fs::read_link(link).map_err(|e| e.to_string())?;
-        Ok(MappedFile { deleted: true, ..file_of(target, metadata) })
+        Ok(MappedFile { deleted: true, ..file_of(target.clone(), metadata) })
     }
 
     /// The index of an object; one that is met for the first time is told about by `describe`.
@@ -142,11 +136,11 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
             Ok(vma)
         };
     }
-    let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
-    let metadata = std::fs::metadata(&link).reading(pid, "map_files")?;
-    let target = std::fs::read_link(&link).reading(pid, "map_files")?;
+    let behind = Behind::of(pid, raw).reading(pid, "map_files")?;
+    let behind = behind.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
+    let Behind { link, target, metadata } = &behind;
     if raw.flags.iter().any(|f| f == "ht") {
-        vma.huge_page = hugetlb::page_size(&metadata).ok_or_else(|| {
+        vma.huge_page = hugetlb::page_size(metadata).ok_or_else(|| {
             Refusal::unsupported(pid, name(), "it is of a file of hugetlbfs, which cannot be saved yet")
         })?;
     }
@@ -158,29 +152,29 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     }
     if raw.is_shared() && (is_anonymous || target == Path::new("/dev/zero (deleted)")) {
         vma.set_kind(Kind::SharedObject);
-        vma.object = Some(objects.index(&metadata, |_| Ok(())).reading(pid, "map_files")?);
+        vma.object = Some(objects.index(metadata, |_| Ok(())).reading(pid, "map_files")?);
         return Ok(vma);
     }
     // A mapping that may be made writable belongs to a descriptor that could write.
     let may_write = raw.is_shared() && raw.flags.iter().any(|f| f == "mw");
-    if let Some(name) = memfd::name(&target, &metadata) {
-        let object = objects.index(&metadata, |object| {
-            object.memfd = Some(memfd::of(&link, name, &metadata)?);
+    if let Some(name) = memfd::name(target, metadata) {
+        let object = objects.index(metadata, |object| {
+            object.memfd = Some(memfd::of(link, name, metadata)?);
             Ok(())
         });
         vma.set_kind(if may_write { Kind::SharedObject } else { Kind::File });
         vma.object = Some(object.reading(pid, "memory of memfd_create(2)")?);
         return Ok(vma);
     }
-    if let Some(reason) = unnamed(&target) {
+    if let Some(reason) = unnamed(target) {
         return Err(Refusal::unsupported(pid, name(), reason));
     }
-    let file = objects.file(&link, &metadata);
+    let file = objects.file(&behind);
     let file = file.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
     if may_write {
-        let object = objects.index(&metadata, |object| {
+        let object = objects.index(metadata, |object| {
             object.deleted = file.deleted;
-            object.tmpfs = posix::of(&link, &file, &metadata);
+            object.tmpfs = posix::of(link, &file, metadata);
             object.file = (!file.deleted).then_some(file);
             Ok(())
         });

@@ -1,5 +1,6 @@
 //! Address spaces: mappings, layout, pages, vdso. Page sets and the plan are pure.
 
+pub mod behind;
 pub mod capture;
 pub mod flags;
 pub mod hugetlb;

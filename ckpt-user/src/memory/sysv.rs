@@ -4,6 +4,7 @@
 //! has attached it, and made anew, under its id and key, if it is gone; somebody else's is never touched. What it holds
 //! is written as the last act, as with files ([`super::shared`]).
 
+use super::behind::Behind;
 use super::capture::Objects;
 use super::hugetlb;
 use super::vma::{Kind, Raw, Vma};
@@ -15,7 +16,6 @@ use crate::sys::ids::FsIds;
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use crate::sys::{mem, shm};
-use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::cell::Cell;
 use std::fs::File;
@@ -104,12 +104,12 @@ pub fn is_segment(raw: &Raw) -> bool {
 /// The record of a mapping of a segment, which begins as `vma`.
 pub fn describe(pid: Pid, raw: &Raw, mut vma: Vma, objects: &mut Objects) -> Result<Vma, Refusal> {
     let rows = rows().reading(pid, "/proc/sysvipc/shm")?;
-    let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
-    let metadata = std::fs::metadata(link).reading(pid, "map_files")?;
+    let what = || format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
+    let behind = Behind::of(pid, raw).reading(pid, "map_files")?;
+    let Behind { metadata, .. } = behind.map_err(|reason| Refusal::unsupported(pid, what(), reason))?;
     let mut rows = rows.into_iter().filter(|_| memfd::is_internal(&metadata));
     let row = rows.find(|row| row.segment.id as u64 == raw.inode).ok_or_else(|| {
-        let what = format!("has the mapping {:x}-{:x} {}", raw.start, raw.end, raw.name);
-        Refusal::unsupported(pid, what, "this System V segment cannot be found (/proc/sysvipc/shm)")
+        Refusal::unsupported(pid, what(), "this System V segment cannot be found (/proc/sysvipc/shm)")
     })?;
     vma.huge_page = hugetlb::page_size(&metadata).unwrap_or(0);
     check_tail(pid, &vma, row.size)?;

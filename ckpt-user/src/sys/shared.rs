@@ -27,6 +27,17 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// The first page of a file, which is not to be written.
+    pub fn beginning(file: &File) -> io::Result<Self> {
+        const PAGE: usize = 4096;
+        Self::map(PAGE, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd())
+    }
+
+    /// Where it is.
+    pub const fn address(&self) -> u64 {
+        self.at as u64
+    }
+
     /// The whole of a file.
     pub fn of(file: &File) -> io::Result<Self> {
         let len = file.metadata()?.len() as usize;
@@ -34,8 +45,11 @@ impl Mapped {
     }
 
     fn new(len: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        Self::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, fd)
+    }
+
+    fn map(len: usize, protection: i32, flags: i32, fd: i32) -> io::Result<Self> {
         let memory = Forced::open(Pid::this())?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of ours is touched.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
         if at == libc::MAP_FAILED {

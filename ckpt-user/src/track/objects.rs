@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The hash of each page that is not all zero, by page number.
@@ -55,7 +55,17 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
         let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
         Some((process.reached_by(), mapped.or_else(open)?))
     })?;
-    Some((pid, File::open(ProcDir::process(pid).path(&link)).map(Opened)))
+    let by_link = || File::open(ProcDir::process(pid).path(&link));
+    // Where only root may go by the link, a file with a name has been found by that.
+    let by_name = |error: io::Error| {
+        let file = image.objects.get(index as usize).and_then(|object| object.file.as_ref());
+        let file = file.filter(|_| error.raw_os_error() == Some(libc::EPERM)).ok_or(error)?;
+        let opened = File::open(file.path())?;
+        let now = opened.metadata()?;
+        let is_it = (now.dev(), now.ino()) == (file.device, file.inode);
+        if is_it { Ok(opened) } else { Err(io::Error::other("it is another file by now")) }
+    };
+    Some((pid, by_link().or_else(by_name).map(Opened)))
 }
 
 /// Where a file without a name is found: the first process that has it open, mapped or runs it, and a link below /proc/PID.
