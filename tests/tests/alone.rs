@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ckpt_tests::scenario::{MODES, Survival, Tool, held, let_go, survive};
 use ckpt_tests::user::UID;
-use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -36,14 +37,21 @@ fn sixteen_threads_alone() {
     survives("threads", victim_cmd("threads16").args(["1200", "3000"]), None);
 }
 
+/// What takes rights that nobody lends a user is refused by name, and costs nothing.
 #[test]
-fn fifteen_processes_three_deep_alone() {
-    survives("forktree", victim_cmd("forktree").args(["600", "3000"]), None);
-}
-
-#[test]
-fn every_kind_of_sleep_alone() {
-    survives("sleeps", victim_cmd("sleeps").args(["1200", "3"]), None);
+fn shared_memory_of_no_file_alone() {
+    let sandbox = Sandbox::new("alone_shared");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&victim_cmd("forktree").args(["40", "50000"]));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.program();
+    let said = job.try_checkpoint().expect_code(125).stderr_text();
+    assert!(
+        said.contains("/dev/zero (deleted)") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"),
+        "{said}"
+    );
+    job.wait(SOON).success();
 }
 
 fn line_of(sandbox: &Sandbox, program: i32, name: &str) -> String {
@@ -105,7 +113,13 @@ fn attach_alone_also_in_a_namespace_of_its_own() {
     for _ in 0..2 {
         job.kill_all();
         job.restart(Mode::Eager, &[]);
-        let program = job.kill_supervisor();
+        let program = job.program();
+        let all = sandbox.ps();
+        let init = all.iter().find(|process| process.comm == "ckptbpf-init").expect("a namespace");
+        let is_supervisor = |process: &&Process| process.comm == "ckptbpf" && process.parent == init.pid;
+        let supervisor = all.iter().find(is_supervisor).expect("a supervisor in there");
+        sandbox.kill(supervisor.pid, Signal::SIGKILL as i32).unwrap();
+        job.lose_supervisor();
         job.attach(program, &[]);
         job.checkpoint();
     }
@@ -128,7 +142,7 @@ fn what_groups_allow_alone() {
         std::os::unix::fs::chown(&folder, Some(0), Some(group)).unwrap();
         std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o770)).unwrap();
     }
-    let line = "import time\n\
+    let line = "import select\n\
         for step in range(100000):\n    \
             for folder in ('shared', 'closed'):\n        \
                 try:\n            \
@@ -136,7 +150,7 @@ fn what_groups_allow_alone() {
                     print(folder, step, flush=True)\n        \
                 except PermissionError:\n            \
                     pass\n    \
-            time.sleep(0.01)\n";
+            select.select([], [], [], 0.01)\n";
     let program = Cmd::new("/usr/bin/python3").args(["-c", line]);
     let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
     for _ in 0..2 {
@@ -164,7 +178,7 @@ fn no_restart_alone_where_users_have_no_namespaces() {
     job.checkpoint();
     job.kill_all();
     // In a namespace of a user, that has none below it.
-    let none = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all \"$@\"";
+    let none = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --ambient-caps=-all \"$@\"";
     let within = |cmd: &Cmd| {
         let words = ["--user", "--map-current-user", "--keep-caps", "sh", "-c", none, "sh"];
         user.runs(&Cmd::new("unshare").args(words).program(cmd))

@@ -326,7 +326,8 @@ impl Server {
         let _ = client.set_write_timeout(Some(CLIENT_TIME));
         let peer = getsockopt(&client, PeerCredentials).map(|peer| peer.uid());
         let request = match peer {
-            Ok(uid) if uid == self.owner || uid == 0 || is_root_outside(uid) => Self::hear(&mut client),
+            // The socket is in a directory that nobody else may enter.
+            Ok(uid) if uid == self.owner || ids::is_root(uid) => Self::hear(&mut client),
             _ => Err(error("this job is another user's")),
         };
         let request = match request {
@@ -359,13 +360,6 @@ const TOO_LATE: &str = "the job has ended before the request was done; ckptbpf l
 
 fn error(text: &str) -> Reply {
     Reply::Error { error: text.to_owned() }
-}
-
-/// In a user namespace that knows one user, everybody else looks like the same nobody (proc_sys_kernel(5), overflowuid); but the
-/// socket is in a directory that the user alone may enter, and root.
-fn is_root_outside(uid: u32) -> bool {
-    const NOBODY: u32 = 65534;
-    uid == NOBODY && ids::noted_groups().is_some()
 }
 
 fn answer(client: &mut UnixStream, reply: &Reply) {

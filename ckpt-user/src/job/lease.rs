@@ -16,6 +16,7 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 
@@ -84,6 +85,9 @@ struct Held {
     // Never read: closing it frees the lock.
     _lock: File,
 }
+
+/// Between two looks at a lock whose holder has been killed.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Whether a program runs that nothing is about to end.
 fn goes_on(program: ProcessId) -> bool {
@@ -318,18 +322,26 @@ fn lock(dir: &JobDir) -> Result<File, DirectoryError> {
         }
         other => other?,
     };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let by = match dir.read_record() {
-                Ok(Some(record)) => {
-                    format!("ckptbpf (pid {} on host {})", record.supervisor.pid, record.here.host)
-                }
-                _ => "another ckptbpf".into(),
-            };
-            Err(DirectoryError::Busy { path: dir.shown(), by })
+    let until = Instant::now() + taken::WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => {
+                return Err(dir.io("lock it (does its file system know flock?)", error));
+            }
         }
-        Err(TryLockError::Error(error)) => Err(dir.io("lock it (does its file system know flock?)", error)),
+        let record = dir.read_record().ok().flatten();
+        // Of a ckptbpf that was killed, a guardian that has still to hear of it may have the lock, or what is left of its memory.
+        let is_over = record.as_ref().is_some_and(|by| by.here == Here::current() && !by.supervisor.runs());
+        if !is_over || Instant::now() > until {
+            let by = record.map_or_else(
+                || "another ckptbpf".to_owned(),
+                |by| format!("ckptbpf (pid {} on host {})", by.supervisor.pid, by.here.host),
+            );
+            return Err(DirectoryError::Busy { path: dir.shown(), by });
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -25,6 +25,32 @@ fn one_writer_at_a_time_and_the_second_learns_who_it_is() {
     Lease::claim(&dir, claim(Purpose::Restart)).unwrap();
 }
 
+/// As a guardian has it for a moment after ckptbpf's death.
+#[test]
+fn a_lock_that_has_outlived_its_ckptbpf_is_waited_for() {
+    let (_base, dir) = fresh();
+    let mut record = Lease::claim(&dir, claim(LAUNCH)).unwrap().lease.record();
+    let gone = ProcessId { start_time: 0, ..record.supervisor };
+    let held = || dir.open_file("lock", OFlag::O_RDWR).inspect(|file| file.try_lock().unwrap()).unwrap();
+    let still = held();
+    assert!(matches!(Lease::claim(&dir, claim(Purpose::Restart)), Err(DirectoryError::Busy { .. })));
+    record.supervisor = gone;
+    dir.write_record(&record).unwrap();
+    let (begun, waits) = std::sync::mpsc::channel();
+    let claimed = std::thread::scope(|scope| {
+        let claimed = scope.spawn(|| {
+            begun.send(()).unwrap();
+            Lease::claim(&dir, claim(Purpose::Restart))
+        });
+        waits.recv().unwrap();
+        // One that does not wait is done with it by now.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        drop(still);
+        claimed.join().unwrap()
+    });
+    assert_eq!(claimed.unwrap().lease.record().epoch, 2);
+}
+
 #[test]
 fn a_restart_is_the_same_job_in_the_next_epoch() {
     let (_base, dir) = fresh();

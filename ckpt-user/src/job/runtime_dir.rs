@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 
-use crate::sys::ids::{Assumed, FsIds};
+use crate::sys::ids::{self, Assumed, FsIds};
 
 /// Where root makes one for each user.
 const SHARED: &str = "/run/ckptbpf";
@@ -131,7 +131,7 @@ impl RuntimeDir {
         if stat.st_uid == own && stat.st_mode & 0o7777 != 0o755 {
             // Made by us under some umask.
             fchmod(&above, Mode::from_bits_truncate(0o755)).map_err(|errno| fail(errno.into()))?;
-        } else if (stat.st_uid != own && stat.st_uid != 0) || stat.st_mode & 0o022 != 0 {
+        } else if (stat.st_uid != own && !ids::is_root(stat.st_uid)) || stat.st_mode & 0o022 != 0 {
             let (owner, mode) = (stat.st_uid, stat.st_mode & 0o7777);
             return Err(RuntimeDirError::Unsafe { path: shared.display().to_string(), uid: 0, owner, mode });
         }

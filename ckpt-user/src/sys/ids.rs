@@ -36,6 +36,13 @@ pub fn noted_groups() -> Option<&'static [u32]> {
     GROUPS.get().map(Vec::as_slice)
 }
 
+/// Whether what this user id owns is root's. In a user namespace that knows one user, root looks like everybody else, nobody
+/// (proc_sys_kernel(5), overflowuid): to be asked only where no other user could have come in between.
+pub fn is_root(uid: u32) -> bool {
+    const NOBODY: u32 = 65534;
+    uid == 0 || (uid == NOBODY && noted_groups().is_some())
+}
+
 /// `SECBIT_*` of this thread (capabilities(7)).
 ///
 /// # Errors
