@@ -5,7 +5,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{MODES, Survival, Tool, held, let_go, survive};
+use ckpt_tests::scenario::{Holder, MODES, Survival, Tool, held, let_go, survive};
 use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
@@ -76,8 +76,11 @@ fn a_restart_alone_is_eager_and_says_where_it_runs() {
     job.running().wait_for_output("\n50 ", SOON);
     let taken = job.checkpoint();
     assert_eq!(job.image(taken.id).metadata().unwrap().uid(), UID);
+    let (id, mut holder) = (job.program(), None);
     for mode in MODES {
         job.kill_all();
+        // It makes no difference whether somebody has its id.
+        holder = (*mode == Mode::Lazy).then(|| Holder::of(&sandbox, id));
         job.restart(*mode, &["--json"]);
         let program = job.program();
         let said = job.running().stderr();
@@ -94,8 +97,29 @@ fn a_restart_alone_is_eager_and_says_where_it_runs() {
     }
     let_go(&sandbox);
     job.wait(SOON).success();
+    holder.into_iter().for_each(Holder::end);
     assert_same("standard output", &expected.stdout, &job.stdout());
     assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+}
+
+/// A machine that has been up for longer, then this one, twice: the program's clocks never go back.
+#[test]
+fn clocks_alone() {
+    let sandbox = Sandbox::new("alone_clocks");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&held(&sandbox, victim_cmd("travel").args(["steps", "1000", "2000"])));
+    let ends = ["-i", "0.2", "--exit-after-ckpt"];
+    let launch = tool.verb("launch", ["-d", "images"]).args(ends).arg("--").program(&program);
+    let up = ["--fork", "--time", "--monotonic", "100000", "--boottime", "100000"];
+    let launch = Cmd::new("unshare").args(up).program(&launch).cwd(user.home());
+    sandbox.spawn(launch).wait(SOON).expect_code(85);
+    sandbox.run(tool.verb("restart", ends).arg("images")).expect_code(85);
+    let last = sandbox.spawn(tool.verb("restart", ["-i", "0", "images"]));
+    let_go(&sandbox);
+    last.wait(SOON).success();
+    let steps: String = (1..=1000).map(|step| format!("{step}\n")).collect();
+    assert_eq!(std::fs::read_to_string(user.home().join("steps")).unwrap(), steps);
 }
 
 /// ckptbpf is killed, the program goes on, and is attached to where it is now.
@@ -103,7 +127,7 @@ fn a_restart_alone_is_eager_and_says_where_it_runs() {
 fn attach_alone_also_in_a_namespace_of_its_own() {
     let sandbox = Sandbox::new("alone_attach");
     let tool = Tool::of_user(&sandbox);
-    let user = tool.user.clone().unwrap();
+    let (user, binary) = (tool.user.clone().unwrap(), tool.binary.clone());
     let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
     let expected = Expected::of(&sandbox, &program, Some("numbers"));
     let program = user.reaches(&held(&sandbox, program));
@@ -120,6 +144,17 @@ fn attach_alone_also_in_a_namespace_of_its_own() {
         let supervisor = all.iter().find(is_supervisor).expect("a supervisor in there");
         sandbox.kill(supervisor.pid, Signal::SIGKILL as i32).unwrap();
         job.lose_supervisor();
+        let attach = Cmd::new(&binary).arg("attach").arg(program.to_string());
+        for (who, words) in [
+            (attach.clone(), "is in a user namespace of uid 4242: do this as that user"),
+            (
+                user.clone().in_group(4343).runs(&attach),
+                "is in the groups [4242], and this is in [4242, 4343]",
+            ),
+        ] {
+            let said = sandbox.run(who).expect_code(125).stderr_text();
+            assert!(said.contains(words), "{said}");
+        }
         job.attach(program, &[]);
         job.checkpoint();
     }
@@ -140,10 +175,16 @@ fn what_groups_allow_alone() {
         let folder = sandbox.dir().join(folder);
         std::fs::create_dir(&folder).unwrap();
         std::os::unix::fs::chown(&folder, Some(0), Some(group)).unwrap();
-        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o770)).unwrap();
+        // Files in it are that group's.
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o2770)).unwrap();
     }
-    let line = "import select\n\
+    let line = "import os, select\n\
+        gone = open('../shared/gone', 'w+')\n\
+        os.unlink('../shared/gone')\n\
         for step in range(100000):\n    \
+            gone.write('x')\n    \
+            gone.flush()\n    \
+            assert os.fstat(gone.fileno()).st_size == step + 1\n    \
             for folder in ('shared', 'closed'):\n        \
                 try:\n            \
                     open(f'../{folder}/{step}', 'w').close()\n            \

@@ -134,6 +134,7 @@ pub fn run() -> Report {
     features.extend(process::probe());
     features.extend(memory::probe());
     features.extend(bpf::probe());
-    let way = if clone::may_choose_ids() { Way::Privileged } else { Way::Alone };
+    let is_alone = !nix::unistd::geteuid().is_root() && !clone::may_choose_ids();
+    let way = if is_alone { Way::Alone } else { Way::Privileged };
     Report { kernel, way, features }
 }

@@ -3,7 +3,7 @@ use std::fs;
 
 use super::Feature;
 
-const AS_ROOT: &str = "run it by sudo, or use the daemon (`ckptbpf daemon`)";
+const AS_ROOT: &str = "run it by sudo";
 
 /// A capability's bit and name, and what goes without it.
 struct Capability(u32, &'static str, &'static str);

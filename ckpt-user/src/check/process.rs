@@ -14,7 +14,7 @@ use nix::{
         uio::{RemoteIoVec, process_vm_readv},
         wait::waitpid,
     },
-    unistd::{Pid, getpid},
+    unistd::{Pid, geteuid, getpid},
 };
 
 use super::Feature;
@@ -171,7 +171,9 @@ fn own_ids(alone: &io::Result<()>) -> Feature {
     let feature = Feature::new("clone3 set_tid", "the same process ids after a restart").required();
     match (&result, alone) {
         (Err(error), Ok(())) => feature.fallback(format!("{error}; {WITHIN}"), ""),
-        (Err(error), Err(alone)) if error.kind() == io::ErrorKind::PermissionDenied => {
+        (Err(error), Err(alone))
+            if error.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() =>
+        {
             feature.missing(format!("{error}; {WITHIN}: {alone}"), ALONE)
         }
         _ => feature.needs(result, PRIVILEGE),

@@ -29,7 +29,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, geteuid, pipe2};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -66,17 +66,18 @@ pub enum Why {
 impl Why {
     /// Whether the ids of `image` are to be had where we are.
     pub fn for_image(image: &Image) -> Option<Self> {
-        taken::first(image).map(Self::Taken).or_else(|| (!clone::may_choose_ids()).then_some(Self::Alone))
+        let is_alone = || !geteuid().is_root() && !clone::may_choose_ids();
+        taken::first(image).map(Self::Taken).or_else(|| is_alone().then_some(Self::Alone))
     }
 
     /// What there is to say once it runs, with its id inside and outside.
     pub fn told(&self, inside: i32, outside: &str) -> String {
         let where_it_runs = format!("as pid {inside} there (here: {outside})");
         match self {
-            Self::Taken(Taken { id, by, .. }) => format!(
+            Self::Taken(Taken { id, by, .. }) if ids::noted_groups().is_none() => format!(
                 "process id {id} is in use ({by}): the program runs in a pid namespace of its own, {where_it_runs}"
             ),
-            Self::Alone => format!(
+            _ => format!(
                 "only root may choose process ids here: the program runs in a user and pid namespace of its own, {where_it_runs}{}",
                 said_of_groups()
             ),
@@ -106,25 +107,63 @@ pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
         );
     }
     let mut new = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    let user = (!caps::has(caps::SYS_ADMIN)).then(FsIds::current);
+    // Root without it may have other users' programs, which such a namespace does not know.
+    let user = (!geteuid().is_root() && !caps::has(caps::SYS_ADMIN)).then(FsIds::current);
     if user.is_some() {
         new |= CloneFlags::CLONE_NEWUSER;
         ids::note_groups();
     }
+    if let Some(user) = &user {
+        permitted(image, user)?;
+    }
     let start = || {
-        user.as_ref().map_or(Ok(()), map_ids)?;
+        if let Some(user) = &user {
+            map_ids(user)?;
+            own_clocks()?;
+        }
         prepare(&ids)
     };
     split(new.bits() as u64, start).with_context(|| match why {
-        Why::Taken(Taken { id, by, .. }) => format!(
+        Why::Taken(Taken { id, by, .. }) if user.is_none() => format!(
             "process id {id}, which the program has, is in use by another process ({by}), and a pid namespace of its own \
              cannot be had here: end that process, or restart as root"
         ),
-        Why::Alone => "only root may choose process ids here, and a user namespace of its own, in which a user may, cannot be had: \
+        _ => "only root may choose process ids here, and a user namespace of its own, in which a user may, cannot be had: \
              have the administrator allow them (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
              kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root"
             .to_owned(),
     })
+}
+
+/// Nobody changes ids in such a namespace: the program had those that its user has now.
+fn permitted(image: &Image, user: &FsIds) -> anyhow::Result<()> {
+    let sorted = |groups: &[u32]| BTreeSet::from_iter(groups.iter().copied());
+    for had in image.processes.iter().flat_map(|p| &p.threads).filter_map(|t| t.credentials.as_ref()) {
+        let is_it =
+            had.uids.iter().all(|uid| *uid == user.uid) && had.gids.iter().all(|gid| *gid == user.gid);
+        if !is_it || sorted(&had.groups) != sorted(&user.groups) {
+            bail!(
+                "the program was of users {:?} and groups {:?}, beside them {:?}, and this is user {} and group {}, beside that \
+                 {:?}: only root can change that; log in with those groups (newgrp(1), sg(1)), or restart as root",
+                had.uids,
+                had.gids,
+                had.groups,
+                user.uid,
+                user.gid,
+                user.groups
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A time namespace that belongs to this user namespace, with the clocks as they are: whoever is born from now on may go back to
+/// it. Kernels without such namespaces need none.
+fn own_clocks() -> io::Result<()> {
+    match clone::unshare_time() {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        done => done,
+    }
 }
 
 /// Whether a user can do here what a restart by a user does ([`Why::Alone`]). Tried in children.
@@ -132,6 +171,9 @@ pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
 /// # Errors
 /// What the kernel refuses.
 pub fn try_alone() -> io::Result<()> {
+    if geteuid().is_root() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     let user = FsIds::current();
     probe::try_in_child(|| {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)?;
@@ -232,6 +274,7 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
     let Some((inside, mut kinds)) = is_in_one_of_ours(pid) else { return Ok(Beside::As(pid)) };
     kinds |= CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     if kinds.contains(CloneFlags::CLONE_NEWUSER) {
+        check_user(pid)?;
         ids::note_groups();
     }
     let enter = || -> io::Result<Option<Pid>> {
@@ -247,6 +290,27 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
         Side::Inside => Ok(Beside::As(inside)),
         Side::Outside(stand_in) => Ok(Beside::Ended(stand_in.serve()?)),
     }
+}
+
+/// Whoever has made a user namespace may have made anything in it: it is entered by that user alone, who has all of it anyway, and
+/// with the groups that the program has, which cannot be told in there.
+fn check_user(pid: i32) -> anyhow::Result<()> {
+    let dir = ProcDir::process(reached_by(Pid::from_raw(pid)));
+    let owner = clone::owner_of(fs::File::open(dir.path("ns/user"))?.as_fd())?;
+    let own = FsIds::current();
+    if owner != own.uid || own.uid == 0 {
+        bail!(
+            "process {pid} is in a user namespace of uid {owner}: do this as that user, or ask its ckptbpf by its directory"
+        );
+    }
+    let groups: Vec<u32> = dir.status()?.numbers("Groups")?;
+    if groups != own.groups {
+        bail!(
+            "process {pid} is in the groups {groups:?}, and this is in {:?}: log in with those",
+            own.groups
+        );
+    }
+    Ok(())
 }
 
 /// The id that the process has in its pid namespace, if a restart of ours made that: then the mounts there are those

@@ -252,9 +252,11 @@ fn not_lazy(image: &Image) -> Option<String> {
     }
     // As the pager will: serving the kernel's own faults, and telling of forks.
     let error = Uffd::of_self(0).and_then(|fd| Uffd::handshake(fd, uffd::EVENTS)).err()?;
-    Some(format!(
-        "userfaultfd(2) is refused ({error}); it takes CAP_SYS_PTRACE, which the administrator may give by sudo or by ckptbpf's daemon"
-    ))
+    let way_out = match error.raw_os_error() {
+        Some(libc::EPERM) => ": it takes CAP_SYS_PTRACE, which the administrator may give (sudo)",
+        _ => "; `ckptbpf check` tells more",
+    };
+    Some(format!("userfaultfd(2) is refused ({error}){way_out}"))
 }
 
 /// The restart's line in events.jsonl.

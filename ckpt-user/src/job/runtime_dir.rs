@@ -23,6 +23,16 @@ const SHARED: &str = "/run/ckptbpf";
 const TEMPORARY: &str = "/tmp";
 const PREFIX: &str = "ckptbpf-";
 
+/// What it may be called there.
+fn temporary_names(uid: u32) -> impl Iterator<Item = String> {
+    let later = (1..10).map(move |number| format!("{PREFIX}{uid}.{number}"));
+    std::iter::once(format!("{PREFIX}{uid}")).chain(later)
+}
+
+/// Entries are the user's alone. They have the sticky bit, which does nothing for files, but keeps them where directories are
+/// cleaned of what is old (tmpfiles.d(5)): a job may run for long.
+const ENTRY_MODE: u32 = 0o1600;
+
 /// An entry larger than this is not one of ours.
 const ENTRY_LIMIT: u64 = 64 << 10;
 
@@ -94,12 +104,24 @@ impl RuntimeDir {
         }
     }
 
-    /// `<temporary>/ckptbpf-<uid>`: others may make directories there too, but not one of this user's.
+    /// The first of `<temporary>/ckptbpf-<uid>`, `….1` and so on that is not somebody else's: others may make directories there,
+    /// too.
     pub fn in_temporary(temporary: &Path, ids: &FsIds) -> Result<Self, RuntimeDirError> {
-        let name = format!("{PREFIX}{}", ids.uid);
-        let path = temporary.join(&name);
-        let made = open_dir(temporary).and_then(|above| make(&above, &name));
-        made.map_err(|source| none(ids, &path, source)).and_then(|fd| Self::verified(path, fd, ids))
+        let one = |name: String| {
+            let path = temporary.join(&name);
+            // The directory itself may be reached by a link of root's.
+            let above = std::fs::canonicalize(temporary).and_then(|temporary| open_dir(&temporary));
+            let made = above.and_then(|above| make(&above, &name));
+            made.map_err(|source| none(ids, &path, source)).and_then(|fd| Self::verified(path, fd, ids))
+        };
+        let mut first = None;
+        for name in temporary_names(ids.uid) {
+            match one(name) {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or_else(|| none(ids, temporary, io::ErrorKind::NotFound.into())))
     }
 
     /// `<session>/ckptbpf`, if the session directory is this user's.
@@ -159,15 +181,15 @@ impl RuntimeDir {
             places.extend(numbered(SHARED));
             places.extend(numbered("/run/user").into_iter().map(|session| session.join("ckptbpf")));
             let is_ours = |path: &PathBuf| {
-                let name =
-                    path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX)?.parse().ok());
-                name.is_some() && name == std::fs::symlink_metadata(path).ok().map(|found| found.uid())
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let owner = std::fs::symlink_metadata(path).map(|found| found.uid());
+                owner.is_ok_and(|owner| temporary_names(owner).any(|own| own == name))
             };
             places.extend(numbered(TEMPORARY).into_iter().filter(is_ours));
         } else {
             places.push(PathBuf::from(SHARED).join(own.uid.to_string()));
             places.push(PathBuf::from("/run/user").join(own.uid.to_string()).join("ckptbpf"));
-            places.push(PathBuf::from(TEMPORARY).join(format!("{PREFIX}{}", own.uid)));
+            places.extend(temporary_names(own.uid).map(|name| PathBuf::from(TEMPORARY).join(name)));
         }
         places.sort();
         places.dedup();
@@ -252,7 +274,7 @@ impl RuntimeDir {
             let _as = self.assume()?;
             let temporary = format!("{name}.tmp");
             let mut options = std::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            options.write(true).create(true).truncate(true).mode(ENTRY_MODE).custom_flags(libc::O_NOFOLLOW);
             options.open(self.reach(&temporary))?.write_all(text)?;
             Ok(renameat(&self.fd, temporary.as_str(), &self.fd, name)?)
         };
@@ -320,7 +342,7 @@ mod tests {
         let dir = RuntimeDir::in_shared(&shared, &other).unwrap();
         dir.write("a.json", b"{}").unwrap();
         let made = std::fs::metadata(shared.join("4321/a.json")).unwrap();
-        assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (4321, 4322, 0o600));
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (4321, 4322, ENTRY_MODE));
         assert_eq!(RuntimeDir::in_shared(&shared, &other).unwrap().read("a.json").unwrap(), b"{}");
         assert_eq!(RuntimeDir::existing(dir.path(), &FsIds::current()).unwrap().ids().uid, 4321);
     }
@@ -329,16 +351,20 @@ mod tests {
     fn where_others_may_make_directories_only_one_s_own_is_used() {
         let own = FsIds::current();
         let temporary = tempfile::tempdir().unwrap();
-        let path = temporary.path().join(format!("{PREFIX}{}", own.uid));
-        symlink("/", &path).unwrap();
-        assert!(RuntimeDir::in_temporary(temporary.path(), &own).is_err());
-        std::fs::remove_file(&path).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let names: Vec<String> = temporary_names(own.uid).collect();
+        symlink(elsewhere.path(), temporary.path().join(&names[0])).unwrap();
+        std::fs::create_dir(temporary.path().join(&names[1])).unwrap();
+        std::fs::set_permissions(temporary.path().join(&names[1]), PermissionsExt::from_mode(0o755)).unwrap();
         let made = RuntimeDir::in_temporary(temporary.path(), &own).unwrap();
+        assert_eq!(made.path(), temporary.path().join(&names[2]));
         assert_eq!(std::fs::metadata(made.path()).unwrap().mode() & 0o7777, 0o700);
-        let other = FsIds { uid: own.uid + 1, ..own };
-        std::fs::create_dir(temporary.path().join(format!("{PREFIX}{}", other.uid))).unwrap();
-        let error = RuntimeDir::in_temporary(temporary.path(), &other).unwrap_err();
-        assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
+        for name in &names[2..] {
+            let _ = std::fs::remove_dir(temporary.path().join(name));
+            symlink(elsewhere.path(), temporary.path().join(name)).unwrap();
+        }
+        assert!(RuntimeDir::in_temporary(temporary.path(), &own).is_err());
+        assert!(elsewhere.path().read_dir().unwrap().next().is_none());
     }
 
     #[test]

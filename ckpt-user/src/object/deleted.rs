@@ -6,6 +6,7 @@
 
 use super::{Object, Seen, path_of};
 use crate::image::{Chain, Source, SpaceId};
+use crate::sys::ids;
 use crate::task::mounts;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, HUGETLBFS_MAGIC, NFS_SUPER_MAGIC, statfs};
 use std::collections::HashMap;
@@ -132,8 +133,8 @@ pub fn of(link: &Path, former: &Path, metadata: &Metadata) -> Result<DeletedReco
         inode: metadata.ino(),
         size: metadata.size(),
         mode: metadata.mode() & 0o7777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
+        uid: ids::recorded(metadata.uid()),
+        gid: ids::recorded(metadata.gid()),
         space: 0,
         accessed_ns: ns(metadata.atime(), metadata.atime_nsec()),
         modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
@@ -253,8 +254,8 @@ pub fn fill(record: &DeletedRecord, file: &File, chain: &Chain) -> io::Result<()
 /// Owner, mode and times, when nothing is written to it any more.
 pub fn finish(record: &DeletedRecord, file: &File) -> io::Result<()> {
     let made = file.metadata()?;
-    if (made.uid(), made.gid()) != (record.uid, record.gid) {
-        std::os::unix::fs::fchown(file, Some(record.uid), Some(record.gid))?;
+    if let Some((user, group)) = ids::owners_to_give((record.uid, record.gid), (made.uid(), made.gid())) {
+        std::os::unix::fs::fchown(file, user, group)?;
     }
     file.set_permissions(Permissions::from_mode(record.mode))?;
     let time =

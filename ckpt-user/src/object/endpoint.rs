@@ -12,7 +12,7 @@ use super::tcp_info::{CLOSE, TcpInfo};
 use super::{Object, Seen, path_of, ports, udp};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::diag::{self, Diagnosis};
-use crate::sys::ids::FsIds;
+use crate::sys::ids::{self, FsIds};
 use crate::sys::socket;
 use crate::task::proc::ProcDir;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -391,8 +391,8 @@ pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::R
             names.note(path, &made);
         }
         drop(as_owner);
-        if (made.uid(), made.gid()) != (file.uid, file.gid) {
-            std::os::unix::fs::chown(&link, Some(file.uid), Some(file.gid))?;
+        if let Some((user, group)) = ids::owners_to_give((file.uid, file.gid), (made.uid(), made.gid())) {
+            std::os::unix::fs::chown(&link, user, group)?;
         }
         if made.mode() & 0o7777 != file.mode {
             std::fs::set_permissions(&link, PermissionsExt::from_mode(file.mode))?;

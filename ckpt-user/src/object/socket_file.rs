@@ -2,7 +2,7 @@
 //! nothing else does.
 
 use super::ports;
-use crate::sys::ids::FsIds;
+use crate::sys::ids::{self, FsIds};
 use crate::sys::socket;
 use std::fs::{File, Metadata};
 use std::io;
@@ -46,8 +46,8 @@ pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<Socke
         device: metadata.dev(),
         inode: metadata.ino(),
         mode: metadata.mode() & 0o7777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
+        uid: ids::recorded(metadata.uid()),
+        gid: ids::recorded(metadata.gid()),
     })
 }
 

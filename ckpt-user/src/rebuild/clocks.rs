@@ -30,12 +30,8 @@ pub fn enter(clocks: Option<&Clocks>) -> io::Result<Option<File>> {
     Ok(Some(original))
 }
 
-/// Later children are born in ckptbpf's own namespace again; but not in a user namespace, to which that does not belong. There
-/// they, helpers of ckptbpf's, have the program's clocks.
+/// Later children are born in ckptbpf's own namespace again.
 pub fn leave(original: Option<File>) -> io::Result<()> {
     use std::os::fd::AsFd;
-    match original.map_or(Ok(()), |file| clone::set_namespace(file.as_fd(), clone::NEWTIME)) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
-        left => left,
-    }
+    original.map_or(Ok(()), |file| clone::set_namespace(file.as_fd(), clone::NEWTIME))
 }

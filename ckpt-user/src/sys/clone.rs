@@ -131,6 +131,17 @@ pub fn set_namespace(fd: std::os::fd::BorrowedFd<'_>, kind: i32) -> io::Result<(
     super::check(i64::from(unsafe { libc::setns(fd.as_raw_fd(), kind) })).map(drop)
 }
 
+/// The user who has made the user namespace that `fd` (of /proc/PID/ns/user) names, as seen from our own (ioctl_ns(2)).
+pub fn owner_of(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+    /// `NS_GET_OWNER_UID` of linux/nsfs.h.
+    const GET_OWNER: u64 = 0xb704;
+    let mut owner: u32 = 0;
+    // SAFETY: a descriptor we borrow; the kernel writes the four bytes of `owner`.
+    super::check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), GET_OWNER, &raw mut owner) }))?;
+    Ok(owner)
+}
+
 /// Namespace kind for [`set_namespace`].
 pub const NEWTIME: i32 = 0x80;
 

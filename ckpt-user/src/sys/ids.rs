@@ -36,11 +36,34 @@ pub fn noted_groups() -> Option<&'static [u32]> {
     GROUPS.get().map(Vec::as_slice)
 }
 
-/// Whether what this user id owns is root's. In a user namespace that knows one user, root looks like everybody else, nobody
-/// (proc_sys_kernel(5), overflowuid): to be asked only where no other user could have come in between.
+/// How a user namespace shows every id that it does not know (proc_sys_kernel(5), overflowuid).
+const NOBODY: u32 = 65534;
+
+/// An id that is not to be changed, as chown(2) has it.
+pub const UNKNOWN: u32 = u32::MAX;
+
+fn is_hidden(id: u32) -> bool {
+    id == NOBODY && noted_groups().is_some()
+}
+
+/// Whether what this user id owns is root's. In a user namespace root looks like everybody else: to be asked only where no other
+/// user could have come in between.
 pub fn is_root(uid: u32) -> bool {
-    const NOBODY: u32 = 65534;
-    uid == 0 || (uid == NOBODY && noted_groups().is_some())
+    uid == 0 || is_hidden(uid)
+}
+
+/// The user or group of a file, as it is recorded: [`UNKNOWN`] where a user namespace hides it.
+pub fn recorded(id: u32) -> u32 {
+    if is_hidden(id) { UNKNOWN } else { id }
+}
+
+/// What chown(2) has to be told for a file that belongs to `has`, user and group, to belong to `wanted`; none for nothing. What
+/// cannot be told here stays: a file is made with the group of its maker, or of its directory, as it was.
+pub fn owners_to_give(wanted: (u32, u32), has: (u32, u32)) -> Option<(Option<u32>, Option<u32>)> {
+    let one =
+        |wanted: u32, has: u32| (wanted != has && wanted != UNKNOWN && !is_hidden(has)).then_some(wanted);
+    let both = (one(wanted.0, has.0), one(wanted.1, has.1));
+    (both != (None, None)).then_some(both)
 }
 
 /// `SECBIT_*` of this thread (capabilities(7)).

@@ -90,8 +90,9 @@ fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
     if let Some(theirs) =
         another_label(label(ProcDir::thread(pid, tid)), label(ProcDir::process(Pid::this())))
     {
-        let what =
-            format!("is confined as {theirs} by a security module (SELinux, AppArmor), and ckptbpf is not");
+        let what = format!(
+            "is confined as {theirs:?} by a security module (SELinux, AppArmor), and ckptbpf otherwise"
+        );
         return refused(&what, "after a restart it would be as ckptbpf is: run ckptbpf confined like it");
     }
     if sched::core_cookie(tid) != sched::core_cookie(Pid::this()) {
@@ -106,9 +107,11 @@ fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
 /// The label of a thread, if that is not ours. A child has that of its parent, until it executes a program to which the policy
 /// gives another one.
 fn another_label(theirs: Option<Vec<u8>>, ours: Option<Vec<u8>>) -> Option<String> {
-    // SELinux ends it with a zero, AppArmor with a new line.
+    // SELinux ends it with a zero, AppArmor with a new line. Of a profile that allows everything AppArmor tells the name as well.
     let text = |bytes: Option<Vec<u8>>| {
-        String::from_utf8_lossy(&bytes.unwrap_or_default()).trim_end_matches(['\0', '\n']).to_owned()
+        let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+        let label = text.trim_end_matches(['\0', '\n']);
+        if label.ends_with(" (unconfined)") { "unconfined".to_owned() } else { label.to_owned() }
     };
     let (theirs, ours) = (text(theirs), text(ours));
     (theirs != ours).then_some(theirs)
@@ -167,6 +170,7 @@ mod tests {
         assert_eq!(another_label(None, None), None);
         assert_eq!(another_label(label("unconfined\n"), label("unconfined\n")), None);
         assert_eq!(another_label(label(selinux), label(&format!("{selinux}\0"))), None);
+        assert_eq!(another_label(label("unconfined\n"), label("ckptbpf (unconfined)\n")), None);
         assert_eq!(
             another_label(label("a (enforce)\n"), label("unconfined\n")),
             Some("a (enforce)".to_owned())

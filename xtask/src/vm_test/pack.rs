@@ -27,7 +27,8 @@ const ON_HOST: &str = "vm-test/guest/host.sh";
 /// Limits of tests, for a processor that is emulated: a page fault takes it thirteen times as long.
 const ENVIRONMENT: &str = "CKPTBPF_TEST_TIMEOUT_SCALE=6\nHOME=/root\nLC_ALL=C\nRUST_BACKTRACE=1\n\
      PATH=/usr/bin:/bin:/usr/sbin:/sbin\n";
-const FOLDERS: &[&str] = &["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp", "/root", "/mnt", "/files"];
+const FOLDERS: &[&str] =
+    &["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp", "/root", "/mnt", "/files", "/etc/sudoers.d"];
 
 pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched) -> Result<()> {
     let file = File::create(path).with_context(|| path.display().to_string())?;
@@ -61,6 +62,7 @@ pub fn initramfs(path: &Path, programs: &Programs, plan: &Plan, kernel: &Fetched
     archive.copy(&table, &table)?;
     archive.text("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")?;
     archive.text("/etc/group", "root:x:0:\n")?;
+    archive.text("/etc/shadow", "root:*:19000:0:99999:7:::\n")?;
     let mut list = String::new();
     for module in modules::ordered(&kernel.modules)? {
         let name = format!("/vm-test/{}.ko", module.name);
