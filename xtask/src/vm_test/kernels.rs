@@ -66,6 +66,9 @@ pub struct Suite {
     /// Features without which these are skipped.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// The kernels that have the time for it; all if none is named.
+    #[serde(default)]
+    pub under: Vec<String>,
     /// They run with the programs and libraries of this machine.
     #[serde(default)]
     pub on_host: bool,
@@ -88,6 +91,10 @@ impl Matrix {
         if let Some(feature) = needed.symmetric_difference(&lacked).next() {
             let other = if needed.contains(feature) { "no kernel lacks it" } else { "no test needs it" };
             anyhow::bail!("the feature {feature}: {other}");
+        }
+        let unknown = |name: &&String| self.kernels.iter().all(|kernel| kernel.name != **name);
+        if let Some(name) = self.suites.iter().flat_map(|suite| &suite.under).find(unknown) {
+            anyhow::bail!("a suite under {name}: no such kernel");
         }
         for route in &self.routes {
             let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
@@ -139,7 +146,11 @@ impl Kernel {
     pub fn skips(&self, suite: &Suite, test: &str) -> Option<String> {
         let lacking = suite.needs.iter().find(|feature| self.lacks.contains(feature));
         let named = self.skips.iter().find(|skip| skip.test == test);
-        lacking.map(|feature| format!("no {feature}")).or_else(|| Some(named?.reason.clone()))
+        let elsewhere = !suite.under.is_empty() && !suite.under.contains(&self.name);
+        lacking
+            .map(|feature| format!("no {feature}"))
+            .or_else(|| Some(named?.reason.clone()))
+            .or_else(|| elsewhere.then(|| format!("for time, under {} alone", suite.under.join(" and "))))
     }
 }
 
@@ -165,9 +176,11 @@ mod tests {
         package = "ckpt-tests"
         binary = "count"
         needs = ["pagemap-scan"]
+        under = ["newest"]
         [[suite]]
         package = "ckpt-tests"
         binary = "lazy"
+        under = ["6.1"]
         short = true
     "#;
 
@@ -179,6 +192,7 @@ mod tests {
         assert_eq!(old.skips(&matrix.suites[1], "slow").as_deref(), Some("too slow"));
         assert_eq!(old.skips(&matrix.suites[1], "other"), None);
         assert_eq!(newest.skips(&matrix.suites[0], "any"), None);
+        assert_eq!(newest.skips(&matrix.suites[1], "other").as_deref(), Some("for time, under 6.1 alone"));
     }
 
     #[test]

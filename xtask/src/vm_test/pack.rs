@@ -89,9 +89,9 @@ fn lines(plan: &Plan, repository: &Path) -> String {
     let line = |test: &Test| {
         let program = test.program.display().to_string();
         let wrapper = repository.join(ON_HOST).display().to_string();
-        let words = [&test.name].into_iter().chain(test.on_host.then_some(&wrapper));
-        let words = words.chain([&program]).chain(&test.arguments);
-        words.map(String::as_str).collect::<Vec<_>>().join("\t") + "\n"
+        let wrapped = test.on_host.then_some(["/bin/bash", &wrapper]).into_iter().flatten();
+        let words = [test.name.as_str()].into_iter().chain(wrapped).chain([program.as_str()]);
+        words.chain(test.arguments.iter().map(String::as_str)).collect::<Vec<_>>().join("\t") + "\n"
     };
     plan.tests.iter().map(line).collect()
 }
