@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Holder, MODES, Survival, Tool, held, let_go, survive};
+use ckpt_tests::scenario::{Holder, MODES, Survival, Tool, held, let_go, python_loop, survive};
 use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
@@ -54,8 +55,35 @@ fn shared_memory_of_no_file_alone() {
     job.wait(SOON).success();
 }
 
+/// Sockets of every kind that a user may have: what waits in them is there, and they go on.
+#[test]
+fn sockets_alone() {
+    let line = "import select, socket, sys\n\
+        listener = socket.socket()\n\
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+        listener.bind(('127.0.0.1', 0))\n\
+        listener.listen()\n\
+        packets = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        packets.bind(('127.0.0.1', 0))\n\
+        packets.connect(packets.getsockname())\n\
+        name = socket.socket(socket.AF_UNIX)\n\
+        name.bind('\\0ckptbpf-alone')\n\
+        name.listen()\n\
+        one, other = socket.socketpair()\n\
+        one.send(b'0')\n\
+        packets.send(b'0')\n";
+    let body = "assert int(other.recv(9)) == i and int(packets.recv(9)) == i\n\
+        one.send(b'%d' % (i + 1))\n\
+        packets.send(b'%d' % (i + 1))\n\
+        with socket.create_connection(listener.getsockname()) as client:\n    listener.accept()[0].close()\n\
+        with socket.socket(socket.AF_UNIX) as client:\n    client.connect(name.getsockname())\n    name.accept()[0].close()\n\
+        print(i, flush=True)";
+    let program = format!("{line}{}", python_loop(700, 0.003, body));
+    survives("sockets", Cmd::new("/usr/bin/python3").args(["-c", &program]), None);
+}
+
 fn line_of(sandbox: &Sandbox, program: i32, name: &str) -> String {
-    let status = sandbox.see(std::path::Path::new(&format!("/proc/{program}/status")));
+    let status = sandbox.see(Path::new(&format!("/proc/{program}/status")));
     let status = std::fs::read_to_string(status).unwrap();
     status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
 }
@@ -180,7 +208,11 @@ fn what_groups_allow_alone() {
     }
     let line = "import os, select\n\
         gone = open('../shared/gone', 'w+')\n\
+        given = open('given', 'w+')\n\
+        os.chown('given', -1, 4343)\n\
         os.unlink('../shared/gone')\n\
+        os.unlink('given')\n\
+        print(gone.fileno(), flush=True)\n\
         for step in range(100000):\n    \
             gone.write('x')\n    \
             gone.flush()\n    \
@@ -196,6 +228,8 @@ fn what_groups_allow_alone() {
     let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
     for _ in 0..2 {
         job.running().wait_for_output("shared ", SOON);
+        let gone = sandbox.see(Path::new(&format!("/proc/{}/fd/3", job.program())));
+        assert_eq!(gone.metadata().unwrap().gid(), GROUP);
         job.checkpoint();
         job.kill_all();
         job.restart(Mode::Eager, &[]);

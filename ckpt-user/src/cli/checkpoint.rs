@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Status, print};
 use crate::job::bar::Written;
-use crate::job::namespace::{self, Beside};
+use crate::job::beside::{self, Beside};
 use crate::job::options::CheckpointOptions;
 use crate::job::registry::Target;
 use crate::job::request::{Taker, ask, jobs, taker};
@@ -49,7 +49,7 @@ impl Checkpoint {
                 say(&format!(
                     "nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"
                 ));
-                match namespace::beside(pid)? {
+                match beside::beside(pid)? {
                     Beside::As(pid) => job::checkpoint_once(&CheckpointOptions { pid, ..options })?,
                     Beside::Ended(ended) => return Ok(ended.into()),
                 }

@@ -1,6 +1,7 @@
 //! `attach`: supervision for a program that ckptbpf did not start, and the single checkpoint of one that nobody
 //! supervises.
 
+use super::beside::{self, Beside};
 use super::checkpoint::{After, Checkpointer};
 use super::control::CheckpointDone;
 use super::directory::{JobDir, resolve_here};
@@ -8,7 +9,6 @@ use super::ended::{self, Ended};
 use super::identity::{Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
-use super::namespace::{self, Beside};
 use super::options::{AttachOptions, CheckpointOptions, JobOptions};
 use super::process::{ProcessId, wait_for_end_of};
 use super::record::RecordedOptions;
@@ -48,7 +48,7 @@ struct Found {
 
 /// Supervises a program that runs.
 pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
-    let pid = match namespace::beside(options.pid)? {
+    let pid = match beside::beside(options.pid)? {
         Beside::As(pid) => pid,
         Beside::Ended(ended) => return Ok(ended),
     };
@@ -74,7 +74,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
 }
 
 /// Takes one full checkpoint of a program that nobody supervises. Its id is as this process sees it
-/// ([`namespace::beside`]).
+/// ([`beside::beside`]).
 pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
     let found = find(options.pid, &job)?;

@@ -11,6 +11,7 @@
 
 pub mod attach;
 pub mod bar;
+pub mod beside;
 pub mod checkpoint;
 pub mod control;
 pub mod describe;

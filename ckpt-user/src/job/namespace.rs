@@ -15,30 +15,27 @@
 //! Who is not root gets a user namespace around it (user_namespaces(7)), which knows this user and one group. In there ckptbpf has
 //! all capabilities over what it makes, and none over anything else; the program has none, as before.
 
-use super::ended::Ended;
-use super::process;
 use super::stand_in::{News, StandIn};
+use crate::object::Object;
 use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::ids::{self, FsIds};
-use crate::sys::{caps, clone, pidfd, probe, spawn, wait};
+use crate::sys::{caps, clone, probe, spawn, wait};
 use crate::task::outside;
-use crate::task::proc::{ProcDir, reached_by};
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::unistd::{Pid, geteuid, pipe2};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// The name of our init, by which `attach` knows a namespace of ours.
-const INIT: &str = "ckptbpf-init";
+/// The name of our init, by which `attach` ([`super::beside`]) knows a namespace of ours.
+pub(super) const INIT: &str = "ckptbpf-init";
 
 /// Where the kernel goes on when it has been through all ids (`RESERVED_PIDS`).
 const RESERVED: i32 = 300;
@@ -73,14 +70,20 @@ impl Why {
     /// What there is to say once it runs, with its id inside and outside.
     pub fn told(&self, inside: i32, outside: &str) -> String {
         let where_it_runs = format!("as pid {inside} there (here: {outside})");
+        let (kind, groups) = match ids::noted_groups() {
+            None => ("pid", ""),
+            Some(_) => ("user and pid", said_of_groups()),
+        };
+        format!(
+            "{}: the program runs in a {kind} namespace of its own, {where_it_runs}{groups}",
+            self.reason()
+        )
+    }
+
+    fn reason(&self) -> String {
         match self {
-            Self::Taken(Taken { id, by, .. }) if ids::noted_groups().is_none() => format!(
-                "process id {id} is in use ({by}): the program runs in a pid namespace of its own, {where_it_runs}"
-            ),
-            _ => format!(
-                "only root may choose process ids here: the program runs in a user and pid namespace of its own, {where_it_runs}{}",
-                said_of_groups()
-            ),
+            Self::Taken(Taken { id, by, .. }) => format!("process id {id} is in use ({by})"),
+            Self::Alone => "only root may choose process ids here".to_owned(),
         }
     }
 }
@@ -123,15 +126,17 @@ pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
         }
         prepare(&ids)
     };
-    split(new.bits() as u64, start).with_context(|| match why {
-        Why::Taken(Taken { id, by, .. }) if user.is_none() => format!(
-            "process id {id}, which the program has, is in use by another process ({by}), and a pid namespace of its own \
-             cannot be had here: end that process, or restart as root"
+    split(new.bits() as u64, start).with_context(|| match &user {
+        None => format!(
+            "{}, and a pid namespace of its own cannot be had here: end that process, or restart as root",
+            why.reason()
         ),
-        _ => "only root may choose process ids here, and a user namespace of its own, in which a user may, cannot be had: \
-             have the administrator allow them (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
-             kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root"
-            .to_owned(),
+        Some(_) => format!(
+            "{}, and a user namespace of its own, in which a user may choose, cannot be had: have the administrator allow them \
+             (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+             kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root",
+            why.reason()
+        ),
     })
 }
 
@@ -153,6 +158,13 @@ fn permitted(image: &Image, user: &FsIds) -> anyhow::Result<()> {
                 user.groups
             );
         }
+    }
+    if let Some(ended) = image.zombies.iter().find(|ended| ended.uid != user.uid) {
+        bail!("process {} had ended as user {}: only root can restart that", ended.pid, ended.uid);
+    }
+    let has_file = |object: &Object| matches!(object, Object::Endpoint(endpoint) if endpoint.file.is_some());
+    if image.descriptions.iter().filter_map(|one| one.object.as_ref()).any(has_file) {
+        bail!("the program has a socket with a name in the file system, which only root can make again");
     }
     Ok(())
 }
@@ -258,94 +270,9 @@ fn mount_proc() -> io::Result<()> {
     Ok(mount(Some("proc"), "/proc", Some("proc"), flags, none)?)
 }
 
-/// Where a process is supervised from.
-pub enum Beside {
-    /// From here: its id as this process sees it.
-    As(i32),
-    /// It was in a namespace of ours, and a child went there; this is how that ended.
-    Ended(Ended),
-}
-
-/// Goes to where `pid` lives, if that is a pid namespace that a restart made. Only while this process has one thread.
-///
-/// # Errors
-/// The namespace cannot be entered.
-pub fn beside(pid: i32) -> anyhow::Result<Beside> {
-    let Some((inside, mut kinds)) = is_in_one_of_ours(pid) else { return Ok(Beside::As(pid)) };
-    kinds |= CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    if kinds.contains(CloneFlags::CLONE_NEWUSER) {
-        check_user(pid)?;
-        ids::note_groups();
-    }
-    let enter = || -> io::Result<Option<Pid>> {
-        let here = std::env::current_dir()?;
-        setns(pidfd::of_thread(reached_by(Pid::from_raw(pid)))?, kinds)?;
-        std::env::set_current_dir(here)?;
-        clone::fork(0, None)
-    };
-    let side = split(0, enter).with_context(|| {
-        format!("process {pid} is in a pid namespace of its own, which cannot be entered")
-    })?;
-    match side {
-        Side::Inside => Ok(Beside::As(inside)),
-        Side::Outside(stand_in) => Ok(Beside::Ended(stand_in.serve()?)),
-    }
-}
-
-/// Whoever has made a user namespace may have made anything in it: it is entered by that user alone, who has all of it anyway, and
-/// with the groups that the program has, which cannot be told in there.
-fn check_user(pid: i32) -> anyhow::Result<()> {
-    let dir = ProcDir::process(reached_by(Pid::from_raw(pid)));
-    let owner = clone::owner_of(fs::File::open(dir.path("ns/user"))?.as_fd())?;
-    let own = FsIds::current();
-    if owner != own.uid || own.uid == 0 {
-        bail!(
-            "process {pid} is in a user namespace of uid {owner}: do this as that user, or ask its ckptbpf by its directory"
-        );
-    }
-    let groups: Vec<u32> = dir.status()?.numbers("Groups")?;
-    if groups != own.groups {
-        bail!(
-            "process {pid} is in the groups {groups:?}, and this is in {:?}: log in with those",
-            own.groups
-        );
-    }
-    Ok(())
-}
-
-/// The id that the process has in its pid namespace, if a restart of ours made that: then the mounts there are those
-/// of here. Also whether it has a user namespace around it, CLONE_NEWUSER.
-fn is_in_one_of_ours(pid: i32) -> Option<(i32, CloneFlags)> {
-    let shown = |pid: i32| ProcDir::process(reached_by(Pid::from_raw(pid)));
-    let namespace = |pid: i32, kind| shown(pid).link(&format!("ns/{kind}")).ok();
-    let own = std::process::id() as i32;
-    let theirs = namespace(pid, "pid")?;
-    if Some(&theirs) == namespace(own, "pid").as_ref() {
-        return None;
-    }
-    let is_known = namespace(pid, "user") == namespace(own, "user");
-    let user = if is_known { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
-    let root = |pid: i32| fs::metadata(shown(pid).path("root/")).map(|m| (m.dev(), m.ino())).ok();
-    if root(pid)? != root(own)? {
-        return None;
-    }
-    let mut init = pid;
-    while id_inside(init)? != 1 {
-        init = process::parent(init).filter(|&parent| namespace(parent, "pid").as_ref() == Some(&theirs))?;
-    }
-    let name = ProcDir::process(Pid::from_raw(init)).text("comm").ok()?;
-    let inside = id_inside(pid)?;
-    (name.trim() == INIT).then_some((inside, user))
-}
-
-fn id_inside(pid: i32) -> Option<i32> {
-    let ids = ProcDir::process(Pid::from_raw(pid)).status().ok()?.numbers("NSpid").ok()?;
-    ids.last().and_then(|&id| i32::try_from(id).ok())
-}
-
 /// Forks the process that stands between outside and inside, into the new namespaces of `flags`. It runs `start`, which
 /// forks the supervisor and returns its id, or in the supervisor none.
-fn split(flags: u64, start: impl FnOnce() -> io::Result<Option<Pid>>) -> anyhow::Result<Side> {
+pub(super) fn split(flags: u64, start: impl FnOnce() -> io::Result<Option<Pid>>) -> anyhow::Result<Side> {
     let stand_in = StandIn::prepare()?;
     let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
     if let Some(between) = clone::fork(flags, None)? {

@@ -14,7 +14,7 @@ use crate::object::deleted::{self, DeletedRecord};
 use crate::object::file::FileRecord;
 use crate::object::path_of;
 use crate::record::{Image, SharedObject};
-use crate::sys::ids::FsIds;
+use crate::sys::ids::{self, FsIds};
 use crate::task::limits;
 use anyhow::{Context, bail};
 use nix::fcntl::{AT_FDCWD, AtFlags, posix_fallocate};
@@ -172,7 +172,7 @@ pub fn make(
 
 fn require_owner(shared: &Shared, found: &Metadata) -> anyhow::Result<()> {
     let Shared { path, record, .. } = shared;
-    if (found.uid(), found.gid()) != (record.uid, record.gid) {
+    if ids::owners_to_give((record.uid, record.gid), (found.uid(), found.gid())).is_some() {
         bail!(
             "{path}: it belongs to uid {}, gid {}, and did not at the checkpoint",
             found.uid(),

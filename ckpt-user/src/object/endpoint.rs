@@ -12,7 +12,7 @@ use super::tcp_info::{CLOSE, TcpInfo};
 use super::{Object, Seen, path_of, ports, udp};
 use crate::sys::caps::NoNetworkRights;
 use crate::sys::diag::{self, Diagnosis};
-use crate::sys::ids::{self, FsIds};
+use crate::sys::ids::FsIds;
 use crate::sys::socket;
 use crate::task::proc::ProcDir;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -318,7 +318,8 @@ fn new(record: &EndpointRecord) -> io::Result<OwnedFd> {
 /// A socket with the ids of who made it.
 pub fn create(kind: Kind, (uid, gid): (u32, u32), mode: u32) -> io::Result<OwnedFd> {
     const ALL: u32 = 0o777;
-    let maker = FsIds { uid, gid, groups: Vec::new() };
+    // Its groups are nothing to a socket, and only root changes them.
+    let maker = FsIds { uid, gid, ..FsIds::current() };
     let _as_maker = maker.assume()?;
     let fd = socket::create(kind.family, kind.kind, kind.protocol)?;
     if mode != ALL {
@@ -391,8 +392,8 @@ pub fn finish(record: &EndpointRecord, fd: &OwnedFd, names: &mut Names) -> io::R
             names.note(path, &made);
         }
         drop(as_owner);
-        if let Some((user, group)) = ids::owners_to_give((file.uid, file.gid), (made.uid(), made.gid())) {
-            std::os::unix::fs::chown(&link, user, group)?;
+        if (made.uid(), made.gid()) != (file.uid, file.gid) {
+            std::os::unix::fs::chown(&link, Some(file.uid), Some(file.gid))?;
         }
         if made.mode() & 0o7777 != file.mode {
             std::fs::set_permissions(&link, PermissionsExt::from_mode(file.mode))?;

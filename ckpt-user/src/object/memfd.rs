@@ -5,6 +5,7 @@ use super::{Object, Seen, file};
 use crate::memory::capture::Objects;
 use crate::memory::hugetlb;
 use crate::refusal::{Reading, Refusal};
+use crate::sys::ids;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::{File, Metadata, Permissions};
@@ -112,8 +113,8 @@ pub fn create(record: &Memfd, huge_page: u64) -> io::Result<File> {
 /// Owner, mode and seals, when nothing is to be changed any more.
 pub fn finish(record: &Memfd, file: &File) -> io::Result<()> {
     let now = file.metadata()?;
-    if (now.uid(), now.gid()) != (record.uid, record.gid) {
-        fchown(file, Some(record.uid), Some(record.gid))?;
+    if let Some((user, group)) = ids::owners_to_give((record.uid, record.gid), (now.uid(), now.gid())) {
+        fchown(file, user, group)?;
     }
     if now.mode() & MODE != record.mode & MODE {
         file.set_permissions(Permissions::from_mode(record.mode & MODE))?;

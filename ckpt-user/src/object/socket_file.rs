@@ -2,7 +2,7 @@
 //! nothing else does.
 
 use super::ports;
-use crate::sys::ids::{self, FsIds};
+use crate::sys::ids::FsIds;
 use crate::sys::socket;
 use std::fs::{File, Metadata};
 use std::io;
@@ -31,7 +31,10 @@ pub struct SocketFile {
 
 /// The file that a socket is bound to, whose name is `given`; `cwd` is where the program is now.
 pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<SocketFile, String> {
-    let opened = socket::bound_file(fd).map_err(|e| format!("its file cannot be found: {e}"))?;
+    let opened = socket::bound_file(fd).map_err(|e| match e.raw_os_error() {
+        Some(libc::EPERM) => "only root may ask for its file (CAP_NET_ADMIN)".to_owned(),
+        _ => format!("its file cannot be found: {e}"),
+    })?;
     let path =
         std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(|e| e.to_string())?;
     let metadata = File::from(opened).metadata().map_err(|e| e.to_string())?;
@@ -46,8 +49,8 @@ pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<Socke
         device: metadata.dev(),
         inode: metadata.ino(),
         mode: metadata.mode() & 0o7777,
-        uid: ids::recorded(metadata.uid()),
-        gid: ids::recorded(metadata.gid()),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
     })
 }
 

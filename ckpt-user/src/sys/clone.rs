@@ -142,6 +142,20 @@ pub fn owner_of(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<u32> {
     Ok(owner)
 }
 
+/// The user namespace to which another one belongs (ioctl_ns(2)).
+///
+/// # Errors
+/// EPERM where that is none of ours, nor below it.
+pub fn user_namespace_of(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    /// `NS_GET_USERNS` of linux/nsfs.h.
+    const GET_USER: u64 = 0xb701;
+    // SAFETY: a descriptor we borrow; this ioctl takes no argument and gives a number.
+    let made = super::check(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), GET_USER) }))?;
+    // SAFETY: the kernel has just made this descriptor for us, close-on-exec, and nobody else owns it.
+    Ok(unsafe { std::fs::File::from_raw_fd(made as i32) })
+}
+
 /// Namespace kind for [`set_namespace`].
 pub const NEWTIME: i32 = 0x80;
 

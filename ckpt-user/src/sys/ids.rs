@@ -58,10 +58,13 @@ pub fn recorded(id: u32) -> u32 {
 }
 
 /// What chown(2) has to be told for a file that belongs to `has`, user and group, to belong to `wanted`; none for nothing. What
-/// cannot be told here stays: a file is made with the group of its maker, or of its directory, as it was.
+/// a user namespace cannot tell or give stays as it was made: with the group of its maker, or of its directory.
 pub fn owners_to_give(wanted: (u32, u32), has: (u32, u32)) -> Option<(Option<u32>, Option<u32>)> {
-    let one =
-        |wanted: u32, has: u32| (wanted != has && wanted != UNKNOWN && !is_hidden(has)).then_some(wanted);
+    let own = [geteuid().as_raw(), getegid().as_raw()];
+    let is_known = |id: u32| noted_groups().is_none() || own.contains(&id);
+    let one = |wanted: u32, has: u32| {
+        (wanted != has && wanted != UNKNOWN && is_known(wanted) && is_known(has)).then_some(wanted)
+    };
     let both = (one(wanted.0, has.0), one(wanted.1, has.1));
     (both != (None, None)).then_some(both)
 }
