@@ -219,10 +219,10 @@ fn fill(record: &ConnectionRecord, peer: &OwnedFd) -> io::Result<()> {
         return Ok(());
     }
     let before = socket::option(peer, libc::SO_SNDBUF)?;
-    socket::set_option(peer, libc::SO_SNDBUFFORCE, &ROOM.to_ne_bytes())?;
+    option::set_size(peer, libc::SO_SNDBUF, &ROOM.to_ne_bytes())?;
     let mut at = 0;
     while at < record.waiting.len() {
         at += socket::send_with(peer, &record.waiting[at..], &[], None)?;
     }
-    socket::set_option(peer, libc::SO_SNDBUFFORCE, &halved(&before))
+    option::set_size(peer, libc::SO_SNDBUF, &halved(&before))
 }

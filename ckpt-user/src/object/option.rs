@@ -347,10 +347,9 @@ pub fn is_size(option: &SocketOption) -> bool {
 fn set(fd: &OwnedFd, option: &SocketOption, is_roots: bool) -> io::Result<()> {
     let (level, name, value) = (option.level, option.name, option.value.as_slice());
     if level == libc::SOL_SOCKET {
-        // Sizes are set by their privileged names, which know no limit.
         match name {
-            libc::SO_SNDBUF => return socket::set_option(fd, libc::SO_SNDBUFFORCE, &halved(value)),
-            libc::SO_RCVBUF => return socket::set_option(fd, libc::SO_RCVBUFFORCE, &halved(value)),
+            libc::SO_SNDBUF => return set_size(fd, name, &halved(value)),
+            libc::SO_RCVBUF => return set_size(fd, name, &halved(value)),
             // A time that is not on is kept all the same.
             libc::SO_LINGER if value.len() == 8 => {
                 let on = [&1i32.to_ne_bytes()[..], &value[4..]].concat();
@@ -361,6 +360,14 @@ fn set(fd: &OwnedFd, option: &SocketOption, is_roots: bool) -> io::Result<()> {
     }
     let _as_anybody = if is_roots { None } else { Some(NoNetworkRights::begin()?) };
     socket::set_option_at(fd, level, name, value)
+}
+
+/// SO_SNDBUF or SO_RCVBUF by its privileged name, which knows no limit (socket(7)); by users up to what all have
+/// (net.core.rmem_max, wmem_max).
+pub fn set_size(fd: &OwnedFd, name: i32, value: &[u8]) -> io::Result<()> {
+    let forced = if name == libc::SO_SNDBUF { libc::SO_SNDBUFFORCE } else { libc::SO_RCVBUFFORCE };
+    let set = |name| socket::set_option(fd, name, value);
+    set(forced).or_else(|e| if e.raw_os_error() == Some(libc::EPERM) { set(name) } else { Err(e) })
 }
 
 /// The kernel doubles what it is given as the size of a buffer.

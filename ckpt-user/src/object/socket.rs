@@ -349,7 +349,7 @@ impl Sockets {
 fn fill(record: &SocketRecord, peer: &OwnedFd, descriptions: &[OwnedFd]) -> io::Result<()> {
     const ROOM: i32 = 1 << 29;
     let before = socket::option(peer, libc::SO_SNDBUF)?;
-    socket::set_option(peer, libc::SO_SNDBUFFORCE, &ROOM.to_ne_bytes())?;
+    option::set_size(peer, libc::SO_SNDBUF, &ROOM.to_ne_bytes())?;
     for message in &record.waiting {
         let number = |&index: &u32| descriptions.get(index as usize).map(AsRawFd::as_raw_fd);
         let mut with: Vec<RawFd> = message.descriptions.iter().filter_map(number).collect();
@@ -364,7 +364,7 @@ fn fill(record: &SocketRecord, peer: &OwnedFd, descriptions: &[OwnedFd]) -> io::
             with.clear();
         }
     }
-    socket::set_option(peer, libc::SO_SNDBUFFORCE, &halved(&before))?;
+    option::set_size(peer, libc::SO_SNDBUF, &halved(&before))?;
     Ok(())
 }
 

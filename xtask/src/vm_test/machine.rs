@@ -40,7 +40,9 @@ impl<'a> Machine<'a> {
     fn qemu(&self, console: &str) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         // The processor is emulated: unmodified kernels do not run everywhere where there is a /dev/kvm.
-        command.args(["-accel", "tcg,thread=multi", "-M", "pc", "-smp", "2", "-m", MEMORY]);
+        // One thread runs all of its processors: with one each, a kernel that patches its own code (a tracepoint that is attached)
+        // may be met in the midst of that.
+        command.args(["-accel", "tcg,thread=single", "-M", "pc", "-smp", "2", "-m", MEMORY]);
         command.args(["-cpu", self.processor, "-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", console]);
         command.arg("-kernel").arg(self.vmlinux).arg("-initrd").arg(self.initrd);
