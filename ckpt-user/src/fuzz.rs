@@ -6,6 +6,7 @@
 
 mod image;
 mod kernel;
+mod messages;
 mod records;
 
 /// One parser, or several of one thing.
@@ -65,4 +66,7 @@ targets! {
     records::reply: (16 * KIB, 32);
     records::names: (4 * KIB, 16);
     records::arguments: (4 * KIB, 16);
+    messages::daemon_request: (4 * KIB, 4);
+    messages::front_message: (4 * KIB, 16);
+    messages::front_command_line: (16 * KIB, 32);
 }

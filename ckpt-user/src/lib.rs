@@ -9,7 +9,9 @@
 pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod daemon;
 pub mod freeze;
+mod front;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod image;

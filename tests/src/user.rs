@@ -74,6 +74,14 @@ impl User {
         cmd.cwd(&self.home).env("HOME", self.home.to_str().expect("a UTF-8 path"))
     }
 
+    /// `command`, run by the user where the process `pid` has its mounts.
+    pub fn runs_beside(&self, pid: i32, command: &Cmd) -> Cmd {
+        let id = UID.to_string();
+        let prefix =
+            ["-t", &pid.to_string(), "-m", "setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+        Cmd::new("nsenter").args(prefix).program(command).cwd(&self.home)
+    }
+
     /// `sudo command`, run by the user in its home.
     pub fn runs_by_sudo(&self, command: &Cmd) -> Cmd {
         self.runs(&Cmd::new("sudo").arg("-n").arg("--").program(command))

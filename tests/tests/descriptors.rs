@@ -154,7 +154,7 @@ fn a_program_with_more_descriptors_than_ckptbpf_was_given() {
     let expected =
         Expected::of(&sandbox, &Cmd::sh("ulimit -Sn 256; exec \"$@\"").arg("sh").program(&program), None);
     assert!(expected.stdout.starts_with(b"256\n"));
-    let tool = Tool { binary, environment: Vec::new(), user: None };
+    let tool = Tool { binary, ..Tool::default() };
     let dir = sandbox.dir().join("images");
     let mut job = Job::launch_by(&sandbox, tool, dir, &[], &held(&sandbox, program));
     job.running().wait_for_output("\n2 ", SOON);

@@ -93,7 +93,7 @@ fn a_ckptbpf_that_has_seccomp_filters_itself() {
     );
     std::fs::write(&wrapped, script).unwrap();
     std::fs::set_permissions(&wrapped, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let tool = Tool { binary: wrapped, environment: Vec::new(), user: None };
+    let tool = Tool { binary: wrapped, ..Tool::default() };
     let images = sandbox.dir().join("images");
     let mut job = Job::launch_by(&sandbox, tool, images, &[], &counting(""));
     job.running().wait_for_output("step 2\n", SOON);

@@ -87,7 +87,7 @@ fn usable(sandbox: &Sandbox, binary: &Path) -> BTreeSet<String> {
 fn goes_on(sandbox: &Sandbox, what: &str, binary: PathBuf, program: &Cmd, says: &[&str]) {
     let expected = Expected::of(sandbox, program, None);
     let program = held(sandbox, program.clone());
-    let tool = Tool { binary, environment: Vec::new(), user: None };
+    let tool = Tool { binary, ..Tool::default() };
     let mut job = Job::launch_by(sandbox, tool, sandbox.dir().join("images"), &["-i", "0"], &program);
     job.running().wait_for_output("\n", SOON);
     for mode in MODES {

@@ -66,7 +66,7 @@ fn planted_bugs_of_memory_are_found() {
         let tool = |bug: &str| Tool {
             binary: ckptbpf().with_file_name("ckptbpf-planted"),
             environment: vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())],
-            user: None,
+            ..Tool::default()
         };
         let run = |bug: &str| {
             let program = victim_cmd("memkinds").args([case, "1000", "3000"]);

@@ -80,7 +80,7 @@ fn planted_bugs_are_found() {
         let environment = vec![("CKPTBPF_PLANT".to_owned(), bug.to_owned())];
         run(
             &format!("planted-{bug}-{first}"),
-            Tool { binary: binary.clone(), environment, user: None },
+            Tool { binary: binary.clone(), environment, ..Tool::default() },
             &seeds,
             false,
         );

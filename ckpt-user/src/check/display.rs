@@ -17,6 +17,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Privileged => "with privileges",
+            Self::Daemon => "by a daemon of root's",
             Self::Alone => "alone, with what an ordinary user may do",
         })
     }

@@ -10,7 +10,7 @@ mod process;
 
 use std::{fs, io};
 
-use crate::sys::clone;
+use crate::job::way;
 use serde::Serialize;
 
 /// Whether a feature can be used.
@@ -92,6 +92,8 @@ impl Feature {
 pub enum Way {
     /// As root, or with capabilities.
     Privileged,
+    /// By the node's daemon, or the job's.
+    Daemon,
     /// With what an ordinary user may do.
     Alone,
 }
@@ -134,7 +136,10 @@ pub fn run() -> Report {
     features.extend(process::probe());
     features.extend(memory::probe());
     features.extend(bpf::probe());
-    let is_alone = !nix::unistd::geteuid().is_root() && !clone::may_choose_ids();
-    let way = if is_alone { Way::Alone } else { Way::Privileged };
+    let way = match way::Way::choose() {
+        way::Way::Privileged => Way::Privileged,
+        way::Way::Daemon(_) => Way::Daemon,
+        way::Way::Alone | way::Way::Worker(_) => Way::Alone,
+    };
     Report { kernel, way, features }
 }

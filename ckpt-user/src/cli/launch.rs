@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Status;
 use super::args::JobArgs;
+use crate::job::way::Way;
 use crate::job::{self, options::LaunchOptions};
 use crate::machine::Baseline;
 
@@ -41,10 +42,10 @@ pub struct Launch {
 }
 
 impl Launch {
-    pub(super) fn run(self) -> anyhow::Result<Status> {
+    pub(super) fn run(self, way: &Way) -> anyhow::Result<Status> {
         let options = launch_options(self.job, self.launch, self.program);
         super::log_level(options.job.verbose);
-        Ok(job::launch(&options)?.into())
+        Ok(job::launch(&options, way)?.into())
     }
 }
 

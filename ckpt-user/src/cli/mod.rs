@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod check;
 mod checkpoint;
+mod daemon;
 pub(crate) mod duration;
 mod inspect;
 mod launch;
@@ -20,18 +21,22 @@ mod status;
 mod verify;
 mod version;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::daemon::link::Link;
 use crate::image::{Kind, Summary};
 use crate::job::directory;
 use crate::job::ended::{CannotRun, Ended, FAILED};
 use crate::job::identity::Identity;
 use crate::job::terminal::{init_log, say};
+use crate::job::way::Way;
 use crate::sys::ids::Assumed;
 
 pub use version::version_string;
@@ -66,6 +71,7 @@ enum Verb {
     Verify(verify::Verify),
     Prune(prune::Prune),
     Check(check::Check),
+    Daemon(daemon::Daemon),
 }
 
 /// What a verb exits with when it did not fail.
@@ -93,17 +99,26 @@ pub fn command() -> clap::Command {
 /// failure, too, and must not look like a status of the program's.
 pub fn main() -> ExitCode {
     let status = std::panic::catch_unwind(|| match Cli::try_parse() {
-        Ok(cli) => run(cli.verb),
+        Ok(cli) => run(cli.verb, Way::choose),
         Err(error) => usage(&error),
     });
     ExitCode::from(status.unwrap_or(FAILED))
 }
 
-fn run(verb: Verb) -> u8 {
+/// The same as a worker, with the command line of the front at the other end of `link`.
+pub fn for_front(words: Vec<OsString>, link: &Arc<Link>) -> u8 {
+    match Cli::try_parse_from(words) {
+        Ok(cli) => run(cli.verb, || Way::Worker(link.clone())),
+        Err(error) => usage(&error),
+    }
+}
+
+/// `way` is asked by verbs that may need somebody's rights.
+fn run(verb: Verb, way: impl Fn() -> Way) -> u8 {
     let done = match verb {
-        Verb::Launch(verb) => verb.run(),
+        Verb::Launch(verb) => verb.run(&way()),
         Verb::Restart(verb) => verb.run(),
-        Verb::Run(verb) => verb.run(),
+        Verb::Run(verb) => verb.run(way),
         Verb::Attach(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),
@@ -112,6 +127,7 @@ fn run(verb: Verb) -> u8 {
         Verb::Verify(verb) => verb.run(),
         Verb::Prune(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
+        Verb::Daemon(verb) => verb.run(),
     };
     match done {
         Ok(Status(status)) => status,

@@ -7,7 +7,7 @@ use clap::Args;
 use super::Status;
 use super::args::{JobArgs, RestartArgs};
 use super::launch::{LaunchArgs, launch_options};
-use crate::job;
+use crate::job::{self, way::Way};
 
 /// Restart if DIR holds a checkpoint, launch otherwise
 #[derive(Debug, Clone, Args)]
@@ -28,7 +28,7 @@ pub struct Run {
 }
 
 impl Run {
-    pub(super) fn run(self) -> anyhow::Result<Status> {
+    pub(super) fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {
         let mut launch = launch_options(self.job, self.launch, self.program);
         launch.detach = self.restart.detach;
         super::log_level(launch.job.verbose);
@@ -39,7 +39,7 @@ impl Run {
                 job.dir = None;
                 job::restart(&self.restart.options(job, dir))?
             }
-            None => job::launch(&launch)?,
+            None => job::launch(&launch, &way())?,
         };
         Ok(ended.into())
     }

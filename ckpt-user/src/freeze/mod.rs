@@ -85,8 +85,9 @@ pub struct FrozenTree {
 const TRIES: u32 = 5;
 
 /// How long it is tried if the thread that does not stop only waits for a processor: on a busy machine, or where its control
-/// group has had what it may have of this second (`cpu.max`).
-const WITHOUT_PROCESSOR: Duration = Duration::from_secs(3);
+/// group has had what it may have of this second (`cpu.max`). Where each session has its share (sched(7), autogroup), three
+/// seconds have been too short.
+const WITHOUT_PROCESSOR: Duration = Duration::from_secs(10);
 
 const ONLY_64_BIT: &str = "only 64-bit programs of x86-64 can be saved";
 
@@ -113,14 +114,16 @@ pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
         if !may_stop || !matches!(why, Refusal::NotStopped(_)) {
             return Err(why);
         }
-        std::thread::sleep(Duration::from_millis(2) * longer);
+        // Who has no processor gets on with what there is of it.
+        let pause = if attempt < TRIES { Duration::from_millis(2) } else { Duration::from_millis(10) };
+        std::thread::sleep(pause * longer);
     }
 }
 
 /// Why one try was given up.
 struct GivenUp {
     why: Refusal,
-    /// The thread that did not stop could run, and does not get to.
+    /// The thread that did not stop could run, and does not get to, or has just got to.
     has_no_processor: bool,
 }
 
@@ -257,8 +260,8 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
                 Ok(Some(thread)) => stopping.stopped.push((pid, tid, thread)),
                 Ok(None) => {}
                 Err(running) => {
-                    let has_no_processor =
-                        ProcDir::thread(pid, tid).stat().is_ok_and(|stat| stat.state() == 'R');
+                    let state = ProcDir::thread(pid, tid).stat().map(|stat| stat.state());
+                    let has_no_processor = state.is_ok_and(|state| matches!(state, 'R' | 't'));
                     let why = does_not_stop(pid, tid);
                     stopping.asked.push((pid, running));
                     return Err(GivenUp { why, has_no_processor });

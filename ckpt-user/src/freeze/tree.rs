@@ -1,4 +1,4 @@
-//! The processes of a job: the root's descendants, and orphans that were handed to us as subreaper.
+//! The processes of a job: the root's descendants, and orphans that were handed to its keeper as subreaper.
 
 use crate::task::proc::{ProcDir, Stat, is_gone, reached_by};
 use nix::unistd::Pid;
@@ -6,7 +6,21 @@ use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Children that this process had before it started a program, with their start times: a shell that ran
+/// The program's parent, where that is not this process: a front, whose worker this is.
+static KEEPER: OnceLock<Pid> = OnceLock::new();
+
+/// The process that started the program, and gets its orphans.
+pub fn keeper() -> Pid {
+    KEEPER.get().copied().unwrap_or_else(Pid::this)
+}
+
+/// Notes that the program is not this process's own; the first call counts. `strangers` are children that the keeper had before.
+pub fn note_keeper(keeper: Pid, strangers: &[Pid]) {
+    KEEPER.get_or_init(|| keeper);
+    STRANGERS.get_or_init(|| strangers.iter().filter_map(|&pid| known(pid)).collect());
+}
+
+/// Children that the keeper had before it started a program, with their start times: a shell that ran
 /// `exec > >(tee log)` and then `exec ckptbpf …` leaves one. They are no part of the job, and outlast it.
 static STRANGERS: OnceLock<Vec<(Pid, u64)>> = OnceLock::new();
 
@@ -27,16 +41,23 @@ fn is_another(root: Pid) -> bool {
 
 /// Notes the children that are there before the job has any; the first call counts.
 pub fn note_strangers() {
-    STRANGERS.get_or_init(|| {
-        let known = |pid: Pid| Some((pid, ProcDir::process(pid).stat().ok()?.start_time()));
-        children_of(Pid::this()).unwrap_or_default().into_iter().filter_map(known).collect()
-    });
+    STRANGERS
+        .get_or_init(|| children_of(Pid::this()).unwrap_or_default().into_iter().filter_map(known).collect());
 }
 
-/// Whether strangers, and nobody else, are left of this process's children.
+/// Those that were noted.
+pub fn strangers() -> Vec<Pid> {
+    STRANGERS.get().into_iter().flatten().map(|one| one.0).collect()
+}
+
+fn known(pid: Pid) -> Option<(Pid, u64)> {
+    Some((pid, ProcDir::process(pid).stat().ok()?.start_time()))
+}
+
+/// Whether strangers, and nobody else, are left of the keeper's children.
 pub fn only_strangers_left() -> bool {
     let any = STRANGERS.get().is_some_and(|strangers| !strangers.is_empty());
-    any && children_of(Pid::this()).is_ok_and(|children| children.into_iter().all(is_stranger))
+    any && children_of(keeper()).is_ok_and(|children| children.into_iter().all(is_stranger))
 }
 
 fn is_stranger(pid: Pid) -> bool {
@@ -47,7 +68,7 @@ fn is_stranger(pid: Pid) -> bool {
 /// (process, parent) pairs, parents before children, ended processes (zombies) left out. Those whose first thread has ended while
 /// others are left are among them, be it for good or on their way out.
 ///
-/// When `root` itself has ended, what it left behind are children of this process.
+/// When `root` itself has ended, what it left behind are children of its keeper.
 ///
 /// Those that the kernel tells of: for whoever sends signals, or counts. See [`all_members`].
 pub fn members(root: Pid) -> Vec<(Pid, Pid)> {
@@ -65,7 +86,7 @@ pub fn all_members(root: Pid) -> io::Result<Vec<(Pid, Pid)>> {
 
 fn walk(root: Pid, children: impl Fn(Pid) -> io::Result<Vec<Pid>>) -> io::Result<Vec<(Pid, Pid)>> {
     let mut found: Vec<(Pid, Pid)> = Vec::new();
-    let own = Pid::this();
+    let own = keeper();
     let mut queue = Vec::new();
     if !is_another(root) {
         queue.push((root, parent_of(root).unwrap_or(own)));
@@ -136,9 +157,9 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     ProcDir::process(pid).stat().ok().map(|s| s.parent())
 }
 
-/// Whether a child of ours was not started by us as a helper: helpers run our own executable.
+/// Whether a child of the keeper was not started by it as a helper: helpers run its own executable.
 fn is_adopted(pid: Pid) -> bool {
-    let own = std::fs::read_link("/proc/self/exe").ok();
+    let own = ProcDir::process(keeper()).link("exe").ok();
     let exe = ProcDir::process(reached_by(pid)).link("exe").ok();
     // Helpers have one thread, and none is shown of a thread that is just ending.
     if exe.is_some() { exe != own } else { has_lost_its_first_thread(pid) }

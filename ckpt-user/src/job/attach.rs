@@ -10,6 +10,7 @@ use super::identity::{Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
 use super::options::{AttachOptions, CheckpointOptions, JobOptions};
+use super::parent::Parent;
 use super::process::{ProcessId, wait_for_end_of};
 use super::record::RecordedOptions;
 use super::registry::{self, Target};
@@ -63,7 +64,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         lease: found.claimed.lease,
         path: found.path,
         root: found.root,
-        signals,
+        keeper: Parent::Us(signals),
         // What it held before is another run's, or was taken by a supervisor that is gone: begin anew.
         parent: None,
         tracked,

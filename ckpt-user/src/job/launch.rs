@@ -1,51 +1,118 @@
 //! `launch`: a new program, a new job.
 
 use super::directory::{JobDir, resolve_here};
-use super::ended::{CannotRun, Ended, NOT_FOUND, sudo_hint};
+use super::ended::{CannotRun, Ended, FAILED, NOT_FOUND, sudo_hint};
 use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
-use super::lease::{Claim, Lease, Purpose};
+use super::lease::{Claim, Claimed, Lease, Purpose};
 use super::options::LaunchOptions;
+use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::{JobRecord, RecordedOptions};
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
+use super::way::{Way, done_without};
+use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
+use crate::front::{self, door::NoDoor};
 use crate::machine::TUNABLES;
-use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
-use anyhow::Context;
+use crate::sys::{clone, pidfd};
+use anyhow::{Context, bail};
+use nix::unistd::Pid;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Runs a program and supervises it.
-pub fn launch(options: &LaunchOptions) -> anyhow::Result<Ended> {
-    if !options.detach {
-        return begin(options, &mut || ());
+pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
+    match way {
+        // Its front has gone to the background.
+        Way::Worker(link) => return for_front(options, link),
+        _ if !options.detach => return begin(options, way, &mut || ()),
+        _ => {}
     }
     match spawn::detach().context("cannot go to the background")? {
         Detached::Parent(ended) => Ok(ended),
-        Detached::Child(ready) => begin(options, &mut || ready.tell()),
+        Detached::Child(ready) => begin(options, way, &mut || ready.tell()),
     }
 }
 
-fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
+fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
+    if let Way::Daemon(door) = way {
+        let ended = front::go(door, Some(options), running);
+        match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
+            Some(why) => done_without(door.path(), why),
+            None => return ended,
+        }
+    }
+    let claimed = claim(options)?;
+    let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
+    tree::note_strangers();
+    clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    let name = name_of(options);
+    let root = run(options, &claimed.identity, &signals)
+        .map_err(|e| CannotRun::from_exec(&name, under_sudo(), e))?;
+    let dir = claimed.claimed.lease.dir().clone();
+    let ended = supervise(options, claimed, root, Parent::Us(signals), running)?;
+    // As ld.so(8) ends what lacks a library, and a shell what it does not find.
+    if ended.exit_status() == NOT_FOUND && under_sudo() && dir.require_checkpoints().is_err() {
+        terminal::say(&format!("{name} ended with {NOT_FOUND}{}", sudo_hint(true)));
+    }
+    Ok(ended)
+}
+
+/// As a worker: the program is run by the front.
+fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended> {
+    let claimed = claim(options)?;
+    let checkpoint_signal = claimed.claimed.lease.record().options.ckpt_signal;
+    link.say(&Word::Run(Run { checkpoint_signal }), &[]).context("the front is gone")?;
+    let (started, process) = match link.hear().context("the front is gone")? {
+        Some(Heard { word: Word::Started(started), descriptors }) => {
+            (started, descriptors.into_iter().next().context("the front names no program")?)
+        }
+        // It has said why it cannot be run.
+        Some(Heard { word: Word::Over(_), .. }) => return Ok(Ended::Exited(FAILED)),
+        _ => bail!("the front is gone"),
+    };
+    let Started { keeper, strangers } = started;
+    let root = pidfd::names(process.as_fd())?.context("the program is gone")?;
+    let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
+    tree::note_keeper(Pid::from_raw(keeper), &strangers);
+    let mut running = || drop(link.say(&Word::Running(true), &[]));
+    supervise(options, claimed, root, Parent::Front(link.clone()), &mut running)
+}
+
+/// Whose program it is, and the directory that is claimed for it.
+struct Ours {
+    identity: Identity,
+    claimed: Claimed,
+    path: PathBuf,
+}
+
+fn name_of(options: &LaunchOptions) -> String {
+    options.program.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn claim(options: &LaunchOptions) -> anyhow::Result<Ours> {
     let identity = Identity::of_caller(options.user.as_deref())?;
-    let name = options.program.first().context("no program was given")?.clone();
-    let path = resolve_here(options.job.dir.as_deref(), &name);
+    let name = options.program.first().context("no program was given")?;
+    let path = resolve_here(options.job.dir.as_deref(), name);
     let dir = Arc::new(JobDir::create(&path, &identity.fs_ids())?);
-    let recorded = RecordedOptions::merged(&options.job, None);
     let claim = Claim {
         purpose: Purpose::Launch { new: options.new },
         take_over: options.job.take_over,
-        options: recorded,
+        options: RecordedOptions::merged(&options.job, None),
         argv: JobRecord::readable(&options.program),
     };
     let claimed = Lease::claim(&dir, claim)?;
     claimed.notes.iter().for_each(|note| log::warn!("{note}"));
-    let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
-    tree::note_strangers();
-    clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    Ok(Ours { identity, claimed, path })
+}
+
+/// Runs the program as our child.
+fn run(options: &LaunchOptions, identity: &Identity, signals: &Signals) -> std::io::Result<Pid> {
     let run_as = identity.changed.then(|| RunAs {
         uid: identity.uid,
         gid: identity.gid,
@@ -56,29 +123,33 @@ fn begin(options: &LaunchOptions, running: &mut dyn FnMut()) -> anyhow::Result<E
     let environment =
         [if identity.changed { identity.env.clone() } else { Vec::new() }, baseline.unwrap_or_default()]
             .concat();
-    let root = spawn::spawn(&options.program, &environment, signals.original, run_as)
-        .map_err(|e| CannotRun::from_exec(&name.to_string_lossy(), under_sudo(), e))?;
+    spawn::spawn(&options.program, &environment, signals.original, run_as)
+}
+
+fn supervise(
+    options: &LaunchOptions,
+    ours: Ours,
+    root: Pid,
+    keeper: Parent,
+    running: &mut dyn FnMut(),
+) -> anyhow::Result<Ended> {
+    let Ours { identity, claimed, path } = ours;
     // Should ckptbpf be killed right then, what runs is known.
     let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
     let noted = program.and_then(|program| Ok(claimed.lease.starting(program, Vec::new())?));
     noted.unwrap_or_else(|error| log::warn!("{error:#}"));
-    let dir = claimed.lease.dir().clone();
-    let ended = start::supervise(Start {
+    let standards_of = keeper.is_front().then_some(root);
+    start::supervise(Start {
         options: &options.job,
         identity,
         lease: claimed.lease,
         path,
         root,
-        signals,
+        keeper,
         parent: None,
-        tracked: Tracked { cpu_baseline: options.cpu_baseline, ..Tracked::default() },
+        tracked: Tracked { cpu_baseline: options.cpu_baseline, standards_of, ..Tracked::default() },
         attached: None,
         ended: None,
         running,
-    })?;
-    // As ld.so(8) ends what lacks a library, and a shell what it does not find.
-    if ended.exit_status() == NOT_FOUND && under_sudo() && dir.require_checkpoints().is_err() {
-        terminal::say(&format!("{} ended with {NOT_FOUND}{}", name.to_string_lossy(), sudo_hint(true)));
-    }
-    Ok(ended)
+    })
 }

@@ -30,6 +30,7 @@ mod maker;
 pub mod namespace;
 pub mod options;
 mod others;
+pub mod parent;
 pub mod process;
 pub mod prune;
 pub mod record;
@@ -51,6 +52,7 @@ mod survivors;
 mod sync;
 pub mod terminal;
 pub mod tracer;
+pub mod way;
 
 pub use attach::{attach, checkpoint_once};
 pub use launch::launch;

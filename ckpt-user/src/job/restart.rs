@@ -10,6 +10,7 @@ use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side, Why};
 use super::options::{FilesPolicy, RestartOptions};
+use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::remade;
@@ -195,7 +196,7 @@ fn run_again(
         lease: target.lease,
         path: target.path,
         root,
-        signals,
+        keeper: Parent::Us(signals),
         parent: target.same_directory.then_some(parent),
         tracked,
         attached: None,

@@ -97,9 +97,7 @@ impl RuntimeDir {
             return Ok(found);
         }
         match Self::in_shared(Path::new(SHARED), ids) {
-            Err(RuntimeDirError::None { .. }) if !geteuid().is_root() => {
-                Self::in_temporary(Path::new(TEMPORARY), ids)
-            }
+            Err(_) if !geteuid().is_root() => Self::in_temporary(Path::new(TEMPORARY), ids),
             found => found,
         }
     }

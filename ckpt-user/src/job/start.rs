@@ -11,12 +11,12 @@ use super::in_freeze::Tracked;
 use super::lazy::Lazy;
 use super::lease::Lease;
 use super::options::{Codec, JobOptions};
+use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::RecordedOptions;
 use super::registry::{Entry, Registration};
 use super::retention::KEEP;
 use super::runtime_dir::RuntimeDir;
-use super::signals::Signals;
 use super::supervisor::{self, Plan};
 use super::terminal;
 use crate::freeze::tree;
@@ -43,7 +43,8 @@ pub struct Start<'a> {
     /// The directory as the person named it.
     pub path: PathBuf,
     pub root: Pid,
-    pub signals: Signals,
+    /// Of the program.
+    pub keeper: Parent,
     pub parent: Option<GenerationId>,
     pub tracked: Tracked,
     /// For a program that is not our child.
@@ -62,7 +63,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         lease,
         path,
         root,
-        mut signals,
+        mut keeper,
         parent,
         mut tracked,
         attached,
@@ -134,7 +135,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         ended,
     };
     let _as = as_the_user(root, &lease)?;
-    let ended = supervisor::supervise(plan, &mut signals, checkpointer)?;
+    let ended = supervisor::supervise(plan, &mut keeper, checkpointer)?;
     // A program that was let go (attach) runs on, and its directory says so.
     let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
     over.unwrap_or_else(|error| log::warn!("{error}"));

@@ -15,7 +15,8 @@ use super::interval::Schedule;
 use super::lazy::Lazy;
 use super::maker::{Maker, News};
 use super::options::{Cause, ends_program};
-use super::signals::{Meaning, Signals};
+use super::parent::{self, Parent};
+use super::signals::Meaning;
 use super::terminal;
 use super::tracer::{Tasks, channel};
 use crate::freeze::{self, tree};
@@ -72,13 +73,15 @@ struct Supervisor {
     let_go: Option<i32>,
     /// The program has stopped, and we have not: others of it may wait for pages that we serve.
     stops_later: bool,
+    /// Its front says that nothing is left of the program.
+    is_over: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
 ///
 /// # Errors
 /// Only when the supervisor itself cannot go on (poll, eventfd).
-pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) -> std::io::Result<Ended> {
+pub fn supervise(plan: Plan, parent: &mut Parent, checkpointer: Checkpointer) -> std::io::Result<Ended> {
     let (tracer, tasks) = channel()?;
     let began = Instant::now();
     let schedule = Schedule::new(plan.interval, Duration::ZERO);
@@ -100,19 +103,20 @@ pub fn supervise(plan: Plan, signals: &mut Signals, checkpointer: Checkpointer) 
         killed_by_us: false,
         let_go: None,
         stops_later: false,
+        is_over: false,
     };
-    let ended = supervisor.run(signals)?;
+    let ended = supervisor.run(parent)?;
     supervisor.say_end(ended);
     Ok(ended)
 }
 
 impl Supervisor {
-    fn run(&mut self, signals: &mut Signals) -> std::io::Result<Ended> {
+    fn run(&mut self, parent: &mut Parent) -> std::io::Result<Ended> {
         loop {
-            self.sleep(signals)?;
+            self.sleep(parent)?;
             self.tasks.run_all();
-            while let Some(meaning) = signals.take() {
-                self.signal(meaning);
+            while let Some(news) = parent.take() {
+                self.told(news);
             }
             while let Some(news) = self.news(Duration::ZERO) {
                 self.take_in(news);
@@ -120,12 +124,12 @@ impl Supervisor {
             while let Some(request) = self.plan.control.as_ref().and_then(Control::try_recv) {
                 self.request(request);
             }
-            if self.reap() {
+            if self.reap(parent) {
                 self.last_checkpoint();
                 return Ok(self.ended());
             }
             self.lazy();
-            self.stop_with_the_program(signals);
+            self.stop_with_the_program(parent);
             self.start_if_due();
         }
     }
@@ -158,7 +162,7 @@ impl Supervisor {
         }
     }
 
-    fn sleep(&self, signals: &Signals) -> std::io::Result<()> {
+    fn sleep(&self, parent: &Parent) -> std::io::Result<()> {
         let now = self.began.elapsed();
         // Rounded up: waking early would only find nothing due.
         let wait = self.schedule.wait(now).filter(|_| self.idle.is_some()).map(|w| w.as_millis() + 1);
@@ -170,7 +174,7 @@ impl Supervisor {
             PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
         });
         let mut fds = vec![
-            PollFd::new(signals.fd(), PollFlags::POLLIN),
+            PollFd::new(parent.fd(), PollFlags::POLLIN),
             PollFd::new(self.tasks.wake_fd(), PollFlags::POLLIN),
         ];
         if let Some(root) = self.plan.attached.as_ref().filter(|_| gone.is_none()) {
@@ -185,6 +189,16 @@ impl Supervisor {
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn told(&mut self, news: parent::News) {
+        match news {
+            parent::News::Signal(meaning) => self.signal(meaning),
+            parent::News::Ended(ended) => {
+                let _ = self.plan.ended.set(ended);
+            }
+            parent::News::Over => self.is_over = true,
         }
     }
 
@@ -245,11 +259,11 @@ impl Supervisor {
     }
 
     /// Once nobody waits for pages, or for what unmaps or forks to be noticed. Should it have gone on unseen, that ends the stop at once.
-    fn stop_with_the_program(&mut self, signals: &mut Signals) {
+    fn stop_with_the_program(&mut self, parent: &mut Parent) {
         let is_over = self.plan.lazy.as_ref().is_none_or(Lazy::is_over);
         if self.stops_later && is_over && (self.idle.is_some() || self.is_broken) {
             self.stops_later = false;
-            signals.stop_with(self.plan.root);
+            parent.stop_with(self.plan.root);
         }
     }
 
@@ -321,7 +335,7 @@ impl Supervisor {
     }
 
     /// Takes in what children do; true when none is left.
-    fn reap(&mut self) -> bool {
+    fn reap(&mut self, parent: &Parent) -> bool {
         loop {
             match wait::next_change() {
                 Ok(Some((pid, Change::Ended(ended)))) if pid == self.plan.root => {
@@ -335,6 +349,7 @@ impl Supervisor {
                 }
                 Ok(Some((pid, Change::Continued))) if pid == self.plan.root => self.stops_later = false,
                 Ok(Some(_)) => {}
+                Ok(None) | Err(_) if parent.is_front() => return self.is_over,
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }

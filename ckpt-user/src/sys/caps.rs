@@ -49,6 +49,37 @@ pub fn has(capability: u32) -> bool {
     get().is_ok_and(|sets| word(&sets) & 1 << (capability % 32) != 0)
 }
 
+/// Lays all but `kept` (numbers) down, of this thread and of whatever it executes, for good.
+pub fn keep_only(kept: &[u32]) -> io::Result<()> {
+    for capability in (0..64).filter(|one| !kept.contains(one)) {
+        // SAFETY: two integers.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability)) };
+        match super::check(i64::from(dropped)) {
+            // The kernel has no such capability.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            done => drop(done?),
+        }
+    }
+    let mut sets = get()?;
+    for (half, set) in sets.iter_mut().enumerate() {
+        let bits =
+            kept.iter().filter(|one| **one as usize / 32 == half).fold(0, |bits, one| bits | 1 << (one % 32));
+        // Effective and permitted; nothing is inherited.
+        *set = [set[0] & bits, set[1] & bits, 0];
+    }
+    set(&sets)
+}
+
+/// Lays all of them down, of this thread, for good: what is permitted, in effect and inherited.
+pub fn drop_all() -> io::Result<()> {
+    set(&Sets::default())
+}
+
+/// Whether this thread has any, in whichever set.
+pub fn has_any() -> bool {
+    get().is_ok_and(|sets| sets != Sets::default())
+}
+
 fn get() -> io::Result<Sets> {
     let (mut header, mut sets) = (HEADER, Sets::default());
     // SAFETY: the kernel reads and writes the header, 8 bytes, and writes two data structures of 12 bytes each; both live

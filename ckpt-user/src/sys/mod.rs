@@ -5,9 +5,11 @@
 
 pub mod bpf;
 pub mod caps;
+pub mod challenge;
 pub mod clone;
 pub mod deed;
 pub mod diag;
+pub mod environment;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
@@ -15,6 +17,8 @@ pub mod inotify;
 pub mod keyring;
 pub mod lock;
 pub mod mem;
+pub mod own;
+pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod probe;

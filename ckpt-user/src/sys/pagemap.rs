@@ -65,15 +65,17 @@ pub struct Pagemap {
     told: u64,
 }
 
+impl From<File> for Pagemap {
+    fn from(file: File) -> Self {
+        Self { file, buffer: vec![Region::default(); 16 << 10], told: WP_ALLOWED | WRITTEN | GUARD }
+    }
+}
+
 impl Pagemap {
     /// # Errors
     /// ENOENT when the process is gone, EACCES without the right to trace it.
     pub fn open(pid: Pid) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(format!("/proc/{pid}/pagemap"))?,
-            buffer: vec![Region::default(); 16 << 10],
-            told: WP_ALLOWED | WRITTEN | GUARD,
-        })
+        File::open(format!("/proc/{pid}/pagemap")).map(Self::from)
     }
 
     /// Calls `each` for every region in [start, end) that `filter` matches, in order of address. With

@@ -34,6 +34,17 @@ pub fn get_fd(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// The process that it names, as our pid namespace numbers it; none once it is gone for good.
+///
+/// # Errors
+/// InvalidData when it is no pidfd.
+pub fn names(process: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+    let field = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let pid: i32 = field.and_then(|v| v.trim().parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((pid > 0).then(|| Pid::from_raw(pid)))
+}
+
 /// How the process has ended, as wait(2) has it, once its parent has waited for it (Linux 6.15). `None`: it has not.
 /// PIDFD_GET_INFO of linux/pidfd.h.
 ///
@@ -163,4 +174,10 @@ pub fn duplicate_standard(stream: i32) -> io::Result<OwnedFd> {
     let new = super::check(i64::from(unsafe { libc::fcntl(stream, libc::F_DUPFD_CLOEXEC, 3) }))?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(new as i32) })
+}
+
+/// Makes our own standard stream 0, 1 or 2 a duplicate of `fd`, whatever it was.
+pub fn duplicate_to_standard(fd: &OwnedFd, stream: i32) -> io::Result<()> {
+    // SAFETY: dup2 takes two integers. What a standard stream was before is owned by nobody here.
+    super::check(i64::from(unsafe { libc::dup2(fd.as_raw_fd(), stream) })).map(drop)
 }

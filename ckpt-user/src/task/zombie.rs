@@ -2,7 +2,7 @@
 
 use super::proc::ProcDir;
 use super::signals;
-use crate::freeze;
+use crate::freeze::{self, tree};
 use crate::refusal::{Reading, Refusal, named};
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
@@ -32,13 +32,14 @@ pub struct Zombie {
     pub exit_signal: Option<i32>,
 }
 
-/// The ended children of stopped processes. Those of the supervisor are none of the program's.
+/// The ended children of stopped processes. Those of their keeper are none of the program's.
 ///
 /// # Errors
 /// Named: a process that is killed in these very moments, a death with a core dump.
 pub fn capture(of: &[Pid], children: impl Fn(Pid) -> io::Result<Vec<Pid>>) -> Result<Vec<Zombie>, Refusal> {
     let mut found = Vec::new();
-    for parent in of.iter().copied().chain([Pid::this()]) {
+    let keeper = tree::keeper();
+    for parent in of.iter().copied().chain([keeper]) {
         for pid in children(parent).reading(parent, "its children")? {
             let dir = ProcDir::process(pid);
             let Ok(stat) = dir.stat() else { continue };
@@ -48,7 +49,7 @@ pub fn capture(of: &[Pid], children: impl Fn(Pid) -> io::Result<Vec<Pid>>) -> Re
             if stat.has_lost_its_first_thread() && !of.contains(&pid) {
                 return Err(freeze::does_not_end(pid));
             }
-            if stat.is_there() || parent == Pid::this() {
+            if stat.is_there() || parent == keeper {
                 continue;
             }
             let status = stat.number(52) as i32;

@@ -1,9 +1,9 @@
 //! How dirty pages are found: chosen by trying, never by the kernel's version.
 
+use crate::sys::own;
 use crate::sys::pagemap::{Filter, Pagemap, WRITTEN};
 use crate::sys::probe::{PAGE, Pages};
 use crate::sys::uffd::{MODE_WP, TRACKING, USER_MODE_ONLY, Uffd};
-use nix::unistd::Pid;
 use std::io;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -63,7 +63,7 @@ pub fn pagemap_scan() -> io::Result<()> {
     let pages = Pages::new(4)?;
     let uffd = Uffd::handshake(Uffd::of_self(USER_MODE_ONLY).or_else(|_| Uffd::of_self(0))?, TRACKING)?;
     uffd.register(pages.address(), pages.bytes(), MODE_WP)?;
-    let mut pagemap = Pagemap::open(Pid::this())?;
+    let mut pagemap = Pagemap::from(own::pagemap()?);
     written(&mut pagemap, &pages)?;
     let before = written(&mut pagemap, &pages)?;
     pages.write(1);
@@ -93,12 +93,12 @@ fn written(pagemap: &mut Pagemap, pages: &Pages) -> io::Result<Vec<Range<u64>>> 
 pub fn soft_dirty() -> io::Result<()> {
     const MARK: u64 = 1 << 55;
     let pages = Pages::new(2)?;
-    let pagemap = Pagemap::open(Pid::this())?;
+    let pagemap = Pagemap::from(own::pagemap()?);
     let marks = || -> io::Result<Vec<bool>> {
         let entries = pagemap.entries(pages.address() / PAGE as u64, 2)?;
         Ok(entries.iter().map(|entry| entry & MARK != 0).collect())
     };
-    super::soft_dirty::clear(Pid::this())?;
+    own::clear_soft_dirty()?;
     let before = marks()?;
     pages.write(1);
     if before == [false, false] && marks()? == [false, true] {

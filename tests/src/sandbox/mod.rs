@@ -184,16 +184,20 @@ impl Sandbox {
         self.base.as_ref().expect("held until drop").path()
     }
 
-    /// The last that each command has written to stderr, by its number.
+    /// The last that each of the first and last commands has written to stderr, by its number.
     fn said(&self) -> String {
         const LAST: usize = 2000;
+        const COMMANDS: usize = 8;
         let files = std::fs::read_dir(self.base().join("io")).into_iter().flatten().filter_map(Result::ok);
         let mut errors: Vec<PathBuf> = files
             .map(|file| file.path())
             .filter(|path| path.extension().is_some_and(|e| e == "err"))
             .collect();
-        errors.sort();
-        let texts = errors.iter().filter_map(|path| {
+        errors.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+        let last = errors.len().saturating_sub(COMMANDS);
+        let errors =
+            errors.iter().enumerate().filter(|(at, _)| *at < COMMANDS || *at >= last).map(|(_, path)| path);
+        let texts = errors.filter_map(|path| {
             let bytes = std::fs::read(path).ok().filter(|bytes| !bytes.is_empty())?;
             let last = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST)..]).into_owned();
             Some(format!("{}:\n{last}", path.file_name()?.display()))

@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod daemon;
 mod fill;
 mod hold;
 mod holder;
@@ -26,6 +27,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::skip::skip_part;
 use crate::user::User;
 
+pub use daemon::Daemon;
 pub use fill::{fills_done, missing_pages, time_of_a_fill};
 pub use hold::{held, let_go, python_loop};
 pub use holder::Holder;
@@ -62,11 +64,13 @@ pub struct Tool {
     pub environment: Vec<(String, String)>,
     /// Who runs it, in whose home; root in the box's folder, if nobody is named.
     pub user: Option<User>,
+    /// A process that is killed with no job.
+    pub spared: Option<i32>,
 }
 
 impl Default for Tool {
     fn default() -> Self {
-        Self { binary: ckptbpf(), environment: Vec::new(), user: None }
+        Self { binary: ckptbpf(), environment: Vec::new(), user: None, spared: None }
     }
 }
 
@@ -257,7 +261,8 @@ impl<'b> Job<'b> {
         running.wait(PATIENCE).expect_code(137);
         // A process may have been started between the look and the kill.
         self.sandbox.wait_for("the job to be dead", PATIENCE, || {
-            let left = self.sandbox.ps();
+            let mut left = self.sandbox.ps();
+            left.retain(|process| Some(process.pid) != self.tool.spared);
             for process in &left {
                 let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
             }
@@ -291,8 +296,12 @@ impl<'b> Job<'b> {
 
     /// `ckptbpf attach` to a program whose supervisor is gone; it still writes to where it wrote.
     pub fn attach(&mut self, program: i32, options: &[&str]) {
+        self.attach_by(self.tool.verb("attach", options).arg(program.to_string()));
+    }
+
+    /// The same by a command that is given whole.
+    pub fn attach_by(&mut self, cmd: Cmd) {
         assert!(self.running.is_none(), "the job is supervised");
-        let cmd = self.tool.verb("attach", options).arg(program.to_string());
         self.running = Some(self.sandbox.spawn(cmd));
         self.program();
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Expected, Job, MODES, PATIENCE, Tool, held, let_go, verb};
+use super::{Daemon, Expected, Job, MODES, PATIENCE, Tool, held, let_go, verb};
 use crate::sandbox::{Cmd, Sandbox, let_pass};
 use crate::{Random, assert_same};
 
@@ -22,14 +22,27 @@ pub struct Survival<'a> {
     pub tool: Tool,
     /// By an ordinary user, without any rights of root.
     pub by_user: bool,
+    /// Whom a daemon serves.
+    pub by_daemon: bool,
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
         let (interval, within) = ("0.3", Duration::from_millis(300));
-        let (tool, by_user) = (Tool::default(), false);
-        Self { name, program, file: None, rounds: 5, interval, within, options: &[], tool, by_user }
+        let (tool, by_user, by_daemon) = (Tool::default(), false, false);
+        Self {
+            name,
+            program,
+            file: None,
+            rounds: 5,
+            interval,
+            within,
+            options: &[],
+            tool,
+            by_user,
+            by_daemon,
+        }
     }
 
     /// With a file that must be as after an undisturbed run too.
@@ -51,7 +64,9 @@ pub fn survive(survival: &Survival) {
     expected.skip_what_cannot_be(name);
     let options = [&["-i", survival.interval], survival.options].concat();
     let mut program = held(&sandbox, program.clone());
+    let daemon = survival.by_daemon.then(|| Daemon::begin(&sandbox, &[]));
     let tool = if survival.by_user { Tool::of_user(&sandbox) } else { survival.tool.clone() };
+    let tool = daemon.iter().fold(tool, |tool, daemon| daemon.serves(tool));
     if let Some(user) = &tool.user {
         program = user.reaches(&program);
     }
@@ -72,5 +87,10 @@ pub fn survive(survival: &Survival) {
     if let Some(file) = file {
         let written = std::fs::read(folder.join(file)).unwrap_or_default();
         assert_same(&format!("{name}: {file}"), &expected.file, &written);
+    }
+    if let Some(daemon) = daemon {
+        let log = daemon.log();
+        daemon.end();
+        assert!(log.contains("worker"), "{name}: the daemon had nothing to do: {log}");
     }
 }

@@ -1,0 +1,60 @@
+//! From root to the job's user, for good: the first thing that a worker does.
+//!
+//! Its ids are the peer's, all of them, its capabilities none, and nothing that it executes can change that. It sees the
+//! mounts and the network that its peer sees, so a path means there what it means here. It stays where its core is in the
+//! control groups: out of the job's. That is why nobody may trace it, its own user neither: a program put into it would escape
+//! the job's limits.
+
+use super::peer::Who;
+use super::wire::Refusal;
+use crate::job::terminal;
+use crate::sys::{caps, own};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+
+/// Becomes a process of `who`'s, in the namespaces of `process`, which is who's.
+///
+/// # Errors
+/// What the peer is refused for, or [`Refusal::Failed`], of which the log has the reason. The caller ends then: half of it may
+/// be done.
+pub fn become_worker(who: &Who, process: BorrowedFd<'_>) -> Result<(), Refusal> {
+    let failed = |what: &str, error: io::Error| {
+        terminal::say(&format!("a worker for uid {}: cannot {what}: {error}", who.uid));
+        Refusal::Failed
+    };
+    // Not reached by a signal to the core's session.
+    setsid().map_err(|errno| failed("leave the session", errno.into()))?;
+    let shared = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    setns(process, shared).map_err(|errno| failed("enter its namespaces", errno.into()))?;
+    // setns(2) has put us into the root directory of the mounts.
+    let root = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let theirs = root(&format!("/proc/{}/root/", who.pid)).map_err(|_| Refusal::Root)?;
+    if root("/").map_err(|_| Refusal::Root)? != theirs {
+        return Err(Refusal::Root);
+    }
+    own::note().map_err(|error| failed("look at its own memory", error))?;
+    take_ids(who).map_err(|error| failed("take its ids", error))?;
+    prctl::set_no_new_privs().map_err(|errno| failed("give up new rights", errno.into()))?;
+    prctl::set_dumpable(false).map_err(|errno| failed("close itself to others", errno.into()))
+}
+
+fn take_ids(who: &Who) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
+    let groups: Vec<Gid> = who.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups)?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    caps::drop_all()?;
+    let (uids, gids) = (getresuid()?, getresgid()?);
+    let is_it = [uids.real, uids.effective, uids.saved].iter().all(|one| *one == uid)
+        && [gids.real, gids.effective, gids.saved].iter().all(|one| *one == gid);
+    if is_it && !caps::has_any() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}

@@ -1,0 +1,240 @@
+//! What front and worker say to each other: both are the user's, and neither believes the other more than any other input.
+//!
+//! ```text
+//! front: ckptbpf launch                                 worker
+//!   ◀── Challenge ── a secret in a process of the user's
+//!   ─── Answer ────▶
+//!   ─── Go ────────▶ the command line, the directory that we are in, standard streams
+//!   ◀── Run ──────── the job's directory is claimed                        (or Done: it has said why not)
+//!   ─── Started ───▶ the program's pidfd                                   (or Over: it cannot be run)
+//!   ◀── Running ──── others can find the job
+//!   ─── Signal, Ended, Over ──▶     a signal of the job's; its first process has ended; nothing is left of it
+//!   ◀── Done ─────── what to exit with
+//! ```
+
+use super::wire;
+use crate::sys::packet::{self, Packet};
+use nix::sys::socket::MsgFlags;
+use prost::Message;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A process that holds a secret, and where.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Secret {
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(uint64, tag = "2")]
+    pub address: u64,
+}
+
+/// The command line is in a descriptor of its own ([`super::asked`]); the directory and the standard streams come with it.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Go {
+    /// Standard streams that are open, as bits; so many descriptors come after the two.
+    #[prost(uint32, tag = "1")]
+    pub streams: u32,
+}
+
+/// The job's directory is there, and the program may run.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Run {
+    /// The signal that the front keeps for the worker.
+    #[prost(int32, optional, tag = "1")]
+    pub checkpoint_signal: Option<i32>,
+}
+
+/// The program's first process; its pidfd comes with it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Started {
+    /// Whose children are the program's.
+    #[prost(int32, tag = "1")]
+    pub keeper: i32,
+    /// Children of the keeper that were there before.
+    #[prost(int32, repeated, tag = "2")]
+    pub strangers: Vec<i32>,
+}
+
+/// One message.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Word {
+    #[prost(message, tag = "1")]
+    Challenge(Secret),
+    #[prost(bytes, tag = "2")]
+    Answer(Vec<u8>),
+    #[prost(message, tag = "3")]
+    Go(Go),
+    #[prost(message, tag = "4")]
+    Run(Run),
+    #[prost(message, tag = "5")]
+    Started(Started),
+    /// The front's: others can find the job.
+    #[prost(bool, tag = "6")]
+    Running(bool),
+    /// A signal that the worker is to take.
+    #[prost(int32, tag = "7")]
+    Signal(i32),
+    /// How the program's first process has ended (wait(2)).
+    #[prost(int32, tag = "8")]
+    Ended(i32),
+    /// Nothing is left of the program.
+    #[prost(bool, tag = "9")]
+    Over(bool),
+    /// What to exit with.
+    #[prost(uint32, tag = "10")]
+    Done(u32),
+}
+
+impl Word {
+    /// As it is sent.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = Said { word: Some(self.clone()) }.encode_to_vec();
+        wire::join(wire::kind::OF_LINKS, 0, &body)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Said {
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    word: Option<Word>,
+}
+
+/// One end of it.
+#[derive(Debug)]
+pub struct Link(OwnedFd);
+
+/// What has come.
+#[derive(Debug)]
+pub struct Heard {
+    pub word: Word,
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl Link {
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// # Errors
+    /// EPIPE when nobody is at the other end.
+    pub fn say(&self, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+        packet::send(self.0.as_fd(), &word.to_bytes(), with, MsgFlags::empty())
+    }
+
+    /// In the place of the core, while there is no job yet.
+    ///
+    /// # Errors
+    /// As [`Self::say`].
+    pub fn refuse(&self, refusal: wire::Refusal) -> io::Result<()> {
+        let message = wire::Message::from(refusal).to_bytes();
+        packet::send(self.0.as_fd(), &message, &[], MsgFlags::MSG_DONTWAIT)
+    }
+
+    /// The next message; none when the other end is closed. Waits for it.
+    ///
+    /// # Errors
+    /// InvalidData when it is none of ours; [`Refused`] when it is the core's.
+    pub fn hear(&self) -> io::Result<Option<Heard>> {
+        self.heard(MsgFlags::empty())
+    }
+
+    /// The next message that is there; none when there is no such, or the other end is closed.
+    ///
+    /// # Errors
+    /// As [`Self::hear`]; ConnectionReset when the other end is closed.
+    pub fn hear_what_waits(&self) -> io::Result<Option<Heard>> {
+        match self.heard(MsgFlags::MSG_DONTWAIT) {
+            Ok(None) => Err(io::ErrorKind::ConnectionReset.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            heard => heard,
+        }
+    }
+
+    fn heard(&self, flags: MsgFlags) -> io::Result<Option<Heard>> {
+        let Some(packet) = packet::receive(self.0.as_fd(), wire::LIMIT, flags)? else { return Ok(None) };
+        let Packet { bytes, descriptors } = packet;
+        understood(&bytes).map(|word| Some(Heard { word, descriptors }))
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The core's answer where a worker's was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.told())]
+pub struct Refused(pub wire::Refusal);
+
+/// The word of a message.
+///
+/// # Errors
+/// As [`Link::hear`].
+pub fn understood(bytes: &[u8]) -> io::Result<Word> {
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    let (header, body) = wire::split(bytes).map_err(|refusal| io::Error::other(Refused(refusal)))?;
+    if header.kind == wire::kind::REFUSED
+        && let Ok(wire::Message::Refused(refused)) = wire::Message::parse(bytes)
+    {
+        let refusal = wire::Refusal::of(refused.reason).unwrap_or(wire::Refusal::Failed);
+        return Err(io::Error::other(Refused(refusal)));
+    }
+    if header.kind != wire::kind::OF_LINKS {
+        return Err(wrong("a message that is not for here"));
+    }
+    let said = Said::decode(body).map_err(|_| wrong("a message that cannot be read"))?;
+    said.word.ok_or_else(|| wrong("a message of a kind that there is not"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    fn pair() -> (Link, Link) {
+        let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (one, other) = socketpair(kind.0, kind.1, None, kind.2).unwrap();
+        (Link::new(one), Link::new(other))
+    }
+
+    #[test]
+    fn words_arrive_in_their_order_and_the_end_is_told() {
+        let (front, worker) = pair();
+        let started = Started { keeper: 7, strangers: vec![8, 9] };
+        let words = [
+            Word::Challenge(Secret { pid: 3, address: 1 << 40 }),
+            Word::Answer(vec![0; 16]),
+            Word::Go(Go { streams: 7 }),
+            Word::Run(Run { checkpoint_signal: Some(10) }),
+            Word::Started(started),
+            Word::Running(true),
+            Word::Signal(10),
+            Word::Ended(0x0100),
+            Word::Over(true),
+            Word::Done(85),
+        ];
+        words.iter().for_each(|word| front.say(word, &[]).unwrap());
+        for word in words {
+            assert_eq!(worker.hear_what_waits().unwrap().unwrap().word, word);
+        }
+        assert!(worker.hear_what_waits().unwrap().is_none());
+        drop(front);
+        assert_eq!(worker.hear_what_waits().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert!(worker.hear().unwrap().is_none());
+        assert!(worker.say(&Word::Over(true), &[]).is_err());
+    }
+
+    #[test]
+    fn a_refusal_of_the_core_is_told_as_one_and_anything_else_is_an_error() {
+        let refusal: wire::Message = wire::Refusal::Workers.into();
+        let error = understood(&refusal.to_bytes()).unwrap_err();
+        let refused = error.get_ref().and_then(|e| e.downcast_ref::<Refused>());
+        assert_eq!(refused, Some(&Refused(wire::Refusal::Workers)));
+        for body in [&[][..], &[0xff; 9], &[0x7a, 0]] {
+            assert!(understood(&wire::join(wire::kind::OF_LINKS, 0, body)).is_err());
+        }
+        assert!(understood(&wire::join(77, 0, &[])).is_err());
+    }
+}

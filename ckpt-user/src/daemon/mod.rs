@@ -1,0 +1,80 @@
+//! The privileged service: for users without root it does what takes rights, and nothing else.
+//!
+//! ```text
+//!  in the job's control group, with the user's rights   │ in the daemon's control group
+//!  front: ckptbpf launch ───────── link ────────────────┼── worker, one a job: the user's ids, no capability
+//!    └─ program                                         │   core: root; accepts, judges (peer), starts workers
+//! ```
+//! The core opens no path of a user's and parses no image; messages to it have a fixed size ([`wire`]). **A worker is worth no
+//! more than its user**: whoever is held back by something that a worker would not be held back by gets none
+//! ([`peer`], [`become_worker`], and the challenge of [`worker`]); so a worker that is turned against its user's will is no
+//! gain to anybody. It has its own memory, and the daemon's control group, so that the job's limits are the program's.
+
+pub mod asked;
+mod background;
+mod become_worker;
+pub mod limits;
+pub mod link;
+pub mod log_lines;
+mod peer;
+pub mod place;
+mod serve;
+mod spawn;
+pub mod wire;
+pub mod worker;
+
+use crate::sys::caps;
+use crate::task::limits as resource_limits;
+use anyhow::{Context, bail};
+use nix::unistd::geteuid;
+use std::path::PathBuf;
+
+pub use serve::Rules;
+
+/// How it is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub socket: Option<PathBuf>,
+    pub rules: Rules,
+    /// In the background, once it listens: its process id is written there.
+    pub pidfile: Option<PathBuf>,
+    pub log: Option<PathBuf>,
+    pub verbose: u8,
+}
+
+/// What the core needs: ids and namespaces of workers (SETGID, SETUID, SYS_CHROOT, SYS_ADMIN), looking at clients
+/// (SYS_PTRACE).
+const KEPT: &[u32] = &[6, 7, 18, 19, 21];
+
+/// Serves until it is asked to end.
+///
+/// # Errors
+/// It cannot begin: not root, or the socket is not to be had.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        bail!(
+            "the daemon is root's: have systemd or a Slurm prolog start it (docs/security.md), or use sudo"
+        );
+    }
+    let mut running = background::begin(options)?;
+    log_lines::init(options.verbose);
+    let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
+    resource_limits::raise_own_open_files();
+    caps::keep_only(KEPT).context("cannot lay down rights")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        running.told()?;
+        log::info!("listening at {}", place.path().display());
+        tokio::select! {
+            served = serve::serve(listener, options.rules) => served,
+            _ = term.recv() => Ok(()),
+            _ = int.recv() => Ok(()),
+        }
+    });
+    place.leave();
+    running.over();
+    log::info!("ended; what it had started for jobs goes on");
+    Ok(ended?)
+}

@@ -1,0 +1,69 @@
+//! The core's side of a worker: starts it, and gives it its assignment.
+//!
+//! The worker is ckptbpf executed anew with an empty environment: nothing of the core's memory is in it, and no descriptor but
+//! the assignment's socket (its standard input) and the log (its standard error).
+
+use super::peer::Who;
+use super::wire;
+use crate::sys::packet;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+use tokio::process::{Child, Command};
+
+/// What the core tells the worker: ids, then groups, as words; with the front's socket and pidfd.
+const ASSIGNMENT: u16 = 0x80;
+
+/// Whose worker it is to be.
+#[derive(Debug)]
+pub struct Assignment {
+    pub who: Who,
+    /// The connection with the front.
+    pub front: OwnedFd,
+    pub process: OwnedFd,
+}
+
+/// Starts one for the client at the other end of `front`.
+///
+/// # Errors
+/// What the kernel says; InvalidData for more groups than a message has room for.
+pub fn start(who: &Who, front: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::Result<Child> {
+    let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+    let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
+    let words = [&[who.pid.as_raw().cast_unsigned(), who.uid, who.gid], who.groups.as_slice()].concat();
+    let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let message = wire::join(ASSIGNMENT, 0, &body);
+    if message.len() > wire::LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has too many groups"));
+    }
+    // It waits in the socket until there is somebody to read it.
+    packet::send(ours.as_fd(), &message, &[front, process], MsgFlags::MSG_DONTWAIT)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["daemon", "--worker"]).env_clear().current_dir("/");
+    command.stdin(Stdio::from(its)).stdout(Stdio::null());
+    command.spawn()
+}
+
+impl Assignment {
+    /// What this worker's core has to tell.
+    ///
+    /// # Errors
+    /// InvalidData where it was not started by one.
+    pub fn receive(from: BorrowedFd<'_>) -> io::Result<Self> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "this is for the daemon to start");
+        let packet = packet::receive(from, wire::LIMIT, MsgFlags::empty())?.ok_or_else(wrong)?;
+        let (header, body) = wire::split(&packet.bytes).map_err(|_| wrong())?;
+        let words: Vec<u32> =
+            body.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let [front, process] = <[OwnedFd; 2]>::try_from(packet.descriptors).map_err(|_| wrong())?;
+        match words.as_slice() {
+            [pid, uid, gid, groups @ ..] if header.kind == ASSIGNMENT => {
+                let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                let who = Who { pid, uid: *uid, gid: *gid, groups: groups.to_vec() };
+                Ok(Self { who, front, process })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}

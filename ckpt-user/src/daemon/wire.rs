@@ -1,0 +1,250 @@
+//! What is said to the core: messages of fixed size over a socket of type SOCK_SEQPACKET, one a packet.
+//!
+//! ```text
+//! client ── Hello{query} ─────────────▶ core        answer: Welcome │ Refused
+//!        ── Hello{worker} + pidfd ────▶ core ─▶ worker, which has this very socket from then on   (or Refused)
+//! ```
+//! No text and no length of the sender's comes to the core: a message is the header and a struct, or it is refused. All
+//! numbers are in the machine's own order; both sides are on one machine. What front and worker say to each other has the
+//! same header ([`super::link`]).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// "CKD1".
+pub const MAGIC: u32 = u32::from_le_bytes(*b"CKD1");
+/// Of the messages here and in [`super::link`]: both sides have the same, or do not talk.
+pub const VERSION: u16 = 1;
+/// The longest message, its header included.
+pub const LIMIT: usize = 64 << 10;
+
+/// What every message begins with: 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Header {
+    pub magic: u32,
+    pub version: u16,
+    pub kind: u16,
+    /// Bytes that follow it.
+    pub length: u32,
+    /// Of a request; its answer has the same.
+    pub serial: u32,
+}
+
+/// `Header::kind` of messages to and from the core.
+pub mod kind {
+    pub const HELLO: u16 = 1;
+    pub const WELCOME: u16 = 2;
+    pub const REFUSED: u16 = 3;
+    /// From here on they are the front's and the worker's.
+    pub const OF_LINKS: u16 = 0x100;
+}
+
+/// The first message of every connection. For a worker it brings the client's own pidfd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Hello {
+    /// [`QUERY`] or [`WORKER`].
+    pub wants: u32,
+    pub reserved: u32,
+}
+
+/// Only: who is there?
+pub const QUERY: u32 = 1;
+/// A worker, who has the connection from then on.
+pub const WORKER: u32 = 2;
+
+/// The core's answer to a query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Welcome {
+    /// Workers that there are of this user, and may be.
+    pub workers: u32,
+    pub most: u32,
+    /// The core's process id.
+    pub pid: i32,
+    pub reserved: u32,
+}
+
+/// Why the core does not do it; the client has the words ([`Refusal::told`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Refusal {
+    /// Not a message of ours.
+    Malformed = 1,
+    /// Of another version.
+    Version = 2,
+    /// The daemon is for another user.
+    OtherUser = 3,
+    /// The daemon is for another job.
+    OtherJob = 4,
+    /// As many as this user may have.
+    Workers = 5,
+    /// As many connections as there may be.
+    Connections = 6,
+    /// The pidfd is missing, or is not the client's.
+    Process = 7,
+    /// Effective and real ids differ.
+    SetId = 8,
+    /// It is in another user or pid namespace.
+    Namespace = 9,
+    /// It is in a root directory of its own.
+    Root = 10,
+    /// A filter of system calls is on it.
+    Filtered = 11,
+    /// It may not trace what its own user may: Landlock, a security label, or a filter.
+    Confined = 12,
+    /// The worker cannot be started.
+    Failed = 13,
+    /// Root needs no daemon.
+    IsRoot = 14,
+}
+
+/// [`Refusal`] as it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Refused {
+    pub reason: u32,
+    pub reserved: u32,
+}
+
+impl Refusal {
+    const ALL: [Self; 14] = [
+        Self::Malformed,
+        Self::Version,
+        Self::OtherUser,
+        Self::OtherJob,
+        Self::Workers,
+        Self::Connections,
+        Self::Process,
+        Self::SetId,
+        Self::Namespace,
+        Self::Root,
+        Self::Filtered,
+        Self::Confined,
+        Self::Failed,
+        Self::IsRoot,
+    ];
+
+    /// The one with this number.
+    pub fn of(reason: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| *one as u32 == reason)
+    }
+
+    /// For the person.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Malformed => "it does not understand this ckptbpf",
+            Self::Version => "it is of another version than this ckptbpf",
+            Self::OtherUser => "it is there for another user",
+            Self::OtherJob => "it is there for another job",
+            Self::Workers => "you have as many jobs with it as a user may have",
+            Self::Connections => "there are as many connections to it as there may be",
+            Self::Process => "it cannot tell which process this is",
+            Self::SetId => "this process has the rights of a set-user-id or set-group-id program",
+            Self::Namespace => "this process is in a user or pid namespace of its own (a container?)",
+            Self::Root => "this process has a root directory of its own (chroot)",
+            Self::Filtered => "this process is under a filter of system calls (seccomp)",
+            Self::Confined => "this process may not trace its own user's (Landlock, a security label?)",
+            Self::Failed => "it cannot start a process for it; its log says why",
+            Self::IsRoot => "root needs none",
+        }
+    }
+}
+
+/// A message to the core or from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    Hello(Hello),
+    Welcome(Welcome),
+    Refused(Refused),
+}
+
+/// The header of a message, and what follows.
+///
+/// # Errors
+/// [`Refusal::Malformed`], [`Refusal::Version`].
+pub fn split(bytes: &[u8]) -> Result<(Header, &[u8]), Refusal> {
+    let (header, body) = Header::read_from_prefix(bytes).map_err(|_| Refusal::Malformed)?;
+    match header {
+        Header { magic, .. } if magic != MAGIC => Err(Refusal::Malformed),
+        Header { version, .. } if version != VERSION => Err(Refusal::Version),
+        Header { length, .. } if length as usize != body.len() => Err(Refusal::Malformed),
+        _ => Ok((header, body)),
+    }
+}
+
+/// A message of any kind.
+pub fn join(kind: u16, serial: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let header = Header { magic: MAGIC, version: VERSION, kind, length, serial };
+    [header.as_bytes(), body].concat()
+}
+
+impl Message {
+    /// # Errors
+    /// As [`split`]; [`Refusal::Malformed`] also for a kind that there is not here.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        let (header, body) = split(bytes)?;
+        match header.kind {
+            kind::HELLO => Hello::read_from_bytes(body).map(Self::Hello).ok(),
+            kind::WELCOME => Welcome::read_from_bytes(body).map(Self::Welcome).ok(),
+            kind::REFUSED => Refused::read_from_bytes(body).map(Self::Refused).ok(),
+            _ => None,
+        }
+        .ok_or(Refusal::Malformed)
+    }
+
+    /// As it is sent.
+    pub fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Hello(body) => join(kind::HELLO, 0, body.as_bytes()),
+            Self::Welcome(body) => join(kind::WELCOME, 0, body.as_bytes()),
+            Self::Refused(body) => join(kind::REFUSED, 0, body.as_bytes()),
+        }
+    }
+}
+
+impl From<Refusal> for Message {
+    fn from(reason: Refusal) -> Self {
+        Self::Refused(Refused { reason: reason as u32, reserved: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_out_as_they_went_in() {
+        let all = [
+            Message::Hello(Hello { wants: WORKER, reserved: 0 }),
+            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, reserved: 0 }),
+            Refusal::SetId.into(),
+        ];
+        for message in all {
+            assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
+        }
+        for refusal in Refusal::ALL {
+            assert_eq!(Refusal::of(refusal as u32), Some(refusal));
+        }
+        assert_eq!((Refusal::of(0), Refusal::of(15)), (None, None));
+    }
+
+    #[test]
+    fn what_is_half_longer_foreign_or_of_another_version_is_refused() {
+        let whole = Message::Hello(Hello { wants: QUERY, reserved: 0 }).to_bytes();
+        for length in 0..whole.len() {
+            assert_eq!(Message::parse(&whole[..length]), Err(Refusal::Malformed), "{length} bytes");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            Message::parse(&bytes)
+        };
+        assert_eq!(Message::parse(&[&whole[..], &[0]].concat()), Err(Refusal::Malformed));
+        assert_eq!(with(0, b'X'), Err(Refusal::Malformed));
+        assert_eq!(with(4, 2), Err(Refusal::Version));
+        assert_eq!(with(6, 99), Err(Refusal::Malformed));
+        assert_eq!(with(8, 7), Err(Refusal::Malformed));
+    }
+}

@@ -1,0 +1,71 @@
+//! The life of a worker: from root to the job's user, and from then on what `ckptbpf` does for a user who runs it, but for the
+//! program, which is its front's child.
+
+use super::asked::Asked;
+use super::become_worker;
+use super::link::{Go, Heard, Link, Secret, Word};
+use super::spawn::Assignment;
+use super::wire::Refusal;
+use crate::cli;
+use crate::job::ended::FAILED;
+use crate::sys::challenge::Challenge;
+use crate::sys::{environment, pidfd};
+use anyhow::{Context, bail};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// `ckptbpf daemon --worker`, which the daemon starts. Returns what to exit with.
+///
+/// # Errors
+/// It was not started by a daemon, or its front went away.
+pub fn main() -> anyhow::Result<u8> {
+    let core = pidfd::duplicate_standard(0).context("this is for the daemon to start")?;
+    let Assignment { who, front, process } = Assignment::receive(core.as_fd())?;
+    drop(core);
+    let link = Arc::new(Link::new(front));
+    let judged = become_worker::become_worker(&who, process.as_fd());
+    drop(process);
+    let judged = match judged {
+        Ok(()) if !is_unconfined(&link).context("its front went away")? => Err(Refusal::Confined),
+        judged => judged,
+    };
+    if let Err(refusal) = judged {
+        link.refuse(refusal)?;
+        return Ok(FAILED);
+    }
+    let asked = go(&link)?;
+    environment::set(asked.variables);
+    let status = cli::for_front(asked.words, &link);
+    // Nobody listens any more where the front has been killed.
+    let _ = link.say(&Word::Done(status.into()), &[]);
+    Ok(status)
+}
+
+/// Whether the front, or somebody who helps it, may trace what its user may. Then a worker is worth no more than it is.
+fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
+    let challenge = Challenge::start().context("cannot fork")?;
+    let (pid, address) = challenge.place();
+    link.say(&Word::Challenge(Secret { pid: pid.as_raw(), address }), &[])?;
+    match link.hear()? {
+        Some(Heard { word: Word::Answer(answer), .. }) => Ok(challenge.is_met(&answer)),
+        _ => bail!("no answer"),
+    }
+}
+
+/// Takes what the front sends: from here on this process is where the front is, and speaks for it.
+fn go(link: &Link) -> anyhow::Result<Asked> {
+    let Some(Heard { word: Word::Go(Go { streams }), descriptors }) = link.hear()? else {
+        bail!("its front went away");
+    };
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().context("a descriptor is missing");
+    let (asked, here) = (next()?, next()?);
+    let asked = Asked::read(asked)?;
+    nix::unistd::fchdir(here)?;
+    let nothing = OwnedFd::from(std::fs::File::options().read(true).write(true).open("/dev/null")?);
+    for stream in 0..3 {
+        let sent = if streams & 1 << stream == 0 { None } else { Some(next()?) };
+        pidfd::duplicate_to_standard(sent.as_ref().unwrap_or(&nothing), stream)?;
+    }
+    Ok(asked)
+}

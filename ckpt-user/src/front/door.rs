@@ -1,0 +1,111 @@
+//! The way to a daemon, for its clients.
+
+use crate::daemon::link::{Link, Refused};
+use crate::daemon::place;
+use crate::daemon::wire::{Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use crate::sys::{packet, pidfd};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// How long a daemon may take to answer.
+const ANSWER: u16 = 5000;
+
+/// A daemon that has answered.
+#[derive(Debug, Clone)]
+pub struct Door {
+    path: PathBuf,
+    pub welcome: Welcome,
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub enum NoDoor {
+    /// No daemon listens there.
+    #[error("nobody listens there")]
+    Nobody,
+    /// Whoever listens is not root.
+    #[error("it is uid {0}'s, and a daemon is root's")]
+    NotRoots(u32),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("it does not answer ({0})")]
+    Silent(#[source] io::Error),
+}
+
+impl NoDoor {
+    /// What has come in the place of an answer.
+    pub fn of(error: io::Error) -> Self {
+        let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>()).copied();
+        refused.map_or(Self::Silent(error), Self::Refused)
+    }
+}
+
+impl Door {
+    /// Asks whoever listens at `path` for a word.
+    ///
+    /// # Errors
+    /// There is nobody, or not one who serves us.
+    pub fn found(path: &Path) -> Result<Self, NoDoor> {
+        let socket = knock(path, QUERY)?;
+        let answered = || -> io::Result<Message> {
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, ANSWER)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let packet = packet::receive(socket.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT)?;
+            let packet = packet.ok_or(io::ErrorKind::ConnectionReset)?;
+            Message::parse(&packet.bytes).map_err(|refusal| io::Error::other(Refused(refusal)))
+        };
+        match answered().map_err(NoDoor::of)? {
+            Message::Welcome(welcome) => Ok(Self { path: path.to_owned(), welcome }),
+            Message::Refused(refused) => {
+                Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
+            }
+            Message::Hello(_) => Err(Refused(Refusal::Malformed).into()),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A worker of our own, at the other end of a link. From the process that is to be the program's parent.
+    ///
+    /// # Errors
+    /// The daemon is gone by now.
+    pub fn worker(&self) -> Result<Link, NoDoor> {
+        Ok(Link::new(knock(&self.path, WORKER)?))
+    }
+}
+
+/// Whether this process is in another user namespace than the first, which knows all users (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
+    let socket = place::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => {
+            NoDoor::Nobody
+        }
+        _ => NoDoor::Silent(error),
+    })?;
+    let owner = getsockopt(&socket, PeerCredentials).map_err(|errno| NoDoor::Silent(errno.into()))?.uid();
+    // A user namespace that does not know root shows somebody else in its place; who is in one is not served.
+    if in_user_namespace() {
+        return Err(Refused(Refusal::Namespace).into());
+    }
+    if owner != 0 {
+        return Err(NoDoor::NotRoots(owner));
+    }
+    let own = pidfd::open(Pid::this()).map_err(NoDoor::Silent)?;
+    let with = if wants == WORKER { &[own.as_fd()][..] } else { &[] };
+    let hello = Message::Hello(Hello { wants, reserved: 0 });
+    packet::send(socket.as_fd(), &hello.to_bytes(), with, MsgFlags::empty()).map_err(NoDoor::Silent)?;
+    Ok(socket)
+}

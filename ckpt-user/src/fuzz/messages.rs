@@ -1,0 +1,74 @@
+//! What clients of the daemon send, and what front and worker say to each other.
+
+use crate::daemon::asked::Asked;
+use crate::daemon::link::{Go, Run, Secret, Started, Word, understood};
+use crate::daemon::wire::{self, Hello, Message, QUERY, Refusal, WORKER};
+use std::io::{Seek, Write};
+
+pub mod daemon_request {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        if let Ok(message) = Message::parse(bytes) {
+            assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let hello = |wants| Message::Hello(Hello { wants, reserved: 0 }).to_bytes();
+        vec![hello(QUERY), hello(WORKER), Message::from(Refusal::Workers).to_bytes()]
+    }
+}
+
+pub mod front_message {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        if let Ok(word) = understood(bytes) {
+            assert_eq!(understood(&word.to_bytes()).ok(), Some(word));
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let words = [
+            Word::Challenge(Secret { pid: 17, address: 1 << 46 }),
+            Word::Answer(vec![7; 16]),
+            Word::Go(Go { streams: 7 }),
+            Word::Run(Run { checkpoint_signal: Some(10) }),
+            Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3] }),
+            Word::Ended(256),
+            Word::Over(true),
+        ];
+        words.iter().map(Word::to_bytes).chain([Message::from(Refusal::Confined).to_bytes()]).collect()
+    }
+}
+
+pub mod front_command_line {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let written = tempfile(bytes);
+        if let Ok(asked) = written.and_then(|file| Asked::read(file.into())) {
+            let again = asked.written().and_then(Asked::read);
+            assert_eq!(again.ok(), Some(asked));
+        }
+    }
+
+    fn tempfile(bytes: &[u8]) -> std::io::Result<std::fs::File> {
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let mut file = std::fs::File::from(nix::sys::memfd::memfd_create(c"ckptbpf-fuzz", flags)?);
+        file.write_all(bytes)?;
+        file.rewind()?;
+        Ok(file)
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let words = ["ckptbpf", "launch", "-i", "10", "--", "./count"].map(Into::into).to_vec();
+        let asked = Asked { words, variables: vec![("CKPTBPF_DIR", "/scratch/me".into())] };
+        let bytes = asked.written().map(std::fs::File::from).and_then(|mut file| {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut file, &mut bytes).map(|_| bytes)
+        });
+        vec![bytes.unwrap_or_default(), wire::join(wire::kind::OF_LINKS, 0, b"")]
+    }
+}

@@ -1,0 +1,243 @@
+//! What a daemon of root's does for users without root: who is what, and what the death of each of them is to the others.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::scenario::{Daemon, Survival, Tool, held, let_go, survive};
+use ckpt_tests::user::{UID, User};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn survives(name: &str, program: Cmd, file: Option<&str>) {
+    let name = format!("daemon_{name}");
+    survive(&Survival { file, by_user: true, by_daemon: true, ..Survival::of(&name, program) });
+}
+
+#[test]
+fn count_by_daemon() {
+    survives("count", victim_cmd("count_static").args(["f", "1200", "3000"]), Some("f"));
+}
+
+#[test]
+fn a_shell_pipeline_by_daemon() {
+    survives("pipeline", victim_cmd("pipeline.sh").args(["800", "0.004"]), None);
+}
+
+#[test]
+fn sixteen_threads_by_daemon() {
+    survives("threads", victim_cmd("threads16").args(["1200", "3000"]), None);
+}
+
+/// A user's counting job with a daemon's worker, and those who have to do with it.
+struct Counting<'b> {
+    job: Job<'b>,
+    user: User,
+    tool: Tool,
+    expected: Expected,
+}
+
+impl<'b> Counting<'b> {
+    fn begin(sandbox: &'b Sandbox, daemon: &Daemon<'b>, options: &[&str]) -> Self {
+        let tool = daemon.serves(Tool::of_user(sandbox));
+        let user = tool.user.clone().unwrap();
+        let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
+        let expected = Expected::of(sandbox, &program, Some("numbers"));
+        let program = user.reaches(&held(sandbox, program));
+        let job = Job::launch_by(sandbox, tool.clone(), user.home().join("images"), options, &program);
+        job.running().wait_for_output("\n50 ", SOON);
+        job.checkpoint();
+        Self { job, user, tool, expected }
+    }
+
+    /// The program goes on to its end, and has done what it does undisturbed.
+    fn ends_as_expected(mut self, sandbox: &Sandbox) {
+        let_go(sandbox);
+        self.job.wait(SOON).success();
+        assert_same("standard output", &self.expected.stdout, &self.job.stdout());
+        let file = std::fs::read(self.user.home().join("numbers")).unwrap();
+        assert_same("the file", &self.expected.file, &file);
+    }
+}
+
+fn workers(sandbox: &Sandbox, daemon: &Daemon<'_>) -> Vec<i32> {
+    let all = sandbox.ps();
+    all.iter().filter(|one| one.parent == daemon.pid()).map(|one| one.pid).collect()
+}
+
+fn the_worker(sandbox: &Sandbox, daemon: &Daemon<'_>) -> i32 {
+    let found = workers(sandbox, daemon);
+    assert_eq!(found.len(), 1, "{found:?}: {}", daemon.log());
+    found[0]
+}
+
+fn line_of(sandbox: &Sandbox, pid: i32, name: &str) -> String {
+    let status = sandbox.see(format!("/proc/{pid}/status").as_ref());
+    let status = std::fs::read_to_string(status).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+/// The program is a child of the user's own ckptbpf; the worker has the user's ids, no right beyond them, and is closed to its
+/// user, whose program it would let out of the job's limits.
+#[test]
+fn the_worker_is_the_user_s_and_closed_to_the_user() {
+    let sandbox = Sandbox::new("daemon_worker");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    let (worker, program) = (the_worker(&sandbox, &daemon), counting.job.program());
+    let all = sandbox.ps();
+    let parent_of = |pid: i32| all.iter().find(|one: &&Process| one.pid == pid).unwrap().parent;
+    assert_eq!(parent_of(program), counting.job.running().pid);
+    let uids = format!("{UID}\t{UID}\t{UID}\t{UID}");
+    for (name, value) in [
+        ("Uid:", uids.as_str()),
+        ("Gid:", uids.as_str()),
+        ("Groups:", &UID.to_string()),
+        ("CapPrm:", "0000000000000000"),
+        ("CapEff:", "0000000000000000"),
+        ("CapInh:", "0000000000000000"),
+        ("CapAmb:", "0000000000000000"),
+        ("NoNewPrivs:", "1"),
+    ] {
+        assert_eq!(line_of(&sandbox, worker, name), value, "{name}");
+    }
+    assert_eq!(line_of(&sandbox, program, "TracerPid:"), "0");
+    for name in ["mem", "environ", "maps", "fd"] {
+        let look = Cmd::sh(&format!("cat /proc/{worker}/{name} || ls /proc/{worker}/{name}/"));
+        let said = sandbox.run(counting.user.runs(&look)).stderr_text();
+        assert!(said.contains("Permission denied"), "{name}: {said}");
+    }
+    // The core cannot be sent a signal, and lends the worker nothing.
+    let kill = sandbox.run(counting.user.runs(&Cmd::sh(&format!("kill -9 {}", daemon.pid()))));
+    assert!(kill.stderr_text().contains("not permitted"), "{}", kill.stderr_text());
+    counting.ends_as_expected(&sandbox);
+    let log = daemon.end().stderr_text();
+    assert!(log.contains("worker over"), "{log}");
+}
+
+/// kill -9 of the daemon itself: its jobs go on with their checkpoints, and a new daemon takes its place.
+#[test]
+fn a_daemon_that_is_killed_harms_nobody_and_is_replaced() {
+    let sandbox = Sandbox::new("daemon_killed");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut counting = Counting::begin(&sandbox, &daemon, &[]);
+    daemon.kill();
+    let taken = counting.job.checkpoint();
+    assert_eq!(taken.kind, "delta");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    counting.job.checkpoint();
+    assert!(workers(&sandbox, &daemon).is_empty());
+    counting.job.kill_all();
+    let daemon = Daemon::begin(&sandbox, &[]);
+    counting.job.restart(Mode::Eager, &[]);
+    counting.ends_as_expected(&sandbox);
+    daemon.end();
+}
+
+/// kill -9 of the worker: the program goes on, which is said, and a later one takes checkpoints again.
+#[test]
+fn a_worker_that_is_killed_costs_checkpoints_alone() {
+    let sandbox = Sandbox::new("daemon_worker_killed");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    let program = counting.job.program();
+    sandbox.kill(the_worker(&sandbox, &daemon), Signal::SIGKILL as i32).unwrap();
+    let running = counting.job.running();
+    let said = format!(
+        "the daemon's worker was killed: there are no more checkpoints; for more: ckptbpf attach {program}"
+    );
+    sandbox.wait_for("word of it", SOON, || running.stderr().contains(&said));
+    let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
+    let attach = sandbox.spawn(counting.user.runs_beside(program, &attach));
+    sandbox.wait_for("a supervisor", SOON, || counting.job.try_checkpoint().code() == 0);
+    counting.ends_as_expected(&sandbox);
+    attach.wait(SOON).success();
+    daemon.end();
+}
+
+/// kill -9 of the user's own ckptbpf: the program goes on, and nothing is left of the job in the daemon.
+#[test]
+fn a_front_that_is_killed_leaves_nothing_in_the_daemon() {
+    let sandbox = Sandbox::new("daemon_front_killed");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut counting = Counting::begin(&sandbox, &daemon, &["-i", "0.05"]);
+    let program = counting.job.kill_supervisor();
+    sandbox
+        .wait_for("the worker to be gone", Duration::from_secs(2), || workers(&sandbox, &daemon).is_empty());
+    assert!(daemon.check().stdout_text().contains("0 of 32 jobs"));
+    let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
+    counting.job.attach_by(counting.user.runs_beside(program, &attach));
+    counting.job.checkpoint();
+    counting.ends_as_expected(&sandbox);
+    daemon.end();
+}
+
+/// What scripts go by: exit statuses, signals, checkpoints that are the end.
+#[test]
+fn statuses_and_signals_are_the_program_s() {
+    let sandbox = Sandbox::new("daemon_statuses");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let launch = |dir: &str, options: &[&str], line: &str| {
+        let program = Cmd::new("/bin/sh").args(["-c", line]);
+        tool.verb("launch", ["-d", dir]).args(options).arg("--").program(&program)
+    };
+    let said = sandbox.run(launch("a", &[], "echo out; echo err >&2; exit 3")).expect_code(3);
+    assert_eq!((said.stdout_text().as_str(), said.stderr_text().as_str()), ("out\n", "err\n"));
+    sandbox.run(launch("b", &[], "kill -9 $$")).expect_code(137);
+    let none = sandbox.run(tool.verb("launch", ["-d", "c", "--", "./none"])).expect_code(127).stderr_text();
+    assert!(none.contains("./none: not found"), "{none}");
+    // Orphans are waited for, and the first process's status counts.
+    sandbox.run(launch("d", &[], "(sleep 0.3; echo late > late) & exit 4")).expect_code(4);
+    assert!(tool.user.clone().unwrap().home().join("late").exists());
+    let waits =
+        "trap 'echo usr1' USR1; trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.05; done";
+    let running = sandbox.spawn(launch("e", &["--ckpt-signal", "USR2"], waits));
+    running.wait_for_output("ready", SOON);
+    for (signal, word) in [(Signal::SIGUSR1, "usr1"), (Signal::SIGTERM, "term")] {
+        running.kill(signal);
+        running.wait_for_output(word, SOON);
+    }
+    running.wait(SOON).expect_code(5);
+    let ends = ["--ckpt-signal", "USR2", "--exit-after-ckpt"];
+    let running = sandbox.spawn(launch("f", &ends, waits));
+    running.wait_for_output("ready", SOON);
+    running.kill(Signal::SIGUSR2);
+    let said = running.wait(SOON).expect_code(85).stderr_text();
+    assert!(said.contains("stopped with checkpoint 1"), "{said}");
+    // A directory that holds checkpoints is refused as ever.
+    let said = sandbox.run(launch("f", &[], "true")).expect_code(125).stderr_text();
+    assert!(said.contains("--new"), "{said}");
+    daemon.end();
+}
+
+/// Whoever is held back by what would not hold a worker back gets none, is told why, and goes on without.
+#[test]
+fn who_is_held_back_goes_on_without() {
+    let sandbox = Sandbox::new("daemon_held_back");
+    let daemon = Daemon::begin(&sandbox, &["--jobs", "1"]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let launch = |dir: &str| Cmd::new(&tool.binary).args(["launch", "-d", dir, "--", "/bin/true"]);
+    let is_said = |cmd: Cmd, words: &str| {
+        let said = sandbox.run(cmd).success().stderr_text();
+        assert!(said.contains("the daemon at /run/ckptbpf/daemon.sock is done without: "), "{said}");
+        assert!(said.contains(words), "{said}");
+    };
+    let within = |prefix: &[&str], dir: &str| {
+        let inner = Cmd::new(prefix[0]).args(&prefix[1..]).program(&launch(dir));
+        user.runs(&inner)
+    };
+    is_said(within(&["unshare", "--user", "--map-current-user"], "a"), "user or pid namespace");
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    is_said(user.runs(&launch("b")), "as many jobs with it as a user may have");
+    counting.ends_as_expected(&sandbox);
+    // Nothing is said where nobody is to be asked.
+    let said = sandbox.run(tool.verb("launch", ["-d", "c", "--", "/bin/true"])).success().stderr_text();
+    assert_eq!(said, "");
+    let said = sandbox.run(user.runs(&launch("d").env("CKPTBPF_SOCKET", ""))).success().stderr_text();
+    assert_eq!(said, "");
+    daemon.end();
+}
