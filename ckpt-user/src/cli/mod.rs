@@ -117,7 +117,7 @@ pub fn for_front(words: Vec<OsString>, link: &Arc<Link>) -> u8 {
 fn run(verb: Verb, way: impl Fn() -> Way) -> u8 {
     let done = match verb {
         Verb::Launch(verb) => verb.run(&way()),
-        Verb::Restart(verb) => verb.run(),
+        Verb::Restart(verb) => verb.run(way),
         Verb::Run(verb) => verb.run(way),
         Verb::Attach(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),

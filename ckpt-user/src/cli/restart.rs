@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Status;
 use super::args::{JobArgs, RestartArgs};
-use crate::job;
+use crate::job::{self, way::Way};
 
 /// Run a program again from a checkpoint
 #[derive(Debug, Clone, Args)]
@@ -25,13 +25,13 @@ pub struct Restart {
 }
 
 impl Restart {
-    pub(super) fn run(self) -> anyhow::Result<Status> {
+    pub(super) fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {
         super::refuse_remote(&self.source)?;
         if self.restart.at.is_some() && self.source.is_file() {
             anyhow::bail!("--at picks a checkpoint of a directory, and {} is a file", self.source.display());
         }
         let options = self.restart.options(self.job.options(), self.source);
         super::log_level(options.job.verbose);
-        Ok(job::restart(&options)?.into())
+        Ok(job::restart(&options, &way())?.into())
     }
 }

@@ -37,7 +37,7 @@ impl Run {
                 let mut job = launch.job;
                 // The directory is where it restarts from; new checkpoints go there too.
                 job.dir = None;
-                job::restart(&self.restart.options(job, dir))?
+                job::restart(&self.restart.options(job, dir), &way())?
             }
             None => job::launch(&launch, &way())?,
         };

@@ -10,6 +10,16 @@
 //!   ◀── Running ──── others can find the job
 //!   ─── Signal, Ended, Over ──▶     a signal of the job's; its first process has ended; nothing is left of it
 //!   ◀── Done ─────── what to exit with
+//!
+//! restart, after Go:
+//!   ◀── Split ────── the program needs a namespace of its own
+//!   ─── Kept ──────▶ init of one, and a link to that: from here on the worker works in there
+//!   ◀── Program ──── its pidfd, before it runs                             (then Running)
+//!   ◀── Stopped ──── it has been stopped
+//!
+//! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
+//!      ◀── Root ──────────          that one is the first
+//!      ─── Stopped, Ended, Over ──▶
 //! ```
 
 use super::wire;
@@ -55,6 +65,36 @@ pub struct Started {
     pub strangers: Vec<i32>,
 }
 
+/// Process ids in a new namespace.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Share {
+    /// The worker's.
+    #[prost(int32, tag = "1")]
+    pub supervisor: i32,
+    /// What is started without a wish gets the ids after this one.
+    #[prost(int32, tag = "2")]
+    pub last: i32,
+}
+
+/// What clocks of children are to be ahead of init's, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Offsets {
+    #[prost(int64, tag = "1")]
+    pub monotonic: i64,
+    #[prost(int64, tag = "2")]
+    pub boottime: i64,
+}
+
+/// A process that waits to be taken over; a socket comes with this, which is the one descriptor that it has.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Fork {
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    /// Number of the socket.
+    #[prost(int32, tag = "2")]
+    pub door: i32,
+}
+
 /// One message.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Word {
@@ -83,6 +123,23 @@ pub enum Word {
     /// What to exit with.
     #[prost(uint32, tag = "10")]
     Done(u32),
+    #[prost(message, tag = "11")]
+    Split(Share),
+    #[prost(bool, tag = "12")]
+    Kept(bool),
+    #[prost(message, tag = "13")]
+    Clocks(Offsets),
+    #[prost(message, tag = "14")]
+    Fork(Fork),
+    /// A process id, 0, or an error number below 0.
+    #[prost(sint32, tag = "15")]
+    Made(i32),
+    #[prost(int32, tag = "16")]
+    Root(i32),
+    #[prost(message, tag = "17")]
+    Program(Run),
+    #[prost(bool, tag = "18")]
+    Stopped(bool),
 }
 
 impl Word {
@@ -95,7 +152,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     word: Option<Word>,
 }
 
@@ -214,6 +271,10 @@ mod tests {
             Word::Ended(0x0100),
             Word::Over(true),
             Word::Done(85),
+            Word::Split(Share { supervisor: 32765, last: 300 }),
+            Word::Clocks(Offsets { monotonic: -1, boottime: i64::MAX }),
+            Word::Fork(Fork { pid: 17, door: 40 }),
+            Word::Made(-libc::EEXIST),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

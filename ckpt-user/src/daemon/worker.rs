@@ -8,6 +8,7 @@ use super::spawn::Assignment;
 use super::wire::Refusal;
 use crate::cli;
 use crate::job::ended::FAILED;
+use crate::job::namespace;
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
 use anyhow::{Context, bail};
@@ -36,6 +37,10 @@ pub fn main() -> anyhow::Result<u8> {
     let asked = go(&link)?;
     environment::set(asked.variables);
     let status = cli::for_front(asked.words, &link);
+    if namespace::is_worker_inside() {
+        // The one outside says it: this one is gone before it could.
+        std::process::exit(status.into());
+    }
     // Nobody listens any more where the front has been killed.
     let _ = link.say(&Word::Done(status.into()), &[]);
     Ok(status)

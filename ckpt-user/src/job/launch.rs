@@ -81,7 +81,7 @@ fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended>
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);
     let mut running = || drop(link.say(&Word::Running(true), &[]));
-    supervise(options, claimed, root, Parent::Front(link.clone()), &mut running)
+    supervise(options, claimed, root, Parent::Front { front: link.clone(), keeper: None }, &mut running)
 }
 
 /// Whose program it is, and the directory that is claimed for it.

@@ -15,23 +15,27 @@
 //! Who is not root gets a user namespace around it (user_namespaces(7)), which knows this user and one group. In there ckptbpf has
 //! all capabilities over what it makes, and none over anything else; the program has none, as before.
 
+use super::ended::Ended;
 use super::stand_in::{News, StandIn};
+use crate::daemon::link::{self, Link, Word};
 use crate::object::Object;
 use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::ids::{self, FsIds};
 use crate::sys::{caps, clone, probe, spawn, wait};
 use crate::task::outside;
-use anyhow::{Context, bail};
+use crate::track::backend;
+use anyhow::{Context, anyhow, bail};
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::unistd::{Pid, geteuid, pipe2};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The name of our init, by which `attach` ([`super::beside`]) knows a namespace of ours.
@@ -104,11 +108,7 @@ fn said_of_groups() -> &'static str {
 /// Why it is needed, and what the kernel refused.
 pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
     let ids = taken::ids(image);
-    if ids.contains(&1) {
-        bail!(
-            "the program has process id 1, which is init's in every pid namespace: it cannot be restarted beside one"
-        );
-    }
+    refuse_init(&ids)?;
     let mut new = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     // Root without it may have other users' programs, which such a namespace does not know.
     let user = (!geteuid().is_root() && !caps::has(caps::SYS_ADMIN)).then(FsIds::current);
@@ -131,13 +131,98 @@ pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
             "{}, and a pid namespace of its own cannot be had here: end that process, or restart as root",
             why.reason()
         ),
-        Some(_) => format!(
-            "{}, and a user namespace of its own, in which a user may choose, cannot be had: have the administrator allow them \
-             (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
-             kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root",
-            why.reason()
-        ),
+        Some(_) => no_user_namespace(why),
     })
+}
+
+fn no_user_namespace(why: &Why) -> String {
+    format!(
+        "{}, and a user namespace of its own, in which a user may choose, cannot be had: have the administrator allow them \
+         (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+         kernel.apparmor_restrict_unprivileged_userns, where there are such), or restart as root",
+        why.reason()
+    )
+}
+
+/// The two sides of [`make_by`].
+pub enum Worker {
+    /// In the namespace, with a link to its init: it does the work.
+    Inside(Arc<Link>),
+    /// Outside: how the one inside has ended.
+    Outside(Ended),
+}
+
+/// Held to the very end of the worker inside: init ends with it, and whoever is in the namespace with init.
+static KEEPER: OnceLock<Arc<Link>> = OnceLock::new();
+
+/// Whether this process is a worker in a program's namespace: with another one outside, which waits for it.
+pub fn is_worker_inside() -> bool {
+    KEEPER.get().is_some()
+}
+
+/// As a worker: has the front make the namespace, and goes on in it. Only while this process has one thread.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker> {
+    let ids = taken::ids(image);
+    refuse_init(&ids)?;
+    ids::note_groups();
+    permitted(image, &FsIds::current())?;
+    let share = Share::here(&ids)?;
+    let supervisor = share.supervisor;
+    let asked = link::Share { supervisor: supervisor.as_raw(), last: share.last };
+    front.say(&Word::Split(asked), &[]).context("the front is gone")?;
+    let kept = front.hear().context("the front is gone")?.map(|heard| (heard.word, heard.descriptors));
+    let (init, keeper) = match kept {
+        Some((Word::Kept(_), descriptors)) => {
+            let [init, keeper] = <[OwnedFd; 2]>::try_from(descriptors)
+                .map_err(|_| anyhow!("the front has lost the namespace"))?;
+            (init, Arc::new(Link::new(keeper)))
+        }
+        Some((Word::Made(number), _)) => {
+            return Err(io::Error::from_raw_os_error(-number)).with_context(|| no_user_namespace(why));
+        }
+        _ => bail!("the front is gone"),
+    };
+    match keeper.hear()?.map(|heard| heard.word) {
+        Some(Word::Made(0)) => {}
+        Some(Word::Made(number)) => {
+            return Err(io::Error::from_raw_os_error(-number)).with_context(|| no_user_namespace(why));
+        }
+        _ => bail!("init of the program's pid namespace was killed"),
+    }
+    // What this process may not see of itself from in there.
+    backend::note();
+    outside::note_proc()?;
+    let here = std::env::current_dir()?;
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    setns(init, flags).context("the program's namespaces cannot be entered")?;
+    std::env::set_current_dir(here)?;
+    match clone::fork(0, Some(supervisor)).context("the program's namespaces cannot be entered")? {
+        None => Ok(Worker::Inside(KEEPER.get_or_init(|| keeper).clone())),
+        Some(inside) => {
+            drop(keeper);
+            Ok(Worker::Outside(wait::for_end(inside)?))
+        }
+    }
+}
+
+/// As init of a new user namespace for `user`: its ids, its /proc, and where its process ids go on.
+pub fn furnish(user: &FsIds, last: i32) -> io::Result<()> {
+    map_ids(user)?;
+    prctl::set_name(c"ckptbpf-init")?;
+    mount_proc()?;
+    fs::write("/proc/sys/kernel/ns_last_pid", last.to_string())
+}
+
+fn refuse_init(ids: &BTreeSet<i32>) -> anyhow::Result<()> {
+    if ids.contains(&1) {
+        bail!(
+            "the program has process id 1, which is init's in every pid namespace: it cannot be restarted beside one"
+        );
+    }
+    Ok(())
 }
 
 /// Nobody changes ids in such a namespace: the program had those that its user has now.

@@ -1,9 +1,12 @@
-//! Who the program's parent is, as its supervisor sees it: this very process, or a front that tells what becomes of it.
+//! Who the program's parent is, as its supervisor sees it: this very process, or others that tell what becomes of it.
 
-use super::ended::{Ended, FAILED};
+use super::ended::Ended;
 use super::signals::{Meaning, Signals};
-use crate::daemon::link::{Heard, Link, Word};
+use crate::daemon::link::{Heard, Link, Run, Word};
+use crate::front;
+use crate::sys::pidfd;
 use nix::unistd::Pid;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -12,8 +15,8 @@ use std::sync::Arc;
 pub enum Parent {
     /// This process, and what it is sent.
     Us(Signals),
-    /// The other end of this link.
-    Front(Arc<Link>),
+    /// The ckptbpf that was started; after a restart an init between it and the program.
+    Front { front: Arc<Link>, keeper: Option<Arc<Link>> },
 }
 
 /// What it has to tell.
@@ -27,11 +30,13 @@ pub enum News {
 }
 
 impl Parent {
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Us(signals) => signals.fd(),
-            Self::Front(link) => link.as_fd(),
-        }
+    /// Where news come from.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (first, second) = match self {
+            Self::Us(signals) => (signals.fd(), None),
+            Self::Front { front, keeper } => (front.as_fd(), keeper.as_ref().map(|keeper| keeper.as_fd())),
+        };
+        std::iter::once(first).chain(second)
     }
 
     /// The next that waits. A worker whose front was killed ends at once, as it would have been killed with it: the program goes
@@ -39,19 +44,24 @@ impl Parent {
     pub fn take(&mut self) -> Option<News> {
         match self {
             Self::Us(signals) => signals.take().map(News::Signal),
-            Self::Front(link) => loop {
-                match link.hear_what_waits() {
-                    Ok(None) => return None,
-                    Ok(Some(Heard { word, .. })) => match word {
-                        Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
-                        Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
-                        Word::Over(_) => return Some(News::Over),
-                        _ => {}
-                    },
-                    Err(_) => std::process::exit(FAILED.into()),
-                }
-            },
+            Self::Front { front, keeper } => {
+                let of_keeper = |keeper: &Arc<Link>| next(keeper, Some(front));
+                next(front, None).or_else(|| keeper.as_ref().and_then(of_keeper))
+            }
         }
+    }
+
+    /// Tells it of the program's first process, which is about to run, and of a signal that is not for that.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn is_to_have(&self, root: Pid, checkpoint_signal: Option<i32>) -> io::Result<()> {
+        if let Self::Front { front, keeper: Some(keeper) } = self {
+            keeper.say(&Word::Root(root.as_raw()), &[])?;
+            let process = pidfd::open(root)?;
+            front.say(&Word::Program(Run { checkpoint_signal }), &[process.as_fd()])?;
+        }
+        Ok(())
     }
 
     /// Stops as the program has stopped ([`Signals::stop_with`]). A front does so by itself.
@@ -62,6 +72,23 @@ impl Parent {
     }
 
     pub fn is_front(&self) -> bool {
-        matches!(self, Self::Front(_))
+        matches!(self, Self::Front { .. })
+    }
+}
+
+/// The next word for a supervisor; that the program has stopped is for `front`.
+fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
+    loop {
+        match from.hear_what_waits() {
+            Ok(None) => return None,
+            Ok(Some(Heard { word, .. })) => match word {
+                Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
+                Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
+                Word::Over(_) => return Some(News::Over),
+                Word::Stopped(_) => drop(front.map(|front| front.say(&Word::Stopped(true), &[]))),
+                _ => {}
+            },
+            Err(_) => front::lost(),
+        }
     }
 }

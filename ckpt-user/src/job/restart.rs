@@ -8,7 +8,7 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
-use super::namespace::{self, Side, Why};
+use super::namespace::{self, Side, Why, Worker};
 use super::options::{FilesPolicy, RestartOptions};
 use super::parent::Parent;
 use super::process::ProcessId;
@@ -19,13 +19,17 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::survivors;
 use super::terminal;
+use super::way::{Way, done_without};
+use crate::daemon::link::{Link, Word};
 use crate::freeze::tree;
+use crate::front::{self, door::NoDoor};
 use crate::image::{Chain, GenerationId, ImageError, Opened, SpaceId};
 use crate::memory::map_count;
 use crate::memory::shared::Restored;
 use crate::object::{Description, Object};
 use crate::page::{Pager, Plan};
 use crate::rebuild::fill::Watch;
+use crate::rebuild::nursery::Nursery;
 use crate::rebuild::process::RebuiltProcess;
 use crate::rebuild::taken;
 use crate::rebuild::{self, Mode, RebuildError, Unfinished};
@@ -49,34 +53,56 @@ use std::time::{Duration, Instant};
 const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 /// Runs a program again from a checkpoint and supervises it.
-pub fn restart(options: &RestartOptions) -> anyhow::Result<Ended> {
-    let begun = Instant::now();
-    if !options.detach {
-        return run_again(options, begun, None, &mut || ());
+pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
+    match way {
+        // Its front has gone to the background.
+        Way::Worker(link) => {
+            let mut running = || drop(link.say(&Word::Running(true), &[]));
+            return run_again(options, Instant::now(), way, None, &mut running);
+        }
+        _ if !options.detach => return begin(options, way, &mut || ()),
+        _ => {}
     }
     match spawn::detach().context("cannot go to the background")? {
         Detached::Parent(ended) => Ok(ended),
-        Detached::Child(ready) => run_again(options, begun, None, &mut || ready.tell()),
+        Detached::Child(ready) => begin(options, way, &mut || ready.tell()),
     }
 }
 
-/// Why this process is in a pid namespace made for the program, and which checkpoint was chosen outside.
-type Inside<'a> = (&'a Why, GenerationId);
+fn begin(options: &RestartOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
+    if let Way::Daemon(door) = way {
+        let ended = front::go(door, None, running);
+        match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
+            Some(why) => done_without(door.path(), why),
+            None => return ended,
+        }
+    }
+    run_again(options, Instant::now(), way, None, running)
+}
+
+/// Why this process is in a pid namespace made for the program, which checkpoint was chosen outside, and the way to the parent
+/// of the program's processes, where that is init.
+struct Inside<'a> {
+    why: &'a Why,
+    chosen: GenerationId,
+    keeper: Option<Arc<Link>>,
+}
 
 /// `inside`: if it is in one.
 fn run_again(
     options: &RestartOptions,
     begun: Instant,
+    way: &Way,
     inside: Option<Inside<'_>>,
     running: &mut dyn FnMut(),
 ) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
-    let why = inside.map(|(why, _)| why);
+    let why = inside.as_ref().map(|inside| inside.why);
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
-    let chosen = inside.map_or(at, |(_, chosen)| Some(chosen));
+    let chosen = inside.as_ref().map_or(at, |inside| Some(inside.chosen));
     let judge = |chain: &Chain| judged(chain, options, why.is_none());
     let mut opened = {
         let _as_owner = dir.assume()?;
@@ -111,14 +137,34 @@ fn run_again(
         let chosen = newest.header().id;
         // Who goes on begins anew: the lock of the directory is not to be shared.
         drop((made, plan, chain, target, dir));
-        return match namespace::make(&image, &why)? {
-            Side::Outside(stand_in) => stand_in.serve(),
-            Side::Inside => run_again(options, begun, Some((&why, chosen)), running),
+        let keeper = match way {
+            Way::Worker(front) => match namespace::make_by(front, &image, &why)? {
+                Worker::Outside(Ended::Signaled(_)) => front::lost(),
+                Worker::Outside(ended) => return Ok(ended),
+                Worker::Inside(keeper) => Some(keeper),
+            },
+            _ => match namespace::make(&image, &why)? {
+                Side::Outside(stand_in) => return stand_in.serve(),
+                Side::Inside => None,
+            },
         };
+        return run_again(options, begun, way, Some(Inside { why: &why, chosen, keeper }), running);
     }
-    // Before we become what orphans are given to: they are to be none of ours.
-    let signals =
-        Signals::listen_with_witness(namespace::witness_id(&image)?).context("cannot listen for signals")?;
+    let keeper = inside.and_then(|inside| inside.keeper);
+    let parent_of_it = match (way, &keeper) {
+        (Way::Worker(front), Some(keeper)) => {
+            tree::note_keeper(Pid::from_raw(1), &[]);
+            Parent::Front { front: front.clone(), keeper: Some(keeper.clone()) }
+        }
+        _ => {
+            // Before we become what orphans are given to: they are to be none of ours.
+            let signals = Signals::listen_with_witness(namespace::witness_id(&image)?);
+            tree::note_strangers();
+            clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+            Parent::Us(signals.context("cannot listen for signals")?)
+        }
+    };
+    let nursery = keeper.clone().map_or(Nursery::Ourselves, Nursery::Keeper);
     if let Some(Some(why)) = lazy_for {
         log::warn!("a restart that is asked to be lazy is none: {why}");
     }
@@ -131,10 +177,8 @@ fn run_again(
         }),
         false => Mode::Eager,
     };
-    tree::note_strangers();
-    clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
     let unfinished = Unfinished::of(&image);
-    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound).map_err(advised)?;
+    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
     let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();
@@ -163,6 +207,7 @@ fn run_again(
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;
+    parent_of_it.is_to_have(root, target.lease.record().options.ckpt_signal)?;
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     unfinished.keep();
@@ -196,7 +241,7 @@ fn run_again(
         lease: target.lease,
         path: target.path,
         root,
-        keeper: Parent::Us(signals),
+        keeper: parent_of_it,
         parent: target.same_directory.then_some(parent),
         tracked,
         attached: None,

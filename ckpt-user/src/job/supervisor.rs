@@ -173,10 +173,8 @@ impl Supervisor {
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
             PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
         });
-        let mut fds = vec![
-            PollFd::new(parent.fd(), PollFlags::POLLIN),
-            PollFd::new(self.tasks.wake_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = vec![PollFd::new(self.tasks.wake_fd(), PollFlags::POLLIN)];
+        fds.extend(parent.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         if let Some(root) = self.plan.attached.as_ref().filter(|_| gone.is_none()) {
             fds.push(PollFd::new(root.as_fd(), PollFlags::POLLIN));
         }

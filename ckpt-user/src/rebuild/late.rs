@@ -23,7 +23,7 @@ use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockTy
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The way of descriptors into skeletons.
 pub struct Door {
@@ -43,8 +43,25 @@ impl Door {
         self.there.try_clone()
     }
 
+    /// The end that processes have.
+    pub fn there(&self) -> BorrowedFd<'_> {
+        self.there.as_fd()
+    }
+
     /// Puts `fd` in the place of the placeholder that `remote` has under `number`.
     fn pass(&self, fd: &OwnedFd, remote: &mut Remote, number: u64, flags: u64) -> io::Result<()> {
+        self.pass_through(number, fd, remote, number, flags)
+    }
+
+    /// Gives `remote`, which has the other end under the number `door`, a duplicate of `fd` under `number`.
+    pub fn pass_through(
+        &self,
+        door: u64,
+        fd: &OwnedFd,
+        remote: &mut Remote,
+        number: u64,
+        flags: u64,
+    ) -> io::Result<()> {
         let rights = [fd.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&rights)];
         sendmsg::<()>(self.here.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_DONTWAIT, None)?;
@@ -55,12 +72,17 @@ impl Door {
         let part = remote.data(&words(&[byte, 1]))?;
         let message = remote.data(&words(&[0, 0, part, 1, control, 24, 0]))?;
         let how = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
-        remote.call(libc::SYS_recvmsg, &[number, message, how])?;
+        remote.call(libc::SYS_recvmsg, &[door, message, how])?;
         let mut got = [0; 24];
         remote.read(control, &mut got)?;
         let (length, new) = (u64_of(&got[..8]), u64_of(&got[16..20]));
         if length < 20 {
             return Err(io::Error::other("the process has no room for another descriptor"));
+        }
+        if new == number {
+            // Here it came to be by chance; its flags are those that it came with.
+            let close_on_exec = u64::from(flags & libc::O_CLOEXEC as u64 != 0);
+            return remote.call(libc::SYS_fcntl, &[new, libc::F_SETFD as u64, close_on_exec]).map(drop);
         }
         let place = Call::new(libc::SYS_dup3, &[new, number, flags]);
         remote.run_all(&[place, Call::new(libc::SYS_close, &[new])])

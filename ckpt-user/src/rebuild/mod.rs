@@ -14,6 +14,7 @@ pub mod fill;
 pub mod foreground;
 pub mod late;
 pub mod mappings;
+pub mod nursery;
 pub mod objects;
 pub mod plan;
 pub mod process;
@@ -30,6 +31,7 @@ use crate::sys::wait;
 use crate::task::filters;
 use crate::task::keyring::Joined;
 use nix::unistd::Pid;
+use nursery::Nursery;
 use std::collections::HashSet;
 
 /// Why a restart cannot be done. Nothing runs, no file has changed.
@@ -107,10 +109,11 @@ pub fn rebuild(
     mode: Mode,
     owner: &FsIds,
     sound: &HashSet<(u64, u64)>,
+    nursery: &Nursery,
 ) -> Result<Rebuilt, RebuildError> {
-    let original_time = clocks::enter(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
+    let original_time = nursery.enter_clocks(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner, sound)?;
-    let mut skeletons = skeleton::plant(image, original_time)?;
+    let mut skeletons = skeleton::plant(image, original_time, nursery, &objects)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
     late::messages(image, &objects, owner.uid == 0)?;
     late::connections(image, &objects, owner.uid == 0)?;

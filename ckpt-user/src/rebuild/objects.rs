@@ -12,12 +12,13 @@ use crate::object::{self, Stage};
 use crate::record::Image;
 use crate::sys::ids::FsIds;
 use crate::sys::pidfd;
+use crate::sys::remote::Remote;
 use crate::task::limits;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Descriptors that the skeletons inherit.
 pub struct Objects {
@@ -113,6 +114,30 @@ pub fn make(
     context.deleted.finish().rebuilding(root, "a deleted file")?;
     let object::Rebuilding { sockets, .. } = context;
     Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets })
+}
+
+impl Objects {
+    /// All that a skeleton is to have of this process, under the numbers that it has here.
+    fn inherited(&self) -> impl Iterator<Item = &OwnedFd> {
+        let streams = self.streams.iter().flatten();
+        let mapped = self.files.values().chain(&self.shared).chain(self.read_only.values());
+        self.descriptions.iter().chain(streams).chain(mapped)
+    }
+
+    /// A number that none of them has.
+    pub fn door_number(&self) -> i32 {
+        self.inherited().map(AsRawFd::as_raw_fd).max().unwrap_or(0) + 1
+    }
+
+    /// Gives them to a process that has nothing but the door.
+    pub fn hand_over(&self, remote: &mut Remote) -> std::io::Result<()> {
+        let door = self.door_number() as u64;
+        for fd in self.inherited() {
+            let number = fd.as_raw_fd() as u64;
+            self.door.pass_through(door, fd, remote, number, libc::O_CLOEXEC as u64)?;
+        }
+        Ok(())
+    }
 }
 
 /// A number above any descriptor that the program uses or has an epoll watch.

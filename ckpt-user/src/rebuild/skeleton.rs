@@ -1,11 +1,14 @@
 //! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
 
+use super::nursery::Nursery;
+use super::objects::Objects;
 use super::plan::{self, Maker, Step};
 use super::{RebuildError, Rebuilding, clocks, taken};
+use crate::freeze::tree;
 use crate::memory::vdso;
 use crate::memory::vma::{self, Raw};
 use crate::record::Image;
-use crate::sys::clone::{self, CloneArgs};
+use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
 use crate::sys::ptrace::{self, Stopped};
 use crate::sys::remote::{Remote, SCRATCH_LEN};
@@ -29,7 +32,12 @@ pub const OPTIONS: i32 =
     ptrace::O_TRACESYSGOOD | ptrace::O_TRACEFORK | ptrace::O_TRACECLONE | ptrace::O_EXITKILL;
 
 /// Makes the whole tree with its sessions, groups and ended children. `original_time` is gone back to.
-pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>, RebuildError> {
+pub fn plant(
+    image: &Image,
+    original_time: Option<File>,
+    nursery: &Nursery,
+    objects: &Objects,
+) -> Result<Vec<Skeleton>, RebuildError> {
     let scratch = free_ranges(image)?;
     let nodes = image.nodes();
     let steps = plan::plan(&nodes).map_err(|e| RebuildError::Refused(e.to_string()))?;
@@ -40,8 +48,11 @@ pub fn plant(image: &Image, original_time: Option<File>) -> Result<Vec<Skeleton>
                 let pid = nodes[i].pid;
                 let new = match maker {
                     Maker::Ourselves => {
-                        let process = unless_taken(pid, || clone::fork_waiting(Pid::from_raw(pid)))?;
-                        take_over(process, scratch).rebuilding(pid, "the process")?
+                        let process =
+                            unless_taken(pid, || nursery.fork_waiting(Pid::from_raw(pid), objects))?;
+                        let mut new = take_over(process, scratch).rebuilding(pid, "the process")?;
+                        nursery.equip(&mut new.remote, objects)?;
+                        new
                     }
                     Maker::Parent(by) => child(made(&mut grown, by)?, pid, nodes[i].exit_signal)?,
                     Maker::Within(by) => orphan(made(&mut grown, by)?, pid)?,
@@ -123,10 +134,10 @@ fn orphan(leader: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
     Ok(made)
 }
 
-/// Two ranges of scratch size that neither the image's mappings nor our own touch.
+/// Two ranges of scratch size that neither the image's mappings touch nor those of whom skeletons are copies.
 fn free_ranges(image: &Image) -> Result<(u64, u64), RebuildError> {
-    let own =
-        std::fs::read_to_string("/proc/self/maps").and_then(|t| vma::parse(&t)).rebuilding(0, "maps")?;
+    let own = ProcDir::process(tree::keeper()).text("maps").and_then(|t| vma::parse(&t));
+    let own = own.rebuilding(0, "maps")?;
     let mut taken: Vec<(u64, u64)> = own.iter().map(|r| (r.start, r.end)).collect();
     taken.extend(image.processes.iter().flat_map(|p| &p.mappings).map(|v| (v.start, v.end)));
     taken.sort_unstable();

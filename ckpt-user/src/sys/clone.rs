@@ -2,6 +2,7 @@
 
 use nix::unistd::Pid;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `struct clone_args` (linux/sched.h), version 2 with `cgroup`: 88 bytes.
 #[repr(C)]
@@ -55,15 +56,17 @@ pub fn end_with(parent: Pid) {
     }
 }
 
-/// Forks a child named `pid` that does nothing but wait to be taken over by ptrace.
+/// Forks a child named `pid` that does nothing but wait to be taken over by ptrace. With a `door` it has no descriptor but that,
+/// under this number.
 ///
 /// Only while the calling process has one thread: the child is a copy of it and never returns from here.
 ///
 /// # Errors
 /// EEXIST when the id is taken, EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
-pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
+pub fn fork_waiting(pid: Pid, door: Option<(BorrowedFd<'_>, i32)>) -> io::Result<Pid> {
     let tid = [pid.as_raw()];
     let parent = Pid::this();
+    let ready = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let args = CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
         set_tid: tid.as_ptr() as u64,
@@ -77,11 +80,36 @@ pub fn fork_waiting(pid: Pid) -> io::Result<Pid> {
         if child == 0 {
             // Should ckptbpf die before it has seized this child, nothing else would end it.
             end_with(parent);
+            if let Some((door, number)) = door {
+                keep_only(door.as_raw_fd(), number);
+            }
             loop {
                 libc::pause();
             }
         }
-        super::check(child).map(|c| Pid::from_raw(c as i32))
+        let child = super::check(child).map(|c| Pid::from_raw(c as i32))?;
+        if door.is_some() {
+            // The child closes its end once it has what it is to have; whoever takes it over must not come before that.
+            let (from, to) = ready;
+            drop(to);
+            nix::unistd::read(from, &mut [0])?;
+        }
+        Ok(child)
+    }
+}
+
+/// Leaves this process one descriptor, under another number, or ends it.
+///
+/// # Safety
+/// Nothing that owns a descriptor may be used or dropped in this process any more.
+unsafe fn keep_only(kept: i32, number: i32) {
+    // SAFETY: system calls that take numbers; what they close is nobody's, as the caller promises.
+    unsafe {
+        let place = libc::dup2(kept, number);
+        let below = place < 1 || libc::syscall(libc::SYS_close_range, 0, place - 1, 0) == 0;
+        if place < 0 || !below || libc::syscall(libc::SYS_close_range, place + 1, u32::MAX, 0) != 0 {
+            libc::_exit(1);
+        }
     }
 }
 

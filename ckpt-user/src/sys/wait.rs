@@ -69,6 +69,22 @@ pub fn any_child() -> io::Result<(Pid, i32)> {
     Ok((Pid::from_raw(pid as i32), status))
 }
 
+/// Waits for the end of one child.
+///
+/// # Errors
+/// ECHILD when it is none.
+pub fn for_end(child: Pid) -> io::Result<Ended> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` outlives the call; waitpid writes nothing else.
+        match super::check(i64::from(unsafe { libc::waitpid(child.as_raw(), &raw mut status, libc::__WALL) }))
+        {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            waited => return waited.map(|_| Ended::from_wait(status)),
+        }
+    }
+}
+
 /// How a child has ended that nobody has reaped yet.
 pub fn unreaped(pid: Pid) -> Option<Ended> {
     let kept = KEPT.with_borrow(|kept| kept.iter().find(|one| one.0 == pid).map(|one| one.1));

@@ -55,11 +55,30 @@ pub fn choose(wanted: Option<Backend>) -> Backend {
     if soft.is_ok() { Backend::SoftDirty } else { Backend::Full }
 }
 
+/// Asks both ways, for a process that is forked of this one and may not look at itself any more.
+pub fn note() {
+    protects();
+    KNOWN.get_or_init(|| {
+        let number = |result: io::Result<()>| result.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
+        (number(pagemap_scan()), number(soft_dirty()))
+    });
+}
+
+/// What [`note`] has found, as error numbers.
+static KNOWN: OnceLock<(Result<(), i32>, Result<(), i32>)> = OnceLock::new();
+
+fn known(which: impl Fn(&(Result<(), i32>, Result<(), i32>)) -> Result<(), i32>) -> Option<io::Result<()>> {
+    KNOWN.get().map(|both| which(both).map_err(io::Error::from_raw_os_error))
+}
+
 /// Protects four pages, writes to one, and looks which has been written to.
 ///
 /// # Errors
 /// What this kernel lacks.
 pub fn pagemap_scan() -> io::Result<()> {
+    if let Some(known) = known(|both| both.0) {
+        return known;
+    }
     let pages = Pages::new(4)?;
     let uffd = Uffd::handshake(Uffd::of_self(USER_MODE_ONLY).or_else(|_| Uffd::of_self(0))?, TRACKING)?;
     uffd.register(pages.address(), pages.bytes(), MODE_WP)?;
@@ -92,6 +111,9 @@ fn written(pagemap: &mut Pagemap, pages: &Pages) -> io::Result<Vec<Range<u64>>> 
 /// What this kernel lacks.
 pub fn soft_dirty() -> io::Result<()> {
     const MARK: u64 = 1 << 55;
+    if let Some(known) = known(|both| both.1) {
+        return known;
+    }
     let pages = Pages::new(2)?;
     let pagemap = Pagemap::from(own::pagemap()?);
     let marks = || -> io::Result<Vec<bool>> {

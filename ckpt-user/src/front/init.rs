@@ -1,0 +1,148 @@
+//! pid 1 of a namespace that a restart by a daemon makes: the parent of the program, as the front is outside of it.
+//!
+//! ```text
+//!  front ─▶ init (user, pid and mount namespace; time namespace of its children) ─▶ processes of the program
+//!             └── link ── worker, which came in from outside
+//! ```
+//! It is a fork of the front's, in the job's control group and in its session, and so are the processes that it forks for the
+//! worker. It ends as the program's first process has ended, once nothing is left of that and the worker has had its last
+//! word; what is left in the namespace then, the kernel ends.
+
+use crate::daemon::link::{Fork, Heard, Link, Offsets, Share, Word};
+use crate::job::ended::{Ended, FAILED};
+use crate::job::namespace;
+use crate::job::signals::Signals;
+use crate::rebuild::clocks;
+use crate::sys::ids::FsIds;
+use crate::sys::wait::{self, Change};
+use crate::sys::{clone, spawn};
+use crate::task::limits;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Forks it; its process id, and the worker's end of its link. Only while this process has one thread.
+///
+/// # Errors
+/// What the kernel refuses the fork for; what it refuses later is told by the link.
+pub fn fork(share: Share) -> io::Result<(Pid, OwnedFd)> {
+    let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+    let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
+    let user = FsIds::current();
+    let new = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    if let Some(init) = clone::fork(new.bits() as u64, None)? {
+        return Ok((init, ours));
+    }
+    drop(ours);
+    let done = begin(&user, share, its).and_then(|init| init.serve());
+    std::process::exit(done.unwrap_or(Ended::Exited(FAILED)).exit_status().into())
+}
+
+struct Init {
+    link: Option<Link>,
+    signals: Signals,
+    root: Option<Pid>,
+    ended: Option<Ended>,
+    /// The worker has been told that nothing is left.
+    is_over: bool,
+}
+
+fn begin(user: &FsIds, share: Share, link: OwnedFd) -> io::Result<Init> {
+    let link = Link::new(link);
+    let made = namespace::furnish(user, share.last);
+    let number = made.as_ref().err().map_or(0, |error| -error.raw_os_error().unwrap_or(libc::EIO));
+    link.say(&Word::Made(number), &[])?;
+    made?;
+    // For the processes that are forked here: each begins with all that a program may have open.
+    limits::raise_own_open_files();
+    spawn::close_all_but(link.as_fd())?;
+    let signals = Signals::listen()?;
+    Ok(Init { link: Some(link), signals, root: None, ended: None, is_over: false })
+}
+
+impl Init {
+    fn serve(mut self) -> io::Result<Ended> {
+        loop {
+            self.sleep()?;
+            while self.signals.take().is_some() {}
+            self.listen();
+            let is_alone = self.reap();
+            if is_alone && self.link.is_none() {
+                return Ok(self.ended.unwrap_or(Ended::Exited(FAILED)));
+            }
+            if is_alone && self.root.is_some() && !self.is_over {
+                self.is_over = true;
+                self.tell(&Word::Over(true));
+            }
+        }
+    }
+
+    fn sleep(&self) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
+        fds.extend(self.link.iter().map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn listen(&mut self) {
+        while let Some(link) = &self.link {
+            let Heard { word, descriptors } = match link.hear_what_waits() {
+                Ok(None) => return,
+                Ok(Some(heard)) => heard,
+                Err(_) => {
+                    self.link = None;
+                    return;
+                }
+            };
+            let made = match word {
+                Word::Root(root) => {
+                    self.root = Some(Pid::from_raw(root));
+                    continue;
+                }
+                Word::Clocks(Offsets { monotonic, boottime }) => {
+                    clocks::enter((monotonic, boottime)).map(|_| 0)
+                }
+                Word::Fork(Fork { pid, door }) => match descriptors.first() {
+                    Some(there) => {
+                        clone::fork_waiting(Pid::from_raw(pid), Some((there.as_fd(), door))).map(Pid::as_raw)
+                    }
+                    None => Err(io::ErrorKind::InvalidData.into()),
+                },
+                _ => continue,
+            };
+            let number = made.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO));
+            self.tell(&Word::Made(number));
+        }
+    }
+
+    /// Takes in what children do; true when none is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match wait::next_change() {
+                Ok(Some((pid, change))) if Some(pid) == self.root => match change {
+                    Change::Ended(ended) => {
+                        self.ended = Some(ended);
+                        self.tell(&Word::Ended(ended.to_wait()));
+                    }
+                    Change::Stopped => self.tell(&Word::Stopped(true)),
+                    Change::Continued | Change::TraceStop(_) => {}
+                },
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn tell(&self, word: &Word) {
+        // That the worker is gone is seen by whoever listens.
+        if let Some(link) = &self.link {
+            let _ = link.say(word, &[]);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! From the program's start to its end.
+//!
+//! ```text
+//!          ┌── SIGCHLD: reap ───── Ended, Over ──▶ worker
+//!   poll ──┼── signal: to the program │ Signal ──▶ worker
+//!     ▲    └── worker: Program │ Running │ Stopped │ Done ──▶ exit status
+//! ```
+//! After a restart the child is init of the program's namespace, which ends as the program has ended ([`super::init`]), and tells
+//! the worker itself.
+
+use crate::daemon::link::{Heard, Link, Run, Started, Word};
+use crate::freeze::tree;
+use crate::job::ended::{self, Ended};
+use crate::job::signals::{Meaning, Signals};
+use crate::job::terminal;
+use crate::sys::pidfd;
+use crate::sys::wait::{self, Change};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What the front's child is.
+pub enum Child {
+    /// The program's first process.
+    Program,
+    /// Init of its namespace.
+    Init,
+}
+
+/// A program, or its init, that is our child.
+pub struct Front<'a> {
+    signals: Signals,
+    child: Pid,
+    kind: Child,
+    /// A signal that is the worker's.
+    checkpoint_signal: Option<i32>,
+    /// The program's first process; none before it runs.
+    program: Option<(OwnedFd, Pid)>,
+    ended: Option<Ended>,
+    /// None once it is gone.
+    worker: Option<Link>,
+    /// The worker has seen the program: what ends before that stays there to be seen.
+    is_known: bool,
+    /// Nothing is left of the program.
+    is_over: bool,
+    /// The worker's last word.
+    done: Option<u8>,
+    running: &'a mut dyn FnMut(),
+}
+
+impl<'a> Front<'a> {
+    pub fn of(
+        child: Pid,
+        kind: Child,
+        signals: Signals,
+        worker: Link,
+        running: &'a mut dyn FnMut(),
+    ) -> io::Result<Self> {
+        // One that has ended already is there until it is reaped.
+        let process = pidfd::open(child)?;
+        Ok(Self {
+            signals,
+            child,
+            program: matches!(kind, Child::Program).then_some((process, child)),
+            kind,
+            checkpoint_signal: None,
+            ended: None,
+            worker: Some(worker),
+            is_known: false,
+            is_over: false,
+            done: None,
+            running,
+        })
+    }
+
+    /// The same, which keeps a signal for the worker.
+    #[must_use]
+    pub fn keeping(self, checkpoint_signal: Option<i32>) -> Self {
+        Self { checkpoint_signal, ..self }
+    }
+
+    /// Returns how the program has ended.
+    ///
+    /// # Errors
+    /// It cannot be waited for (poll).
+    pub fn serve(mut self) -> io::Result<Ended> {
+        self.tell_started();
+        loop {
+            if self.is_over && (self.worker.is_none() || self.done.is_some()) {
+                return Ok(self
+                    .done
+                    .map(Ended::Exited)
+                    .or(self.ended)
+                    .unwrap_or(Ended::Exited(ended::FAILED)));
+            }
+            self.sleep()?;
+            self.listen();
+            if !self.is_known {
+                continue;
+            }
+            while let Some(meaning) = self.signals.take() {
+                self.signal(meaning);
+            }
+            self.reap();
+        }
+    }
+
+    fn sleep(&self) -> io::Result<()> {
+        let mut fds: Vec<PollFd<'_>> =
+            self.worker.iter().map(|worker| PollFd::new(worker.as_fd(), PollFlags::POLLIN)).collect();
+        // Signals wait until there is a program to have them.
+        if self.is_known {
+            fds.push(PollFd::new(self.signals.fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn signal(&mut self, meaning: Meaning) {
+        let (Meaning::Forward(signal) | Meaning::Everyones(signal)) = meaning else { return };
+        match meaning {
+            _ if self.checkpoint_signal == Some(signal) => self.tell(&Word::Signal(signal), &[]),
+            Meaning::Forward(_) => {
+                let sent =
+                    self.program.as_ref().map(|(process, _)| pidfd::send_signal(process.as_fd(), signal));
+                // What it has left behind is meant then.
+                if !matches!(sent, Some(Ok(()))) {
+                    self.tell(&Word::Signal(signal), &[]);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn listen(&mut self) {
+        while let Some(worker) = &self.worker {
+            let Heard { word, descriptors } = match worker.hear_what_waits() {
+                Ok(None) => return,
+                Ok(Some(heard)) => heard,
+                Err(_) => return self.alone(),
+            };
+            match word {
+                Word::Program(Run { checkpoint_signal }) => {
+                    self.checkpoint_signal = checkpoint_signal;
+                    let process = descriptors.into_iter().next();
+                    let known =
+                        process.and_then(|fd| pidfd::names(fd.as_fd()).ok().flatten().map(|pid| (fd, pid)));
+                    self.program = known.or(self.program.take());
+                }
+                Word::Running(_) => {
+                    self.is_known = true;
+                    (self.running)();
+                }
+                Word::Stopped(_) => {
+                    if let Some((_, program)) = self.program {
+                        self.signals.stop_with(program);
+                    }
+                }
+                Word::Done(status) => {
+                    self.done = Some(status as u8);
+                    self.is_known = true;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The worker is gone.
+    fn alone(&mut self) {
+        self.worker = None;
+        self.is_known = true;
+        if self.done.is_some() {
+            return;
+        }
+        let again = match self.program {
+            Some((_, program)) if !self.is_over => format!("; for more: ckptbpf attach {program}"),
+            _ => String::new(),
+        };
+        terminal::say(&format!("the daemon's worker was killed: there are no more checkpoints{again}"));
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match wait::next_change() {
+                Ok(Some((pid, Change::Ended(ended)))) if pid == self.child => {
+                    self.ended = Some(ended);
+                    self.tell_of_child(&Word::Ended(ended.to_wait()));
+                }
+                Ok(Some((pid, Change::Stopped))) if pid == self.child => self.signals.stop_with(self.child),
+                Ok(Some(_)) => {}
+                Ok(None) if self.ended.is_none() || !tree::only_strangers_left() => return,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if !self.is_over {
+            self.is_over = true;
+            self.tell_of_child(&Word::Over(true));
+        }
+    }
+
+    fn tell_started(&self) {
+        let strangers = tree::strangers().iter().map(|pid| pid.as_raw()).collect();
+        let started = Started { keeper: Pid::this().as_raw(), strangers };
+        if let (Child::Program, Some((process, _))) = (&self.kind, &self.program) {
+            self.tell(&Word::Started(started), &[process.as_fd()]);
+        }
+    }
+
+    fn tell_of_child(&self, word: &Word) {
+        if matches!(self.kind, Child::Program) {
+            self.tell(word, &[]);
+        }
+    }
+
+    fn tell(&self, word: &Word, with: &[BorrowedFd<'_>]) {
+        // That it is gone is seen by whoever listens.
+        if let Some(worker) = &self.worker {
+            let _ = worker.say(word, with);
+        }
+    }
+}
