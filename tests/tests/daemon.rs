@@ -241,3 +241,119 @@ fn who_is_held_back_goes_on_without() {
     assert_eq!(said, "");
     daemon.end();
 }
+
+#[test]
+fn count_in_python_by_daemon() {
+    survives("python", victim_cmd("count.py").args(["f", "1100", "3000"]), Some("f"));
+}
+
+/// After a restart, too, the program is the front's, signals and stops and statuses are as ever, and a restart that fails says why
+/// once.
+#[test]
+fn a_restarted_program_is_a_child_of_the_user_s_own() {
+    let sandbox = Sandbox::new("daemon_restarted");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut counting = Counting::begin(&sandbox, &daemon, &["--ckpt-signal", "USR2"]);
+    let expected = counting.job.program();
+    counting.job.kill_all();
+    // Of one whose file is gone nothing is started.
+    let (file, aside) = (counting.user.home().join("numbers"), counting.user.home().join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    let said = sandbox.run(counting.tool.verb("restart", ["images"])).expect_code(125).stderr_text();
+    assert_eq!(said.matches("numbers").count(), 1, "{said}");
+    std::fs::rename(&aside, &file).unwrap();
+    counting.job.restart(Mode::Eager, &["-v"]);
+    let program = counting.job.program();
+    let said = counting.job.running().stderr();
+    let told = format!(
+        "the program runs in a user and pid namespace of its own, as pid {expected} there (here: {program})"
+    );
+    assert!(said.contains(&told), "{said}");
+    let all = sandbox.ps();
+    let of = |pid: i32| all.iter().find(|one: &&Process| one.pid == pid).unwrap();
+    let init = of(of(program).parent);
+    assert_eq!((init.comm.as_str(), init.parent), ("ckptbpf-init", counting.job.running().pid));
+    let worker = the_worker(&sandbox, &daemon);
+    let inside = all.iter().find(|one| one.parent == worker).expect("one that works inside");
+    for pid in [worker, inside.pid] {
+        let look = Cmd::sh(&format!("cat /proc/{pid}/environ"));
+        let said = sandbox.run(counting.user.runs(&look)).stderr_text();
+        assert!(said.contains("Permission denied"), "{said}");
+    }
+    // What is sent to the front is the program's, but for the signal that is a checkpoint's.
+    let front = counting.job.running();
+    let before = counting.job.newest();
+    front.kill(Signal::SIGUSR2);
+    counting.job.wait_for_checkpoint(before + 1);
+    front.kill(Signal::SIGSTOP);
+    front.kill(Signal::SIGCONT);
+    sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
+    let state = |pid: i32| line_of(&sandbox, pid, "State:");
+    sandbox.wait_for("the front to stop with the program", SOON, || state(front.pid).starts_with('T'));
+    sandbox.kill(program, Signal::SIGCONT as i32).unwrap();
+    sandbox.wait_for("the front to go on with it", SOON, || !state(front.pid).starts_with('T'));
+    front.kill(Signal::SIGTERM);
+    counting.job.wait(SOON).expect_code(143);
+    sandbox.wait_for("nothing to be left", SOON, || workers(&sandbox, &daemon).is_empty());
+    daemon.end();
+}
+
+/// kill -9 of each of those who have to do with a restarted program.
+#[test]
+fn deaths_after_a_restart() {
+    let sandbox = Sandbox::new("daemon_restarted_deaths");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut counting = Counting::begin(&sandbox, &daemon, &[]);
+    counting.job.kill_all();
+    counting.job.restart(Mode::Eager, &[]);
+    let program = counting.job.program();
+    counting.job.checkpoint();
+    // The worker inside: the program goes on, and is attached to.
+    let worker = the_worker(&sandbox, &daemon);
+    let all = sandbox.ps();
+    let inside = all.iter().find(|one| one.parent == worker).expect("one that works inside").pid;
+    sandbox.kill(inside, Signal::SIGKILL as i32).unwrap();
+    let running = counting.job.running();
+    sandbox.wait_for("word of it", SOON, || running.stderr().contains("there are no more checkpoints"));
+    sandbox.wait_for("the worker to be gone", SOON, || workers(&sandbox, &daemon).is_empty());
+    let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
+    let attach = sandbox.spawn(counting.user.runs_beside(running.pid, &attach));
+    sandbox.wait_for("a supervisor", SOON, || counting.job.try_checkpoint().code() == 0);
+    // The front: the program goes on; with init, nothing does.
+    counting.job.lose_supervisor();
+    let alive = |pid: i32| sandbox.ps().iter().any(|one| one.pid == pid);
+    assert!(alive(program));
+    let init = sandbox.ps().into_iter().find(|one| one.comm == "ckptbpf-init").unwrap().pid;
+    sandbox.kill(init, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("the program to be gone", SOON, || !alive(program));
+    attach.wait(SOON);
+    counting.job.restart(Mode::Eager, &[]);
+    counting.ends_as_expected(&sandbox);
+    daemon.end();
+}
+
+/// `run`, and `--detach`: one line for both launch and restart, and in the background.
+#[test]
+fn run_by_daemon_also_in_the_background() {
+    let sandbox = Sandbox::new("daemon_run");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&held(&sandbox, victim_cmd("count_static").args(["numbers", "3000", "2000"])));
+    let run = |options: &[&str]| tool.verb("run", ["-d", "images"]).args(options).arg("--").program(&program);
+    let lines = || std::fs::read_to_string(user.home().join("numbers")).unwrap_or_default().lines().count();
+    for round in 1..3 {
+        sandbox.run(run(&["--detach"])).success();
+        assert_eq!(workers(&sandbox, &daemon).len(), 1, "{}", daemon.log());
+        let before = lines();
+        sandbox.wait_for("the program to go on", SOON, || lines() > before + 20);
+        sandbox.run(tool.verb("checkpoint", ["--kill", "images"])).success();
+        sandbox.wait_for("all to be over", SOON, || workers(&sandbox, &daemon).is_empty());
+        let listed = sandbox.run(tool.verb("list", ["--json", "images"])).success().stdout_text();
+        assert!(listed.contains(&format!("\"id\":{round},")), "{listed}");
+    }
+    let_go(&sandbox);
+    sandbox.run(run(&[])).success();
+    assert_eq!(lines(), 3000);
+    daemon.end();
+}

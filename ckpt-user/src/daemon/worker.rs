@@ -20,6 +20,7 @@ use std::sync::Arc;
 /// # Errors
 /// It was not started by a daemon, or its front went away.
 pub fn main() -> anyhow::Result<u8> {
+    nix::sys::prctl::set_name(c"ckptbpf")?;
     let core = pidfd::duplicate_standard(0).context("this is for the daemon to start")?;
     let Assignment { who, front, process } = Assignment::receive(core.as_fd())?;
     drop(core);

@@ -37,7 +37,7 @@ pub fn fork(share: Share) -> io::Result<(Pid, OwnedFd)> {
         return Ok((init, ours));
     }
     drop(ours);
-    let done = begin(&user, share, its).and_then(|init| init.serve());
+    let done = begin(&user, share, its).and_then(Init::serve);
     std::process::exit(done.unwrap_or(Ended::Exited(FAILED)).exit_status().into())
 }
 

@@ -80,8 +80,9 @@ fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended>
     let root = pidfd::names(process.as_fd())?.context("the program is gone")?;
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);
+    let parent = Parent::elsewhere(link, None).context("cannot listen for signals")?;
     let mut running = || drop(link.say(&Word::Running(true), &[]));
-    supervise(options, claimed, root, Parent::Front { front: link.clone(), keeper: None }, &mut running)
+    supervise(options, claimed, root, parent, &mut running)
 }
 
 /// Whose program it is, and the directory that is claimed for it.

@@ -16,7 +16,17 @@ pub enum Parent {
     /// This process, and what it is sent.
     Us(Signals),
     /// The ckptbpf that was started; after a restart an init between it and the program.
-    Front { front: Arc<Link>, keeper: Option<Arc<Link>> },
+    Front(Elsewhere),
+}
+
+/// Links to a parent that is another process.
+#[derive(Debug)]
+pub struct Elsewhere {
+    front: Arc<Link>,
+    keeper: Option<Arc<Link>>,
+    /// Who is traced and killed has to be waited for by its tracer before its parent can: SIGCHLD says so. What else is sent to
+    /// a worker is meant for the program, and its front has it, too.
+    signals: Signals,
 }
 
 /// What it has to tell.
@@ -30,13 +40,22 @@ pub enum News {
 }
 
 impl Parent {
+    /// Of a worker's program. Before any thread is started.
+    ///
+    /// # Errors
+    /// Signals cannot be listened for.
+    pub fn elsewhere(front: &Arc<Link>, keeper: Option<Arc<Link>>) -> io::Result<Self> {
+        Ok(Self::Front(Elsewhere { front: front.clone(), keeper, signals: Signals::listen()? }))
+    }
+
     /// Where news come from.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let (first, second) = match self {
-            Self::Us(signals) => (signals.fd(), None),
-            Self::Front { front, keeper } => (front.as_fd(), keeper.as_ref().map(|keeper| keeper.as_fd())),
+        let (signals, links) = match self {
+            Self::Us(signals) => (signals, None),
+            Self::Front(elsewhere) => (&elsewhere.signals, Some(elsewhere)),
         };
-        std::iter::once(first).chain(second)
+        let links = links.into_iter().flat_map(|of| of.keeper.iter().chain([&of.front]));
+        std::iter::once(signals.fd()).chain(links.map(|link| link.as_fd()))
     }
 
     /// The next that waits. A worker whose front was killed ends at once, as it would have been killed with it: the program goes
@@ -44,7 +63,8 @@ impl Parent {
     pub fn take(&mut self) -> Option<News> {
         match self {
             Self::Us(signals) => signals.take().map(News::Signal),
-            Self::Front { front, keeper } => {
+            Self::Front(Elsewhere { front, keeper, signals }) => {
+                while signals.take().is_some() {}
                 let of_keeper = |keeper: &Arc<Link>| next(keeper, Some(front));
                 next(front, None).or_else(|| keeper.as_ref().and_then(of_keeper))
             }
@@ -56,7 +76,7 @@ impl Parent {
     /// # Errors
     /// It is gone.
     pub fn is_to_have(&self, root: Pid, checkpoint_signal: Option<i32>) -> io::Result<()> {
-        if let Self::Front { front, keeper: Some(keeper) } = self {
+        if let Self::Front(Elsewhere { front, keeper: Some(keeper), .. }) = self {
             keeper.say(&Word::Root(root.as_raw()), &[])?;
             let process = pidfd::open(root)?;
             front.say(&Word::Program(Run { checkpoint_signal }), &[process.as_fd()])?;
@@ -72,7 +92,7 @@ impl Parent {
     }
 
     pub fn is_front(&self) -> bool {
-        matches!(self, Self::Front { .. })
+        matches!(self, Self::Front(_))
     }
 }
 

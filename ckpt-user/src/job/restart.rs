@@ -154,7 +154,7 @@ fn run_again(
     let parent_of_it = match (way, &keeper) {
         (Way::Worker(front), Some(keeper)) => {
             tree::note_keeper(Pid::from_raw(1), &[]);
-            Parent::Front { front: front.clone(), keeper: Some(keeper.clone()) }
+            Parent::elsewhere(front, Some(keeper.clone())).context("cannot listen for signals")?
         }
         _ => {
             // Before we become what orphans are given to: they are to be none of ours.
