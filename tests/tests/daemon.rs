@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Survival, Tool, held, let_go, survive};
+use ckpt_tests::scenario::{Daemon, Survival, Tool, fills_done, held, let_go, survive};
 use ckpt_tests::user::{UID, User};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
@@ -355,5 +355,40 @@ fn run_by_daemon_also_in_the_background() {
     let_go(&sandbox);
     sandbox.run(run(&[])).success();
     assert_eq!(lines(), 3000);
+    daemon.end();
+}
+
+/// A lazy restart: served by the daemon's userfaultfd, its memory is there behind it, and the next checkpoint is a delta.
+#[test]
+fn a_lazy_restart_by_daemon() {
+    let sandbox = Sandbox::new("daemon_lazy");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut counting = Counting::begin(&sandbox, &daemon, &[]);
+    counting.job.kill_all();
+    counting.job.restart(Mode::Lazy, &["--json"]);
+    counting.job.program();
+    let said = counting.job.running().stderr();
+    let line =
+        said.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no line of JSON: {said}"));
+    let told: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(told["mode"], "lazy", "{said}");
+    assert!(
+        told["pages_lazy"].as_u64().unwrap() > 50 && !said.contains("asked to be lazy is none"),
+        "{said}"
+    );
+    sandbox.wait_for("all pages to be there", SOON, || fills_done(&sandbox, &counting.job) > 0);
+    assert_eq!(counting.job.checkpoint().kind, "delta");
+    counting.job.kill_all();
+    // Whoever lends none has eager ones.
+    daemon.end();
+    let daemon = Daemon::begin(&sandbox, &["--no-lazy"]);
+    counting.job.restart(Mode::Lazy, &["--json"]);
+    counting.job.program();
+    let said = counting.job.running().stderr();
+    assert!(
+        said.contains("is none: the daemon lends no userfaultfd(2)") && said.contains("(--no-lazy)"),
+        "{said}"
+    );
+    counting.ends_as_expected(&sandbox);
     daemon.end();
 }

@@ -36,6 +36,9 @@ pub struct Daemon {
     /// Where its log goes [default: standard error]
     #[arg(long, value_name = "PATH")]
     log: Option<PathBuf>,
+    /// Lend users no userfaultfd: their restarts are not lazy
+    #[arg(long)]
+    no_lazy: bool,
     /// Only say whether a daemon answers there; exit status 1 if none does
     #[arg(long)]
     check: bool,
@@ -55,8 +58,9 @@ impl Daemon {
             return self.check();
         }
         let limits = Limits { workers: self.jobs, ..Limits::default() };
-        let Self { socket, uid, job, pidfile, log, verbose, .. } = self;
-        daemon::run(&Options { socket, rules: Rules { uid, job, limits }, pidfile, log, verbose })?;
+        let Self { socket, uid, job, pidfile, log, verbose, no_lazy, .. } = self;
+        let rules = Rules { uid, job, faults: !no_lazy, limits };
+        daemon::run(&Options { socket, rules, pidfile, log, verbose })?;
         Ok(Status::DONE)
     }
 

@@ -39,11 +39,14 @@ pub struct Secret {
 }
 
 /// The command line is in a descriptor of its own ([`super::asked`]); the directory and the standard streams come with it.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Go {
     /// Standard streams that are open, as bits; so many descriptors come after the two.
     #[prost(uint32, tag = "1")]
     pub streams: u32,
+    /// Where the daemon listens.
+    #[prost(bytes = "vec", tag = "2")]
+    pub place: Vec<u8>,
 }
 
 /// The job's directory is there, and the program may run.
@@ -263,7 +266,7 @@ mod tests {
         let words = [
             Word::Challenge(Secret { pid: 3, address: 1 << 40 }),
             Word::Answer(vec![0; 16]),
-            Word::Go(Go { streams: 7 }),
+            Word::Go(Go { streams: 7, place: b"/run/d".to_vec() }),
             Word::Run(Run { checkpoint_signal: Some(10) }),
             Word::Started(started),
             Word::Running(true),

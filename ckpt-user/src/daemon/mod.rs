@@ -13,6 +13,8 @@
 pub mod asked;
 mod background;
 mod become_worker;
+mod faults;
+pub mod lender;
 pub mod limits;
 pub mod link;
 pub mod log_lines;
@@ -32,7 +34,7 @@ use std::path::PathBuf;
 pub use serve::Rules;
 
 /// How it is started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     pub socket: Option<PathBuf>,
     pub rules: Rules,

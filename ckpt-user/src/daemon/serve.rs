@@ -1,9 +1,10 @@
 //! The core: accepts, judges, answers. One thread, and nothing in it waits for a client but a task of that client's own.
 
+use super::faults;
 use super::limits::{Full, Limits, Usage};
 use super::peer::Peer;
 use super::spawn;
-use super::wire::{Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
 use crate::sys::socket;
 use nix::sys::socket::MsgFlags;
@@ -20,16 +21,21 @@ use tokio::time::timeout;
 /// How long a client may take to say what it wants.
 const HELLO: Duration = Duration::from_secs(5);
 
+/// How long a client may have a device without asking for anything.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Between two tries to accept where there is no descriptor left for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whom a daemon serves.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Rules {
     /// This user alone.
     pub uid: Option<u32>,
     /// Processes of this Slurm job alone.
     pub job: Option<u32>,
+    /// Lends what lazy restarts take.
+    pub faults: bool,
     pub limits: Limits,
 }
 
@@ -137,6 +143,7 @@ async fn client_life(mut seat: Seat, peer: Peer, client: OwnedFd) {
                 answer(&client, refusal.into());
             }
         },
+        Ok(FAULTS) => fault_life(&seat, client).await,
         Ok(_) => answer(&client, Message::Welcome(seat.welcome())),
         Err(refusal) => answer(&client, refusal.into()),
     }
@@ -153,10 +160,30 @@ async fn next(client: &AsyncFd<OwnedFd>) -> io::Result<Option<Packet>> {
     }
 }
 
-/// What the client wants: [`QUERY`] or [`WORKER`].
+/// Lends what it takes to serve page faults, for as long as the client asks for more.
+async fn fault_life(seat: &Seat, client: OwnedFd) {
+    if !seat.core.rules.faults {
+        return answer(&client, Refusal::NoFaults.into());
+    }
+    let (message, device) = faults::device();
+    let with: Vec<_> = device.iter().map(AsFd::as_fd).collect();
+    if packet::send(client.as_fd(), &message.to_bytes(), &with, MsgFlags::MSG_DONTWAIT).is_err() {
+        return;
+    }
+    let Ok(client) = packet::watched(client) else { return };
+    while let Ok(Ok(Some(packet))) = timeout(IDLE, next(&client)).await {
+        let request = Message::parse(&packet.bytes).ok();
+        match request.and_then(|request| faults::answer(&request, packet.descriptors)) {
+            Some(done) => answer(client.get_ref(), done),
+            None => return answer(client.get_ref(), Refusal::Malformed.into()),
+        }
+    }
+}
+
+/// What the client wants: [`QUERY`], [`WORKER`] or [`FAULTS`].
 fn wanted(first: &Packet) -> Result<u32, Refusal> {
     match Message::parse(&first.bytes)? {
-        Message::Hello(Hello { wants: wants @ (QUERY | WORKER), reserved: 0 }) => Ok(wants),
+        Message::Hello(Hello { wants: wants @ (QUERY | WORKER | FAULTS), reserved: 0 }) => Ok(wants),
         _ => Err(Refusal::Malformed),
     }
 }

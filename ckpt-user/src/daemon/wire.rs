@@ -3,6 +3,8 @@
 //! ```text
 //! client ── Hello{query} ─────────────▶ core        answer: Welcome │ Refused
 //!        ── Hello{worker} + pidfd ────▶ core ─▶ worker, which has this very socket from then on   (or Refused)
+//!        ── Hello{faults} ────────────▶ core        answer: Device + a descriptor of /dev/userfaultfd
+//!             then any number of: Features + a userfaultfd ─▶ Done
 //! ```
 //! No text and no length of the sender's comes to the core: a message is the header and a struct, or it is refused. All
 //! numbers are in the machine's own order; both sides are on one machine. What front and worker say to each other has the
@@ -35,6 +37,9 @@ pub mod kind {
     pub const HELLO: u16 = 1;
     pub const WELCOME: u16 = 2;
     pub const REFUSED: u16 = 3;
+    pub const DEVICE: u16 = 4;
+    pub const FEATURES: u16 = 5;
+    pub const DONE: u16 = 6;
     /// From here on they are the front's and the worker's.
     pub const OF_LINKS: u16 = 0x100;
 }
@@ -43,7 +48,7 @@ pub mod kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Hello {
-    /// [`QUERY`] or [`WORKER`].
+    /// [`QUERY`], [`WORKER`] or [`FAULTS`].
     pub wants: u32,
     pub reserved: u32,
 }
@@ -52,6 +57,24 @@ pub struct Hello {
 pub const QUERY: u32 = 1;
 /// A worker, who has the connection from then on.
 pub const WORKER: u32 = 2;
+
+/// What it takes to serve page faults.
+pub const FAULTS: u32 = 3;
+
+/// Have a userfaultfd, which comes with it, agree on these features (UFFDIO_API).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Features {
+    pub features: u64,
+}
+
+/// An error number; 0 for none. A device comes with one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Outcome {
+    pub error: u32,
+    pub reserved: u32,
+}
 
 /// The core's answer to a query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -97,6 +120,8 @@ pub enum Refusal {
     Failed = 13,
     /// Root needs no daemon.
     IsRoot = 14,
+    /// It lends no userfaultfd.
+    NoFaults = 15,
 }
 
 /// [`Refusal`] as it is sent.
@@ -108,7 +133,7 @@ pub struct Refused {
 }
 
 impl Refusal {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Malformed,
         Self::Version,
         Self::OtherUser,
@@ -123,6 +148,7 @@ impl Refusal {
         Self::Confined,
         Self::Failed,
         Self::IsRoot,
+        Self::NoFaults,
     ];
 
     /// The one with this number.
@@ -147,6 +173,7 @@ impl Refusal {
             Self::Confined => "this process may not trace its own user's (Landlock, a security label?)",
             Self::Failed => "it cannot start a process for it; its log says why",
             Self::IsRoot => "root needs none",
+            Self::NoFaults => "its administrator does not want lazy restarts (--no-lazy)",
         }
     }
 }
@@ -157,6 +184,9 @@ pub enum Message {
     Hello(Hello),
     Welcome(Welcome),
     Refused(Refused),
+    Device(Outcome),
+    Features(Features),
+    Done(Outcome),
 }
 
 /// The header of a message, and what follows.
@@ -189,6 +219,9 @@ impl Message {
             kind::HELLO => Hello::read_from_bytes(body).map(Self::Hello).ok(),
             kind::WELCOME => Welcome::read_from_bytes(body).map(Self::Welcome).ok(),
             kind::REFUSED => Refused::read_from_bytes(body).map(Self::Refused).ok(),
+            kind::DEVICE => Outcome::read_from_bytes(body).map(Self::Device).ok(),
+            kind::FEATURES => Features::read_from_bytes(body).map(Self::Features).ok(),
+            kind::DONE => Outcome::read_from_bytes(body).map(Self::Done).ok(),
             _ => None,
         }
         .ok_or(Refusal::Malformed)
@@ -200,6 +233,9 @@ impl Message {
             Self::Hello(body) => join(kind::HELLO, 0, body.as_bytes()),
             Self::Welcome(body) => join(kind::WELCOME, 0, body.as_bytes()),
             Self::Refused(body) => join(kind::REFUSED, 0, body.as_bytes()),
+            Self::Device(body) => join(kind::DEVICE, 0, body.as_bytes()),
+            Self::Features(body) => join(kind::FEATURES, 0, body.as_bytes()),
+            Self::Done(body) => join(kind::DONE, 0, body.as_bytes()),
         }
     }
 }
@@ -220,6 +256,9 @@ mod tests {
             Message::Hello(Hello { wants: WORKER, reserved: 0 }),
             Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, reserved: 0 }),
             Refusal::SetId.into(),
+            Message::Device(Outcome { error: 0, reserved: 0 }),
+            Message::Features(Features { features: 1 << 40 }),
+            Message::Done(Outcome { error: 22, reserved: 0 }),
         ];
         for message in all {
             assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
@@ -227,7 +266,7 @@ mod tests {
         for refusal in Refusal::ALL {
             assert_eq!(Refusal::of(refusal as u32), Some(refusal));
         }
-        assert_eq!((Refusal::of(0), Refusal::of(15)), (None, None));
+        assert_eq!((Refusal::of(0), Refusal::of(16)), (None, None));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::asked::Asked;
 use super::become_worker;
+use super::lender;
 use super::link::{Go, Heard, Link, Secret, Word};
 use super::spawn::Assignment;
 use super::wire::Refusal;
@@ -12,7 +13,9 @@ use crate::job::namespace;
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
 use anyhow::{Context, bail};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 /// `ckptbpf daemon --worker`, which the daemon starts. Returns what to exit with.
@@ -60,9 +63,10 @@ fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
 
 /// Takes what the front sends: from here on this process is where the front is, and speaks for it.
 fn go(link: &Link) -> anyhow::Result<Asked> {
-    let Some(Heard { word: Word::Go(Go { streams }), descriptors }) = link.hear()? else {
+    let Some(Heard { word: Word::Go(Go { streams, place }), descriptors }) = link.hear()? else {
         bail!("its front went away");
     };
+    lender::note_place(OsString::from_vec(place).into());
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().context("a descriptor is missing");
     let (asked, here) = (next()?, next()?);

@@ -65,7 +65,7 @@ impl Door {
             Message::Refused(refused) => {
                 Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
             }
-            Message::Hello(_) => Err(Refused(Refusal::Malformed).into()),
+            _ => Err(Refused(Refusal::Malformed).into()),
         }
     }
 

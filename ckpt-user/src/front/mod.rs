@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use serve::{Child, Front};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// Has a worker do what this process was asked for. `program` is what it may ask to be run.
 ///
@@ -28,7 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// [`NoDoor`] where the daemon gives no worker: nothing has been done then; or the program cannot be run.
 pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
     let worker = door.worker()?;
-    let wanted = begin(&worker)?;
+    let wanted = begin(&worker, door)?;
     if let Word::Done(status) = wanted {
         return Ok(Ended::Exited(status as u8));
     }
@@ -73,7 +74,7 @@ pub fn lost() -> ! {
 }
 
 /// Shows who this is, and hands on what is wanted; what the worker says to that.
-fn begin(worker: &Link) -> Result<Word, NoDoor> {
+fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
     let hear = || match worker.hear() {
         Ok(Some(heard)) => Ok(heard.word),
         Ok(None) => Err(NoDoor::Silent(io::Error::other("its worker was killed"))),
@@ -81,20 +82,21 @@ fn begin(worker: &Link) -> Result<Word, NoDoor> {
     };
     if let Word::Challenge(secret) = hear()? {
         // Whoever does not listen has said why.
-        let _ = worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker));
+        let _ = worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker, door));
     }
     hear()
 }
 
 /// What this process was asked for, and where it is.
-fn hand_on(worker: &Link) -> io::Result<()> {
+fn hand_on(worker: &Link, door: &Door) -> io::Result<()> {
     let asked = Asked::here().written()?;
     let here = OwnedFd::from(std::fs::File::open(".")?);
     let streams: Vec<Option<OwnedFd>> = (0..3).map(|stream| pidfd::duplicate_standard(stream).ok()).collect();
     let bits = streams.iter().enumerate().filter(|one| one.1.is_some()).map(|one| 1 << one.0).sum();
     let streams = streams.iter().flatten().map(AsFd::as_fd);
     let with: Vec<BorrowedFd<'_>> = [asked.as_fd(), here.as_fd()].into_iter().chain(streams).collect();
-    worker.say(&Word::Go(Go { streams: bits }), &with)
+    let place = door.path().as_os_str().as_bytes().to_vec();
+    worker.say(&Word::Go(Go { streams: bits, place }), &with)
 }
 
 /// The secret; nothing where it may not be read, which is an answer, too.

@@ -20,6 +20,7 @@ use super::start::{self, Start};
 use super::survivors;
 use super::terminal;
 use super::way::{Way, done_without};
+use crate::daemon::lender;
 use crate::daemon::link::{Link, Word};
 use crate::freeze::tree;
 use crate::front::{self, door::NoDoor};
@@ -178,7 +179,9 @@ fn run_again(
         false => Mode::Eager,
     };
     let unfinished = Unfinished::of(&image);
-    let rebuilt = rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery).map_err(advised)?;
+    let lender = if is_lazy { lender::lender()? } else { None };
+    let rebuilt =
+        rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery, lender).map_err(advised)?;
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
     let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();
@@ -295,6 +298,11 @@ fn not_lazy(image: &Image) -> Option<String> {
         let (pid, mappings) = (process.pid, process.mappings.len());
         let most = map_count::limit();
         return Some(format!("process {pid} has {mappings} mappings, near vm.max_map_count ({most})"));
+    }
+    match lender::lender() {
+        Ok(Some(_)) => return None,
+        Ok(None) => {}
+        Err(error) => return Some(format!("the daemon lends no userfaultfd(2): {error}")),
     }
     // As the pager will: serving the kernel's own faults, and telling of forks.
     let error = Uffd::of_self(0).and_then(|fd| Uffd::handshake(fd, uffd::EVENTS)).err()?;

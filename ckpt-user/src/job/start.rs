@@ -117,7 +117,8 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
-        kernel: if options.no_bpf { Kernel::none() } else { Kernel::default() },
+        // Who has no rights has no eBPF, and a worker need not be told so.
+        kernel: if options.no_bpf || keeper.is_front() { Kernel::none() } else { Kernel::default() },
         reconcile: Reconcile::new(options.fault_log),
         bpf: bpf_options(options),
         seen: HashSet::new(),

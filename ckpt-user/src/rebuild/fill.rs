@@ -1,6 +1,7 @@
 //! Pages into rebuilt address spaces, arriving clean and armed so that the next checkpoint is a delta.
 
 use super::mappings;
+use super::objects::Loan;
 use super::process::Mapped;
 use super::{RebuildError, Rebuilding};
 use crate::image::{Chain, Run, Source, SpaceId};
@@ -20,7 +21,7 @@ use crate::track::compared::{self, Hashes};
 use crate::track::{backend, soft_dirty};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Mutex;
 use std::thread::Builder;
 
@@ -73,14 +74,14 @@ pub fn prepare(
     remote: &mut Remote,
     pidfd: BorrowedFd<'_>,
     chain: &Chain,
-    lazy: bool,
+    (lazy, loan): (bool, Option<&Loan>),
 ) -> Result<Watch, RebuildError> {
     let pid = record.pid;
     let target = remote.pid();
     let protects = backend::protects();
     let features = if protects { uffd::TRACKING } else { 0 } | if lazy { uffd::EVENTS } else { 0 };
     let mut make = |wanted: bool, features| {
-        let made = wanted.then(|| make_uffd(remote, pidfd, features, lazy));
+        let made = wanted.then(|| make_uffd(remote, pidfd, features, (lazy, loan)));
         made.transpose().rebuilding(pid, "its userfaultfd")
     };
     let uffd = make(protects || lazy, features)?;
@@ -96,9 +97,25 @@ pub fn prepare(
     Ok(Watch { uffd, successor, hashes })
 }
 
-/// `serves`: what the kernel itself finds missing, too. Every user may have one that does not, since Linux 5.11.
-fn make_uffd(remote: &mut Remote, pidfd: BorrowedFd<'_>, features: u64, serves: bool) -> io::Result<Uffd> {
+/// `serves`: what the kernel itself finds missing, too. Every user may have one that does not, since Linux 5.11; who may have no
+/// other has a loan.
+fn make_uffd(
+    remote: &mut Remote,
+    pidfd: BorrowedFd<'_>,
+    features: u64,
+    (serves, loan): (bool, Option<&Loan>),
+) -> io::Result<Uffd> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    if let Some(loan) = loan.filter(|_| serves) {
+        let device = loan.device.as_raw_fd() as u64;
+        let fd = remote.call(libc::SYS_ioctl, &[device, uffd::IOCTL_NEW, flags])?;
+        let ours = crate::sys::pidfd::get_fd(pidfd, fd as i32)?;
+        remote.call(libc::SYS_close, &[fd])?;
+        return match features & uffd::EVENTS {
+            0 => Uffd::handshake(ours, features),
+            _ => loan.lender.handshake(ours, features),
+        };
+    }
     let humble = if serves { 0 } else { USER_MODE_ONLY };
     let fd = match remote.call(libc::SYS_userfaultfd, &[flags | humble]) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {

@@ -22,6 +22,7 @@ pub mod resume;
 pub mod skeleton;
 pub mod taken;
 
+use crate::daemon::lender::Lender;
 use crate::image::{Chain, ImageError};
 use crate::memory::{hugetlb, map_count, vdso};
 use crate::page::{Pager, Plan};
@@ -110,9 +111,10 @@ pub fn rebuild(
     owner: &FsIds,
     sound: &HashSet<(u64, u64)>,
     nursery: &Nursery,
+    lender: Option<&'static Lender>,
 ) -> Result<Rebuilt, RebuildError> {
     let original_time = nursery.enter_clocks(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let mut objects = objects::make(image, chain, owner, sound)?;
+    let mut objects = objects::make(image, chain, owner, sound, lender)?;
     let mut skeletons = skeleton::plant(image, original_time, nursery, &objects)?;
     late::by_ids(image, &mut skeletons, &mut objects)?;
     late::messages(image, &objects, owner.uid == 0)?;

@@ -4,6 +4,7 @@
 
 use super::late::Door;
 use super::{RebuildError, Rebuilding};
+use crate::daemon::lender::Lender;
 use crate::image::Chain;
 use crate::memory::shared::Restored;
 use crate::memory::sysv;
@@ -37,6 +38,15 @@ pub struct Objects {
     pub door: Door,
     /// Sockets that are not filled yet.
     pub sockets: object::socket::Sockets,
+    /// Where it takes that to serve page faults.
+    pub loan: Option<Loan>,
+}
+
+/// What a daemon lends for a lazy restart.
+pub struct Loan {
+    pub lender: &'static Lender,
+    /// /dev/userfaultfd.
+    pub device: OwnedFd,
 }
 
 /// Opens and makes everything, with the file-system ids of the image's owner. `sound` are files, by device and inode, whose
@@ -46,6 +56,7 @@ pub fn make(
     chain: &Chain,
     owner: &FsIds,
     sound: &HashSet<(u64, u64)>,
+    lender: Option<&'static Lender>,
 ) -> Result<Objects, RebuildError> {
     let segments = sysv::make(image, owner)?;
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
@@ -113,7 +124,10 @@ pub fn make(
     }
     context.deleted.finish().rebuilding(root, "a deleted file")?;
     let object::Rebuilding { sockets, .. } = context;
-    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets })
+    let loan =
+        lender.map(|lender| Ok(Loan { lender, device: pidfd::duplicate_above(lender.device(), base)? }));
+    let loan = loan.transpose().rebuilding(root, "its userfaultfd")?;
+    Ok(Objects { descriptions, streams, files, shared, read_only, restored, door, sockets, loan })
 }
 
 impl Objects {
@@ -121,7 +135,7 @@ impl Objects {
     fn inherited(&self) -> impl Iterator<Item = &OwnedFd> {
         let streams = self.streams.iter().flatten();
         let mapped = self.files.values().chain(&self.shared).chain(self.read_only.values());
-        self.descriptions.iter().chain(streams).chain(mapped)
+        self.descriptions.iter().chain(streams).chain(mapped).chain(self.loan.iter().map(|loan| &loan.device))
     }
 
     /// A number that none of them has.

@@ -71,7 +71,8 @@ pub fn map(
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
     layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
         .rebuilding(pid, "the memory layout")?;
-    let watch = fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, lazy)?;
+    let watch =
+        fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, (lazy, objects.loan.as_ref()))?;
     Ok(Mapped { record: record.clone(), remote: skeleton.remote, vdso, watch, pidfd })
 }
 

@@ -1,12 +1,7 @@
 //! The system calls by which `ckptbpf check` finds out what this kernel and these privileges allow.
 //!
 //! Each is tried for real, on this process's own memory or on a child made for it, and leaves nothing behind.
-use std::{
-    fs::File,
-    io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-    ptr,
-};
+use std::{fs::File, io, os::fd::OwnedFd, ptr};
 
 use nix::{
     sys::{
@@ -18,12 +13,11 @@ use nix::{
 
 use super::check;
 use super::clone::{CloneArgs, end_with};
+use super::uffd::Uffd;
 
 /// Bytes of a page on x86-64.
 pub const PAGE: usize = 4096;
 
-/// `_IO(0xAA, 0)` on `/dev/userfaultfd`.
-const USERFAULTFD_IOC_NEW: u64 = 0xAA00;
 const PR_SET_MM_MAP: u64 = 14;
 
 /// `struct prctl_mm_map`.
@@ -96,12 +90,7 @@ impl Drop for Pages {
 /// # Errors
 /// There is no such device, or we may not open it.
 pub fn userfaultfd_device() -> io::Result<OwnedFd> {
-    let device = File::options().read(true).write(true).open("/dev/userfaultfd")?;
-    // SAFETY: the request takes a number.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC) };
-    let fd = RawFd::try_from(check(result.into())?).map_err(|_| io::ErrorKind::InvalidData)?;
-    // SAFETY: a descriptor that the kernel has just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Uffd::of_device(&File::options().read(true).write(true).open("/dev/userfaultfd")?.into())
 }
 
 /// A child that does nothing until it is killed, which it is when this is dropped.

@@ -87,6 +87,18 @@ pub enum Filled {
     Dead,
 }
 
+/// Whether a descriptor is one.
+///
+/// # Errors
+/// /proc is not as it should be.
+pub fn is_one(fd: &OwnedFd) -> io::Result<bool> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(link.as_os_str() == "anon_inode:[userfaultfd]")
+}
+
+/// `USERFAULTFD_IOC_NEW`, an ioctl of /dev/userfaultfd.
+pub const IOCTL_NEW: u64 = 0xaa00;
+
 impl Uffd {
     /// Takes a fresh descriptor and agrees on `features`.
     ///
@@ -99,8 +111,20 @@ impl Uffd {
         Ok(uffd)
     }
 
+    /// A fresh descriptor of our own memory, by way of /dev/userfaultfd.
+    ///
+    /// # Errors
+    /// Linux before 6.1 has no such device.
+    pub fn of_device(device: &OwnedFd) -> io::Result<OwnedFd> {
+        // SAFETY: the request takes a number.
+        let made = unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        let fd = super::check(i64::from(made))?;
+        // SAFETY: a descriptor that the kernel has just made for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+
     /// Takes over a descriptor that is set up already.
-    fn adopt(fd: OwnedFd) -> Self {
+    pub fn adopt(fd: OwnedFd) -> Self {
         // SAFETY: the descriptor is open and from here on owned by the new value alone.
         Self(unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) })
     }

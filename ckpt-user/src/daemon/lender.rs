@@ -1,0 +1,101 @@
+//! A worker's way to its core, for what a lazy restart takes ([`super::faults`]): asked outside of the program's namespaces, where
+//! root can be told from others, and used inside.
+
+use super::link::Refused;
+use super::place;
+use super::wire::{FAULTS, Features, Hello, LIMIT, Message, Outcome, Refusal};
+use crate::sys::packet::{self, Packet};
+use crate::sys::uffd::{self, Uffd};
+use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Where the core listens; noted by a worker.
+static PLACE: OnceLock<PathBuf> = OnceLock::new();
+static LENDER: OnceLock<Lender> = OnceLock::new();
+
+/// A core that lends.
+#[derive(Debug)]
+pub struct Lender {
+    core: OwnedFd,
+    device: OwnedFd,
+}
+
+/// Notes where the core of this worker is.
+pub fn note_place(path: PathBuf) {
+    PLACE.get_or_init(|| path);
+}
+
+/// The core of this worker, as it was asked first; none in a process that is no worker.
+///
+/// # Errors
+/// It does not lend, or is gone.
+pub fn lender() -> io::Result<Option<&'static Lender>> {
+    match (LENDER.get(), PLACE.get()) {
+        (Some(lender), _) => Ok(Some(lender)),
+        (None, None) => Ok(None),
+        (None, Some(place)) => {
+            let asked = Lender::asked(place)?;
+            Ok(Some(LENDER.get_or_init(|| asked)))
+        }
+    }
+}
+
+impl Lender {
+    fn asked(place: &Path) -> io::Result<Self> {
+        let core = place::connect(place)?;
+        if getsockopt(&core, PeerCredentials)?.uid() != 0 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let hello = Message::Hello(Hello { wants: FAULTS, reserved: 0 });
+        packet::send(core.as_fd(), &hello.to_bytes(), &[], MsgFlags::empty())?;
+        let (answer, mut descriptors) = answer(&core)?;
+        let Message::Device(outcome) = answer else { return Err(io::ErrorKind::InvalidData.into()) };
+        succeeded(outcome)?;
+        let device = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
+        let lender = Self { core, device };
+        // What is lent is tried at once.
+        lender.handshake(Uffd::of_device(&lender.device)?, uffd::EVENTS)?;
+        Ok(lender)
+    }
+
+    /// /dev/userfaultfd.
+    pub fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
+    /// [`Uffd::handshake`] by the core.
+    ///
+    /// # Errors
+    /// As there; the core may be gone, too.
+    pub fn handshake(&self, fd: OwnedFd, features: u64) -> io::Result<Uffd> {
+        let request = Message::Features(Features { features });
+        packet::send(self.core.as_fd(), &request.to_bytes(), &[fd.as_fd()], MsgFlags::empty())?;
+        match answer(&self.core)?.0 {
+            Message::Done(outcome) => succeeded(outcome).map(|()| Uffd::adopt(fd)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
+    let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "the daemon is gone");
+    let packet = packet::receive(core.as_fd(), LIMIT, MsgFlags::empty())?.ok_or_else(gone)?;
+    let Packet { bytes, descriptors } = packet;
+    match Message::parse(&bytes) {
+        Ok(Message::Refused(refused)) => {
+            Err(io::Error::other(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed))))
+        }
+        Ok(message) => Ok((message, descriptors)),
+        Err(refusal) => Err(io::Error::other(Refused(refusal))),
+    }
+}
+
+fn succeeded(outcome: Outcome) -> io::Result<()> {
+    match outcome.error {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error.cast_signed())),
+    }
+}
