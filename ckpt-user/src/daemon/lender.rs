@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 /// Where the core listens; noted by a worker.
 static PLACE: OnceLock<PathBuf> = OnceLock::new();
-static LENDER: OnceLock<Lender> = OnceLock::new();
+static LENDER: OnceLock<Result<Lender, String>> = OnceLock::new();
 
 /// A core that lends.
 #[derive(Debug)]
@@ -28,19 +28,14 @@ pub fn note_place(path: PathBuf) {
     PLACE.get_or_init(|| path);
 }
 
-/// The core of this worker, as it was asked first; none in a process that is no worker.
+/// The core of this worker, and its answer when it was asked first; none in a process that is no worker.
 ///
 /// # Errors
 /// It does not lend, or is gone.
 pub fn lender() -> io::Result<Option<&'static Lender>> {
-    match (LENDER.get(), PLACE.get()) {
-        (Some(lender), _) => Ok(Some(lender)),
-        (None, None) => Ok(None),
-        (None, Some(place)) => {
-            let asked = Lender::asked(place)?;
-            Ok(Some(LENDER.get_or_init(|| asked)))
-        }
-    }
+    let Some(place) = PLACE.get() else { return Ok(None) };
+    let lender = LENDER.get_or_init(|| Lender::asked(place).map_err(|error| error.to_string()));
+    lender.as_ref().map(Some).map_err(|why| io::Error::other(why.clone()))
 }
 
 impl Lender {
