@@ -392,3 +392,50 @@ fn a_lazy_restart_by_daemon() {
     counting.ends_as_expected(&sandbox);
     daemon.end();
 }
+
+/// While pages are missing, the death of whoever has to do with them is the program's: it never reads what is not there.
+#[test]
+fn deaths_while_pages_are_missing_by_daemon() {
+    let sandbox = Sandbox::with_limit("daemon_lazy_deaths", Duration::from_secs(170));
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    // 32 MiB, each step of which looks at 20 pages and says what it has seen.
+    let program = victim_cmd("lazymem").args(["32", "60", "-", "20", "2"]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let program = victim_cmd("lazymem").args(["32", "60", "20000", "20", "2"]);
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n3 ", SOON);
+    let from = job.checkpoint().id;
+    job.kill_all();
+    let hold = user.home().join("hold");
+    for who in ["worker", "ckptbpf", "ckptbpf-init", "page-guardian"] {
+        std::fs::write(&hold, "").unwrap();
+        job.restart_at(from, Mode::Lazy, &["--hold-fill", hold.to_str().unwrap()]);
+        let program = job.program();
+        assert!(job.pages_missing() > 5000, "{who}");
+        let worker = the_worker(&sandbox, &daemon);
+        let is_meant = |one: &&Process| match who {
+            "worker" => one.parent == worker,
+            "ckptbpf" => one.pid == job.running().pid,
+            name => one.comm == name,
+        };
+        let struck = sandbox.ps().iter().find(is_meant).expect(who).pid;
+        sandbox.kill(struck, Signal::SIGKILL as i32).unwrap();
+        let is_left = || sandbox.ps().into_iter().any(|one| one.comm == "lazymem" && one.state != 'Z');
+        sandbox.wait_for(&format!("the end of program {program} with {who}"), SOON, || !is_left());
+        sandbox.wait_for("the end of the rest", SOON, || sandbox.ps().len() == 1);
+        let ended = job.wait(SOON);
+        assert_ne!(ended.code(), 0, "{who}: {}", ended.stderr_text());
+        let printed = String::from_utf8(job.stdout()).unwrap();
+        let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
+        assert_same(who, &expected.stdout[..whole.len()], whole.as_bytes());
+    }
+    std::fs::remove_file(&hold).unwrap();
+    job.restart_at(from, Mode::Lazy, &[]);
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+    daemon.end();
+}
