@@ -11,6 +11,7 @@ pub mod compare;
 pub mod deeds;
 pub mod huge_pages;
 pub mod matrix;
+pub mod memory_group;
 pub mod random;
 pub mod random_ops;
 pub mod sandbox;
