@@ -3,7 +3,7 @@
 mod asked;
 
 use crate::freeze::spent::{Spent, timed};
-use crate::freeze::{FrozenProcess, FrozenTree, Member};
+use crate::freeze::{FrozenProcess, FrozenTree, Member, tree};
 use crate::machine;
 use crate::memory::behind::Behind;
 use crate::memory::protection_keys::Keys;
@@ -286,7 +286,9 @@ fn capture_thread(
 /// terminal, 0 for none or that of whoever started ckptbpf, and the modes of a terminal that the program has. An id of nobody at all is that of a leader that is gone: its group is the program's own.
 fn foreground(processes: &mut [Process], zombies: &mut [Zombie]) -> Result<(i32, Option<Modes>), Refusal> {
     let inside: Vec<i32> = processes.iter().map(|p| p.pid).chain(zombies.iter().map(|z| z.pid)).collect();
-    let ours = [nix::unistd::getsid(None).map_or(0, Pid::as_raw), nix::unistd::getpgrp().as_raw()];
+    let keeper = Some(tree::keeper());
+    let ours =
+        [nix::unistd::getsid(keeper), nix::unistd::getpgid(keeper)].map(|id| id.map_or(0, Pid::as_raw));
     let is_outside = |id: i32| {
         !inside.contains(&id) && (ours.contains(&id) || ProcDir::process(Pid::from_raw(id)).stat().is_ok())
     };

@@ -108,7 +108,13 @@ pub fn main() -> ExitCode {
 /// The same as a worker, with the command line of the front at the other end of `link`.
 pub fn for_front(words: Vec<OsString>, link: &Arc<Link>) -> u8 {
     match Cli::try_parse_from(words) {
-        Ok(cli) => run(cli.verb, || Way::Worker(link.clone())),
+        Ok(Cli { verb: verb @ (Verb::Launch(_) | Verb::Restart(_) | Verb::Run(_)) }) => {
+            run(verb, || Way::Worker(link.clone()))
+        }
+        Ok(_) => {
+            say("a worker launches and restarts programs, and does nothing else");
+            FAILED
+        }
         Err(error) => usage(&error),
     }
 }

@@ -34,7 +34,8 @@ pub fn begin(options: &Options) -> anyhow::Result<Running> {
         }
     };
     if let Some(path) = &options.log {
-        let log = File::options().append(true).create(true).mode(0o600).open(path);
+        let log =
+            File::options().append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path);
         let log = log.with_context(|| format!("{}: cannot write the log", path.display()))?;
         pidfd::duplicate_to_standard(&OwnedFd::from(log), 2)?;
     }
@@ -48,7 +49,9 @@ impl Running {
     /// The process id cannot be written.
     pub fn told(&mut self) -> std::io::Result<()> {
         if let Some(path) = &self.pidfile {
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+            let mut file = options.open(path)?;
             writeln!(file, "{}", std::process::id())?;
         }
         if let Some(ready) = self.ready.take() {

@@ -5,13 +5,14 @@
 //! control groups: out of the job's. That is why nobody may trace it, its own user neither: a program put into it would escape
 //! the job's limits.
 
-use super::peer::Who;
+use super::peer::{Who, held_back};
+use super::proc_fd::ProcFd;
 use super::wire::Refusal;
 use crate::job::terminal;
-use crate::sys::{caps, own};
+use crate::sys::{caps, keyring, own};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Pid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
@@ -28,20 +29,35 @@ pub fn become_worker(who: &Who, process: BorrowedFd<'_>) -> Result<(), Refusal> 
     };
     // Not reached by a signal to the core's session.
     setsid().map_err(|errno| failed("leave the session", errno.into()))?;
+    // What is of this machine's /proc is opened here: no path is walked with root's rights where the peer has its mounts.
+    own::note().map_err(|error| failed("look at its own memory", error))?;
+    let (theirs, ours) = (ProcFd::of(who.pid), ProcFd::of(Pid::this()));
+    let (theirs, ours) = (theirs.map_err(|_| Refusal::Process)?, ours.map_err(|_| Refusal::Process)?);
+    // Rather than anybody else it is a worker that goes where memory is short.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     let shared = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     setns(process, shared).map_err(|errno| failed("enter its namespaces", errno.into()))?;
-    // setns(2) has put us into the root directory of the mounts.
-    let root = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let theirs = root(&format!("/proc/{}/root/", who.pid)).map_err(|_| Refusal::Root)?;
-    if root("/").map_err(|_| Refusal::Root)? != theirs {
+    // setns(2) has put us into the root directory of the mounts. The peer may have executed something since it was judged.
+    let here = std::fs::metadata("/").map(|found| (found.dev(), found.ino())).map_err(|_| Refusal::Root)?;
+    if theirs.root().map_err(|_| Refusal::Process)? != here {
         return Err(Refusal::Root);
     }
-    own::note().map_err(|error| failed("look at its own memory", error))?;
+    held_back(who, &theirs, &ours)?;
+    for namespace in ["ns/mnt", "ns/ipc", "ns/net", "ns/uts"] {
+        if !theirs.link(namespace).is_ok_and(|link| ours.link(namespace).is_ok_and(|own| own == link)) {
+            return Err(Refusal::Namespace);
+        }
+    }
     take_ids(who).map_err(|error| failed("take its ids", error))?;
+    // The core's may hold keys of root's (keyrings(7)).
+    match keyring::join_new_session() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+        joined => joined.map_err(|error| failed("leave the session keyring", error))?,
+    }
     prctl::set_no_new_privs().map_err(|errno| failed("give up new rights", errno.into()))?;
     prctl::set_dumpable(false).map_err(|errno| failed("close itself to others", errno.into()))
 }

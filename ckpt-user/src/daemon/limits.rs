@@ -15,7 +15,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { workers: 32, connections: 64, all: 1024 }
+        Self { workers: 32, connections: 32, all: 1024 }
     }
 }
 

@@ -6,7 +6,7 @@
 //!   ─── Answer ────▶
 //!   ─── Go ────────▶ the command line, the directory that we are in, standard streams
 //!   ◀── Run ──────── the job's directory is claimed                        (or Done: it has said why not)
-//!   ─── Started ───▶ the program's pidfd                                   (or Over: it cannot be run)
+//!   ─── Started ───▶ the program's process id                              (or Over: it cannot be run)
 //!   ◀── Running ──── others can find the job
 //!   ─── Signal, Ended, Over ──▶     a signal of the job's; its first process has ended; nothing is left of it
 //!   ◀── Done ─────── what to exit with
@@ -24,6 +24,7 @@
 
 use super::wire;
 use crate::sys::packet::{self, Packet};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 use prost::Message;
 use std::io;
@@ -47,6 +48,11 @@ pub struct Go {
     /// Where the daemon listens.
     #[prost(bytes = "vec", tag = "2")]
     pub place: Vec<u8>,
+    /// The session keyring that the program begins with: serial number and name.
+    #[prost(int32, tag = "3")]
+    pub keyring: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    pub keyring_name: Vec<u8>,
 }
 
 /// The job's directory is there, and the program may run.
@@ -57,7 +63,7 @@ pub struct Run {
     pub checkpoint_signal: Option<i32>,
 }
 
-/// The program's first process; its pidfd comes with it.
+/// The program's first process.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Started {
     /// Whose children are the program's.
@@ -66,6 +72,9 @@ pub struct Started {
     /// Children of the keeper that were there before.
     #[prost(int32, repeated, tag = "2")]
     pub strangers: Vec<i32>,
+    /// Its process id; it is not waited for before the worker has said Running.
+    #[prost(int32, tag = "3")]
+    pub root: i32,
 }
 
 /// Process ids in a new namespace.
@@ -161,7 +170,11 @@ struct Said {
 
 /// One end of it.
 #[derive(Debug)]
-pub struct Link(OwnedFd);
+pub struct Link {
+    socket: OwnedFd,
+    /// The process at the other end, where it is known (a pidfd): its death is the end of the link.
+    other: Option<OwnedFd>,
+}
 
 /// What has come.
 #[derive(Debug)]
@@ -172,13 +185,23 @@ pub struct Heard {
 
 impl Link {
     pub fn new(socket: OwnedFd) -> Self {
-        Self(socket)
+        Self { socket, other: None }
+    }
+
+    /// The same with a process at the other end.
+    pub fn with(socket: OwnedFd, other: OwnedFd) -> Self {
+        Self { socket, other: Some(other) }
+    }
+
+    /// What becomes readable when there is something to hear, or the end.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.socket.as_fd()).chain(self.other.iter().map(AsFd::as_fd))
     }
 
     /// # Errors
     /// EPIPE when nobody is at the other end.
     pub fn say(&self, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<()> {
-        packet::send(self.0.as_fd(), &word.to_bytes(), with, MsgFlags::empty())
+        packet::send(self.socket.as_fd(), &word.to_bytes(), with, MsgFlags::empty())
     }
 
     /// In the place of the core, while there is no job yet.
@@ -187,7 +210,7 @@ impl Link {
     /// As [`Self::say`].
     pub fn refuse(&self, refusal: wire::Refusal) -> io::Result<()> {
         let message = wire::Message::from(refusal).to_bytes();
-        packet::send(self.0.as_fd(), &message, &[], MsgFlags::MSG_DONTWAIT)
+        packet::send(self.socket.as_fd(), &message, &[], MsgFlags::MSG_DONTWAIT)
     }
 
     /// The next message; none when the other end is closed. Waits for it.
@@ -195,32 +218,62 @@ impl Link {
     /// # Errors
     /// InvalidData when it is none of ours; [`Refused`] when it is the core's.
     pub fn hear(&self) -> io::Result<Option<Heard>> {
-        self.heard(MsgFlags::empty())
+        self.heard_by(PollTimeout::NONE)
     }
 
-    /// The next message that is there; none when there is no such, or the other end is closed.
+    /// The same for so many milliseconds.
     ///
     /// # Errors
-    /// As [`Self::hear`]; ConnectionReset when the other end is closed.
+    /// TimedOut, too.
+    pub fn hear_within(&self, patience: u16) -> io::Result<Option<Heard>> {
+        self.heard_by(PollTimeout::from(patience))
+    }
+
+    fn heard_by(&self, patience: PollTimeout) -> io::Result<Option<Heard>> {
+        loop {
+            let mut fds: Vec<PollFd<'_>> = self.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            match poll(&mut fds, patience) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            match self.hear_what_waits() {
+                Ok(None) => {}
+                Ok(heard) => return Ok(heard),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next message that is there; none when there is no such.
+    ///
+    /// # Errors
+    /// As [`Self::hear`]; ConnectionReset when the other end is closed, or its process gone.
     pub fn hear_what_waits(&self) -> io::Result<Option<Heard>> {
         match self.heard(MsgFlags::MSG_DONTWAIT) {
             Ok(None) => Err(io::ErrorKind::ConnectionReset.into()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if self.other.as_ref().is_some_and(has_ended) {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                Ok(None)
+            }
             heard => heard,
         }
     }
 
     fn heard(&self, flags: MsgFlags) -> io::Result<Option<Heard>> {
-        let Some(packet) = packet::receive(self.0.as_fd(), wire::LIMIT, flags)? else { return Ok(None) };
+        let Some(packet) = packet::receive(self.socket.as_fd(), wire::LIMIT, flags)? else { return Ok(None) };
         let Packet { bytes, descriptors } = packet;
         understood(&bytes).map(|word| Some(Heard { word, descriptors }))
     }
 }
 
-impl AsFd for Link {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// The core's answer where a worker's was expected.
@@ -262,11 +315,11 @@ mod tests {
     #[test]
     fn words_arrive_in_their_order_and_the_end_is_told() {
         let (front, worker) = pair();
-        let started = Started { keeper: 7, strangers: vec![8, 9] };
+        let started = Started { keeper: 7, strangers: vec![8, 9], root: 10 };
         let words = [
             Word::Challenge(Secret { pid: 3, address: 1 << 40 }),
             Word::Answer(vec![0; 16]),
-            Word::Go(Go { streams: 7, place: b"/run/d".to_vec() }),
+            Word::Go(Go { streams: 7, place: b"/run/d".to_vec(), ..Go::default() }),
             Word::Run(Run { checkpoint_signal: Some(10) }),
             Word::Started(started),
             Word::Running(true),

@@ -20,6 +20,7 @@ pub mod link;
 pub mod log_lines;
 mod peer;
 pub mod place;
+mod proc_fd;
 mod serve;
 mod spawn;
 pub mod wire;
@@ -28,6 +29,7 @@ pub mod worker;
 use crate::sys::caps;
 use crate::task::limits as resource_limits;
 use anyhow::{Context, bail};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
 
@@ -58,7 +60,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             "the daemon is root's: have systemd or a Slurm prolog start it (docs/security.md), or use sudo"
         );
     }
+    // Then whoever becomes another user is open to that for a moment.
+    if std::fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|mode| mode.trim() == "1") {
+        bail!(
+            "fs.suid_dumpable is 1, which opens set-user-id programs and the daemon's workers to their users: set it to 0"
+        );
+    }
     let mut running = background::begin(options)?;
+    umask(Mode::from_bits_truncate(0o022));
     log_lines::init(options.verbose);
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
     resource_limits::raise_own_open_files();
@@ -75,8 +84,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             _ = int.recv() => Ok(()),
         }
     });
-    place.leave();
     running.over();
+    place.leave();
     log::info!("ended; what it had started for jobs goes on");
     Ok(ended?)
 }

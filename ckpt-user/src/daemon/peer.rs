@@ -4,9 +4,10 @@
 //! namespace of its own. So who is held back has none. What the kernel tells of a connection are the effective ids of whoever
 //! connected; everything else is read of /proc/PID, and is that process's, as it is there before and after.
 
+use super::proc_fd::ProcFd;
 use super::wire::Refusal;
 use crate::sys::{packet, pidfd};
-use crate::task::proc::ProcDir;
+use crate::task::proc::Status;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 use std::io;
@@ -53,9 +54,20 @@ impl Peer {
             return Err(Refusal::Process);
         }
         let who = Who { pid, uid, gid, groups };
-        held_back(&who, job)?;
+        let theirs = ProcFd::of(pid).map_err(|_| Refusal::Process)?;
+        held_back(&who, &theirs, &ProcFd::of(Pid::this()).map_err(|_| Refusal::Process)?)?;
+        let groups = theirs.text("cgroup").map_err(|_| Refusal::Process)?;
+        if job.is_some_and(|job| !is_of_job(&groups, job)) {
+            return Err(Refusal::OtherJob);
+        }
         // Then what was read was this process's.
         if is_it() { Ok((who, process)) } else { Err(Refusal::Process) }
+    }
+
+    /// Whether it is in our own user namespace: in another one it may be as many users as it likes.
+    pub fn is_of_this_user_namespace(&self) -> bool {
+        let namespace = |pid| ProcFd::of(pid).and_then(|of| of.link("ns/user"));
+        namespace(self.pid).is_ok_and(|theirs| namespace(Pid::this()).is_ok_and(|ours| ours == theirs))
     }
 }
 
@@ -68,9 +80,13 @@ pub struct Who {
     pub groups: Vec<u32>,
 }
 
-fn held_back(who: &Who, job: Option<u32>) -> Result<(), Refusal> {
-    let (theirs, ours) = (ProcDir::process(who.pid), ProcDir::process(Pid::this()));
-    let status = theirs.status().map_err(|_| Refusal::Process)?;
+/// Whether something holds the process back that would not hold back a worker of its.
+///
+/// # Errors
+/// What does; [`Refusal::Process`] if it cannot be looked at.
+pub fn held_back(who: &Who, theirs: &ProcFd, ours: &ProcFd) -> Result<(), Refusal> {
+    let gone = |_| Refusal::Process;
+    let status = Status::of(theirs.text("status").map_err(gone)?);
     let all = |name: &str, id: u32| status.numbers(name).is_ok_and(|ids| ids.iter().all(|one| *one == id));
     if !all("Uid", who.uid) || !all("Gid", who.gid) {
         return Err(Refusal::SetId);
@@ -78,15 +94,21 @@ fn held_back(who: &Who, job: Option<u32>) -> Result<(), Refusal> {
     if status.field("Seccomp").is_some_and(|mode| mode != "0") {
         return Err(Refusal::Filtered);
     }
-    let same = |name: &str| theirs.link(name).ok().is_some_and(|link| ours.link(name).ok() == Some(link));
-    if !same("ns/user") || !same("ns/pid") {
-        return Err(Refusal::Namespace);
+    for namespace in ["ns/user", "ns/pid"] {
+        if theirs.link(namespace).map_err(gone)? != ours.link(namespace).map_err(gone)? {
+            return Err(Refusal::Namespace);
+        }
     }
-    let groups = theirs.text("cgroup").map_err(|_| Refusal::Process)?;
-    match job {
-        Some(job) if !is_of_job(&groups, job) => Err(Refusal::OtherJob),
-        _ => Ok(()),
-    }
+    // Where no security module labels processes, it cannot be read.
+    let label = |of: &ProcFd| of.text("attr/current").unwrap_or_default();
+    let (label, own) = (label(theirs), label(ours));
+    if label != own && !is_unconfined(&label) { Err(Refusal::Confined) } else { Ok(()) }
+}
+
+/// Whether AppArmor or SELinux say that they confine nobody who is labelled so.
+fn is_unconfined(label: &str) -> bool {
+    let label = label.trim_matches(['\0', '\n']);
+    label.is_empty() || label == "unconfined" || label.contains(":unconfined_t:")
 }
 
 /// Whether a process is of this Slurm job by its /proc/PID/cgroup. Where Slurm makes no control groups, none is of any.
@@ -107,6 +129,17 @@ mod tests {
         assert!(is_of_job(of_job, 41) && !is_of_job(of_job, 4) && !is_of_job(of_job, 412));
         assert!(is_of_job("0::/user.slice/session-3.scope\n", 41));
         assert!(is_of_job("0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n", 7));
+    }
+
+    #[test]
+    fn labels_that_confine_nobody_are_known() {
+        for label in ["", "unconfined\n", "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0"] {
+            assert!(is_unconfined(label), "{label}");
+        }
+        for label in ["docker-default (enforce)\n", "user_u:user_r:user_t:s0", "unconfined_helper (enforce)"]
+        {
+            assert!(!is_unconfined(label), "{label}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where a daemon listens, and where a client looks for one.
 
-use crate::sys::socket;
+use crate::sys::{packet, socket};
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen};
@@ -85,7 +85,13 @@ impl Place {
 /// The lock of whoever listens there; none where somebody has it. One that is left takes its file away.
 fn locked(path: &Path) -> io::Result<Option<Flock<File>>> {
     loop {
-        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
             Err((_, errno)) => return Err(errno.into()),
@@ -112,6 +118,8 @@ fn listen_at(path: &Path, uid: Option<u32>) -> io::Result<OwnedFd> {
         }
         None => fs::set_permissions(path, Permissions::from_mode(0o666))?,
     }
+    // A worker is told of the peer by the kernel where it refuses descriptors, too.
+    packet::take_descriptors(&socket, false);
     listen(&socket, Backlog::new(128)?)?;
     Ok(socket)
 }
@@ -121,7 +129,11 @@ fn listen_at(path: &Path, uid: Option<u32>) -> io::Result<OwnedFd> {
 /// # Errors
 /// NotFound or ConnectionRefused: nobody does.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    /// struct timeval: how long a daemon that has many waiting may take.
+    const PATIENCE: [i64; 2] = [5, 0];
     let made = socket::create(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)?;
+    let patience: Vec<u8> = PATIENCE.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    socket::set_option(&made, libc::SO_SNDTIMEO, &patience)?;
     nix::sys::socket::connect(made.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(made)
 }

@@ -1,4 +1,7 @@
-//! The core: accepts, judges, answers. One thread, and nothing in it waits for a client but a task of that client's own.
+//! The core: accepts, judges, answers.
+//!
+//! One thread accepts and waits for workers; each client has one of a pool's. For what a client sends may have any descriptor with
+//! it, and to close that may take as long as the client likes (FUSE, SO_LINGER).
 
 use super::faults;
 use super::limits::{Full, Limits, Usage};
@@ -7,22 +10,20 @@ use super::spawn;
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
 use crate::sys::socket;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
-use tokio::task::LocalSet;
-use tokio::time::timeout;
+use tokio::task::spawn_blocking;
 
-/// How long a client may take to say what it wants.
-const HELLO: Duration = Duration::from_secs(5);
+/// How long a client may take to say what it wants, in milliseconds.
+const HELLO: u16 = 5000;
 
-/// How long a client may have a device without asking for anything.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long it may have a device without asking for anything.
+const IDLE: u16 = 60_000;
 
 /// Between two tries to accept where there is no descriptor left for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -41,7 +42,13 @@ pub struct Rules {
 
 struct Core {
     rules: Rules,
-    usage: RefCell<Usage>,
+    usage: Mutex<Usage>,
+}
+
+impl Core {
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Serves whoever connects, until this future is dropped.
@@ -49,61 +56,64 @@ struct Core {
 /// # Errors
 /// The listening socket cannot be waited for.
 pub async fn serve(listener: OwnedFd, rules: Rules) -> io::Result<()> {
-    let core = Rc::new(Core { rules, usage: RefCell::new(Usage::new(rules.limits)) });
+    let core = Arc::new(Core { rules, usage: Mutex::new(Usage::new(rules.limits)) });
     let listener = packet::watched(listener)?;
-    let clients = LocalSet::new();
-    let accept = async {
-        loop {
-            let mut ready = listener.readable().await?;
-            match ready.try_io(|listener| socket::accept(listener.get_ref())) {
-                Ok(Ok(client)) => begin(&core, client),
-                Ok(Err(error)) => {
-                    // Of a client that is gone already, or there are no descriptors: those that are served go on.
-                    log::warn!("cannot accept: {error}");
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                Err(_would_block) => {}
+    loop {
+        let mut ready = listener.readable().await?;
+        match ready.try_io(|listener| socket::accept(listener.get_ref())) {
+            Ok(Ok(client)) => begin(&core, client),
+            Ok(Err(error)) => {
+                // Of a client that is gone already, or there are no descriptors: those that are served go on.
+                log::warn!("cannot accept: {error}");
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
+            Err(_would_block) => {}
         }
-    };
-    clients.run_until(accept).await
+    }
 }
 
-fn begin(core: &Rc<Core>, client: OwnedFd) {
-    // Gone already, or no room even for a refusal.
-    let Ok(peer) = Peer::of(&client) else { return };
-    let refuse = |refusal: Refusal| answer(&client, refusal.into());
-    match core.rules.uid {
-        Some(uid) if uid != peer.uid && peer.uid != 0 => return refuse(Refusal::OtherUser),
-        _ => {}
+fn begin(core: &Arc<Core>, client: OwnedFd) {
+    match admitted(core, &client) {
+        Some(Ok((seat, peer))) => drop(tokio::spawn(client_life(seat, peer, client))),
+        Some(Err(refusal)) => drop(spawn_blocking(move || answer(&client, refusal.into()))),
+        None => drop(spawn_blocking(move || drop(client))),
     }
-    let Ok(seat) = Seat::taken(core, peer.uid) else { return refuse(Refusal::Connections) };
-    tokio::task::spawn_local(client_life(seat, peer, client));
+}
+
+/// Who it is, with a seat for them; none if they are gone already.
+fn admitted(core: &Arc<Core>, client: &OwnedFd) -> Option<Result<(Seat, Peer), Refusal>> {
+    let peer = Peer::of(client).ok()?;
+    if core.rules.uid.is_some_and(|uid| uid != peer.uid && peer.uid != 0) {
+        return Some(Err(Refusal::OtherUser));
+    }
+    // Before it is counted: there it may be as many users as it likes.
+    if !peer.is_of_this_user_namespace() {
+        return Some(Err(Refusal::Namespace));
+    }
+    Some(Seat::taken(core, peer.uid).map(|seat| (seat, peer)).map_err(|_full| Refusal::Connections))
 }
 
 /// What one user has of the daemon: given back when it is dropped.
 struct Seat {
-    core: Rc<Core>,
+    core: Arc<Core>,
     uid: u32,
     is_worker: bool,
 }
 
 impl Seat {
-    fn taken(core: &Rc<Core>, uid: u32) -> Result<Self, Full> {
-        core.usage.borrow_mut().connect(uid)?;
+    fn taken(core: &Arc<Core>, uid: u32) -> Result<Self, Full> {
+        core.usage().connect(uid)?;
         Ok(Self { core: core.clone(), uid, is_worker: false })
     }
 
     fn promote(&mut self) -> Result<(), Full> {
-        self.core.usage.borrow_mut().promote(self.uid)?;
+        self.core.usage().promote(self.uid)?;
         self.is_worker = true;
         Ok(())
     }
-}
 
-impl Seat {
     fn welcome(&self) -> Welcome {
-        let usage = self.core.usage.borrow();
+        let usage = self.core.usage();
         let pid = std::process::id().cast_signed();
         Welcome { workers: usage.workers(self.uid), most: usage.most_workers(), pid, reserved: 0 }
     }
@@ -111,7 +121,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut usage = self.core.usage.borrow_mut();
+        let mut usage = self.core.usage();
         if self.is_worker { usage.ended(self.uid) } else { usage.disconnect(self.uid) }
     }
 }
@@ -121,61 +131,66 @@ fn answer(client: &OwnedFd, message: Message) {
     let _ = packet::send(client.as_fd(), &message.to_bytes(), &[], MsgFlags::MSG_DONTWAIT);
 }
 
-async fn client_life(mut seat: Seat, peer: Peer, client: OwnedFd) {
-    let Ok(client) = packet::watched(client) else { return };
-    let first = match timeout(HELLO, next(&client)).await {
-        Ok(Ok(Some(packet))) => packet,
-        Ok(Ok(None)) => return,
-        // Too late, or not a message of ours.
-        Ok(Err(_)) | Err(_) => return answer(client.get_ref(), Refusal::Malformed.into()),
-    };
-    let client = client.into_inner();
-    match wanted(&first) {
-        Ok(WORKER) => match start(&mut seat, peer, &client, first) {
-            Ok(mut worker) => {
-                // It is the worker's now: that it ends is to be seen by the other end.
-                drop(client);
-                let ended = worker.wait().await;
-                log::info!("uid {}: worker over: {ended:?}", seat.uid);
-            }
-            Err(refusal) => {
-                log::info!("uid {}: refused: {}", seat.uid, refusal.told());
-                answer(&client, refusal.into());
-            }
-        },
-        Ok(FAULTS) => fault_life(&seat, client).await,
-        Ok(_) => answer(&client, Message::Welcome(seat.welcome())),
-        Err(refusal) => answer(&client, refusal.into()),
+async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
+    let served = spawn_blocking(move || served(seat, peer, &client)).await;
+    if let Ok(Some((seat, mut worker))) = served {
+        let ended = worker.wait().await;
+        log::info!("uid {}: worker over: {ended:?}", seat.uid);
     }
 }
 
-/// The next message of a client.
-async fn next(client: &AsyncFd<OwnedFd>) -> io::Result<Option<Packet>> {
-    loop {
-        let mut ready = client.readable().await?;
-        let read = |fd: &AsyncFd<OwnedFd>| packet::receive(fd.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT);
-        if let Ok(packet) = ready.try_io(read) {
-            return packet;
+/// Does what the client wants; a worker, if it is that.
+fn served(mut seat: Seat, peer: Peer, client: &OwnedFd) -> Option<(Seat, Child)> {
+    let first = match next(client, HELLO) {
+        Ok(Some(packet)) => packet,
+        Ok(None) => return None,
+        // Too late, or not a message of ours.
+        Err(_) => {
+            answer(client, Refusal::Malformed.into());
+            return None;
         }
+    };
+    match wanted(&first) {
+        Ok(WORKER) => match start(&mut seat, peer, client, first) {
+            // The connection is the worker's from now on: that it ends is to be seen by the other end.
+            Ok(worker) => return Some((seat, worker)),
+            Err(refusal) => {
+                log::debug!("uid {}: refused: {}", seat.uid, refusal.told());
+                answer(client, refusal.into());
+            }
+        },
+        Ok(FAULTS) => lend(&seat, client),
+        Ok(_) => answer(client, Message::Welcome(seat.welcome())),
+        Err(refusal) => answer(client, refusal.into()),
     }
+    None
+}
+
+/// The next message of a client, which has so many milliseconds.
+fn next(client: &OwnedFd, patience: u16) -> io::Result<Option<Packet>> {
+    let mut fds = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::from(patience))? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    packet::receive(client.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT)
 }
 
 /// Lends what it takes to serve page faults, for as long as the client asks for more.
-async fn fault_life(seat: &Seat, client: OwnedFd) {
+fn lend(seat: &Seat, client: &OwnedFd) {
     if !seat.core.rules.faults {
-        return answer(&client, Refusal::NoFaults.into());
+        return answer(client, Refusal::NoFaults.into());
     }
+    packet::take_descriptors(client, true);
     let (message, device) = faults::device();
     let with: Vec<_> = device.iter().map(AsFd::as_fd).collect();
     if packet::send(client.as_fd(), &message.to_bytes(), &with, MsgFlags::MSG_DONTWAIT).is_err() {
         return;
     }
-    let Ok(client) = packet::watched(client) else { return };
-    while let Ok(Ok(Some(packet))) = timeout(IDLE, next(&client)).await {
+    while let Ok(Some(packet)) = next(client, IDLE) {
         let request = Message::parse(&packet.bytes).ok();
         match request.and_then(|request| faults::answer(&request, packet.descriptors)) {
-            Some(done) => answer(client.get_ref(), done),
-            None => return answer(client.get_ref(), Refusal::Malformed.into()),
+            Some(done) => answer(client, done),
+            None => return answer(client, Refusal::Malformed.into()),
         }
     }
 }
@@ -193,6 +208,7 @@ fn start(seat: &mut Seat, peer: Peer, client: &OwnedFd, first: Packet) -> Result
     let sent = first.descriptors.into_iter().next();
     let (who, process) = peer.judged(sent, seat.core.rules.job)?;
     seat.promote().map_err(|_full| Refusal::Workers)?;
+    packet::take_descriptors(client, true);
     let worker = spawn::start(&who, client.as_fd(), process.as_fd()).map_err(|error| {
         log::error!("uid {}: cannot start a worker: {error}", who.uid);
         Refusal::Failed

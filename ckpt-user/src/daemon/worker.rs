@@ -8,15 +8,20 @@ use super::link::{Go, Heard, Link, Secret, Word};
 use super::spawn::Assignment;
 use super::wire::Refusal;
 use crate::cli;
+use crate::freeze::tree;
 use crate::job::ended::FAILED;
 use crate::job::namespace;
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
+use crate::task::keyring;
 use anyhow::{Context, bail};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+
+/// How long a front may take to find the secret.
+const ANSWER: u16 = 10_000;
 
 /// `ckptbpf daemon --worker`, which the daemon starts. Returns what to exit with.
 ///
@@ -27,9 +32,10 @@ pub fn main() -> anyhow::Result<u8> {
     let core = pidfd::duplicate_standard(0).context("this is for the daemon to start")?;
     let Assignment { who, front, process } = Assignment::receive(core.as_fd())?;
     drop(core);
-    let link = Arc::new(Link::new(front));
     let judged = become_worker::become_worker(&who, process.as_fd());
-    drop(process);
+    tree::note_front(who.pid);
+    // The connection may be held by others; what counts is whoever has asked.
+    let link = Arc::new(Link::with(front, process));
     let judged = match judged {
         Ok(()) if !is_unconfined(&link).context("its front went away")? => Err(Refusal::Confined),
         judged => judged,
@@ -55,7 +61,7 @@ fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
     let challenge = Challenge::start().context("cannot fork")?;
     let (pid, address) = challenge.place();
     link.say(&Word::Challenge(Secret { pid: pid.as_raw(), address }), &[])?;
-    match link.hear()? {
+    match link.hear_within(ANSWER)? {
         Some(Heard { word: Word::Answer(answer), .. }) => Ok(challenge.is_met(&answer)),
         _ => bail!("no answer"),
     }
@@ -63,10 +69,12 @@ fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
 
 /// Takes what the front sends: from here on this process is where the front is, and speaks for it.
 fn go(link: &Link) -> anyhow::Result<Asked> {
-    let Some(Heard { word: Word::Go(Go { streams, place }), descriptors }) = link.hear()? else {
+    let Some(Heard { word: Word::Go(go), descriptors }) = link.hear()? else {
         bail!("its front went away");
     };
+    let Go { streams, place, keyring, keyring_name } = go;
     lender::note_place(OsString::from_vec(place).into());
+    keyring::note_session(keyring, keyring_name);
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().context("a descriptor is missing");
     let (asked, here) = (next()?, next()?);

@@ -9,6 +9,19 @@ use std::time::Duration;
 /// The program's parent, where that is not this process: a front, whose worker this is.
 static KEEPER: OnceLock<Pid> = OnceLock::new();
 
+/// The ckptbpf that a person has started, where that is not this process.
+static FRONT: OnceLock<Pid> = OnceLock::new();
+
+/// Notes the process that this one works for; the first call counts.
+pub fn note_front(front: Pid) {
+    FRONT.get_or_init(|| front);
+}
+
+/// The process that a person has started.
+pub fn front() -> Pid {
+    FRONT.get().copied().unwrap_or_else(Pid::this)
+}
+
 /// The process that started the program, and gets its orphans.
 pub fn keeper() -> Pid {
     KEEPER.get().copied().unwrap_or_else(Pid::this)

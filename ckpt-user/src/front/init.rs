@@ -45,6 +45,8 @@ struct Init {
     link: Option<Link>,
     signals: Signals,
     root: Option<Pid>,
+    /// The worker has seen the program: what ends before that stays there to be seen.
+    is_known: bool,
     ended: Option<Ended>,
     /// The worker has been told that nothing is left.
     is_over: bool,
@@ -58,9 +60,9 @@ fn begin(user: &FsIds, share: Share, link: OwnedFd) -> io::Result<Init> {
     made?;
     // For the processes that are forked here: each begins with all that a program may have open.
     limits::raise_own_open_files();
-    spawn::close_all_but(link.as_fd())?;
+    link.fds().next().map_or(Ok(()), spawn::close_all_but)?;
     let signals = Signals::listen()?;
-    Ok(Init { link: Some(link), signals, root: None, ended: None, is_over: false })
+    Ok(Init { link: Some(link), signals, root: None, is_known: true, ended: None, is_over: false })
 }
 
 impl Init {
@@ -69,8 +71,10 @@ impl Init {
             self.sleep()?;
             while self.signals.take().is_some() {}
             self.listen();
-            let is_alone = self.reap();
-            if is_alone && self.link.is_none() {
+            let is_alone = self.is_known && self.reap();
+            if self.link.is_none() && (is_alone || self.root.is_none()) {
+                // Who has come in from outside (`attach`) has the last word.
+                namespace::wait_to_be_alone();
                 return Ok(self.ended.unwrap_or(Ended::Exited(FAILED)));
             }
             if is_alone && self.root.is_some() && !self.is_over {
@@ -82,7 +86,11 @@ impl Init {
 
     fn sleep(&self) -> io::Result<()> {
         let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
-        fds.extend(self.link.iter().map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
+        if !self.is_known {
+            fds.clear();
+        }
+        let of_link = self.link.iter().flat_map(Link::fds);
+        fds.extend(of_link.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -95,13 +103,13 @@ impl Init {
                 Ok(None) => return,
                 Ok(Some(heard)) => heard,
                 Err(_) => {
-                    self.link = None;
+                    (self.link, self.is_known) = (None, true);
                     return;
                 }
             };
             let made = match word {
                 Word::Root(root) => {
-                    self.root = Some(Pid::from_raw(root));
+                    (self.root, self.is_known) = (Some(Pid::from_raw(root)), false);
                     continue;
                 }
                 Word::Clocks(Offsets { monotonic, boottime }) => {
@@ -113,6 +121,10 @@ impl Init {
                     }
                     None => Err(io::ErrorKind::InvalidData.into()),
                 },
+                Word::Running(_) => {
+                    self.is_known = true;
+                    continue;
+                }
                 _ => continue,
             };
             let number = made.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO));

@@ -14,8 +14,11 @@ use crate::job::options::LaunchOptions;
 use crate::job::signals::Signals;
 use crate::machine::TUNABLES;
 use crate::sys::{challenge, clone, pidfd, spawn};
+use crate::task::keyring::{self, Keyring};
 use anyhow::{Context, bail};
 use door::{Door, NoDoor};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use serve::{Child, Front};
@@ -73,6 +76,9 @@ pub fn lost() -> ! {
     std::process::exit(ended::FAILED.into())
 }
 
+/// How long the daemon may take to start a worker.
+const WORKER: u16 = 30_000;
+
 /// Shows who this is, and hands on what is wanted; what the worker says to that.
 fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
     let hear = || match worker.hear() {
@@ -80,9 +86,17 @@ fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
         Ok(None) => Err(NoDoor::Silent(io::Error::other("its worker was killed"))),
         Err(error) => Err(NoDoor::of(error)),
     };
-    if let Word::Challenge(secret) = hear()? {
-        // Whoever does not listen has said why.
-        let _ = worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker, door));
+    let challenge = match worker.hear_within(WORKER) {
+        Ok(Some(heard)) => heard.word,
+        Ok(None) => return hear(),
+        Err(error) => return Err(NoDoor::of(error)),
+    };
+    if let Word::Challenge(secret) = challenge {
+        match worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker, door)) {
+            // Whoever does not listen has said why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            done => done.map_err(NoDoor::Silent)?,
+        }
     }
     hear()
 }
@@ -90,13 +104,15 @@ fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
 /// What this process was asked for, and where it is.
 fn hand_on(worker: &Link, door: &Door) -> io::Result<()> {
     let asked = Asked::here().written()?;
-    let here = OwnedFd::from(std::fs::File::open(".")?);
+    // It may be one that can be gone through, and not read.
+    let here = nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let streams: Vec<Option<OwnedFd>> = (0..3).map(|stream| pidfd::duplicate_standard(stream).ok()).collect();
     let bits = streams.iter().enumerate().filter(|one| one.1.is_some()).map(|one| 1 << one.0).sum();
     let streams = streams.iter().flatten().map(AsFd::as_fd);
     let with: Vec<BorrowedFd<'_>> = [asked.as_fd(), here.as_fd()].into_iter().chain(streams).collect();
     let place = door.path().as_os_str().as_bytes().to_vec();
-    worker.say(&Word::Go(Go { streams: bits, place }), &with)
+    let Keyring { serial, name, .. } = keyring::Known::own().session;
+    worker.say(&Word::Go(Go { streams: bits, place, keyring: serial, keyring_name: name }), &with)
 }
 
 /// The secret; nothing where it may not be read, which is an answer, too.

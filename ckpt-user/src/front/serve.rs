@@ -19,6 +19,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long a worker may take from the program's start to its first word.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Until then, between two looks.
+const LOOK_AGAIN: u16 = 1000;
 
 /// What the front's child is.
 pub enum Child {
@@ -42,6 +49,7 @@ pub struct Front<'a> {
     worker: Option<Link>,
     /// The worker has seen the program: what ends before that stays there to be seen.
     is_known: bool,
+    begun: Instant,
     /// Nothing is left of the program.
     is_over: bool,
     /// The worker's last word.
@@ -68,6 +76,7 @@ impl<'a> Front<'a> {
             ended: None,
             worker: Some(worker),
             is_known: false,
+            begun: Instant::now(),
             is_over: false,
             done: None,
             running,
@@ -88,32 +97,43 @@ impl<'a> Front<'a> {
         self.tell_started();
         loop {
             if self.is_over && (self.worker.is_none() || self.done.is_some()) {
-                return Ok(self
-                    .done
-                    .map(Ended::Exited)
-                    .or(self.ended)
-                    .unwrap_or(Ended::Exited(ended::FAILED)));
+                return Ok(self.ended_as());
             }
             self.sleep()?;
             self.listen();
-            if !self.is_known {
+            // A worker that says nothing for so long is in trouble; the program need not be.
+            self.is_known |= self.begun.elapsed() > SILENCE;
+            if self.program.is_none() && !self.is_known {
                 continue;
             }
             while let Some(meaning) = self.signals.take() {
                 self.signal(meaning);
             }
-            self.reap();
+            if self.is_known {
+                self.reap();
+            }
+        }
+    }
+
+    /// The program's own end counts, but for one that was its worker's doing.
+    fn ended_as(&self) -> Ended {
+        let own = self.ended.unwrap_or(Ended::Exited(ended::FAILED));
+        match (self.done, &self.kind) {
+            (Some(ended::CHECKPOINTED), _) => Ended::Checkpointed,
+            (Some(status), Child::Init) => Ended::Exited(status),
+            _ => own,
         }
     }
 
     fn sleep(&self) -> io::Result<()> {
         let mut fds: Vec<PollFd<'_>> =
-            self.worker.iter().map(|worker| PollFd::new(worker.as_fd(), PollFlags::POLLIN)).collect();
+            self.worker.iter().flat_map(Link::fds).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // Signals wait until there is a program to have them.
-        if self.is_known {
+        if self.is_known || self.program.is_some() {
             fds.push(PollFd::new(self.signals.fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        let patience = if self.is_known { PollTimeout::NONE } else { PollTimeout::from(LOOK_AGAIN) };
+        match poll(&mut fds, patience) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -127,7 +147,7 @@ impl<'a> Front<'a> {
                 let sent =
                     self.program.as_ref().map(|(process, _)| pidfd::send_signal(process.as_fd(), signal));
                 // What it has left behind is meant then.
-                if !matches!(sent, Some(Ok(()))) {
+                if !matches!(sent, Some(Ok(()))) && !self.is_over {
                     self.tell(&Word::Signal(signal), &[]);
                 }
             }
@@ -203,10 +223,8 @@ impl<'a> Front<'a> {
 
     fn tell_started(&self) {
         let strangers = tree::strangers().iter().map(|pid| pid.as_raw()).collect();
-        let started = Started { keeper: Pid::this().as_raw(), strangers };
-        if let (Child::Program, Some((process, _))) = (&self.kind, &self.program) {
-            self.tell(&Word::Started(started), &[process.as_fd()]);
-        }
+        let (keeper, root) = (Pid::this().as_raw(), self.child.as_raw());
+        self.tell_of_child(&Word::Started(Started { keeper, strangers, root }));
     }
 
     fn tell_of_child(&self, word: &Word) {

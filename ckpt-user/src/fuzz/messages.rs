@@ -33,9 +33,9 @@ pub mod front_message {
         let words = [
             Word::Challenge(Secret { pid: 17, address: 1 << 46 }),
             Word::Answer(vec![7; 16]),
-            Word::Go(Go { streams: 7, place: b"/run/d".to_vec() }),
+            Word::Go(Go { streams: 7, place: b"/run/d".to_vec(), ..Go::default() }),
             Word::Run(Run { checkpoint_signal: Some(10) }),
-            Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3] }),
+            Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3], root: 42 }),
             Word::Ended(256),
             Word::Over(true),
         ];

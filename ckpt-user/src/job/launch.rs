@@ -17,11 +17,10 @@ use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
 use crate::front::{self, door::NoDoor};
 use crate::machine::TUNABLES;
+use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
-use crate::sys::{clone, pidfd};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,7 +39,9 @@ pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
 }
 
 fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
-    if let Way::Daemon(door) = way {
+    if let Way::Daemon(door) = way
+        && !only_parents_trace()
+    {
         let ended = front::go(door, Some(options), running);
         match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
             Some(why) => done_without(door.path(), why),
@@ -63,21 +64,28 @@ fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyho
     Ok(ended)
 }
 
+/// Whether Yama lets processes be traced by those above them alone (kernel.yama.ptrace_scope): no worker is that.
+fn only_parents_trace() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let is_so = scope.is_ok_and(|scope| scope.trim() != "0");
+    if is_so {
+        terminal::say("kernel.yama.ptrace_scope lets parents alone trace: done without the daemon");
+    }
+    is_so
+}
+
 /// As a worker: the program is run by the front.
 fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended> {
     let claimed = claim(options)?;
     let checkpoint_signal = claimed.claimed.lease.record().options.ckpt_signal;
     link.say(&Word::Run(Run { checkpoint_signal }), &[]).context("the front is gone")?;
-    let (started, process) = match link.hear().context("the front is gone")? {
-        Some(Heard { word: Word::Started(started), descriptors }) => {
-            (started, descriptors.into_iter().next().context("the front names no program")?)
-        }
+    let Started { keeper, strangers, root } = match link.hear().context("the front is gone")? {
+        Some(Heard { word: Word::Started(started), .. }) => started,
         // It has said why it cannot be run.
         Some(Heard { word: Word::Over(_), .. }) => return Ok(Ended::Exited(FAILED)),
         _ => bail!("the front is gone"),
     };
-    let Started { keeper, strangers } = started;
-    let root = pidfd::names(process.as_fd())?.context("the program is gone")?;
+    let root = Pid::from_raw(root);
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);
     let parent = Parent::elsewhere(link, None).context("cannot listen for signals")?;
@@ -139,7 +147,6 @@ fn supervise(
     let program = ProcessId::of(root.as_raw()).map_err(anyhow::Error::from);
     let noted = program.and_then(|program| Ok(claimed.lease.starting(program, Vec::new())?));
     noted.unwrap_or_else(|error| log::warn!("{error:#}"));
-    let standards_of = keeper.is_front().then_some(root);
     start::supervise(Start {
         options: &options.job,
         identity,
@@ -148,7 +155,7 @@ fn supervise(
         root,
         keeper,
         parent: None,
-        tracked: Tracked { cpu_baseline: options.cpu_baseline, standards_of, ..Tracked::default() },
+        tracked: Tracked { cpu_baseline: options.cpu_baseline, ..Tracked::default() },
         attached: None,
         ended: None,
         running,

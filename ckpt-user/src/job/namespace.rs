@@ -22,7 +22,7 @@ use crate::object::Object;
 use crate::rebuild::taken::{self, Taken};
 use crate::record::Image;
 use crate::sys::ids::{self, FsIds};
-use crate::sys::{caps, clone, probe, spawn, wait};
+use crate::sys::{caps, clone, pidfd, probe, spawn, wait};
 use crate::task::outside;
 use crate::track::backend;
 use anyhow::{Context, anyhow, bail};
@@ -195,12 +195,18 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
     // What this process may not see of itself from in there.
     backend::note();
     outside::note_proc()?;
-    let here = std::env::current_dir()?;
+    let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    let outer = pidfd::open(Pid::this())?;
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     setns(init, flags).context("the program's namespaces cannot be entered")?;
-    std::env::set_current_dir(here)?;
+    // It may have been removed: what is asked for is found by descriptor then, or not at all.
+    let _ = std::env::set_current_dir(here);
     match clone::fork(0, Some(supervisor)).context("the program's namespaces cannot be entered")? {
-        None => Ok(Worker::Inside(KEEPER.get_or_init(|| keeper).clone())),
+        None => {
+            // Nobody would have its last word without the one outside.
+            clone::end_with_outside(&outer)?;
+            Ok(Worker::Inside(KEEPER.get_or_init(|| keeper).clone()))
+        }
         Some(inside) => {
             drop(keeper);
             Ok(Worker::Outside(wait::for_end(inside)?))
@@ -396,13 +402,20 @@ fn pass_on(supervisor: Pid, to: &OwnedFd) -> ! {
         match wait::any_child() {
             Ok((pid, status)) if pid == supervisor => News::Status(status).tell(to.as_fd()),
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
-                if std::process::id() != 1 || is_alone() {
-                    std::process::exit(0);
+                if std::process::id() == 1 {
+                    wait_to_be_alone();
                 }
-                std::thread::sleep(LOOK_AGAIN);
+                std::process::exit(0);
             }
             Ok(_) | Err(_) => {}
         }
+    }
+}
+
+/// As pid 1: returns once nobody else is left, whoever's child.
+pub fn wait_to_be_alone() {
+    while !is_alone() {
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

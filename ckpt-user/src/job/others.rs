@@ -8,6 +8,7 @@
 //! A read lease (F_SETLEASE) is refused while anybody has the file open, or mapped, for writing. Whoever started this
 //! ckptbpf waits for it, and writes nothing meanwhile: our ancestors are nobody else.
 
+use crate::freeze::tree;
 use crate::memory::vma;
 use crate::object::ends;
 use crate::object::file::FileRecord;
@@ -127,7 +128,8 @@ fn ask(record: &FileRecord) -> Asked {
 /// This process, and whoever started it.
 fn ancestors() -> HashSet<Pid> {
     let parent = |pid: &Pid| ProcDir::process(*pid).stat().ok().map(|stat| stat.parent());
-    std::iter::successors(Some(Pid::this()), parent).take_while(|pid| pid.as_raw() > 0).collect()
+    let above = |pid| std::iter::successors(Some(pid), parent).take_while(|pid| pid.as_raw() > 0);
+    above(Pid::this()).chain(above(tree::front())).collect()
 }
 
 /// All who have one of the files open, or mapped, for writing, as far as they can be seen. Mappings are looked at where somebody

@@ -55,7 +55,7 @@ impl Parent {
             Self::Front(elsewhere) => (&elsewhere.signals, Some(elsewhere)),
         };
         let links = links.into_iter().flat_map(|of| of.keeper.iter().chain([&of.front]));
-        std::iter::once(signals.fd()).chain(links.map(|link| link.as_fd()))
+        std::iter::once(signals.fd()).chain(links.flat_map(|link| link.fds()))
     }
 
     /// The next that waits. A worker whose front was killed ends at once, as it would have been killed with it: the program goes
@@ -65,8 +65,9 @@ impl Parent {
             Self::Us(signals) => signals.take().map(News::Signal),
             Self::Front(Elsewhere { front, keeper, signals }) => {
                 while signals.take().is_some() {}
+                // What has become of the program first: signals go by that.
                 let of_keeper = |keeper: &Arc<Link>| next(keeper, Some(front));
-                next(front, None).or_else(|| keeper.as_ref().and_then(of_keeper))
+                keeper.as_ref().and_then(of_keeper).or_else(|| next(front, None))
             }
         }
     }
@@ -82,6 +83,14 @@ impl Parent {
             front.say(&Word::Program(Run { checkpoint_signal }), &[process.as_fd()])?;
         }
         Ok(())
+    }
+
+    /// The program is supervised: it may be waited for.
+    pub fn is_supervised(&self) {
+        if let Self::Front(Elsewhere { keeper: Some(keeper), .. }) = self {
+            // One that is gone waits for nobody.
+            let _ = keeper.say(&Word::Running(true), &[]);
+        }
     }
 
     /// Stops as the program has stopped ([`Signals::stop_with`]). A front does so by itself.

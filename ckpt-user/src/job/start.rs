@@ -86,6 +86,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     // It runs already: whatever cannot be done for it from here on, it is supervised.
     let noted = lease.started(program, control.as_ref().map(Control::socket_path));
     noted.unwrap_or_else(|error| log::warn!("{error}"));
+    keeper.is_supervised();
     running();
     let interval = record.options.interval();
     let name = record.argv.first().cloned().unwrap_or_default();

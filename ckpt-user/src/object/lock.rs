@@ -5,6 +5,7 @@
 
 use super::table::Descriptor;
 use super::{Description, Object, Seen};
+use crate::freeze::tree;
 use crate::record::{Process, SharedObject};
 use crate::refusal::Refusal;
 use crate::sys::inject::Call;
@@ -151,7 +152,8 @@ pub fn rebuild(locks: &[Lock], fd: &OwnedFd) -> io::Result<()> {
 /// locks: whoever starts ckptbpf under a lock (`flock LOCK ckptbpf restart`) has taken it again.
 pub fn inherited(locks: &[Lock], fd: &OwnedFd, flags: u32) -> Option<OwnedFd> {
     const ALIKE: u32 = (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK) as u32;
-    let own = Pid::this();
+    // Whoever has started ckptbpf has started the front of it.
+    let own = tree::front();
     let file = fstat(fd).ok()?;
     let is_it = |&number: &i32| {
         let Ok((seen, close_on_exec)) = Seen::look(own, number) else { return false };

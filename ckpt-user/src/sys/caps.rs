@@ -4,7 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 
 /// CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW: what root may do to sockets and others may not.
-const OF_THE_NETWORK: u32 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13;
+const OF_THE_NETWORK: [u32; 4] = [10, 11, 12, 13];
 
 /// struct __user_cap_data_struct (linux/capability.h), version 3: low and high halves of 64 bits.
 type Sets = [[u32; 3]; 2];
@@ -15,29 +15,50 @@ const HEADER: [u32; 2] = [0x2008_0522, 0];
 /// While it lives, what this thread does to sockets is what any user may do. Bound to its thread.
 #[derive(Debug)]
 pub struct NoNetworkRights {
-    before: Sets,
-    thread: PhantomData<*const ()>,
+    _without: Without,
 }
 
 impl NoNetworkRights {
     pub fn begin() -> io::Result<Self> {
-        let before = get()?;
-        let mut without = before;
-        without[0][0] &= !OF_THE_NETWORK;
-        set(&without)?;
-        Ok(Self { before, thread: PhantomData })
+        Ok(Self { _without: Without::of(&OF_THE_NETWORK)? })
     }
 }
 
-impl Drop for NoNetworkRights {
+/// While it lives, this thread does without some capabilities. Bound to its thread.
+#[derive(Debug)]
+pub struct Without {
+    laid_down: [u32; 2],
+    thread: PhantomData<*const ()>,
+}
+
+impl Without {
+    pub fn of(capabilities: &[u32]) -> io::Result<Self> {
+        let mut sets = get()?;
+        let mut laid_down = [0; 2];
+        for (half, (set, down)) in sets.iter_mut().zip(&mut laid_down).enumerate() {
+            *down = set[0] & bits(capabilities, half);
+            set[0] &= !*down;
+        }
+        set(&sets)?;
+        Ok(Self { laid_down, thread: PhantomData })
+    }
+}
+
+impl Drop for Without {
     fn drop(&mut self) {
         // What is permitted was not touched, so that this is allowed.
         let now = get().map(|mut now| {
-            now[0][0] |= self.before[0][0] & OF_THE_NETWORK;
+            now.iter_mut().zip(self.laid_down).for_each(|(set, down)| set[0] |= down);
             now
         });
         let _ = now.and_then(|now| set(&now));
     }
+}
+
+/// Capabilities of one half of the sets.
+fn bits(capabilities: &[u32], half: usize) -> u32 {
+    let of_half = capabilities.iter().filter(|one| **one as usize / 32 == half);
+    of_half.fold(0, |bits, one| bits | 1 << (one % 32))
 }
 
 /// CAP_SYS_ADMIN.
@@ -104,7 +125,7 @@ mod tests {
         let before = get().unwrap();
         {
             let _without = NoNetworkRights::begin().unwrap();
-            assert_eq!(get().unwrap()[0][0] & OF_THE_NETWORK, 0);
+            assert_eq!(get().unwrap()[0][0] & bits(&OF_THE_NETWORK, 0), 0);
         }
         assert_eq!(get().unwrap(), before);
     }

@@ -1,8 +1,9 @@
 //! clone3(2) with chosen process ids, and time namespaces.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `struct clone_args` (linux/sched.h), version 2 with `cgroup`: 88 bytes.
 #[repr(C)]
@@ -53,6 +54,20 @@ pub fn end_with(parent: Pid) {
         if libc::getppid() != parent.as_raw() {
             libc::_exit(0);
         }
+    }
+}
+
+/// The same with a parent in another pid namespace, by its pidfd.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn end_with_outside(parent: &OwnedFd) -> io::Result<()> {
+    let mut fds = [PollFd::new(parent.as_fd(), PollFlags::POLLIN)];
+    // SAFETY: integers only.
+    super::check(i64::from(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }))?;
+    match poll(&mut fds, PollTimeout::ZERO)? {
+        0 => Ok(()),
+        _ => std::process::exit(1),
     }
 }
 

@@ -25,3 +25,13 @@ pub fn describe(which: i64) -> io::Result<Vec<u8>> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, 6, which, bytes.as_mut_ptr(), bytes.len()) })?;
     Ok(bytes)
 }
+
+/// Has this process join a session keyring of its own, without a name and empty.
+///
+/// # Errors
+/// ENOSYS where the kernel has no keys.
+pub fn join_new_session() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: i64 = 1;
+    // SAFETY: integers only; no name is given.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0) }).map(drop)
+}

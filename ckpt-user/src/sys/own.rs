@@ -1,14 +1,17 @@
 //! Files of /proc about this very process. A worker's belong to root, once it is closed to others (PR_SET_DUMPABLE), so it opens
 //! them before that; each checks at its opening who it is that looks (proc(5)).
 
+use super::caps;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
 static NOTED: OnceLock<(File, File)> = OnceLock::new();
 
-/// Opens them. Of this process, not of those that it forks.
+/// Opens them. Of this process, not of those that it forks. Without CAP_SYS_ADMIN, so that no frame's number is told to whoever
+/// may have them later.
 pub fn note() -> io::Result<()> {
+    let _without = caps::Without::of(&[caps::SYS_ADMIN])?;
     let files =
         (File::open("/proc/self/pagemap")?, File::options().write(true).open("/proc/self/clear_refs")?);
     NOTED.get_or_init(|| files);

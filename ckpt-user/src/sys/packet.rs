@@ -47,10 +47,17 @@ pub fn receive(from: BorrowedFd<'_>, room: usize, flags: MsgFlags) -> io::Result
     (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
     (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), CONTROL);
     let flags = (flags | MsgFlags::MSG_CMSG_CLOEXEC).bits();
+    let mut was_reset = false;
     let length = loop {
         // SAFETY: `message`, and all that it refers to, lives across the call, with the lengths that it says.
         match super::check(unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, flags) } as i64) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The other end was closed with a message of ours unread, and may have answered before (`unix_release_sock`): that
+            // is told once, and the answer is there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !was_reset => was_reset = true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && was_reset => {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
             got => break got? as usize,
         }
     };
@@ -95,6 +102,13 @@ fn taken_out(message: &libc::msghdr) -> Vec<OwnedFd> {
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, and refers to the same description, for as long as it is there; its number does not change.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Whether others may send descriptors to this socket, or to those that it accepts (SO_PASSRIGHTS, Linux 6.16). One that was sent
+/// is closed by whoever closes the socket, received or not. Kernels without it take them always.
+pub fn take_descriptors(socket: &OwnedFd, does: bool) {
+    const SO_PASSRIGHTS: i32 = 83;
+    let _ = socket::set_option(socket, SO_PASSRIGHTS, &i32::from(does).to_ne_bytes());
 }
 
 /// The supplementary groups of whoever connected (SO_PEERGROUPS).

@@ -23,7 +23,8 @@ pub fn create(size: u64, huge: i32) -> io::Result<OwnedFd> {
 pub struct Mapped {
     at: usize,
     len: usize,
-    memory: Forced,
+    /// None of what is not to be written.
+    memory: Option<Forced>,
 }
 
 impl Mapped {
@@ -49,7 +50,7 @@ impl Mapped {
     }
 
     fn map(len: usize, protection: i32, flags: i32, fd: i32) -> io::Result<Self> {
-        let memory = Forced::open(Pid::this())?;
+        let memory = if protection & libc::PROT_WRITE == 0 { None } else { Some(Forced::open(Pid::this())?) };
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of ours is touched.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
         if at == libc::MAP_FAILED {
@@ -64,7 +65,8 @@ impl Mapped {
         if end.is_none_or(|end| end > self.len as u64) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.memory.write(self.at as u64 + at, bytes)
+        let memory = self.memory.as_ref().ok_or(io::ErrorKind::PermissionDenied)?;
+        memory.write(self.at as u64 + at, bytes)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::sys::remote::Remote;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What keyctl(2) calls things (linux/keyctl.h).
@@ -69,8 +70,11 @@ impl Known {
         Self { thread: row.thread, process: row.process, session, destination: row.destination }
     }
 
-    /// Our own, asked for by system calls; nothing where the kernel has no keys.
+    /// Our own, asked for by system calls, or those that were noted; nothing where the kernel has no keys.
     pub fn own() -> Self {
+        if let Some(noted) = NOTED.get() {
+            return noted.clone();
+        }
         let id = |which| keys::id(which).unwrap_or(0);
         let described = keys::describe(SESSION).ok().and_then(|bytes| described(&bytes));
         let (permissions, name) = described.unwrap_or_default();
@@ -82,6 +86,15 @@ impl Known {
     fn session(&self) -> i32 {
         if self.session.name.starts_with(NAMELESS[1]) { 0 } else { self.session.serial }
     }
+}
+
+/// Those of whoever has started the program, for a worker that has others.
+static NOTED: OnceLock<Known> = OnceLock::new();
+
+/// Notes whose session keyring the program has where it has joined none; the first call counts.
+pub fn note_session(serial: i32, name: Vec<u8>) {
+    let session = Keyring { name, serial, ..Keyring::default() };
+    NOTED.get_or_init(|| Known { session, ..Known::default() });
 }
 
 /// What is to be saved of a thread's keyrings; `own` are ckptbpf's, in whose place those of a restart's come.

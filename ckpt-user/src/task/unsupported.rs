@@ -2,6 +2,7 @@
 
 use super::hidden::{ProcessState, ThreadState};
 use super::proc::{ProcDir, Status, reached_by};
+use crate::freeze::tree;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::pidfd::{self, Kind};
 use crate::sys::sched;
@@ -88,14 +89,14 @@ fn thread(pid: Pid, tid: Pid, status: &Status) -> Result<(), Refusal> {
     // Where no security module labels processes, it cannot be read.
     let label = |dir: ProcDir| dir.bytes("attr/current").ok();
     if let Some(theirs) =
-        another_label(label(ProcDir::thread(pid, tid)), label(ProcDir::process(Pid::this())))
+        another_label(label(ProcDir::thread(pid, tid)), label(ProcDir::process(tree::keeper())))
     {
         let what = format!(
             "is confined as {theirs:?} by a security module (SELinux, AppArmor), and ckptbpf otherwise"
         );
         return refused(&what, "after a restart it would be as ckptbpf is: run ckptbpf confined like it");
     }
-    if sched::core_cookie(tid) != sched::core_cookie(Pid::this()) {
+    if sched::core_cookie(tid) != sched::core_cookie(tree::keeper()) {
         return refused(
             "is in a core scheduling group of its own (PR_SCHED_CORE)",
             "this cannot be saved yet",

@@ -1,0 +1,324 @@
+//! Users who want of a daemon what they are not to have: each gets a refusal, and whoever else has a job notices nothing.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
+use ckpt_tests::user::UID;
+use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim_cmd};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// What a client of the daemon's can say, in the words of ckpt-user/src/daemon/wire.rs.
+const CLIENT: &str = r#"
+import array, os, socket, struct, sys, time
+PLACE = "/run/ckptbpf/daemon.sock"
+HELLO, WELCOME, REFUSED, DEVICE, FEATURES, DONE = 1, 2, 3, 4, 5, 6
+QUERY, WORKER, FAULTS = 1, 2, 3
+def connect():
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client.connect(PLACE)
+    client.settimeout(20)
+    return client
+def message(kind, body, version=1, length=None, magic=b"CKD1"):
+    return magic + struct.pack("HHII", version, kind, len(body) if length is None else length, 0) + body
+def hello(wants):
+    return message(HELLO, struct.pack("II", wants, 0))
+def send(client, data, fds=()):
+    with_fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    client.sendmsg([data], with_fds)
+def answer(client):
+    try:
+        data, fds, _, _ = socket.recv_fds(client, 65536, 8)
+    except ConnectionResetError:
+        return None, b"", []
+    if not data:
+        return None, b"", []
+    return struct.unpack("H", data[6:8])[0], data[16:], fds
+def asked(data, fds=()):
+    client = connect()
+    try:
+        send(client, data, fds)
+    except BrokenPipeError:
+        pass
+    except PermissionError:
+        # Linux 6.16: the kernel takes no descriptors for it.
+        assert fds
+        return REFUSED, struct.pack("II", 1, 0), []
+    return answer(client)
+def refusal(data, fds=()):
+    kind, body, fds = asked(data, fds)
+    return struct.unpack("I", body[:4])[0] if kind == REFUSED else (kind, len(fds))
+"#;
+
+fn python(tool: &Tool, lines: &str) -> Cmd {
+    let script = format!("{CLIENT}{lines}");
+    tool.user.clone().unwrap().runs(&Cmd::new("/usr/bin/python3").args(["-c", &script]))
+}
+
+fn open_files(sandbox: &Sandbox, pid: i32) -> usize {
+    let folder = sandbox.see(&PathBuf::from(format!("/proc/{pid}/fd")));
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Somebody else's job beside the attack, which goes on as if nothing were.
+fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Daemon<'_>, &Tool)) {
+    let sandbox = Sandbox::new(name);
+    let daemon = Daemon::begin(&sandbox, options);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
+    let expected = Expected::of(&sandbox, &program, Some("numbers"));
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool.clone(), user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n50 ", SOON);
+    job.checkpoint();
+    let before = open_files(&sandbox, daemon.pid());
+    attack(&sandbox, &daemon, &tool);
+    sandbox.wait_for("the daemon to have nothing of it left", SOON, || {
+        open_files(&sandbox, daemon.pid()) == before
+    });
+    assert_eq!(job.checkpoint().kind, "delta");
+    let_go(&sandbox);
+    job.wait(SOON).success();
+    assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+    daemon.end();
+}
+
+/// What is no message, or half of one, or more than one.
+#[test]
+fn messages_that_are_none() {
+    beside_a_job("attack_messages", &[], |sandbox, _daemon, tool| {
+        let lines = "
+assert refusal(b'x') == 1
+assert refusal(os.urandom(64)) == 1
+assert refusal(message(HELLO, b'')) == 1
+assert refusal(message(HELLO, struct.pack('II', 9, 0))) == 1
+assert refusal(message(HELLO, struct.pack('II', QUERY, 1))) == 1
+assert refusal(message(HELLO, struct.pack('II', QUERY, 0), version=2)) == 2
+assert refusal(message(HELLO, struct.pack('II', QUERY, 0), length=9)) == 1
+assert refusal(message(HELLO, struct.pack('II', QUERY, 0), magic=b'DMTC')) == 1
+for kind in (0, WELCOME, REFUSED, DEVICE, FEATURES, DONE, 256, 65535):
+    assert refusal(message(kind, b'\\0' * 8)) == 1, kind
+assert refusal(b'CKD1' * 17000) == 1
+# More descriptors than a message of ours brings.
+assert refusal(hello(QUERY), [0] * 200) == 1
+for _ in range(300):
+    asked(os.urandom(100), [0] * 8)
+# Some of those may not be over yet.
+until = time.monotonic() + 20
+while asked(hello(QUERY))[0] != WELCOME:
+    assert time.monotonic() < until
+";
+        sandbox.run(python(tool, lines)).success();
+    });
+}
+
+/// Connections without a word, and clients that read nothing.
+#[test]
+fn connections_without_number() {
+    beside_a_job("attack_connections", &[], |sandbox, daemon, tool| {
+        let lines = "
+held = []
+for _ in range(400):
+    client = connect()
+    held.append(client)
+print('held', flush=True)
+# Those beyond what a user may have are refused at once, the others when they have said nothing for a while.
+for client in held:
+    assert client.recv(100)[6:8] == struct.pack('H', REFUSED)
+";
+        let attack = sandbox.spawn(python(tool, lines));
+        attack.wait_for_output("held", SOON);
+        // Another user is answered at once.
+        daemon.check().success();
+        attack.wait(SOON).success();
+    });
+}
+
+/// A worker that is not answered as only its user could answer gives up; so does one whose client goes away at any point.
+#[test]
+fn challenges_that_are_not_met() {
+    beside_a_job("attack_challenge", &[], |sandbox, _daemon, tool| {
+        let lines = "
+def word(number, body):
+    return message(256, bytes([number << 3 | 2, len(body)]) + body)
+def begun():
+    client = connect()
+    try:
+        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
+    except PermissionError:
+        send(client, hello(WORKER))
+    kind, body, _ = answer(client)
+    assert kind == 256, (kind, body)
+    return client
+client = begun()
+send(client, word(2, b'0' * 16))
+kind, body, _ = answer(client)
+assert (kind, struct.unpack('I', body[:4])[0]) == (REFUSED, 12), (kind, body)
+for wrong in (b'', word(2, b''), word(3, b''), hello(WORKER), os.urandom(40)):
+    client = begun()
+    send(client, wrong or b'x')
+    client.close()
+begun().close()
+";
+        sandbox.run(python(tool, lines)).success();
+    });
+}
+
+/// What is lent for lazy restarts takes a userfaultfd, and nothing else is touched.
+#[test]
+fn what_is_no_userfaultfd_is_left_alone() {
+    beside_a_job("attack_faults", &[], |sandbox, _daemon, tool| {
+        let lines = "
+import ctypes
+client = connect()
+send(client, hello(FAULTS))
+kind, body, fds = answer(client)
+assert kind == DEVICE and len(fds) == 1, (kind, body)
+libc = ctypes.CDLL(None, use_errno=True)
+own = libc.syscall(323, 0o2000001)
+assert own >= 0, ctypes.get_errno()
+null, zero = os.open('/dev/null', os.O_RDWR), os.open('/dev/zero', os.O_RDONLY)
+pair = socket.socketpair()
+events = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6
+def features(bits, fds):
+    send(client, message(FEATURES, struct.pack('Q', bits)), fds)
+    kind, body, _ = answer(client)
+    assert kind == DONE, kind
+    return struct.unpack('I', body[:4])[0]
+for fd in (null, zero, pair[0].fileno(), os.pidfd_open(os.getpid()), os.memfd_create('userfaultfd'), fds[0]):
+    assert features(events, [fd]) == 22, fd
+for bits in (0, 1, events | 1, 1 << 63, events ^ 2):
+    assert features(bits, [own]) == 22, bits
+assert features(events, [own]) == 0
+# Without one, the client is dropped.
+send(client, message(FEATURES, struct.pack('Q', events)))
+kind, body, _ = answer(client)
+assert (kind, body[:1]) == (REFUSED, b'\\1'), (kind, body)
+assert answer(client)[0] is None
+";
+        sandbox.run(python(tool, lines)).success();
+    });
+}
+
+/// A daemon for one user, or for one job, serves no other; a socket of a user's own is no daemon's.
+#[test]
+fn daemons_of_others() {
+    let sandbox = Sandbox::new("attack_others");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let other = (UID + 1).to_string();
+    let launch = |dir: &str| Cmd::new(&tool.binary).args(["launch", "-d", dir, "--", "/bin/true"]);
+    let daemon = Daemon::begin(&sandbox, &["--uid", &other]);
+    // Its socket is closed to whoever is not meant.
+    let socket = sandbox.see("/run/ckptbpf/daemon.sock".as_ref());
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata(&socket).unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o777), (UID + 1, 0o600));
+    let said = sandbox.run(user.runs(&launch("a"))).success().stderr_text();
+    assert_eq!(said, "", "a daemon that is closed to us is none");
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let said = sandbox.run(user.runs(&launch("b"))).success().stderr_text();
+    assert!(said.contains("is done without: it is there for another user"), "{said}");
+    daemon.end();
+    // One of a user's own, which asks for the command line and would say anything.
+    let lines = "
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.bind(sys.argv[1])
+server.listen()
+print('listens', flush=True)
+client, _ = server.accept()
+assert client.recv(100) == b'', 'something was said to it'
+";
+    let place = user.home().join("own.sock");
+    let server = Cmd::new("/usr/bin/python3").args(["-c", lines]).arg(&place);
+    let server = sandbox.spawn(user.runs(&server));
+    server.wait_for_output("listens", SOON);
+    let asks = launch("c").env("CKPTBPF_SOCKET", place.to_str().unwrap());
+    let said = sandbox.run(user.runs(&asks)).success().stderr_text();
+    assert!(said.contains(&format!("it is uid {UID}'s, and a daemon is root's")), "{said}");
+    server.wait(SOON).success();
+}
+
+/// Ids that differ, a root directory of its own, a filter, Landlock: none has a worker, and each is told why.
+#[test]
+fn who_is_held_back_has_no_worker() {
+    beside_a_job("attack_held_back", &[], |sandbox, _daemon, tool| {
+        let user = tool.user.clone().unwrap();
+        let launch = |dir: &str| Cmd::new(&tool.binary).args(["launch", "-d", dir, "--", "/bin/true"]);
+        let is_said = |cmd: Cmd, words: &str| {
+            let said = sandbox.run(cmd).success().stderr_text();
+            assert!(said.contains("is done without: ") && said.contains(words), "{said}");
+        };
+        let id = UID.to_string();
+        // As a set-group-id program has it.
+        let ids = ["--reuid", &id, "--rgid", &id, "--egid", "4343", "--clear-groups", "--"];
+        let as_group = Cmd::new("setpriv").args(ids).program(&launch("/tmp/a"));
+        is_said(as_group.cwd(user.home()), "set-user-id or set-group-id");
+        let filter = "
+import ctypes, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+program = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', 1, ctypes.addressof(allow)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+";
+        let script = format!("import os\n{filter}");
+        let python = |script: &str, dir: &str| {
+            user.runs(&Cmd::new("/usr/bin/python3").args(["-c", script]).program(&launch(dir)))
+        };
+        is_said(python(&script, "b"), "a filter of system calls");
+        // Landlock alone: it may still make files, and may trace nobody outside.
+        let landlock = "
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+rules = libc.syscall(444, ctypes.create_string_buffer(struct.pack('Q', 1 << 12)), 8, 0)
+assert rules >= 0, ctypes.get_errno()
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.syscall(446, rules, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+";
+        is_said(python(landlock, "c"), "may not trace its own user's");
+    });
+}
+
+/// Fifty jobs at once, and a daemon that is killed and replaced under them.
+#[test]
+fn fifty_jobs_and_a_daemon_that_is_killed() {
+    const JOBS: usize = 50;
+    let sandbox = Sandbox::with_limit("attack_fifty", Duration::from_secs(170));
+    let daemon = Daemon::begin(&sandbox, &["--jobs", "64"]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("count_static").args(["numbers", "400", "1000"]);
+    let expected = Expected::of(&sandbox, &program, Some("numbers"));
+    let program = user.reaches(&program);
+    let line = format!(
+        "mkdir $1 && cd $1 && shift && exec {} launch -i 0.5 -d images -- \"$@\"",
+        tool.binary.display()
+    );
+    let begin = |job: usize| {
+        let job = format!("job{job}");
+        sandbox.spawn(user.runs(&Cmd::new("/bin/sh").args(["-c", &line, "sh", &job]).program(&program)))
+    };
+    let jobs: Vec<_> = (0..JOBS).map(begin).collect();
+    sandbox.wait_for("all to have a worker", SOON * 2, || {
+        daemon.check();
+        daemon.log().matches(": worker ").count() >= JOBS
+    });
+    daemon.kill();
+    let daemon = Daemon::begin(&sandbox, &["--jobs", "64"]);
+    for (number, job) in jobs.into_iter().enumerate() {
+        let ended = job.wait(SOON * 3).success();
+        assert_same(&format!("output of job {number}"), &expected.stdout, &ended.stdout);
+        let file = std::fs::read(user.home().join(format!("job{number}/numbers"))).unwrap();
+        assert_same(&format!("file of job {number}"), &expected.file, &file);
+    }
+    sandbox.wait_for("all to be over", SOON, || sandbox.ps().len() == 1);
+    daemon.end();
+}
