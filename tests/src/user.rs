@@ -100,8 +100,11 @@ impl User {
     pub fn copy_of(&self, program: &Path) -> PathBuf {
         let copy = self.etc.with_file_name("bin").join(program.file_name().expect("a program's name"));
         std::fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder for programs");
-        std::fs::copy(program, &copy).expect("a copy of the program");
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("the copy's mode");
+        // Beside one that may run.
+        let new = copy.with_extension("new");
+        std::fs::copy(program, &new).expect("a copy of the program");
+        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).expect("the copy's mode");
+        std::fs::rename(&new, &copy).expect("the copy's name");
         copy
     }
 }

@@ -105,6 +105,9 @@ fn the_worker_is_the_user_s_and_closed_to_the_user() {
         assert_eq!(line_of(&sandbox, worker, name), value, "{name}");
     }
     assert_eq!(line_of(&sandbox, program, "TracerPid:"), "0");
+    // As a script has it: `ckptbpf launch … & ckptbpf checkpoint $!`.
+    let front = counting.job.running().pid.to_string();
+    sandbox.run(counting.tool.verb("checkpoint", [front])).success();
     for name in ["mem", "environ", "maps", "fd"] {
         let look = Cmd::sh(&format!("cat /proc/{worker}/{name} || ls /proc/{worker}/{name}/"));
         let said = sandbox.run(counting.user.runs(&look)).stderr_text();

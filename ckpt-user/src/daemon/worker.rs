@@ -10,7 +10,8 @@ use super::wire::Refusal;
 use crate::cli;
 use crate::freeze::tree;
 use crate::job::ended::FAILED;
-use crate::job::namespace;
+use crate::job::process::ProcessId;
+use crate::job::{namespace, registry};
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
 use crate::task::keyring;
@@ -34,6 +35,8 @@ pub fn main() -> anyhow::Result<u8> {
     drop(core);
     let judged = become_worker::become_worker(&who, process.as_fd());
     tree::note_front(who.pid);
+    // One that is gone is not to be found.
+    let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
     // The connection may be held by others; what counts is whoever has asked.
     let link = Arc::new(Link::with(front, process));
     let judged = match judged {

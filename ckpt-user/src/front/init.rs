@@ -72,10 +72,15 @@ impl Init {
             while self.signals.take().is_some() {}
             self.listen();
             let is_alone = self.is_known && self.reap();
-            if self.link.is_none() && (is_alone || self.root.is_none()) {
-                // Who has come in from outside (`attach`) has the last word.
-                namespace::wait_to_be_alone();
-                return Ok(self.ended.unwrap_or(Ended::Exited(FAILED)));
+            match self.root {
+                // What was made of the program has not run: the kernel ends it with this.
+                None if self.link.is_none() => return Ok(Ended::Exited(FAILED)),
+                Some(_) if self.link.is_none() && is_alone => {
+                    // Who has come in from outside (`attach`) has the last word.
+                    namespace::wait_to_be_alone();
+                    return Ok(self.ended.unwrap_or(Ended::Exited(FAILED)));
+                }
+                _ => {}
             }
             if is_alone && self.root.is_some() && !self.is_over {
                 self.is_over = true;

@@ -4,7 +4,7 @@
 //! supervises it, and `attach` can), and is cleared by the next reader once both are gone.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,21 @@ pub struct Entry {
     pub uid: u32,
     /// Control socket.
     pub socket: PathBuf,
+    /// The ckptbpf that was started, where the supervisor is its worker.
+    #[serde(default)]
+    pub front: Option<ProcessId>,
+}
+
+static FRONT: OnceLock<ProcessId> = OnceLock::new();
+
+/// Notes whose worker this process is; the first call counts.
+pub fn note_front(front: ProcessId) {
+    FRONT.get_or_init(|| front);
+}
+
+/// What was noted.
+pub fn front() -> Option<ProcessId> {
+    FRONT.get().copied()
 }
 
 /// A job's presence in the registry; taken back when dropped.
@@ -181,7 +196,9 @@ pub fn find(jobs: &[Live], target: &Target) -> Option<Live> {
             for _ in 0..4096 {
                 let pid = at?;
                 let is = |job: &&Live| {
-                    job.entry.program.pid == pid || (job.supervised && job.entry.supervisor.pid == pid)
+                    let ours = [Some(job.entry.supervisor), job.entry.front];
+                    let is_ours = ours.into_iter().flatten().any(|one| one.pid == pid);
+                    job.entry.program.pid == pid || (job.supervised && is_ours)
                 };
                 if let Some(job) = jobs.iter().find(is) {
                     return Some(job.clone());
@@ -219,7 +236,8 @@ mod tests {
     fn entry(program: ProcessId, supervisor: ProcessId, dir: &Path) -> Entry {
         let uid = FsIds::current().uid;
         let argv = vec!["./count".into()];
-        Entry { job: "j".into(), dir: dir.into(), program, supervisor, argv, uid, socket: "/x".into() }
+        let (job, dir, socket) = ("j".into(), dir.into(), "/x".into());
+        Entry { job, dir, program, supervisor, argv, uid, socket, front: None }
     }
 
     #[test]

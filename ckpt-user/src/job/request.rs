@@ -122,6 +122,7 @@ mod tests {
             argv: vec![],
             uid: 0,
             socket: "/x".into(),
+            front: None,
         };
         let live = Live { entry, supervised: true };
         let jobs = [live.clone()];

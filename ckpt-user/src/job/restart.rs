@@ -160,8 +160,6 @@ fn run_again(
         _ => {
             // Before we become what orphans are given to: they are to be none of ours.
             let signals = Signals::listen_with_witness(namespace::witness_id(&image)?);
-            tree::note_strangers();
-            clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
             Parent::Us(signals.context("cannot listen for signals")?)
         }
     };
@@ -178,6 +176,11 @@ fn run_again(
         }),
         false => Mode::Eager,
     };
+    if !parent_of_it.is_front() {
+        // The guardian is one of them.
+        tree::note_strangers();
+        clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
+    }
     let unfinished = Unfinished::of(&image);
     let lender = if is_lazy { lender::lender()? } else { None };
     let rebuilt =

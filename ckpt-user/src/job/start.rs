@@ -14,7 +14,7 @@ use super::options::{Codec, JobOptions};
 use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::RecordedOptions;
-use super::registry::{Entry, Registration};
+use super::registry::{self, Entry, Registration};
 use super::retention::KEEP;
 use super::runtime_dir::RuntimeDir;
 use super::supervisor::{self, Plan};
@@ -187,6 +187,7 @@ fn make_known(
         argv: record.argv,
         uid: identity.uid,
         socket: control.socket_path(),
+        front: registry::front(),
     };
     let registration = Registration::new(&runtime, &entry)?;
     Ok((control, registration))
