@@ -70,8 +70,13 @@ impl Asked {
     /// InvalidData when it is none, or too long.
     pub fn read(from: OwnedFd) -> io::Result<Self> {
         let mut bytes = Vec::new();
-        File::from(from).take(LIMIT + 1).read_to_end(&mut bytes)?;
+        let from = File::from(from);
         let wrong = || io::Error::new(io::ErrorKind::InvalidData, "no command line that can be read");
+        // Nothing that has to be waited for.
+        if !from.metadata()?.is_file() {
+            return Err(wrong());
+        }
+        from.take(LIMIT + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > LIMIT {
             return Err(wrong());
         }

@@ -5,10 +5,12 @@ use super::link::Refused;
 use super::place;
 use super::wire::{FAULTS, Features, Hello, LIMIT, Message, Outcome, Refusal};
 use crate::sys::packet::{self, Packet};
+use crate::sys::pidfd;
 use crate::sys::uffd::{self, Uffd};
-use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -45,7 +47,12 @@ impl Lender {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let hello = Message::Hello(Hello { wants: FAULTS, reserved: 0 });
-        packet::send(core.as_fd(), &hello.to_bytes(), &[], MsgFlags::empty())?;
+        let own = pidfd::open(Pid::this())?;
+        let say =
+            |with: &[BorrowedFd<'_>]| packet::send(core.as_fd(), &hello.to_bytes(), with, MsgFlags::empty());
+        // A daemon that takes none knows who we are.
+        let is_refused = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);
+        say(&[own.as_fd()]).or_else(|error| if is_refused(&error) { say(&[]) } else { Err(error) })?;
         let (answer, mut descriptors) = answer(&core)?;
         let Message::Device(outcome) = answer else { return Err(io::ErrorKind::InvalidData.into()) };
         succeeded(outcome)?;
@@ -54,6 +61,11 @@ impl Lender {
         // What is lent is tried at once.
         lender.handshake(Uffd::of_device(&lender.device)?, uffd::EVENTS)?;
         Ok(lender)
+    }
+
+    /// All that is needed is made: the core need not keep a place for it.
+    pub fn done(&self) {
+        let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
     }
 
     /// /dev/userfaultfd.

@@ -86,6 +86,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     });
     running.over();
     place.leave();
+    // Clients that take their time are not waited for.
+    runtime.shutdown_background();
     log::info!("ended; what it had started for jobs goes on");
     Ok(ended?)
 }

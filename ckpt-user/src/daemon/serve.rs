@@ -5,7 +5,7 @@
 
 use super::faults;
 use super::limits::{Full, Limits, Usage};
-use super::peer::Peer;
+use super::peer::{Peer, Who};
 use super::spawn;
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
@@ -20,10 +20,10 @@ use tokio::process::Child;
 use tokio::task::spawn_blocking;
 
 /// How long a client may take to say what it wants, in milliseconds.
-const HELLO: u16 = 5000;
+const HELLO: i32 = 5000;
 
 /// How long it may have a device without asking for anything.
-const IDLE: u16 = 60_000;
+const IDLE: i32 = 600_000;
 
 /// Between two tries to accept where there is no descriptor left for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -132,15 +132,26 @@ fn answer(client: &OwnedFd, message: Message) {
 }
 
 async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
-    let served = spawn_blocking(move || served(seat, peer, &client)).await;
+    let served = spawn_blocking(move || served(seat, peer, client)).await;
     if let Ok(Some((seat, mut worker))) = served {
         let ended = worker.wait().await;
         log::info!("uid {}: worker over: {ended:?}", seat.uid);
     }
 }
 
-/// Does what the client wants; a worker, if it is that.
-fn served(mut seat: Seat, peer: Peer, client: &OwnedFd) -> Option<(Seat, Child)> {
+/// Does what the client wants; a worker, if it is that. Until its connection is closed it has its seat.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "closing it may take long: here, and before the seat is free"
+)]
+fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Child)> {
+    let worker = answered(&mut seat, peer, &client);
+    // Of a worker's connection nothing stays here: that it ends is to be seen by the other end.
+    drop(client);
+    worker.map(|worker| (seat, worker))
+}
+
+fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Child> {
     let first = match next(client, HELLO) {
         Ok(Some(packet)) => packet,
         Ok(None) => return None,
@@ -150,26 +161,35 @@ fn served(mut seat: Seat, peer: Peer, client: &OwnedFd) -> Option<(Seat, Child)>
             return None;
         }
     };
-    match wanted(&first) {
-        Ok(WORKER) => match start(&mut seat, peer, client, first) {
-            // The connection is the worker's from now on: that it ends is to be seen by the other end.
-            Ok(worker) => return Some((seat, worker)),
-            Err(refusal) => {
-                log::debug!("uid {}: refused: {}", seat.uid, refusal.told());
-                answer(client, refusal.into());
-            }
-        },
-        Ok(FAULTS) => lend(&seat, client),
-        Ok(_) => answer(client, Message::Welcome(seat.welcome())),
-        Err(refusal) => answer(client, refusal.into()),
-    }
-    None
+    let wanted = match wanted(&first) {
+        Ok(QUERY) => {
+            answer(client, Message::Welcome(seat.welcome()));
+            return None;
+        }
+        wanted => wanted,
+    };
+    let sent = first.descriptors.into_iter().next();
+    let judged = wanted.and_then(|wanted| Ok((wanted, peer.judged(sent, seat.core.rules.job)?)));
+    let started = match judged {
+        Ok((FAULTS, _)) => {
+            lend(seat, client);
+            return None;
+        }
+        Ok((_, (who, process))) => start(seat, &who, &process, client),
+        Err(refusal) => Err(refusal),
+    };
+    started
+        .inspect_err(|refusal| {
+            log::debug!("uid {}: refused: {}", seat.uid, refusal.told());
+            answer(client, (*refusal).into());
+        })
+        .ok()
 }
 
 /// The next message of a client, which has so many milliseconds.
-fn next(client: &OwnedFd, patience: u16) -> io::Result<Option<Packet>> {
+fn next(client: &OwnedFd, patience: i32) -> io::Result<Option<Packet>> {
     let mut fds = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut fds, PollTimeout::from(patience))? == 0 {
+    if poll(&mut fds, PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO))? == 0 {
         return Err(io::ErrorKind::TimedOut.into());
     }
     packet::receive(client.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT)
@@ -203,13 +223,11 @@ fn wanted(first: &Packet) -> Result<u32, Refusal> {
     }
 }
 
-/// Starts a worker, if the client may have one.
-fn start(seat: &mut Seat, peer: Peer, client: &OwnedFd, first: Packet) -> Result<Child, Refusal> {
-    let sent = first.descriptors.into_iter().next();
-    let (who, process) = peer.judged(sent, seat.core.rules.job)?;
+/// Starts a worker, if the client may have one more.
+fn start(seat: &mut Seat, who: &Who, process: &OwnedFd, client: &OwnedFd) -> Result<Child, Refusal> {
     seat.promote().map_err(|_full| Refusal::Workers)?;
     packet::take_descriptors(client, true);
-    let worker = spawn::start(&who, client.as_fd(), process.as_fd()).map_err(|error| {
+    let worker = spawn::start(who, client.as_fd(), process.as_fd()).map_err(|error| {
         log::error!("uid {}: cannot start a worker: {error}", who.uid);
         Refusal::Failed
     })?;

@@ -34,9 +34,6 @@ pub fn main() -> anyhow::Result<u8> {
     let Assignment { who, front, process } = Assignment::receive(core.as_fd())?;
     drop(core);
     let judged = become_worker::become_worker(&who, process.as_fd());
-    tree::note_front(who.pid);
-    // One that is gone is not to be found.
-    let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
     // The connection may be held by others; what counts is whoever has asked.
     let link = Arc::new(Link::with(front, process));
     let judged = match judged {
@@ -47,6 +44,9 @@ pub fn main() -> anyhow::Result<u8> {
         link.refuse(refusal)?;
         return Ok(FAILED);
     }
+    tree::note_front(who.pid);
+    // One that is gone is not to be found.
+    let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
     let asked = go(&link)?;
     environment::set(asked.variables);
     let status = cli::for_front(asked.words, &link);

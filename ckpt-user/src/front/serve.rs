@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How long a worker may take from the program's start to its first word.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// 128 and the number of SIGKILL.
+const KILLED: u8 = 137;
+
 /// Until then, between two looks.
 const LOOK_AGAIN: u16 = 1000;
 
@@ -120,7 +123,10 @@ impl<'a> Front<'a> {
         let own = self.ended.unwrap_or(Ended::Exited(ended::FAILED));
         match (self.done, &self.kind) {
             (Some(ended::CHECKPOINTED), _) => Ended::Checkpointed,
-            (Some(status), Child::Init) => Ended::Exited(status),
+            // Its own end counts, unless its worker had to end it or there is none.
+            (Some(status), Child::Init) if matches!(own.exit_status(), KILLED | ended::FAILED) => {
+                Ended::Exited(status)
+            }
             _ => own,
         }
     }

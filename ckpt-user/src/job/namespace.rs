@@ -415,6 +415,8 @@ fn pass_on(supervisor: Pid, to: &OwnedFd) -> ! {
 /// As pid 1: returns once nobody else is left, whoever's child.
 pub fn wait_to_be_alone() {
     while !is_alone() {
+        // Orphans of theirs are ours.
+        while wait::next_change().is_ok_and(|change| change.is_some()) {}
         std::thread::sleep(LOOK_AGAIN);
     }
 }

@@ -185,6 +185,7 @@ fn run_again(
     let lender = if is_lazy { lender::lender()? } else { None };
     let rebuilt =
         rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery, lender).map_err(advised)?;
+    lender.iter().for_each(|lender| lender.done());
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
     let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();

@@ -202,7 +202,9 @@ pub fn rebuild(record: &FileRecord, flags: u32, position: u64) -> io::Result<Own
     let mut file = open(record.path(), flags)?;
     let metadata = file.metadata()?;
     let is_read_only = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
-    if record.directory != metadata.is_dir() || (is_read_only && !record.is_still(&metadata)) {
+    // Whoever opens it may have rights to devices that the program has not (control groups); a name alone gives none.
+    let is_one = metadata.is_file() || metadata.is_dir() || flags & libc::O_PATH as u32 != 0;
+    if !is_one || record.directory != metadata.is_dir() || (is_read_only && !record.is_still(&metadata)) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("{}: it is another file than at the checkpoint", record.path().display()),
@@ -214,11 +216,11 @@ pub fn rebuild(record: &FileRecord, flags: u32, position: u64) -> io::Result<Own
     Ok(file.into())
 }
 
-/// Opens the device node again.
+/// Opens the device node again: one of those that everybody may have, as at the checkpoint.
 pub fn rebuild_device(record: &DeviceRecord, flags: u32) -> io::Result<OwnedFd> {
     let path = path_of(&record.path);
     let file = open(path, flags)?;
-    if file.metadata()?.rdev() != record.number {
+    if file.metadata()?.rdev() != record.number || !STATELESS.contains(&record.number) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("{} is another device than at the checkpoint", path.display()),
@@ -244,6 +246,20 @@ mod tests {
         std::fs::write(dir.path().join("b"), "one").unwrap();
         std::fs::rename(dir.path().join("b"), &path).unwrap();
         assert_eq!(rebuild(&record, 0, 2).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // An image may say what it likes.
+        let device = Path::new("/dev/zero");
+        let named = FileRecord::of(device, &device.metadata().unwrap());
+        assert!(rebuild(&named, libc::O_RDWR as u32, 0).is_err());
+        let kmsg = DeviceRecord {
+            path: b"/dev/kmsg".to_vec(),
+            number: Path::new("/dev/kmsg").metadata().map_or(0, |m| m.rdev()),
+        };
+        assert!(rebuild_device(&kmsg, 0).is_err());
+        let known = DeviceRecord {
+            path: b"/dev/null".to_vec(),
+            number: Path::new("/dev/null").metadata().unwrap().rdev(),
+        };
+        assert!(rebuild_device(&known, 0).is_ok());
         let moved = FileRecord { device: 1, ..FileRecord::of(&path, &path.metadata().unwrap()) };
         assert!(rebuild(&moved, 0, 2).is_ok());
         assert!(rebuild(&FileRecord { modified_ns: 1, ..moved }, 0, 2).is_err());

@@ -239,7 +239,7 @@ fn open_mapped(record: &MappedFile, sound: &HashSet<(u64, u64)>) -> Result<Owned
     let identity = (metadata.dev(), metadata.ino());
     let is_sound = identity == (record.device, record.inode) && sound.contains(&identity);
     let has_grown = is_sound && metadata.size() >= record.size;
-    if !(is_as_it_was || has_grown) {
+    if !metadata.is_file() || !(is_as_it_was || has_grown) {
         return Err(refused("the program has it mapped, and it has changed since the checkpoint".to_owned()));
     }
     Ok(file.into())

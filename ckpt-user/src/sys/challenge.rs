@@ -6,10 +6,11 @@
 
 use super::clone::{self, end_with};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Bytes of the secret.
 pub const LENGTH: usize = 16;
@@ -52,8 +53,15 @@ impl Challenge {
 
 impl Drop for Challenge {
     fn drop(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
         let _ = kill(self.child, Signal::SIGKILL);
-        while waitpid(self.child, None) == Err(nix::errno::Errno::EINTR) {}
+        let until = Instant::now() + PATIENCE;
+        // Whoever traces it may leave it there; it has ended all the same.
+        while matches!(waitpid(self.child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 }
 
@@ -124,7 +132,6 @@ fn stay(parent: Pid, to: &OwnedFd) -> ! {
 mod tests {
     use super::*;
     use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-    use nix::sys::wait::WaitStatus;
     use std::io::IoSliceMut;
 
     /// Run alone: it forks, and what it forks may do nothing that another thread could have begun.
