@@ -33,6 +33,14 @@ impl MemoryGroup {
         fs::write(self.folder.join("cgroup.procs"), pid).expect("it can be moved");
     }
 
+    /// Takes it into a group of this name below.
+    pub fn take_below(&self, name: &str, sandbox: &Sandbox, pid: i32) {
+        let folder = self.folder.join(name);
+        let _ = fs::create_dir(&folder);
+        let pid = sandbox.outside_pid(pid).expect("it is there").to_string();
+        fs::write(folder.join("cgroup.procs"), pid).expect("it can be moved");
+    }
+
     /// Bytes that it had at most.
     pub fn peak(&self) -> u64 {
         self.number(if self.is_second { "memory.peak" } else { "memory.max_usage_in_bytes" })
@@ -57,6 +65,14 @@ impl MemoryGroup {
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
         // Its processes are gone with the box, or in a moment; what stays is found.
-        until(Duration::from_secs(10), || None, || fs::remove_dir(&self.folder).is_ok());
+        until(
+            Duration::from_secs(10),
+            || None,
+            || {
+                let below = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+                below.filter(|one| one.path().is_dir()).for_each(|one| drop(fs::remove_dir(one.path())));
+                fs::remove_dir(&self.folder).is_ok()
+            },
+        );
     }
 }

@@ -4,10 +4,9 @@
 
 use std::time::Duration;
 
-use ckpt_tests::memory_group::MemoryGroup;
 use ckpt_tests::scenario::{Daemon, Survival, Tool, fills_done, held, let_go, survive};
 use ckpt_tests::user::{UID, User};
-use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, skip, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -441,48 +440,5 @@ fn deaths_while_pages_are_missing_by_daemon() {
     let_go(&sandbox);
     job.wait(SOON).success();
     assert_same("standard output", &expected.stdout, &job.stdout());
-    daemon.end();
-}
-
-/// A job with ten megabytes: what ckptbpf takes of them is less than three, also in a restart; the rest is the daemon's.
-#[test]
-fn ten_megabytes_are_enough_by_daemon() {
-    const NAME: &str = "ten_megabytes_are_enough_by_daemon";
-    const LIMIT: u64 = 10 << 20;
-    let sandbox = Sandbox::new("daemon_memory");
-    let daemon = Daemon::begin(&sandbox, &[]);
-    let tool = daemon.serves(Tool::of_user(&sandbox));
-    let user = tool.user.clone().unwrap();
-    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "300", "2000"]));
-    // A shell that a batch system would have started, in the job's group before it does anything.
-    let measured = |what: &str, command: &Cmd| {
-        let group = MemoryGroup::make(what, LIMIT)?;
-        let gate = sandbox.dir().join("gate");
-        let _ = std::fs::remove_file(&gate);
-        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
-        let line = format!("read -r word < {}; exec \"$@\"", gate.display());
-        let shell = Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(command);
-        let running = sandbox.spawn(user.runs(&shell));
-        group.take(&sandbox, running.pid);
-        std::fs::write(&gate, "go\n").unwrap();
-        Some((running, group))
-    };
-    let Some((bare, group)) = measured("bare", &program) else {
-        return skip::skip(NAME, "no control group with a limit on memory can be made here");
-    };
-    bare.wait(SOON).success();
-    let alone = group.peak();
-    let ours = |verb: &str| Cmd::new(&tool.binary).args([verb, "-i", "0.05", "-d", "images"]);
-    for (what, command) in [
-        ("launched", ours("launch").arg("--").program(&program)),
-        ("restarted", ours("run").arg("--").program(&program)),
-    ] {
-        let (running, group) = measured(what, &command).unwrap();
-        running.wait(SOON).success();
-        let (peak, refused) = (group.peak(), group.refused());
-        println!("{what}: {peak} bytes at most, {alone} without ckptbpf");
-        assert_eq!(refused, 0, "{what}: {peak} bytes");
-        assert!(peak < alone + (3 << 20), "{what}: {peak} bytes, {alone} without ckptbpf");
-    }
     daemon.end();
 }

@@ -42,6 +42,16 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
     (&["verify"], &[], "status.rs", "damage_is_found"),
     (&["prune"], &["--keep"], "memory.rs", "history"),
     (&["check"], &["--json"], "verbs.rs", "check_says_that_it_works_here"),
+    (
+        &["daemon"],
+        &["--socket", "--pidfile", "--log", "--verbose", "--check"],
+        "daemon_places.rs",
+        "a_daemon_in_the_background",
+    ),
+    (&["daemon"], &["--job"], "daemon_places.rs", "a_daemon_of_one_job"),
+    (&["daemon"], &["--jobs"], "daemon.rs", "who_is_held_back_goes_on_without"),
+    (&["daemon"], &["--no-lazy"], "daemon.rs", "a_lazy_restart_by_daemon"),
+    (&["daemon"], &["--uid"], "daemon_attacks.rs", "daemons_of_others"),
 ];
 
 fn help(verb: Option<&str>) -> String {

@@ -1,0 +1,113 @@
+//! The daemon and control groups, and where it is started from.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use ckpt_tests::memory_group::MemoryGroup;
+use ckpt_tests::scenario::{Daemon, Tool, ckptbpf, verb};
+use ckpt_tests::user::User;
+use ckpt_tests::{Cmd, Sandbox, skip, victim_cmd};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A job with ten megabytes: what ckptbpf takes of them is less than three, also in a restart; the rest is the daemon's.
+#[test]
+fn ten_megabytes_are_enough_by_daemon() {
+    const NAME: &str = "ten_megabytes_are_enough_by_daemon";
+    const LIMIT: u64 = 10 << 20;
+    let sandbox = Sandbox::new("daemon_memory");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "300", "2000"]));
+    // A shell that a batch system would have started, in the job's group before it does anything.
+    let measured = |what: &str, command: &Cmd| {
+        let group = MemoryGroup::make(what, LIMIT)?;
+        let gate = sandbox.dir().join("gate");
+        let _ = std::fs::remove_file(&gate);
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+        let line = format!("read -r word < {}; exec \"$@\"", gate.display());
+        let shell = Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(command);
+        let running = sandbox.spawn(user.runs(&shell));
+        group.take(&sandbox, running.pid);
+        std::fs::write(&gate, "go\n").unwrap();
+        Some((running, group))
+    };
+    let Some((bare, group)) = measured("bare", &program) else {
+        return skip::skip(NAME, "no control group with a limit on memory can be made here");
+    };
+    bare.wait(SOON).success();
+    let alone = group.peak();
+    let ours = |verb: &str| Cmd::new(&tool.binary).args([verb, "-i", "0.05", "-d", "images"]);
+    for (what, command) in [
+        ("launched", ours("launch").arg("--").program(&program)),
+        ("restarted", ours("run").arg("--").program(&program)),
+    ] {
+        let (running, group) = measured(what, &command).unwrap();
+        running.wait(SOON).success();
+        let (peak, refused) = (group.peak(), group.refused());
+        println!("{what}: {peak} bytes at most, {alone} without ckptbpf");
+        assert_eq!(refused, 0, "{what}: {peak} bytes");
+        assert!(peak < alone + (3 << 20), "{what}: {peak} bytes, {alone} without ckptbpf");
+    }
+    daemon.end();
+}
+
+/// In the background, at another place, with a log of its own; nothing of it is left when it has ended.
+#[test]
+fn a_daemon_in_the_background() {
+    let sandbox = Sandbox::new("daemon_background");
+    let at = |name: &str| sandbox.dir().join(name);
+    let [socket, pidfile, log] = ["d.sock", "d.pid", "d.log"].map(at);
+    let daemon = || verb("daemon", ["--socket"]).arg(&socket);
+    let check = || sandbox.run(daemon().arg("--check"));
+    assert!(check().expect_code(1).stdout_text().contains("no daemon at"));
+    let begin = daemon().arg("-v").arg("--pidfile").arg(&pidfile).arg("--log").arg(&log);
+    let said = sandbox.run(begin.clone()).success();
+    assert_eq!(said.stderr_text(), "");
+    let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
+    assert!(check().success().stdout_text().contains(&format!("daemon {pid} at")));
+    // One more is refused, and says why.
+    let second = sandbox.run(daemon()).expect_code(125).stderr_text();
+    assert!(second.contains("a daemon listens at") && second.contains("already"), "{second}");
+    let user = User::of(&sandbox);
+    let other = Cmd::new(user.copy_of(&ckptbpf())).args(["daemon", "--socket", "d.sock"]);
+    let refused = sandbox.run(user.runs(&other)).expect_code(125).stderr_text();
+    assert!(refused.contains("the daemon is root's"), "{refused}");
+    sandbox.kill(pid, Signal::SIGTERM as i32).unwrap();
+    sandbox.wait_for("its end", SOON, || sandbox.ps().is_empty());
+    assert!(!socket.exists() && !pidfile.exists());
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("info: listening at") && log.contains("info: ended"), "{log}");
+}
+
+/// A daemon of a Slurm job serves that job alone, as its control groups tell.
+#[test]
+fn a_daemon_of_one_job() {
+    const NAME: &str = "a_daemon_of_one_job";
+    let sandbox = Sandbox::new("daemon_job");
+    let Some(group) = MemoryGroup::make("job", 1 << 30) else {
+        return skip::skip(NAME, "no control group can be made here");
+    };
+    for (job, is_served) in [("7", false), ("8", true)] {
+        let daemon = Daemon::begin(&sandbox, &["--job", job]);
+        let tool = daemon.serves(Tool::of_user(&sandbox));
+        let user = tool.user.clone().unwrap();
+        let gate = sandbox.dir().join("gate");
+        let _ = std::fs::remove_file(&gate);
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+        let line = format!("read -r word < {}; exec \"$@\"", gate.display());
+        let launch = Cmd::new(&tool.binary).args(["launch", "-d", job, "--", "/bin/true"]);
+        let running =
+            sandbox.spawn(user.runs(&Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(&launch)));
+        group.take_below("job_8", &sandbox, running.pid);
+        std::fs::write(&gate, "go\n").unwrap();
+        let said = running.wait(SOON).success().stderr_text();
+        let is_refused = said.contains("is done without: it is there for another job");
+        assert_eq!(is_refused, !is_served, "{said}");
+        assert_eq!(daemon.log().contains(": worker "), is_served, "{}", daemon.log());
+        daemon.end();
+    }
+}
