@@ -40,6 +40,16 @@ fn output_status_and_directory_of_a_command() {
 }
 
 #[test]
+fn a_stream_that_would_have_to_be_waited_for_is_refused() {
+    let said = complaint("fifo", SOON, |sandbox| {
+        let fifo = sandbox.dir().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        sandbox.run(Cmd::new("cat").stdin(&fifo));
+    });
+    assert!(said.contains("is a FIFO"), "{said}");
+}
+
+#[test]
 fn ids_proc_and_folders_are_private() {
     let sandbox = Sandbox::new("private");
     let seen = sandbox

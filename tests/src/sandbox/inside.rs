@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -210,6 +211,11 @@ impl Init {
 
 fn start(order: &Order) -> Result<i32> {
     let (program, args) = order.argv.split_first().context("an empty command")?;
+    // To open one waits for the other end, and init would hear of nothing meanwhile, not even that its test is over.
+    let is_fifo = |path: &Path| path.metadata().is_ok_and(|found| found.file_type().is_fifo());
+    for stream in [&order.stdin, &order.stdout, &order.stderr] {
+        anyhow::ensure!(!is_fifo(stream), "{} is a FIFO: have the command open it", stream.display());
+    }
     let stdin = File::open(&order.stdin).with_context(|| format!("opening {}", order.stdin.display()))?;
     let mut command = Command::new(program);
     command.args(args).current_dir(&order.cwd).stdin(stdin);
