@@ -23,7 +23,7 @@ def connect():
     client.settimeout(20)
     return client
 def message(kind, body, version=1, length=None, magic=b"CKD1"):
-    return magic + struct.pack("HHII", version, kind, len(body) if length is None else length, 0) + body
+    return magic + struct.pack("HHI", version, kind, len(body) if length is None else length) + body
 def hello(wants):
     return message(HELLO, struct.pack("II", wants, 0))
 def send(client, data, fds=()):
@@ -36,7 +36,7 @@ def answer(client):
         return None, b"", []
     if not data:
         return None, b"", []
-    return struct.unpack("H", data[6:8])[0], data[16:], fds
+    return struct.unpack("H", data[6:8])[0], data[12:], fds
 def asked(data, fds=()):
     client = connect()
     try:
@@ -259,6 +259,13 @@ fn who_is_held_back_has_no_worker() {
         let ids = ["--reuid", &id, "--rgid", &id, "--egid", "4343", "--clear-groups", "--"];
         let as_group = Cmd::new("setpriv").args(ids).program(&launch("/tmp/a"));
         is_said(as_group.cwd(user.home()), "set-user-id or set-group-id");
+        // Directories of this machine's in another root.
+        let line = "set -e; new=$1; shift; mkdir $new; for one in usr bin lib lib64 proc run dev tmp var; do \
+            [ -e /$one ] || continue; mkdir $new/$one; mount --rbind /$one $new/$one; done; \
+            exec chroot --userspec=4242:4242 $new \"$@\"";
+        let root = sandbox.dir().join("root");
+        let within = Cmd::new("unshare").args(["-m", "sh", "-c", line, "sh"]).arg(&root);
+        is_said(within.program(&launch("/tmp/d")), "a root directory of its own");
         let filter = "
 import ctypes, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

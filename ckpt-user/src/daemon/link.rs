@@ -158,7 +158,7 @@ impl Word {
     /// As it is sent.
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = Said { word: Some(self.clone()) }.encode_to_vec();
-        wire::join(wire::kind::OF_LINKS, 0, &body)
+        wire::join(wire::kind::OF_LINKS, &body)
     }
 }
 
@@ -350,8 +350,8 @@ mod tests {
         let refused = error.get_ref().and_then(|e| e.downcast_ref::<Refused>());
         assert_eq!(refused, Some(&Refused(wire::Refusal::Workers)));
         for body in [&[][..], &[0xff; 9], &[0x7a, 0]] {
-            assert!(understood(&wire::join(wire::kind::OF_LINKS, 0, body)).is_err());
+            assert!(understood(&wire::join(wire::kind::OF_LINKS, body)).is_err());
         }
-        assert!(understood(&wire::join(77, 0, &[])).is_err());
+        assert!(understood(&wire::join(77, &[])).is_err());
     }
 }

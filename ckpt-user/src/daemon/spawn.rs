@@ -33,7 +33,7 @@ pub fn start(who: &Who, front: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::R
     let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
     let words = [&[who.pid.as_raw().cast_unsigned(), who.uid, who.gid], who.groups.as_slice()].concat();
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let message = wire::join(ASSIGNMENT, 0, &body);
+    let message = wire::join(ASSIGNMENT, &body);
     if message.len() > wire::LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has too many groups"));
     }

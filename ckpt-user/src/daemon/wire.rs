@@ -19,7 +19,7 @@ pub const VERSION: u16 = 1;
 /// The longest message, its header included.
 pub const LIMIT: usize = 64 << 10;
 
-/// What every message begins with: 16 bytes.
+/// What every message begins with: 12 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Header {
@@ -28,8 +28,6 @@ pub struct Header {
     pub kind: u16,
     /// Bytes that follow it.
     pub length: u32,
-    /// Of a request; its answer has the same.
-    pub serial: u32,
 }
 
 /// `Header::kind` of messages to and from the core.
@@ -204,9 +202,9 @@ pub fn split(bytes: &[u8]) -> Result<(Header, &[u8]), Refusal> {
 }
 
 /// A message of any kind.
-pub fn join(kind: u16, serial: u32, body: &[u8]) -> Vec<u8> {
+pub fn join(kind: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let header = Header { magic: MAGIC, version: VERSION, kind, length, serial };
+    let header = Header { magic: MAGIC, version: VERSION, kind, length };
     [header.as_bytes(), body].concat()
 }
 
@@ -230,12 +228,12 @@ impl Message {
     /// As it is sent.
     pub fn to_bytes(self) -> Vec<u8> {
         match self {
-            Self::Hello(body) => join(kind::HELLO, 0, body.as_bytes()),
-            Self::Welcome(body) => join(kind::WELCOME, 0, body.as_bytes()),
-            Self::Refused(body) => join(kind::REFUSED, 0, body.as_bytes()),
-            Self::Device(body) => join(kind::DEVICE, 0, body.as_bytes()),
-            Self::Features(body) => join(kind::FEATURES, 0, body.as_bytes()),
-            Self::Done(body) => join(kind::DONE, 0, body.as_bytes()),
+            Self::Hello(body) => join(kind::HELLO, body.as_bytes()),
+            Self::Welcome(body) => join(kind::WELCOME, body.as_bytes()),
+            Self::Refused(body) => join(kind::REFUSED, body.as_bytes()),
+            Self::Device(body) => join(kind::DEVICE, body.as_bytes()),
+            Self::Features(body) => join(kind::FEATURES, body.as_bytes()),
+            Self::Done(body) => join(kind::DONE, body.as_bytes()),
         }
     }
 }

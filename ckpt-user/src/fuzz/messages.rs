@@ -69,6 +69,6 @@ pub mod front_command_line {
             let mut bytes = Vec::new();
             std::io::Read::read_to_end(&mut file, &mut bytes).map(|_| bytes)
         });
-        vec![bytes.unwrap_or_default(), wire::join(wire::kind::OF_LINKS, 0, b"")]
+        vec![bytes.unwrap_or_default(), wire::join(wire::kind::OF_LINKS, b"")]
     }
 }
