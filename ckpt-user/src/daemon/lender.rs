@@ -2,15 +2,13 @@
 //! root can be told from others, and used inside.
 
 use super::link::Refused;
-use super::place;
-use super::wire::{FAULTS, Features, Hello, LIMIT, Message, Outcome, Refusal};
+use super::wire::{FAULTS, Features, LIMIT, Message, Outcome, Refusal};
+use crate::front::door;
 use crate::sys::packet::{self, Packet};
-use crate::sys::pidfd;
 use crate::sys::uffd::{self, Uffd};
-use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
-use nix::unistd::Pid;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -42,17 +40,7 @@ pub fn lender() -> io::Result<Option<&'static Lender>> {
 
 impl Lender {
     fn asked(place: &Path) -> io::Result<Self> {
-        let core = place::connect(place)?;
-        if getsockopt(&core, PeerCredentials)?.uid() != 0 {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        let hello = Message::Hello(Hello { wants: FAULTS, reserved: 0 });
-        let own = pidfd::open(Pid::this())?;
-        let say =
-            |with: &[BorrowedFd<'_>]| packet::send(core.as_fd(), &hello.to_bytes(), with, MsgFlags::empty());
-        // A daemon that takes none knows who we are.
-        let is_refused = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);
-        say(&[own.as_fd()]).or_else(|error| if is_refused(&error) { say(&[]) } else { Err(error) })?;
+        let core = door::knock(place, FAULTS).map_err(io::Error::other)?;
         let (answer, mut descriptors) = answer(&core)?;
         let Message::Device(outcome) = answer else { return Err(io::ErrorKind::InvalidData.into()) };
         succeeded(outcome)?;

@@ -88,7 +88,11 @@ fn in_user_namespace() -> bool {
     !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
-fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
+/// A connection to the daemon at `path`, which has been told what is wanted.
+///
+/// # Errors
+/// There is nobody, or not root.
+pub fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
     let socket = place::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => {
             NoDoor::Nobody
@@ -104,7 +108,7 @@ fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
         return Err(NoDoor::NotRoots(owner));
     }
     let own = pidfd::open(Pid::this()).map_err(NoDoor::Silent)?;
-    let with = if wants == WORKER { &[own.as_fd()][..] } else { &[] };
+    let with = if wants == QUERY { &[] } else { &[own.as_fd()][..] };
     let hello = Message::Hello(Hello { wants, reserved: 0 });
     let say = |with| packet::send(socket.as_fd(), &hello.to_bytes(), with, MsgFlags::empty());
     // A daemon that takes none knows who we are.
