@@ -27,7 +27,6 @@ use crate::sys::bpf;
 use crate::sys::ids::Assumed;
 use crate::sys::wait;
 use crate::task::iterators::Kernel;
-use crate::task::proc::ProcDir;
 use crate::track::arm;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Reconcile;
@@ -345,8 +344,9 @@ impl Checkpointer {
         if known.get().is_none() && image.processes.iter().any(|p| p.pid == root.as_raw()) {
             return None;
         }
-        let ended = tracer
-            .run(move || known.get().copied().or_else(|| wait::unreaped(root)).or_else(|| elsewhere(root)))?;
+        let ended = tracer.run(move || {
+            known.get().copied().or_else(|| wait::unreaped(root)).or_else(|| wait::of_zombie(root))
+        })?;
         ended.map(Ended::to_wait)
     }
 
@@ -471,10 +471,4 @@ fn job_bytes(id: &str) -> [u8; 16] {
         *byte = pair[0] << 4 | pair[1];
     }
     bytes
-}
-
-/// How a process has ended that is another's child, while that has not waited for it: field 52, of a zombie, is that of wait(2).
-fn elsewhere(pid: Pid) -> Option<Ended> {
-    let zombie = ProcDir::process(pid).stat().ok().filter(|stat| stat.state() == 'Z');
-    zombie.map(|zombie| Ended::from_wait(zombie.number(52) as i32))
 }

@@ -22,7 +22,6 @@ use super::tracer::{Tasks, channel};
 use crate::freeze::{self, tree};
 use crate::sys::pidfd;
 use crate::sys::wait::{self, Change};
-use crate::task::proc::ProcDir;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, OwnedFd};
@@ -378,11 +377,9 @@ impl Supervisor {
         while let Some(root) = &self.plan.attached {
             let told = pidfd::exit_status(root.as_fd());
             let is_told = told.is_ok() && Instant::now() < until;
-            // Field 52 is that of wait(2), too.
-            let zombie = ProcDir::process(self.plan.root).stat().ok().filter(|stat| stat.state() == 'Z');
-            match (told, zombie) {
+            match (told, wait::of_zombie(self.plan.root)) {
                 (Ok(Some(status)), _) => return Ended::from_wait(status),
-                (_, Some(zombie)) if !is_told => return Ended::from_wait(zombie.number(52) as i32),
+                (_, Some(zombie)) if !is_told => return zombie,
                 _ if !is_told => {
                     log::warn!("how the program ended is known to its parent alone; it counts as 0 here");
                     break;

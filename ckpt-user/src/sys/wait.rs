@@ -102,6 +102,13 @@ pub fn unreaped(pid: Pid) -> Option<Ended> {
     (result == 0 && ended).then_some(Ended::from_wait(how))
 }
 
+/// How a process has ended that is another's child, while that has not waited for it: field 52 of stat, of a zombie, is that of
+/// wait(2) (proc_pid_stat(5)).
+pub fn of_zombie(pid: Pid) -> Option<Ended> {
+    let zombie = ProcDir::process(pid).stat().ok().filter(|stat| stat.state() == 'Z');
+    zombie.map(|zombie| Ended::from_wait(zombie.number(52) as i32))
+}
+
 /// Whether the calling thread is its tracer.
 pub fn is_traced_by_us(tid: Pid) -> bool {
     let status = ProcDir::process(tid).status();
