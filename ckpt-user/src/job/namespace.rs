@@ -217,8 +217,7 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
 /// As init of a new user namespace for `user`: its ids, its /proc, and where its process ids go on.
 pub fn furnish(user: &FsIds, last: i32) -> io::Result<()> {
     map_ids(user)?;
-    prctl::set_name(c"ckptbpf-init")?;
-    mount_proc()?;
+    be_init()?;
     fs::write("/proc/sys/kernel/ns_last_pid", last.to_string())
 }
 
@@ -341,8 +340,7 @@ fn own_share(image: &Image) -> io::Result<Option<Share>> {
 
 /// As pid 1 of the new namespace: its /proc, and the supervisor.
 fn prepare(ids: &BTreeSet<i32>) -> io::Result<Option<Pid>> {
-    prctl::set_name(c"ckptbpf-init")?;
-    mount_proc()?;
+    be_init()?;
     let share = Share::here(ids)?;
     fs::write("/proc/sys/kernel/ns_last_pid", share.last.to_string())?;
     let supervisor = clone::fork(0, Some(share.supervisor))?;
@@ -350,6 +348,12 @@ fn prepare(ids: &BTreeSet<i32>) -> io::Result<Option<Pid>> {
         prctl::set_name(c"ckptbpf")?;
     }
     Ok(supervisor)
+}
+
+/// As pid 1 of a new namespace: its name, by which it is known, and its /proc.
+fn be_init() -> io::Result<()> {
+    prctl::set_name(c"ckptbpf-init")?;
+    mount_proc()
 }
 
 /// In a new pid and mount namespace: the /proc of it.
