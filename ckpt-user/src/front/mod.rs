@@ -12,7 +12,6 @@ use crate::freeze::tree;
 use crate::job::ended::{self, CannotRun, Ended};
 use crate::job::options::LaunchOptions;
 use crate::job::signals::Signals;
-use crate::machine::TUNABLES;
 use crate::sys::{challenge, clone, pidfd, spawn};
 use crate::task::keyring::{self, Keyring};
 use anyhow::{Context, bail};
@@ -126,8 +125,6 @@ fn read(secret: Secret) -> Vec<u8> {
 
 fn start(options: &LaunchOptions, signals: &Signals) -> anyhow::Result<Pid> {
     let name = options.program.first().context("no program was given")?;
-    let tunables = std::env::var_os(TUNABLES);
-    let baseline = options.cpu_baseline.map(|baseline| baseline.environment(tunables.as_deref()));
-    spawn::spawn(&options.program, &baseline.unwrap_or_default(), signals.original, None)
+    spawn::spawn(&options.program, &options.baseline_environment(), signals.original, None)
         .map_err(|error| CannotRun::from_exec(&name.to_string_lossy(), false, error).into())
 }

@@ -12,11 +12,9 @@ use super::record::{JobRecord, RecordedOptions};
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
-use super::way::{Way, done_without};
+use super::way::{Way, by_daemon};
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
-use crate::front::{self, door::NoDoor};
-use crate::machine::TUNABLES;
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::{Context, bail};
@@ -39,14 +37,11 @@ pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
 }
 
 fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
-    if let Way::Daemon(door) = way
-        && !only_parents_trace()
+    let is_to_be_traced_by_others = matches!(way, Way::Daemon(_));
+    if !(is_to_be_traced_by_others && only_parents_trace())
+        && let Some(ended) = by_daemon(way, Some(options), running)
     {
-        let ended = front::go(door, Some(options), running);
-        match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
-            Some(why) => done_without(door.path(), why),
-            None => return ended,
-        }
+        return ended;
     }
     let claimed = claim(options)?;
     let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
@@ -127,11 +122,8 @@ fn run(options: &LaunchOptions, identity: &Identity, signals: &Signals) -> std::
         gid: identity.gid,
         groups: identity.groups.clone(),
     });
-    let tunables = std::env::var_os(TUNABLES);
-    let baseline = options.cpu_baseline.map(|baseline| baseline.environment(tunables.as_deref()));
-    let environment =
-        [if identity.changed { identity.env.clone() } else { Vec::new() }, baseline.unwrap_or_default()]
-            .concat();
+    let own = if identity.changed { identity.env.clone() } else { Vec::new() };
+    let environment = [own, options.baseline_environment()].concat();
     spawn::spawn(&options.program, &environment, signals.original, run_as)
 }
 

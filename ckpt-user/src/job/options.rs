@@ -1,6 +1,6 @@
 //! What a person asked for, as plain data: the command line fills these in, the supervisor acts on them.
 
-use crate::machine::Baseline;
+use crate::machine::{Baseline, TUNABLES};
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
 use std::ffi::OsString;
@@ -98,6 +98,14 @@ pub struct LaunchOptions {
     pub detach: bool,
     /// The program and its arguments; never empty.
     pub program: Vec<OsString>,
+}
+
+impl LaunchOptions {
+    /// Variables that tell the program of its processor.
+    pub fn baseline_environment(&self) -> Vec<(OsString, OsString)> {
+        let tunables = std::env::var_os(TUNABLES);
+        self.cpu_baseline.map(|baseline| baseline.environment(tunables.as_deref())).unwrap_or_default()
+    }
 }
 
 /// `ckptbpf restart`.

@@ -19,11 +19,11 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::survivors;
 use super::terminal;
-use super::way::{Way, done_without};
+use super::way::{Way, by_daemon};
 use crate::daemon::lender;
 use crate::daemon::link::{Link, Word};
 use crate::freeze::tree;
-use crate::front::{self, door::NoDoor};
+use crate::front;
 use crate::image::{Chain, GenerationId, ImageError, Opened, SpaceId};
 use crate::memory::map_count;
 use crate::memory::shared::Restored;
@@ -71,12 +71,8 @@ pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
 }
 
 fn begin(options: &RestartOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
-    if let Way::Daemon(door) = way {
-        let ended = front::go(door, None, running);
-        match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
-            Some(why) => done_without(door.path(), why),
-            None => return ended,
-        }
+    if let Some(ended) = by_daemon(way, None, running) {
+        return ended;
     }
     run_again(options, Instant::now(), way, None, running)
 }

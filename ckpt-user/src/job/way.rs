@@ -1,8 +1,11 @@
 //! How ckptbpf comes by what takes rights: it has them, a daemon lends them, or it does without.
 
+use super::ended::Ended;
+use super::options::LaunchOptions;
 use super::terminal;
 use crate::daemon::link::Link;
 use crate::daemon::place;
+use crate::front;
 use crate::front::door::{Door, NoDoor};
 use crate::sys::clone;
 use nix::unistd::geteuid;
@@ -39,7 +42,24 @@ impl Way {
     }
 }
 
+/// Has a daemon's worker do it, where that is the way; none where it is to be done here. `program` as for [`front::go`].
+pub fn by_daemon(
+    way: &Way,
+    program: Option<&LaunchOptions>,
+    running: &mut dyn FnMut(),
+) -> Option<anyhow::Result<Ended>> {
+    let Way::Daemon(door) = way else { return None };
+    let ended = front::go(door, program, running);
+    match ended.as_ref().err().and_then(|error| error.downcast_ref::<NoDoor>()) {
+        Some(why) => {
+            done_without(door.path(), why);
+            None
+        }
+        None => Some(ended),
+    }
+}
+
 /// What is said of a daemon that does not serve us.
-pub fn done_without(path: &Path, why: &NoDoor) {
+fn done_without(path: &Path, why: &NoDoor) {
     terminal::say(&format!("the daemon at {} is done without: {why}", path.display()));
 }
