@@ -265,7 +265,7 @@ fn no_restart_alone_where_users_have_no_namespaces() {
         said.contains("only root may choose process ids here") && said.contains("user.max_user_namespaces"),
         "{said}"
     );
-    assert!(sandbox.ps().is_empty(), "something was started");
+    sandbox.wait_until_empty(SOON);
     assert_eq!(
         std::fs::read(user.home().join("numbers")).unwrap(),
         before,

@@ -89,7 +89,7 @@ fn an_image_of_root_that_a_user_owns_is_refused() {
     let refused = sandbox.run(verb("restart", ["-i", "0"]).arg(job.dir())).expect_code(125);
     let said = refused.stderr_text();
     assert!(said.contains("uid 4242") && said.contains("root") && refused.stdout.is_empty(), "{said}");
-    assert!(sandbox.ps().is_empty(), "something was started");
+    sandbox.wait_until_empty(SOON);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn beyond_the_owner_s_means(name: &str, launched: &[&str], refused: &[&str], gra
     let restart = ["restart", "-i", "0.01", "--exit-after-ckpt", "images"];
     let said = sandbox.run(by_sudo(refused, &restart)).expect_code(125).stderr_text();
     assert!(said.contains(words) && said.contains("uid 4242"), "{said}");
-    assert!(sandbox.ps().is_empty(), "something was started");
+    sandbox.wait_until_empty(SOON);
     assert_eq!(
         std::fs::read(user.home().join("numbers")).unwrap(),
         before,

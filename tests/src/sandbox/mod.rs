@@ -175,6 +175,11 @@ impl Sandbox {
         }
     }
 
+    /// Waits until none of the processes is left: what watches over another one ends a moment after it.
+    pub fn wait_until_empty(&self, deadline: Duration) {
+        self.wait_for("everybody to be gone", deadline, || self.ps().is_empty());
+    }
+
     /// Says beforehand that this box leaves something of a kind behind, and why that is right.
     pub fn tolerate(&self, leak: Leak, _because: &str) {
         self.tolerated.lock().unwrap().push(leak);
