@@ -27,7 +27,8 @@ struct Context {
 #[unsafe(link_section = "iter/task_file")]
 pub fn iter_descriptors(ctx: *mut c_void) -> i32 {
     // SAFETY: this program's context begins as that of an iterator over tasks.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let task = told.task;
     let context = ctx.cast::<Context>();
     // SAFETY: the third and fourth field of this program's context.
     let (fd, file) =
@@ -56,7 +57,7 @@ pub fn iter_descriptors(ctx: *mut c_void) -> i32 {
         })
     };
     row.and_then(|row| rows.write(&row));
-    0
+    told.end()
 }
 
 /// The flags of an eventfd (fs/eventfd.c), which fdinfo does not show before Linux 6.5. What else lives on the same file system

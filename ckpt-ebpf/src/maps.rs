@@ -9,6 +9,10 @@ use ckpt_common::lost;
 #[map]
 pub static TRACKED: HashMap<u32, u32> = HashMap::with_max_entries(16384, 0);
 
+/// Host thread id of who reads an iterator for another process's eyes → host process id of that. A daemon has 512 threads for that.
+#[map]
+pub static EYES: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+
 /// `LifecycleEvent`s.
 #[map]
 pub static LIFECYCLE: RingBuf = RingBuf::with_byte_size(256 << 10, 0);

@@ -21,7 +21,8 @@ const SIGNAL_ACTIONS: usize = 64 * 32;
 #[unsafe(link_section = "iter/task")]
 pub fn iter_processes(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `tasks::iter_tasks`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let task = told.task;
     // SAFETY: as in `tasks::iter_tasks`.
     let leader: *const c_void = unsafe { field(task, TASK_GROUP_LEADER.load()) };
     // SAFETY: a task keeps its leader's task_struct.
@@ -30,7 +31,7 @@ pub fn iter_processes(ctx: *mut c_void) -> i32 {
     }
     // SAFETY: as in `tasks::iter_tasks`.
     unsafe { write_process(rows, task) };
-    0
+    told.end()
 }
 
 /// The signal actions of every tracked process: a `SigActionsRow`, written in pieces.
@@ -38,7 +39,8 @@ pub fn iter_processes(ctx: *mut c_void) -> i32 {
 #[unsafe(link_section = "iter/task")]
 pub fn iter_signal_actions(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `tasks::iter_tasks`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let task = told.task;
     // SAFETY: as in `tasks::iter_tasks`.
     let (leader, sighand): (*const c_void, *const c_void) =
         unsafe { (field(task, TASK_GROUP_LEADER.load()), field(task, TASK_SIGHAND.load())) };
@@ -48,7 +50,7 @@ pub fn iter_signal_actions(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `tasks::iter_tasks`.
     let tgid: u32 = unsafe { field(task, TASK_TGID.load()) };
     signal_actions(rows, tgid, sighand);
-    0
+    told.end()
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use ckpt_common::{
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::{
-    filter::{copy, field, read, string, tracked},
+    filter::{Told, copy, field, read, string},
     iterator::{Rows, task_of},
     offsets::*,
 };
@@ -28,21 +28,20 @@ pub fn iter_pids(ctx: *mut c_void) -> i32 {
 #[unsafe(link_section = "iter/task")]
 pub fn iter_tasks(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `iter_pids`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
     // SAFETY: as in `iter_pids`.
-    unsafe { write_task(rows, task) };
-    0
+    unsafe { write_task(rows, told.task) };
+    told.end()
 }
 
 /// # Safety
 /// `ctx` is the context of an iterator over tasks.
 #[inline(always)]
-pub unsafe fn tracked_task(ctx: *mut c_void) -> Option<(Rows, *const c_void)> {
+pub unsafe fn tracked_task(ctx: *mut c_void) -> Option<(Rows, Told)> {
     // SAFETY: the caller's promise; `task` is then a task_struct.
     unsafe {
         let (rows, task) = task_of(ctx)?;
-        tracked(field(task, TASK_TGID.load()))?;
-        Some((rows, task))
+        Some((rows, Told::of(task)?))
     }
 }
 

@@ -49,7 +49,8 @@ unsafe fn row_of(node: *const c_void, tgid: u32) -> Option<(TimerRow, *const c_v
 #[unsafe(link_section = "iter/task")]
 pub fn iter_timers(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `tasks::iter_tasks`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let task = told.task;
     // SAFETY: as in `tasks::iter_tasks`; a task keeps its signal_struct.
     let (leader, signal): (*const c_void, *const c_void) =
         unsafe { (field(task, TASK_GROUP_LEADER.load()), field(task, TASK_SIGNAL.load())) };
@@ -74,5 +75,5 @@ pub fn iter_timers(ctx: *mut c_void) -> i32 {
         }
         node = next;
     }
-    0
+    told.end()
 }

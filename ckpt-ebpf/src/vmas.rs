@@ -25,10 +25,16 @@ struct Context {
 #[unsafe(link_section = "iter/task_vma")]
 pub fn iter_vmas(ctx: *mut c_void) -> i32 {
     // SAFETY: this program's context begins as that of an iterator over tasks.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let task = told.task;
     // SAFETY: the third field of this program's context.
     let vma: *const c_void = unsafe { (&raw const (*ctx.cast::<Context>()).vma).read_volatile() };
     if vma.is_null() {
+        return 0;
+    }
+    // SAFETY: a vm_area_struct, held by the iterator, and the offset of a word in it.
+    let mm = unsafe { read::<u64>(vma, VMA_MM.load()) }.unwrap_or(0);
+    if !told.has_memory(mm) {
         return 0;
     }
     // SAFETY: a task_struct and a vm_area_struct, held by the iterator, and offsets of words in them.
@@ -69,7 +75,7 @@ pub fn iter_vmas(ctx: *mut c_void) -> i32 {
         }
     }
     rows.write(&row);
-    0
+    told.end()
 }
 
 /// Key of the memory policies that an inode of tmpfs has for ranges of its own.

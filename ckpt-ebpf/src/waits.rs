@@ -25,10 +25,10 @@ const INTERRUPTIBLE: u32 = 1;
 #[unsafe(link_section = "iter/task")]
 pub fn iter_waits(ctx: *mut c_void) -> i32 {
     // SAFETY: as in `tasks::iter_tasks`.
-    let Some((rows, task)) = (unsafe { tracked_task(ctx) }) else { return 0 };
+    let Some((rows, told)) = (unsafe { tracked_task(ctx) }) else { return 0 };
     // SAFETY: as in `tasks::iter_tasks`.
-    unsafe { write_wait(rows, task) };
-    0
+    unsafe { write_wait(rows, told.task) };
+    told.end()
 }
 
 #[inline(always)]

@@ -145,12 +145,9 @@ fn capture_process(
         mappings[index].policy = Some(policy);
     }
     let link = dir.path("exe");
-    let executable = Behind {
-        target: std::fs::read_link(&link).reading(pid, "exe")?,
-        metadata: std::fs::metadata(&link).reading(pid, "exe")?,
-        link,
-    };
-    let executable = objects.file(&executable);
+    let target = std::fs::read_link(&link).reading(pid, "exe")?;
+    let metadata = std::fs::metadata(&link).reading(pid, "exe")?;
+    let executable = objects.file(&Behind::at(link, target, metadata));
     let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let first = &process.threads[0];
     // While it was asked, it may have taken some.

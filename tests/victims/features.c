@@ -136,6 +136,20 @@ static int tells_rseq(void) {
     return ok;
 }
 
+static int traces_from_beside(void) {
+    int child = fork(), status = 1;
+    if (child == 0) {
+        for (;;) pause();
+    }
+    if (child < 0) return 0;
+    int other = fork();
+    if (other == 0) _exit(ptrace(PTRACE_SEIZE, child, 0, 0) ? 1 : 0);
+    int ok = other > 0 && waitpid(other, &status, 0) == other && status == 0;
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return ok;
+}
+
 static int exists(const char *path) { return access(path, F_OK) == 0; }
 
 int main(void) {
@@ -157,6 +171,7 @@ int main(void) {
     say("time namespace", unshares(0x80));
     say("pidfd_getfd", borrows_descriptors());
     say("ptrace rseq", tells_rseq());
+    say("ptrace from beside", traces_from_beside());
     say("kcmp", compares());
     say("process_vm_readv", reads_memory());
     say("PR_SET_MM_MAP", prctl(PR_SET_MM, PR_SET_MM_MAP_SIZE, &(unsigned){0}, 0, 0) == 0);

@@ -42,6 +42,12 @@ pub(super) fn probe() -> Vec<Feature> {
         Feature::new("ptrace rseq", "restartable sequences (rseq) of threads")
             .required()
             .needs(with(rseq), "Linux 5.13 or newer has it (PTRACE_GET_RSEQ_CONFIGURATION)"),
+        Feature::new("ptrace from beside", "attach to what ckptbpf has not started; launches by a daemon")
+            .prefers(
+                with(seize_from_beside),
+                "only what ckptbpf has started is traced",
+                "allow it: sysctl kernel.yama.ptrace_scope=0",
+            ),
         Feature::new("process_vm_readv", "copying memory").required().needs(with(read_memory), CONTAINER),
         Feature::new("pidfd_getfd", "the program's sockets, pipes and files")
             .required()
@@ -87,6 +93,11 @@ fn seize(child: &Idle) -> io::Result<()> {
     ptrace::interrupt(child.pid())?;
     waitpid(child.pid(), None)?;
     Ok(ptrace::detach(child.pid(), None)?)
+}
+
+/// By a process that is none of its parents, as Yama may have it. It is let go of as that one ends.
+fn seize_from_beside(child: &Idle) -> io::Result<()> {
+    probe::try_in_child(|| Ok(ptrace::seize(child.pid(), ptrace::Options::empty())?))
 }
 
 fn rseq(child: &Idle) -> io::Result<()> {

@@ -10,7 +10,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Those that the worker goes by.
-pub const VARIABLES: &[&str] = &["CKPTBPF_DIR", "XDG_RUNTIME_DIR"];
+pub const VARIABLES: &[&str] = &[
+    "CKPTBPF_DIR",
+    "XDG_RUNTIME_DIR",
+    // Of which Slurm job the directory's record is to tell (`job::slurm::place`).
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURMD_NODENAME",
+];
 
 /// execve(2) takes no more than this of arguments: a quarter of the largest stack (`_STK_LIM`, fs/exec.c).
 const LIMIT: u64 = 6 << 20;

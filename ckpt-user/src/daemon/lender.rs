@@ -78,7 +78,7 @@ impl Lender {
 fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
     let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "the daemon is gone");
     let packet = packet::receive(core.as_fd(), LIMIT, MsgFlags::empty())?.ok_or_else(gone)?;
-    let Packet { bytes, descriptors } = packet;
+    let Packet { bytes, descriptors, .. } = packet;
     match Message::parse(&bytes) {
         Ok(Message::Refused(refused)) => {
             Err(io::Error::other(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed))))

@@ -58,9 +58,9 @@ pub struct Go {
 /// The job's directory is there, and the program may run.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Run {
-    /// The signal that the front keeps for the worker.
-    #[prost(int32, optional, tag = "1")]
-    pub checkpoint_signal: Option<i32>,
+    /// The signals that the front keeps for the worker (`job::options::bit`).
+    #[prost(uint64, tag = "2")]
+    pub kept: u64,
 }
 
 /// The program's first process.
@@ -123,7 +123,7 @@ pub enum Word {
     /// The front's: others can find the job.
     #[prost(bool, tag = "6")]
     Running(bool),
-    /// A signal that the worker is to take.
+    /// A signal that the worker is to take; less than 0 where the program has got it, too.
     #[prost(int32, tag = "7")]
     Signal(i32),
     /// How the program's first process has ended (wait(2)).
@@ -266,7 +266,7 @@ impl Link {
 
     fn heard(&self, flags: MsgFlags) -> io::Result<Option<Heard>> {
         let Some(packet) = packet::receive(self.socket.as_fd(), wire::LIMIT, flags)? else { return Ok(None) };
-        let Packet { bytes, descriptors } = packet;
+        let Packet { bytes, descriptors, .. } = packet;
         understood(&bytes).map(|word| Some(Heard { word, descriptors }))
     }
 }
@@ -320,7 +320,7 @@ mod tests {
             Word::Challenge(Secret { pid: 3, address: 1 << 40 }),
             Word::Answer(vec![0; 16]),
             Word::Go(Go { streams: 7, place: b"/run/d".to_vec(), ..Go::default() }),
-            Word::Run(Run { checkpoint_signal: Some(10) }),
+            Word::Run(Run { kept: 1 << 9 }),
             Word::Started(started),
             Word::Running(true),
             Word::Signal(10),

@@ -14,15 +14,21 @@ pub mod asked;
 mod background;
 mod become_worker;
 mod faults;
+mod leave;
 pub mod lender;
 pub mod limits;
 pub mod link;
 pub mod log_lines;
+mod object;
 mod peer;
 pub mod place;
 mod proc_fd;
+mod questions;
 mod serve;
 mod spawn;
+mod teller;
+pub mod told;
+mod veil;
 pub mod wire;
 pub mod worker;
 
@@ -34,6 +40,7 @@ use nix::unistd::geteuid;
 use std::path::PathBuf;
 
 pub use serve::Rules;
+use teller::Teller;
 
 /// How it is started.
 #[derive(Debug, Clone)]
@@ -69,8 +76,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut running = background::begin(options)?;
     umask(Mode::from_bits_truncate(0o022));
     log_lines::init(options.verbose);
+    leave::leave();
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
     resource_limits::raise_own_open_files();
+    // Before rights are laid down: it takes addresses of the kernel's functions.
+    let teller = Teller::load()
+        .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))
+        .ok();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
@@ -79,7 +91,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         running.told()?;
         log::info!("listening at {}", place.path().display());
         tokio::select! {
-            served = serve::serve(listener, options.rules) => served,
+            served = serve::serve(listener, options.rules, teller) => served,
             _ = term.recv() => Ok(()),
             _ = int.recv() => Ok(()),
         }

@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 
 /// No file of these is longer.
 const LIMIT: u64 = 64 << 10;
+/// But for those that have a line for each mapping.
+const LONG: u64 = 32 << 20;
 
 /// The directory of one process.
 #[derive(Debug)]
@@ -25,10 +27,25 @@ impl ProcFd {
     /// # Errors
     /// ESRCH once the process is gone.
     pub fn text(&self, name: &str) -> io::Result<String> {
-        let file = openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut text = String::new();
-        File::from(file).take(LIMIT).read_to_string(&mut text)?;
+        self.open(name)?.take(LIMIT).read_to_string(&mut text)?;
         Ok(text)
+    }
+
+    /// The same with a line for each mapping; names in it may be anything.
+    ///
+    /// # Errors
+    /// As [`Self::text`].
+    pub fn long_text(&self, name: &str) -> io::Result<String> {
+        let mut text = Vec::new();
+        self.open(name)?.take(LONG).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// # Errors
+    /// As [`Self::text`].
+    pub fn open(&self, name: &str) -> io::Result<File> {
+        Ok(openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     /// # Errors

@@ -6,17 +6,18 @@
 use super::faults;
 use super::limits::{Full, Limits, Usage};
 use super::peer::{Peer, Who};
-use super::spawn;
+use super::spawn::{self, Worker};
+use super::teller::{self, Teller, Turn};
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
 use crate::sys::socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::process::Child;
 use tokio::task::spawn_blocking;
 
 /// How long a client may take to say what it wants, in milliseconds.
@@ -43,9 +44,19 @@ pub struct Rules {
 struct Core {
     rules: Rules,
     usage: Mutex<Usage>,
+    /// None where the kernel has no eBPF for it.
+    teller: Option<Arc<Teller>>,
+    turns: Mutex<HashMap<u32, Turn>>,
 }
 
 impl Core {
+    /// The turn of a user's workers. Those of users who have none any more are forgotten.
+    fn turn(&self, uid: u32) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(uid).or_default().clone()
+    }
+
     fn usage(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,9 +66,14 @@ impl Core {
 ///
 /// # Errors
 /// The listening socket cannot be waited for.
-pub async fn serve(listener: OwnedFd, rules: Rules) -> io::Result<()> {
-    let core = Arc::new(Core { rules, usage: Mutex::new(Usage::new(rules.limits)) });
-    let listener = packet::watched(listener)?;
+pub async fn serve(listener: OwnedFd, rules: Rules, teller: Option<Teller>) -> io::Result<()> {
+    let core = Arc::new(Core {
+        rules,
+        usage: Mutex::new(Usage::new(rules.limits)),
+        teller: teller.map(Arc::new),
+        turns: Mutex::default(),
+    });
+    let listener = packet::watched(Arc::new(listener))?;
     loop {
         let mut ready = listener.readable().await?;
         match ready.try_io(|listener| socket::accept(listener.get_ref())) {
@@ -133,9 +149,27 @@ fn answer(client: &OwnedFd, message: Message) {
 
 async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let served = spawn_blocking(move || served(seat, peer, client)).await;
-    if let Ok(Some((seat, mut worker))) = served {
-        let ended = worker.wait().await;
-        log::info!("uid {}: worker over: {ended:?}", seat.uid);
+    let Ok(Some((seat, Worker { mut process, questions }))) = served else { return };
+    let mut questions = questions.map(Arc::new);
+    let ended = tokio::select! {
+        ended = process.wait() => ended,
+        () = told(&seat, questions.clone()) => {
+            // At once: who asks on is not to wait for an answer.
+            let closed = questions.take();
+            let _ = spawn_blocking(move || drop(closed)).await;
+            process.wait().await
+        }
+    };
+    // What waits in it may take long to close: not here, and before the seat is free.
+    let _ = spawn_blocking(move || drop(questions)).await;
+    log::info!("uid {}: worker over: {ended:?}", seat.uid);
+}
+
+/// Answers the questions of a worker that has a connection for it.
+async fn told(seat: &Seat, questions: Option<Arc<OwnedFd>>) {
+    if let (Some(teller), Some(questions)) = (seat.core.teller.clone(), questions) {
+        let served = teller::serve(teller, seat.core.turn(seat.uid), seat.uid, questions).await;
+        served.unwrap_or_else(|error| log::warn!("uid {}: a worker's questions: {error}", seat.uid));
     }
 }
 
@@ -144,14 +178,14 @@ async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     clippy::needless_pass_by_value,
     reason = "closing it may take long: here, and before the seat is free"
 )]
-fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Child)> {
+fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Worker)> {
     let worker = answered(&mut seat, peer, &client);
     // Of a worker's connection nothing stays here: that it ends is to be seen by the other end.
     drop(client);
     worker.map(|worker| (seat, worker))
 }
 
-fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Child> {
+fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Worker> {
     let first = match next(client, HELLO) {
         Ok(Some(packet)) => packet,
         Ok(None) => return None,
@@ -224,13 +258,14 @@ fn wanted(first: &Packet) -> Result<u32, Refusal> {
 }
 
 /// Starts a worker, if the client may have one more.
-fn start(seat: &mut Seat, who: &Who, process: &OwnedFd, client: &OwnedFd) -> Result<Child, Refusal> {
+fn start(seat: &mut Seat, who: &Who, process: &OwnedFd, client: &OwnedFd) -> Result<Worker, Refusal> {
     seat.promote().map_err(|_full| Refusal::Workers)?;
     packet::take_descriptors(client, true);
-    let worker = spawn::start(who, client.as_fd(), process.as_fd()).map_err(|error| {
+    let has_programs = seat.core.teller.is_some();
+    let worker = spawn::start(who, client.as_fd(), process.as_fd(), has_programs).map_err(|error| {
         log::error!("uid {}: cannot start a worker: {error}", who.uid);
         Refusal::Failed
     })?;
-    log::info!("uid {}: worker {} for process {}", who.uid, worker.id().unwrap_or_default(), who.pid);
+    log::info!("uid {}: worker {} for process {}", who.uid, worker.process.id().unwrap_or_default(), who.pid);
     Ok(worker)
 }

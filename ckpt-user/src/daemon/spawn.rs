@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 
-/// What the core tells the worker: ids, then groups, as words; with the front's socket and pidfd.
+/// What the core tells the worker: ids, then groups, as words; with the front's socket and pidfd, and with a connection to ask its
+/// eBPF programs by, if it has any.
 const ASSIGNMENT: u16 = 0x80;
 
 /// Whose worker it is to be.
@@ -22,15 +23,33 @@ pub struct Assignment {
     /// The connection with the front.
     pub front: OwnedFd,
     pub process: OwnedFd,
+    /// [`super::told`].
+    pub programs: Option<OwnedFd>,
+}
+
+/// A worker, and the connection that it asks by.
+#[derive(Debug)]
+pub struct Worker {
+    pub process: Child,
+    pub questions: Option<OwnedFd>,
 }
 
 /// Starts one for the client at the other end of `front`.
 ///
 /// # Errors
 /// What the kernel says; InvalidData for more groups than a message has room for.
-pub fn start(who: &Who, front: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::Result<Child> {
-    let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
-    let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
+pub fn start(
+    who: &Who,
+    front: BorrowedFd<'_>,
+    process: BorrowedFd<'_>,
+    has_programs: bool,
+) -> io::Result<Worker> {
+    let (ours, its) = pair()?;
+    let asks = if has_programs { Some(pair()?) } else { None };
+    let (questions, programs) = asks.unzip();
+    if let Some(questions) = &questions {
+        packet::tell_senders(questions)?;
+    }
     let words = [&[who.pid.as_raw().cast_unsigned(), who.uid, who.gid], who.groups.as_slice()].concat();
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let message = wire::join(ASSIGNMENT, &body);
@@ -38,11 +57,17 @@ pub fn start(who: &Who, front: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::R
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has too many groups"));
     }
     // It waits in the socket until there is somebody to read it.
-    packet::send(ours.as_fd(), &message, &[front, process], MsgFlags::MSG_DONTWAIT)?;
+    let with: Vec<BorrowedFd<'_>> =
+        [front, process].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
+    packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
     let mut command = Command::new("/proc/self/exe");
     command.args(["daemon", "--worker"]).env_clear().current_dir("/");
     command.stdin(Stdio::from(its)).stdout(Stdio::null());
-    command.spawn()
+    Ok(Worker { process: command.spawn()?, questions })
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
 impl Assignment {
@@ -56,12 +81,14 @@ impl Assignment {
         let (header, body) = wire::split(&packet.bytes).map_err(|_| wrong())?;
         let words: Vec<u32> =
             body.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let [front, process] = <[OwnedFd; 2]>::try_from(packet.descriptors).map_err(|_| wrong())?;
+        let mut descriptors = packet.descriptors.into_iter();
+        let (front, process) = descriptors.next().zip(descriptors.next()).ok_or_else(wrong)?;
+        let programs = descriptors.next();
         match words.as_slice() {
             [pid, uid, gid, groups @ ..] if header.kind == ASSIGNMENT => {
                 let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
                 let who = Who { pid, uid: *uid, gid: *gid, groups: groups.to_vec() };
-                Ok(Self { who, front, process })
+                Ok(Self { who, front, process, programs })
             }
             _ => Err(wrong()),
         }

@@ -6,6 +6,7 @@ use super::become_worker;
 use super::lender;
 use super::link::{Go, Heard, Link, Secret, Word};
 use super::spawn::Assignment;
+use super::told;
 use super::wire::Refusal;
 use crate::cli;
 use crate::freeze::tree;
@@ -31,7 +32,7 @@ const ANSWER: u16 = 10_000;
 pub fn main() -> anyhow::Result<u8> {
     nix::sys::prctl::set_name(c"ckptbpf")?;
     let core = pidfd::duplicate_standard(0).context("this is for the daemon to start")?;
-    let Assignment { who, front, process } = Assignment::receive(core.as_fd())?;
+    let Assignment { who, front, process, programs } = Assignment::receive(core.as_fd())?;
     drop(core);
     let judged = become_worker::become_worker(&who, process.as_fd());
     // The connection may be held by others; what counts is whoever has asked.
@@ -47,6 +48,9 @@ pub fn main() -> anyhow::Result<u8> {
     tree::note_front(who.pid);
     // One that is gone is not to be found.
     let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
+    if let Some(programs) = programs {
+        told::note_core(programs);
+    }
     let asked = go(&link)?;
     environment::set(asked.variables);
     let status = cli::for_front(asked.words, &link);

@@ -101,8 +101,10 @@ pub fn freeze(root: Pid, kernel: &Kernel) -> Result<FrozenTree, Refusal> {
     let mut attempt = 0;
     loop {
         let longer = 2u32.pow(attempt.min(TRIES - 1));
-        let waits = known_waits(kernel.waits(root));
-        let GivenUp { why, has_no_processor } = match try_freeze(root, DEADLINE * longer, &waits) {
+        // Before anybody is seized, whom a signal stops from then on; of some only those that are seized are told.
+        let waits = kernel.tells_of_all().then(|| known_waits(kernel.waits(root)));
+        let stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits, kernel, root };
+        let GivenUp { why, has_no_processor } = match try_freeze(stopping, DEADLINE * longer) {
             Ok(tree) => {
                 WAITS.take();
                 return Ok(tree);
@@ -138,10 +140,18 @@ struct Stopping<'a> {
     stopped: Vec<(Pid, Pid, Stopped)>,
     /// Asked to stop, not seen to stand yet.
     asked: Vec<(Pid, Running)>,
-    waits: &'a Waits,
+    /// What they wait in, once that was asked.
+    waits: Option<Waits>,
+    kernel: &'a Kernel,
+    root: Pid,
 }
 
 impl Stopping<'_> {
+    /// What they wait in: asked before the first of them is interrupted.
+    fn waits(&mut self) -> &Waits {
+        self.waits.get_or_insert_with(|| known_waits(self.kernel.waits(self.root)))
+    }
+
     /// A process whose first thread has ended, and that is on its way out. Its other threads are asked for again.
     ///
     /// Who ends as a whole has SIGKILL in each thread before the first of them is gone, and such a thread neither stops
@@ -159,8 +169,12 @@ impl Stopping<'_> {
 
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {
+        if self.stopped.is_empty() && self.asked.is_empty() {
+            return;
+        }
+        let waits = self.waits().clone();
         for (pid, tid, thread) in self.stopped.drain(..) {
-            let_go(pid, tid, thread, self.waits);
+            let_go(pid, tid, thread, &waits);
         }
         // Some may have been seized and not asked yet.
         self.asked.iter().for_each(|(_, running)| running.interrupt().unwrap_or_default());
@@ -169,7 +183,7 @@ impl Drop for Stopping<'_> {
             let tid = running.tid();
             // One that does not stop yet is let go when it does: by the supervisor, or by the next freeze.
             if let Ok(Waited::Stopped(thread)) = running.wait(Some(soon)) {
-                let_go(pid, tid, thread, self.waits);
+                let_go(pid, tid, thread, &waits);
             }
         }
     }
@@ -212,8 +226,8 @@ fn let_go(pid: Pid, tid: Pid, thread: Stopped, waits: &Waits) {
     let _ = thread.detach();
 }
 
-fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree, GivenUp> {
-    let mut stopping = Stopping { stopped: Vec::new(), asked: Vec::new(), waits };
+fn try_freeze(mut stopping: Stopping<'_>, deadline: Duration) -> Result<FrozenTree, GivenUp> {
+    let root = stopping.root;
     let mut since = None;
     let (mut looked_at, mut ended) = (HashSet::new(), HashSet::new());
     loop {
@@ -242,6 +256,7 @@ fn try_freeze(root: Pid, deadline: Duration, waits: &Waits) -> Result<FrozenTree
                 }
             }
         }
+        stopping.waits();
         let since = *since.get_or_insert_with(Instant::now);
         if stopping.asked.is_empty() && is_whole {
             let Some(pid) = stopping.on_its_way_out(&members) else { break };
@@ -355,7 +370,7 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<
 
 fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> Result<FrozenTree, Refusal> {
     let mut tree = FrozenTree { processes: Vec::new(), since };
-    let waits = rest.waits;
+    let waits = rest.waits().clone();
     // A thread leaves `rest` only for the tree: whatever fails, one of the two lets it run on.
     while let Some(&(pid, tid, ref thread)) = rest.stopped.last() {
         let processes = &mut tree.processes;

@@ -5,6 +5,7 @@ use crate::task::outside;
 use crate::task::proc::Stat;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,6 +36,15 @@ impl ProcessId {
     pub fn runs(self) -> bool {
         stat(self.pid)
             .is_ok_and(|stat| stat.start_time() == self.start_time && outside::is_alive(self.pid, &stat))
+    }
+
+    /// Whether there is such a process of our own user's that /proc does not show us: a worker of a daemon, where it shows nobody
+    /// what they may not trace (`hidepid`, proc(5)). When it has started is not to be known then.
+    pub fn is_hidden(self) -> bool {
+        use io::ErrorKind::{NotFound, PermissionDenied};
+        let is_not_shown =
+            stat(self.pid).is_err_and(|error| matches!(error.kind(), NotFound | PermissionDenied));
+        is_not_shown && kill(Pid::from_raw(self.pid), None).is_ok()
     }
 
     /// Whether it runs, and goes on to. The end of one that is being killed, which takes a while with much memory, is waited for,
@@ -68,7 +78,7 @@ impl ProcessId {
     /// Returns when it has ended, all its threads and descriptors included, or after `patience`.
     pub fn wait_for_end(self, patience: PollTimeout) {
         let Ok(process) = pidfd::open(Pid::from_raw(self.pid)) else { return };
-        if stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time) {
+        if stat(self.pid).is_ok_and(|stat| stat.start_time() == self.start_time) || self.is_hidden() {
             wait_for_end_of(process.as_fd(), patience);
         }
     }
@@ -98,7 +108,7 @@ mod tests {
         assert!(ProcessId::current().unwrap().runs());
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(child.id() as i32).unwrap();
-        assert!(id.runs());
+        assert!(id.runs() && !id.is_hidden());
         assert_eq!(parent(id.pid), Some(nix::unistd::getpid().as_raw()));
         assert!(!ProcessId { start_time: id.start_time + 1, ..id }.runs());
         id.wait_for_end(PollTimeout::ZERO);
@@ -107,7 +117,7 @@ mod tests {
         id.wait_for_end(PollTimeout::NONE);
         assert!(!id.runs(), "a zombie");
         child.wait().unwrap();
-        assert!(!id.runs());
+        assert!(!id.runs() && !id.is_hidden());
         id.wait_for_end(PollTimeout::NONE);
     }
 

@@ -2,16 +2,31 @@
 //!
 //! That takes CAP_CHECKPOINT_RESTORE outside of all user namespaces (fs/proc/base.c, `proc_map_files_get_link`). For who has not
 //! got it, a file is looked for by the name that maps shows, and has to be the very one that maps shows by device and inode.
-//! Nothing that has no name is found then.
+//! Of what has no name, shared memory alone is found then, where a daemon opens it ([`crate::daemon::object`]).
 
 use super::vma::{self, Raw};
+use crate::daemon::told;
 use crate::sys::shared::Mapped;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// How maps shows shared memory of mmap(2) with MAP_ANONYMOUS.
+pub const ANONYMOUS: &str = "/dev/zero (deleted)";
+
+/// Whether it is shared memory of mmap(2) with MAP_ANONYMOUS, or of memfd_create(2), by its name in maps. What else lies on the same
+/// file system has other names: memory of System V, to which not everybody may write who may read it.
+pub fn is_without_a_name(raw: &Raw) -> bool {
+    let is_named = |name: &str| raw.name.starts_with(name);
+    raw.is_shared() && (raw.name == ANONYMOUS || is_named(MEMFD) || is_named("[anon_shmem:"))
+}
+
+/// How the names of memory of memfd_create(2) begin.
+pub const MEMFD: &str = "/memfd:";
 
 /// The file or object behind a mapping.
 #[derive(Debug)]
@@ -21,6 +36,8 @@ pub struct Behind {
     /// Its name, as the kernel shows it.
     pub target: PathBuf,
     pub metadata: Metadata,
+    /// What the link is of, where it is one of our own.
+    _opened: Option<File>,
 }
 
 impl Behind {
@@ -31,17 +48,38 @@ impl Behind {
     pub fn of(pid: Pid, raw: &Raw) -> io::Result<Result<Self, String>> {
         let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
         match std::fs::metadata(&link) {
-            Ok(metadata) => Ok(Ok(Self { target: std::fs::read_link(&link)?, link, metadata })),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Self::by_name(raw)),
+            Ok(metadata) => Ok(Ok(Self::at(link.clone(), std::fs::read_link(&link)?, metadata))),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                Ok(Self::by_name(raw).or_else(|why| match Self::by_daemon(pid, raw) {
+                    Ok(found) => found.ok_or(why),
+                    Err(error) => Err(format!("{why}; the daemon does not open it ({error})")),
+                }))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// At a place that leads there by itself.
+    pub fn at(link: PathBuf, target: PathBuf, metadata: Metadata) -> Self {
+        Self { link, target, metadata, _opened: None }
+    }
+
+    /// Shared memory without a name, where there is a daemon that opens it for us.
+    fn by_daemon(pid: Pid, raw: &Raw) -> io::Result<Option<Self>> {
+        if !is_without_a_name(raw) {
+            return Ok(None);
+        }
+        let Some(opened) = told::object(pid, raw.start..raw.end)? else { return Ok(None) };
+        let link = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        let (target, metadata) = (std::fs::read_link(&link)?, opened.metadata()?);
+        Ok(Some(Self { link, target, metadata, _opened: Some(opened) }))
     }
 
     fn by_name(raw: &Raw) -> Result<Self, String> {
         let path = PathBuf::from(&raw.name);
         let found = if path.is_absolute() { std::fs::symlink_metadata(&path).ok() } else { None };
         match found.filter(|found| is_shown_as(&path, found, raw)) {
-            Some(metadata) => Ok(Self { link: path.clone(), target: path, metadata }),
+            Some(metadata) => Ok(Self::at(path.clone(), path, metadata)),
             None => Err("it is of no file that has this name, and only root (CAP_CHECKPOINT_RESTORE) may look behind it"
                 .to_owned()),
         }
@@ -69,6 +107,20 @@ mod tests {
     fn own() -> Raw {
         let maps = vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap()).unwrap();
         maps.into_iter().find(|raw| raw.is_file() && raw.name.starts_with('/')).unwrap()
+    }
+
+    #[test]
+    fn shared_memory_without_a_name_is_told_from_other_memory() {
+        let is_such = |permissions: &str, name: &str| {
+            let line = format!("1000-2000 {permissions} 00000000 00:01 7 {name}\n");
+            is_without_a_name(&vma::parse(&line).unwrap()[0])
+        };
+        for name in [ANONYMOUS, "/memfd:x (deleted)", "[anon_shmem:queue]"] {
+            assert!(is_such("rw-s", name) && !is_such("rw-p", name), "{name}");
+        }
+        for name in ["/SYSV00000000 (deleted)", "/i915 (deleted)", "/dev/zero", "/dev/shm/file", "[anon:x]"] {
+            assert!(!is_such("rw-s", name), "{name}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The mappings of a stopped process, with what stands behind each.
 
-use super::behind::Behind;
+use super::behind::{self, Behind};
 use super::hugetlb;
 use super::posix;
 use super::sysv;
@@ -35,7 +35,7 @@ impl Objects {
     /// # Errors
     /// The reason why a restart could not map or execute it again.
     pub fn file(&mut self, behind: &Behind) -> Result<MappedFile, String> {
-        let Behind { link, target, metadata } = behind;
+        let Behind { link, target, metadata, .. } = behind;
         let path = match deleted::former(target) {
             Some(former) if metadata.nlink() == 0 => {
                 if !deleted::is_on_a_mount(former, metadata) {
@@ -51,7 +51,7 @@ impl Objects {
     }
 
     fn without_a_name(&mut self, behind: &Behind, former: &Path) -> Result<MappedFile, String> {
-        let Behind { link, target, metadata } = behind;
+        let Behind { link, target, metadata, .. } = behind;
         if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
             self.deleted.push(deleted::of(link, former, metadata)?);
         }
@@ -138,7 +138,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     }
     let behind = Behind::of(pid, raw).reading(pid, "map_files")?;
     let behind = behind.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
-    let Behind { link, target, metadata } = &behind;
+    let Behind { link, target, metadata, .. } = &behind;
     if raw.flags.iter().any(|f| f == "ht") {
         vma.huge_page = hugetlb::page_size(metadata).ok_or_else(|| {
             Refusal::unsupported(pid, name(), "it is of a file of hugetlbfs, which cannot be saved yet")
@@ -150,7 +150,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         vma.offset = 0;
         return Ok(vma);
     }
-    if raw.is_shared() && (is_anonymous || target == Path::new("/dev/zero (deleted)")) {
+    if raw.is_shared() && (is_anonymous || target == Path::new(behind::ANONYMOUS)) {
         vma.set_kind(Kind::SharedObject);
         vma.object = Some(objects.index(metadata, |_| Ok(())).reading(pid, "map_files")?);
         return Ok(vma);

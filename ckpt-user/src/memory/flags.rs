@@ -126,6 +126,37 @@ impl Names {
     }
 }
 
+/// Names for another process of the same kernel: bit by bit, what is not known as nothing, and silent bits as this.
+const TOLD_SILENT: &str = "-";
+
+impl Names {
+    /// For another process, which learns the keys of silent bits as it meets them.
+    pub fn told(&self) -> Vec<String> {
+        let told = |bit: &Bit| match bit {
+            Bit::Unknown => String::new(),
+            Bit::Silent => TOLD_SILENT.to_owned(),
+            Bit::Named(name) => name.clone(),
+        };
+        if self.contradicted { Vec::new() } else { self.bits.iter().map(told).collect() }
+    }
+
+    /// What [`Self::told`] has told; `None` of anything else.
+    pub fn of_told(told: &[String]) -> Option<Self> {
+        let mut names = Self { contradicted: told.is_empty(), ..Self::default() };
+        if !told.is_empty() && told.len() != names.bits.len() {
+            return None;
+        }
+        for (bit, name) in names.bits.iter_mut().zip(told) {
+            *bit = match name.as_str() {
+                "" => Bit::Unknown,
+                TOLD_SILENT => Bit::Silent,
+                name => Bit::Named(name.to_owned()),
+            };
+        }
+        Some(names)
+    }
+}
+
 impl Bit {
     fn name(&self) -> Option<&String> {
         if let Self::Named(name) = self { Some(name) } else { None }
@@ -157,6 +188,18 @@ mod tests {
         known.learn(0b0011, &names("rd wr"));
         known.learn(0b1011, &names("rd wr"));
         assert_eq!(known.of(0b1001), Some(names("rd")));
+    }
+
+    #[test]
+    fn what_was_learnt_is_told_to_others() {
+        let mut known = Names::default();
+        known.learn(0b0011, &names("rd wr"));
+        known.learn(0b1011, &names("rd wr"));
+        let told = Names::of_told(&known.told()).unwrap();
+        assert_eq!(told.bits, known.bits);
+        assert!(Names::of_told(&known.told()[1..]).is_none());
+        known.learn(0b0011, &names("wr rd"));
+        assert_eq!(Names::of_told(&known.told()).unwrap().of(0b11), None, "lessons that disagree");
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::object::deleted::{self, DeletedRecord};
 use crate::object::file;
 use crate::object::memfd::{self, Memfd};
 use crate::rebuild::{RebuildError, Rebuilding};
-use crate::record::Image;
+use crate::record::{Image, SharedObject};
+use crate::sys::mem::Forced;
+use crate::sys::remote::Remote;
 use crate::sys::shared;
 use crate::track::objects::{self, Hashes};
 use std::fs::File;
@@ -39,6 +41,10 @@ pub struct Restored {
     pages: PageSet,
     /// Of what the object holds now.
     pub hashes: Hashes,
+    /// It is still to be filled.
+    is_empty: bool,
+    /// Bytes.
+    size: u64,
 }
 
 /// The pages of object `index` that the program has: all of anonymous memory, what is mapped of a file.
@@ -59,11 +65,14 @@ pub fn pages(image: &Image, index: u32) -> PageSet {
 
 /// Makes the object again; mapping it MAP_SHARED gives what the program had. Files are only opened.
 /// `segment` is there already where the object is one of System V.
+///
+/// It is filled, unless it is memory that somebody else is to pay for ([`Restored::fill_through`]).
 pub fn rebuild(
     image: &Image,
     index: u32,
     chain: &Chain,
     segment: Option<sysv::Made>,
+    is_ours: bool,
 ) -> Result<Restored, RebuildError> {
     let record = image.objects.get(index as usize);
     let record = record.ok_or_else(|| RebuildError::Refused("it lacks an object of shared memory".into()))?;
@@ -75,10 +84,7 @@ pub fn rebuild(
         (None, Some(memfd)) => memfd::create(memfd, record.huge_page)
             .and_then(|file| file.set_len(record.size).map(|()| file))
             .rebuilding(0, "memory of memfd_create(2)")?,
-        (None, None) => {
-            let huge = hugetlb::flags(record.huge_page, libc::MAP_HUGETLB as u32) as i32;
-            shared::create(record.size, huge).rebuilding(0, "shared memory")?.into()
-        }
+        (None, None) => anonymous(record).rebuilding(0, "shared memory")?,
     };
     let mut restored = Restored {
         file,
@@ -90,11 +96,37 @@ pub fn rebuild(
         space: SpaceId(record.space),
         pages: pages(image, index),
         hashes: Hashes::new(),
+        is_empty: false,
+        size: record.size,
     };
-    if restored.backing.is_none() && restored.segment.is_none() {
-        restored.fill(chain, record.size)?;
+    let is_made = restored.backing.is_none() && restored.segment.is_none();
+    restored.is_empty = is_made && restored.deleted.is_none() && !is_ours;
+    if is_made && !restored.is_empty {
+        let target = Target::of(&restored.file, restored.is_huge).rebuilding(0, "shared memory")?;
+        restored.fill(chain, &target)?;
     }
     Ok(restored)
+}
+
+/// Memory of mmap(2) with MAP_ANONYMOUS. Where only root gets a descriptor of that, memory of memfd_create(2) takes its place,
+/// which is the same but for what maps calls it.
+fn anonymous(record: &SharedObject) -> io::Result<File> {
+    let huge = hugetlb::flags(record.huge_page, libc::MAP_HUGETLB as u32) as i32;
+    match shared::create(record.size, huge) {
+        // EPERM; and EACCES for a worker of a daemon, which nobody may write to, not by /proc/self/mem either.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let stand_in = |seals, mode| {
+                let name = b"dev/zero".to_vec();
+                Memfd { name, seals, mode, ..Memfd::default() }
+            };
+            // Some machines have no memory that could be executed as a program is (sysctl vm.memfd_noexec).
+            let file = memfd::create(&stand_in(0, 0o777), record.huge_page)
+                .or_else(|_| memfd::create(&stand_in(memfd::SEAL_EXEC, 0o666), record.huge_page))?;
+            file.set_len(record.size)?;
+            Ok(file)
+        }
+        made => made.map(File::from),
+    }
 }
 
 fn open(record: &MappedFile) -> Result<File, RebuildError> {
@@ -196,8 +228,29 @@ impl Restored {
         Ok(())
     }
 
-    fn fill(&mut self, chain: &Chain, size: u64) -> Result<(), RebuildError> {
-        let target = Target::of(&self.file, self.is_huge).rebuilding(0, "shared memory")?;
+    /// Fills what is still empty through a process of the program's, which has it as descriptor `number`: memory of this kind is
+    /// charged to the control group of who touches it first.
+    pub fn fill_through(
+        &mut self,
+        chain: &Chain,
+        number: i32,
+        remote: &mut Remote,
+    ) -> Result<(), RebuildError> {
+        if !std::mem::take(&mut self.is_empty) || self.size == 0 {
+            return Ok(());
+        }
+        let pid = remote.pid().as_raw();
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_SHARED | libc::MAP_NORESERVE) as u64;
+        let map = [0, self.size, protection, flags, number as u64, 0];
+        let start = remote.call(libc::SYS_mmap, &map).rebuilding(pid, "shared memory")?;
+        let memory = Forced::open(remote.pid()).rebuilding(pid, "shared memory")?;
+        self.fill(chain, &Target::There { memory, start })?;
+        remote.call(libc::SYS_munmap, &[start, self.size]).map(drop).rebuilding(pid, "shared memory")
+    }
+
+    fn fill(&mut self, chain: &Chain, target: &Target) -> Result<(), RebuildError> {
+        let size = self.size;
         let filled = self.each_stored(chain, |_, first, bytes| {
             let at = first * 4096;
             let there = size.saturating_sub(at).min(bytes.len() as u64) as usize;
@@ -239,6 +292,11 @@ enum Target {
     File(File),
     /// The object, mapped.
     Mapped(shared::Mapped),
+    /// The same in a process of the program's, at this address.
+    There {
+        memory: Forced,
+        start: u64,
+    },
 }
 
 impl Target {
@@ -250,6 +308,7 @@ impl Target {
         match self {
             Self::File(file) => file.write_all_at(bytes, at),
             Self::Mapped(mapped) => mapped.write(bytes, at),
+            Self::There { memory, start } => memory.write(start + at, bytes),
         }
     }
 }

@@ -43,10 +43,11 @@ pub struct SharedRecord {
 }
 
 const MODE: u32 = 0o7777;
-/// MFD_NOEXEC_SEAL and MFD_EXEC (linux/memfd.h, Linux 6.3), F_SEAL_EXEC (linux/fcntl.h).
+/// MFD_NOEXEC_SEAL and MFD_EXEC (linux/memfd.h, Linux 6.3).
 const NOEXEC_SEAL: u32 = 8;
 const EXEC: u32 = 16;
-const SEAL_EXEC: u32 = 32;
+/// F_SEAL_EXEC (linux/fcntl.h).
+pub const SEAL_EXEC: u32 = 32;
 
 /// The name, if this is such memory: only the kernel can make files on that file system, each kind with a name that
 /// begins in its own way.
@@ -55,14 +56,18 @@ pub fn name<'t>(target: &'t Path, metadata: &Metadata) -> Option<&'t [u8]> {
     is_internal(metadata).then_some(name)
 }
 
-/// Whether a file lies where the kernel keeps shared memory that has no name in any directory.
-pub fn is_internal(metadata: &Metadata) -> bool {
+/// The device of the file system where the kernel keeps shared memory that has no name in any directory.
+pub fn internal_device() -> Option<u64> {
     static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
-    let device = DEVICE.get_or_init(|| {
+    *DEVICE.get_or_init(|| {
         let specimen = memfd_create(c"ckptbpf", MFdFlags::MFD_CLOEXEC).ok()?;
         File::from(specimen).metadata().ok().map(|m| m.dev())
-    });
-    *device == Some(metadata.dev()) || hugetlb::page_size(metadata).is_some()
+    })
+}
+
+/// Whether a file lies there, or is memory of huge pages.
+pub fn is_internal(metadata: &Metadata) -> bool {
+    internal_device() == Some(metadata.dev()) || hugetlb::page_size(metadata).is_some()
 }
 
 /// The record of the memory behind the magic link `link`.

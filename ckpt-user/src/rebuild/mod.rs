@@ -114,8 +114,11 @@ pub fn rebuild(
     lender: Option<&'static Lender>,
 ) -> Result<Rebuilt, RebuildError> {
     let original_time = nursery.enter_clocks(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
-    let mut objects = objects::make(image, chain, owner, sound, lender)?;
+    let mut objects = objects::make(image, chain, owner, sound, lender, nursery)?;
     let mut skeletons = skeleton::plant(image, original_time, nursery, &objects)?;
+    if let Some(first) = skeletons.first_mut() {
+        objects.fill_shared(chain, &mut first.remote)?;
+    }
     late::by_ids(image, &mut skeletons, &mut objects)?;
     late::messages(image, &objects, owner.uid == 0)?;
     late::connections(image, &objects, owner.uid == 0)?;

@@ -21,6 +21,11 @@ pub enum Nursery {
 }
 
 impl Nursery {
+    /// Whether it is of this process's control group, which pays for what the program is made of.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Ourselves)
+    }
+
     /// The next are born with these clocks; what to go back to with [`clocks::leave`].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! the program uses.
 
 use super::late::Door;
+use super::nursery::Nursery;
 use super::{RebuildError, Rebuilding};
 use crate::daemon::lender::Lender;
 use crate::image::Chain;
@@ -57,6 +58,7 @@ pub fn make(
     owner: &FsIds,
     sound: &HashSet<(u64, u64)>,
     lender: Option<&'static Lender>,
+    nursery: &Nursery,
 ) -> Result<Objects, RebuildError> {
     let segments = sysv::make(image, owner)?;
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
@@ -67,7 +69,7 @@ pub fn make(
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
     let mut deleted = object::deleted::Files::new(chain);
     for (index, segment) in (0..).zip(segments) {
-        let object = crate::memory::shared::rebuild(image, index, chain, segment)?;
+        let object = crate::memory::shared::rebuild(image, index, chain, segment, nursery.is_ours())?;
         let fd = object.descriptor().rebuilding(root, "shared memory")?;
         shared.push(lift(fd, "shared memory")?);
         let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);
@@ -136,6 +138,15 @@ impl Objects {
         let streams = self.streams.iter().flatten();
         let mapped = self.files.values().chain(&self.shared).chain(self.read_only.values());
         self.descriptions.iter().chain(streams).chain(mapped).chain(self.loan.iter().map(|loan| &loan.device))
+    }
+
+    /// Fills shared memory that the program's own processes are to pay for, through one of them.
+    ///
+    /// # Errors
+    /// Damage of the image, or there is no memory for it.
+    pub fn fill_shared(&mut self, chain: &Chain, remote: &mut Remote) -> Result<(), RebuildError> {
+        let mut numbered = self.restored.iter_mut().zip(&self.shared);
+        numbered.try_for_each(|(object, fd)| object.fill_through(chain, fd.as_raw_fd(), remote))
     }
 
     /// A number that none of them has.

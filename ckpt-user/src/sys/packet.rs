@@ -1,9 +1,11 @@
 //! Messages with descriptors over Unix sockets of type SOCK_SEQPACKET (unix(7)), and who is at the other end.
 
 use super::socket;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt::PassCred};
+use nix::unistd::Pid;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
 /// Descriptors that a message may bring.
@@ -14,9 +16,12 @@ pub const DESCRIPTORS: usize = 8;
 pub struct Packet {
     pub bytes: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
+    /// Who has sent it, as our pid namespace numbers processes, by the kernel's word: of a socket that [`tell_senders`] was
+    /// called for before it was sent, and of a process that can be seen from here.
+    pub sender: Option<Pid>,
 }
 
-/// Sends a message whole, with at most [`DESCRIPTORS`] descriptors; `flags` may be MSG_DONTWAIT.
+/// Sends a message whole, with at most as many descriptors as the other end takes; `flags` may be MSG_DONTWAIT.
 ///
 /// # Errors
 /// EPIPE when nobody is at the other end any more, EMSGSIZE when it is too long for the socket's buffer.
@@ -39,6 +44,19 @@ pub fn send(to: BorrowedFd<'_>, bytes: &[u8], with: &[BorrowedFd<'_>], flags: Ms
 /// InvalidData when it is longer, or brings more descriptors than [`DESCRIPTORS`] or than this process can have: those that
 /// came are closed. EAGAIN with MSG_DONTWAIT.
 pub fn receive(from: BorrowedFd<'_>, room: usize, flags: MsgFlags) -> io::Result<Option<Packet>> {
+    receive_with(from, room, DESCRIPTORS, flags)
+}
+
+/// The same with another number of descriptors, at most [`MOST_DESCRIPTORS`].
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_with(
+    from: BorrowedFd<'_>,
+    room: usize,
+    most: usize,
+    flags: MsgFlags,
+) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0u8; room];
     let mut control = [0u64; CONTROL / 8];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -61,25 +79,36 @@ pub fn receive(from: BorrowedFd<'_>, room: usize, flags: MsgFlags) -> io::Result
             got => break got? as usize,
         }
     };
-    let descriptors = taken_out(&message);
+    let (descriptors, sender) = taken_out(&message);
     let is_cut = message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-    if is_cut || descriptors.len() > DESCRIPTORS {
+    if is_cut || descriptors.len() > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is larger than any of ours"));
     }
     bytes.truncate(length);
     // No message of ours is empty.
-    Ok((length > 0).then_some(Packet { bytes, descriptors }))
+    Ok((length > 0).then_some(Packet { bytes, descriptors, sender }))
 }
 
-/// Room for as many descriptors as a message can bring (`SCM_MAX_FD` of include/net/scm.h), so that the kernel does not cut
-/// them, and for what is not asked for.
+/// `SCM_MAX_FD` of include/net/scm.h.
+pub const MOST_DESCRIPTORS: usize = 253;
+
+/// Room for as many descriptors as a message can bring, so that the kernel does not cut them, and for what is not asked for.
 const CONTROL: usize = 2048;
 
-/// Every descriptor that has come with a message, whatever else is wrong with it.
-fn taken_out(message: &libc::msghdr) -> Vec<OwnedFd> {
-    let mut descriptors = Vec::new();
+/// From here on every message to this socket says who has sent it (SO_PASSCRED).
+///
+/// # Errors
+/// setsockopt(2).
+pub fn tell_senders(socket: &OwnedFd) -> io::Result<()> {
+    Ok(setsockopt(socket, PassCred, &true)?)
+}
+
+/// Every descriptor that has come with a message, whatever else is wrong with it, and its sender.
+fn taken_out(message: &libc::msghdr) -> (Vec<OwnedFd>, Option<Pid>) {
+    let (mut descriptors, mut sender) = (Vec::new(), None);
     // SAFETY: recvmsg(2) has filled the control data of `message` and set its length; the macros of cmsg(3) stay in it. Each
-    // number of SCM_RIGHTS is a descriptor that the kernel has just made for us, and nobody else owns it.
+    // number of SCM_RIGHTS is a descriptor that the kernel has just made for us, and nobody else owns it. What comes as
+    // SCM_CREDENTIALS is a ucred, which is numbers.
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while let Some(one) = header.as_ref() {
@@ -88,18 +117,21 @@ fn taken_out(message: &libc::msghdr) -> Vec<OwnedFd> {
                 let first = libc::CMSG_DATA(header).cast::<RawFd>();
                 let numbers = (0..bytes / size_of::<RawFd>()).map(|n| first.add(n).read_unaligned());
                 descriptors.extend(numbers.map(|n| OwnedFd::from_raw_fd(n)));
+            } else if (one.cmsg_level, one.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
+                let pid = libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned().pid;
+                sender = (pid > 0).then(|| Pid::from_raw(pid));
             }
             header = libc::CMSG_NXTHDR(message, header);
         }
     }
-    descriptors
+    (descriptors, sender)
 }
 
-/// For a task of tokio's that waits for it.
+/// For a task of tokio's that waits for it; who has it closes it, at a time that is right for it.
 ///
 /// # Errors
 /// epoll_ctl(2).
-pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watched(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an OwnedFd is open, and refers to the same description, for as long as it is there; its number does not change.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
@@ -176,6 +208,18 @@ mod tests {
         assert_eq!(nix::unistd::read(&from, &mut [0]), Ok(0));
         let nothing = receive(other.as_fd(), 16, MsgFlags::MSG_DONTWAIT).unwrap_err();
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn who_has_sent_a_message_is_told_where_that_was_asked_for() {
+        let (one, other) = pair();
+        send(one.as_fd(), b"before", &[], MsgFlags::empty()).unwrap();
+        tell_senders(&other).unwrap();
+        send(one.as_fd(), b"after", &[other.as_fd()], MsgFlags::empty()).unwrap();
+        let next = || receive(other.as_fd(), 16, MsgFlags::empty()).unwrap().unwrap();
+        assert_eq!(next().sender, None);
+        let after = next();
+        assert_eq!((after.sender, after.descriptors.len()), (Some(nix::unistd::Pid::this()), 1));
     }
 
     #[test]

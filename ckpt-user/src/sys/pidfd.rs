@@ -39,6 +39,11 @@ pub fn get_fd(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// InvalidData when it is no pidfd.
 pub fn names(process: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    // What fdinfo shows of other files, their owners may have chosen (DMA_BUF_SET_NAME); no file of a file system has such a name.
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", process.as_raw_fd()))?;
+    if kind.to_str() != Some("anon_inode:[pidfd]") {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
     let field = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     let pid: i32 = field.and_then(|v| v.trim().parse().ok()).ok_or(io::ErrorKind::InvalidData)?;

@@ -50,6 +50,18 @@ pub fn spawn(
     command.spawn().map(|child| nix::unistd::Pid::from_raw(child.id() as i32))
 }
 
+/// Has the command end with this process, should that be killed.
+pub fn end_with_us(command: &mut Command) {
+    let parent = nix::unistd::Pid::this();
+    // SAFETY: between fork and exec the closure makes system calls that take numbers, and nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            super::clone::end_with(parent);
+            Ok(())
+        });
+    }
+}
+
 /// The two sides of [`detach`].
 #[derive(Debug)]
 pub enum Detached {
@@ -114,8 +126,9 @@ pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
     close(kept + 1, u32::MAX)
 }
 
-/// Closes all that this process was started with but its standard streams: before it has opened anything itself.
+/// Closes all that this process was started with but its standard streams: before it has opened anything itself, or where nothing
+/// that owns a descriptor is used or dropped any more.
 pub fn close_inherited() -> io::Result<()> {
-    // SAFETY: three integers; nothing of ours is open yet.
+    // SAFETY: three integers; nothing of ours is open yet, or in use any more.
     super::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }).map(drop)
 }

@@ -4,6 +4,7 @@
 use crate::sys::bpf::{Bpf, BpfError, Keyrings, ProcessRow, TaskRow};
 use crate::sys::deed::{Deed, Doer};
 use nix::unistd::Pid;
+use zerocopy::FromZeros;
 
 /// What threads may be denied, or have asked for, that only they themselves can be asked about.
 const OF_THREADS: [Deed; 3] = [Deed::DenyCounter, Deed::DenyCpuid, Deed::FlushCache];
@@ -25,7 +26,36 @@ pub struct Learnt {
     own: TaskRow,
 }
 
+/// What was learnt, as one process tells another.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Bits {
+    #[prost(uint64, tag = "1")]
+    thread: u64,
+    #[prost(uint64, tag = "2")]
+    process: u64,
+    #[prost(uint32, optional, tag = "3")]
+    landlock: Option<u32>,
+}
+
 impl Learnt {
+    /// For another process.
+    pub fn bits(&self) -> Bits {
+        Bits {
+            thread: self.thread,
+            process: self.process,
+            landlock: self.landlock.and_then(|word| u32::try_from(word).ok()),
+        }
+    }
+
+    /// What another process has learnt, for one whose programs begin with nothing that restricts them; `None` of what no kernel
+    /// has.
+    pub fn told(bits: Bits) -> Option<Self> {
+        let Bits { thread, process, landlock } = bits;
+        let landlock = landlock.map(usize::try_from).transpose().ok()?;
+        let is_one = landlock.is_none_or(|word| word < ckpt_common::SECURITY);
+        is_one.then(|| Self { thread, process, landlock, own: TaskRow::new_zeroed() })
+    }
+
     /// # Errors
     /// Our own words cannot be read. Of what no child could be made for, everybody is asked.
     pub fn new(bpf: &mut Bpf) -> Result<Self, BpfError> {
@@ -89,6 +119,11 @@ impl Learnt {
         }
     }
 
+    /// Which of [`ckpt_common::TaskSettings::security`] tells whether Landlock restricts a thread.
+    pub fn word_of_landlock(&self) -> Option<usize> {
+        self.landlock
+    }
+
     /// Our own keyrings.
     pub fn own_keyrings(&self) -> &Keyrings {
         &self.own.keyrings
@@ -144,6 +179,19 @@ impl Watched {
 mod tests {
     use super::*;
     use crate::sys::bpf;
+
+    #[test]
+    fn what_was_learnt_is_told_to_others() {
+        let bits = Bits { thread: 1, process: 2, landlock: Some(3) };
+        let told = Learnt::told(bits).unwrap();
+        assert_eq!(told.bits(), bits);
+        assert!(told.may_be_denied(3) && !told.may_be_denied(2) && told.memory_may_be_denied(2));
+        let mut restricted = TaskRow::new_zeroed();
+        assert_eq!(told.lost(&restricted), None);
+        restricted.settings.security[3] = 1;
+        assert!(told.lost(&restricted).unwrap().0.contains("Landlock"));
+        assert!(Learnt::told(Bits { landlock: Some(8), ..bits }).is_none());
+    }
 
     /// Bits of kernels that are known: 15 and 16, since Linux 6.18 20 and 21, for instructions; 10, then 12, for the cache.
     #[test]

@@ -1,6 +1,7 @@
 //! Shared memory objects: read through the object (SEEK_DATA), each page compared by hash with what the last
 //! committed generation holds; scans of page tables do not show writes through other mappings.
 
+use crate::daemon::told;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{MappedFile, Vma};
@@ -55,6 +56,16 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
         let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
         Some((process.reached_by(), mapped.or_else(open)?))
     })?;
+    // Shared memory without a name, where a daemon opens it.
+    let by_daemon = |error: io::Error| {
+        let is_it = |v: &&Vma| v.object == Some(index) && v.shared;
+        let mapped =
+            image.processes.iter().find_map(|p| Some((p.reached_by(), p.mappings.iter().find(is_it)?)));
+        match mapped.filter(|_| error.raw_os_error() == Some(libc::EPERM)) {
+            Some((pid, mapping)) => told::object(pid, mapping.start..mapping.end)?.ok_or(error),
+            None => Err(error),
+        }
+    };
     let by_link = || File::open(ProcDir::process(pid).path(&link));
     // Where only root may go by the link, a file with a name has been found by that.
     let by_name = |error: io::Error| {
@@ -65,7 +76,7 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
         let is_it = (now.dev(), now.ino()) == (file.device, file.inode);
         if is_it { Ok(opened) } else { Err(io::Error::other("it is another file by now")) }
     };
-    Some((pid, by_link().or_else(by_name).map(Opened)))
+    Some((pid, by_link().or_else(by_name).or_else(by_daemon).map(Opened)))
 }
 
 /// Where a file without a name is found: the first process that has it open, mapped or runs it, and a link below /proc/PID.

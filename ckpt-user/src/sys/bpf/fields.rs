@@ -43,6 +43,8 @@ impl Field {
 
 const TASK: &[Program] = &[Tasks];
 const EVERY: &[Program] = &[OnFork, Pids, Tasks, Processes, SignalActions, Waits, Vmas, Descriptors, Timers];
+/// Those that may tell of a task for another process's eyes.
+const TOLD: &[Program] = &[Tasks, Processes, SignalActions, Waits, Vmas, Descriptors, Timers];
 const NUMBERS: &[Program] = &[OnFork, Pids, Tasks];
 const IDS: &[Program] = &[Pids, Tasks];
 const PROCESS: &[Program] = &[Processes];
@@ -73,10 +75,10 @@ pub(super) const FIELDS: &[Field] = &[
     global("TASK_PDEATH_SIGNAL", IDS, &["task_struct.pdeath_signal"]),
     global("TASK_EXIT_SIGNAL", TASK, &["task_struct.exit_signal"]),
     global("TASK_ATOMIC_FLAGS", TASK, &["task_struct.atomic_flags"]),
-    global("TASK_MM", &[Tasks, Processes], &["task_struct.mm"]),
-    global("TASK_FILES", &[Tasks, Descriptors], &["task_struct.files"]),
+    global("TASK_MM", TOLD, &["task_struct.mm"]),
+    global("TASK_FILES", TOLD, &["task_struct.files"]),
     global("TASK_FS", TASK, &["task_struct.fs"]),
-    global("TASK_SIGHAND", &[Tasks, SignalActions], &["task_struct.sighand"]),
+    global("TASK_SIGHAND", TOLD, &["task_struct.sighand"]),
     global("TASK_SIGNAL", &[OnGroupExit, Tasks, Processes, Timers], &["task_struct.signal"]),
     global("TASK_BLOCKED", TASK, &["task_struct.blocked"]),
     global("TASK_SAVED_SIGMASK", TASK, &["task_struct.saved_sigmask"]),
@@ -112,6 +114,10 @@ pub(super) const FIELDS: &[Field] = &[
     global("KEY_PERMISSIONS", OPTIONAL, &["key.perm"]),
     global("KEY_KEYS", OPTIONAL, &["key.keys.nr_leaves_on_tree"]),
     global("KEY_NAME", OPTIONAL, &["key.description"]),
+    global("TASK_PTRACE", TOLD, &["task_struct.ptrace"]),
+    global("TASK_PARENT", TOLD, &["task_struct.parent"]),
+    global("TASK_TRACER_CRED", TOLD, &["task_struct.ptracer_cred"]),
+    global("TASK_EXECS", TOLD, &["task_struct.self_exec_id"]),
     global("TASK_STATE", WAIT, &["task_struct.__state", "task_struct.state"]),
     global("TASK_STACK", WAIT, &["task_struct.stack"]),
     global("TASK_NVCSW", WAIT, &["task_struct.nvcsw"]),
@@ -157,6 +163,7 @@ pub(super) const FIELDS: &[Field] = &[
     global("MM_FUTEX", OPTIONAL, &["mm_struct.futex_phash", "mm_struct.futex.phash.hash"]),
     global("FUTEX_MASK", OPTIONAL, &["futex_private_hash.hash_mask"]),
     global("FUTEX_CHOSEN", OPTIONAL, &["futex_private_hash.custom"]),
+    global("VMA_MM", VMA, &["vm_area_struct.vm_mm"]),
     global("VMA_START", VMA, &["vm_area_struct.vm_start"]),
     global("VMA_END", VMA, &["vm_area_struct.vm_end"]),
     global("VMA_FLAGS", VMA, &["vm_area_struct.vm_flags"]),

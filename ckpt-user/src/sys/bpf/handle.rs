@@ -2,7 +2,10 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aya::{
@@ -11,16 +14,35 @@ use aya::{
     programs,
 };
 use aya_log::EbpfLogger;
-use ckpt_common::{
-    FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, TimerRow, VmaRow, WaitRow,
-    WriteFault, lost,
-};
+use ckpt_common::{FileRow, LifecycleEvent, ProcessRow, SigActionsRow, TaskIds, TaskRow, VmaRow, WriteFault};
 use zerocopy::FromBytes;
 
 use super::{
-    Attached, BpfError, Fallback, INITIAL_PID_NAMESPACE, Lost, Offsets, PidTable, Program, chain, events,
-    iterators,
+    About, Attached, BpfError, Fallback, INITIAL_PID_NAMESPACE, Limits, Lost, Offsets, PidTable, Program,
+    chain, events, iterators,
 };
+
+/// Who reads for whose eyes: host thread id → host process id.
+pub(super) struct Eyes(pub Mutex<HashMap<MapData, u32, u32>>);
+
+impl Eyes {
+    fn map(&self) -> MutexGuard<'_, HashMap<MapData, u32, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As long as it is there a thread reads for another process's eyes, however that ends.
+struct ForOthers<'a> {
+    eyes: &'a Eyes,
+    reader: u32,
+}
+
+impl Drop for ForOthers<'_> {
+    fn drop(&mut self) {
+        // One that stays makes whoever has that thread id be told of less, and of nothing more.
+        let _ = self.eyes.map().remove(&self.reader);
+    }
+}
 
 /// The loaded programs. Dropping it unloads them; nothing of it stays in the kernel.
 pub struct Bpf {
@@ -28,6 +50,7 @@ pub struct Bpf {
     pub(super) lifecycle: RingBuf<MapData>,
     pub(super) faults: RingBuf<MapData>,
     pub(super) tracked: HashMap<MapData, u32, u32>,
+    pub(super) eyes: Eyes,
     pub(super) lost: PerCpuArray<MapData, u64>,
     pub(super) logger: Option<EbpfLogger<&'static dyn log::Log>>,
     pub(super) offsets: Offsets,
@@ -49,6 +72,12 @@ impl Bpf {
     #[must_use]
     pub fn has(&self, program: Program) -> bool {
         self.loaded(program).is_ok()
+    }
+
+    /// Whether iterators can be restricted to a process: known once one was read.
+    #[must_use]
+    pub fn is_restrictable(&self) -> bool {
+        self.restrictable.load(Ordering::Relaxed)
     }
 
     /// Where this kernel's fields are.
@@ -97,6 +126,36 @@ impl Bpf {
             self.insert(tgid, own)?;
         }
         Ok(())
+    }
+
+    /// What the host calls a thread of a process of our own pid namespace; none of one that is gone.
+    ///
+    /// # Errors
+    /// The iterator cannot be read.
+    pub fn host_of(&self, process: u32, thread: u32) -> Result<Option<u32>, BpfError> {
+        if self.own_namespace == INITIAL_PID_NAMESPACE {
+            return Ok(Some(thread));
+        }
+        let limits = Limits::default();
+        let rows: Vec<TaskIds> = self.walk(Program::Pids, Some(process), &limits)?;
+        Ok(PidTable::new(&rows, self.own_namespace).host(thread))
+    }
+
+    /// What this thread reads in `question` is for the eyes of another process, by its id in our own pid namespace: rows tell of
+    /// what that one traces alone.
+    ///
+    /// # Errors
+    /// That one is gone, or there is no more room; nothing has been asked then.
+    pub fn for_the_eyes_of<T>(&self, tracer: u32, question: impl FnOnce() -> T) -> Result<T, BpfError> {
+        let own = std::process::id();
+        let reader = nix::unistd::gettid().as_raw().cast_unsigned();
+        let gone = BpfError::NoProcess;
+        let reader = self.host_of(own, reader)?.ok_or(gone(own))?;
+        let tracer = self.host_of(tracer, tracer)?.ok_or(gone(tracer))?;
+        let noted = self.eyes.map().insert(reader, tracer, 0);
+        noted.map_err(|e| BpfError::Track { tgid: tracer, reason: chain(&e) })?;
+        let _until_it_is_over = ForOthers { eyes: &self.eyes, reader };
+        Ok(question())
     }
 
     fn insert(&mut self, tgid: u32, own: u32) -> Result<(), BpfError> {
@@ -177,7 +236,7 @@ impl Bpf {
         Lost::from_counters(|index| self.counted(index))
     }
 
-    fn counted(&self, index: u32) -> u64 {
+    pub(super) fn counted(&self, index: u32) -> u64 {
         self.lost.get(&index, 0).map_or(0, |values| values.iter().sum())
     }
 
@@ -193,112 +252,74 @@ impl Bpf {
     /// # Errors
     /// The iterator is not loaded or cannot be read.
     pub fn pids(&self) -> Result<PidTable, BpfError> {
-        let rows: Vec<TaskIds> = self.walk(Program::Pids, None)?;
+        let rows: Vec<TaskIds> = self.walk(Program::Pids, None, &Limits::default())?;
         Ok(PidTable::new(&rows, self.own_namespace))
+    }
+
+    /// The tracked processes, to be asked about.
+    pub fn about_tracked(&self) -> About<'_> {
+        let own = self.tracked().into_iter().map(|(_, own)| own);
+        About::new(self, own.filter(|own| *own != 0).collect(), Limits::default())
+    }
+
+    /// Some processes, by their ids in our own pid namespace.
+    pub fn about(&self, processes: Vec<u32>, limits: Limits) -> About<'_> {
+        About::new(self, processes, limits)
     }
 
     /// Every thread of the tracked processes.
     ///
     /// # Errors
-    /// The iterator is not loaded or cannot be read.
+    /// As of [`About`], here and in what follows.
     pub fn tasks(&self) -> Result<Vec<TaskRow>, BpfError> {
-        self.rows(Program::Tasks)
+        self.about_tracked().tasks()
     }
 
     /// The tracked processes, one row each.
     ///
     /// # Errors
-    /// The iterator is not loaded or cannot be read.
+    /// As of [`About`].
     pub fn processes(&self) -> Result<Vec<ProcessRow>, BpfError> {
-        let mut rows: Vec<ProcessRow> = self.rows(Program::Processes)?;
-        // When the leader has exited the others are reported too: take one that still has the memory.
-        rows.sort_by_key(|row| (row.tgid, row.mm == 0, row.tid));
-        rows.dedup_by_key(|row| row.tgid);
-        Ok(rows)
-    }
-
-    /// The signal actions of the tracked processes, one row each.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn signal_actions(&self) -> Result<Vec<SigActionsRow>, BpfError> {
-        self.rows(Program::SignalActions)
-    }
-
-    /// The threads of tracked processes that wait in one of [`ckpt_common::TIMED_WAITS`].
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn waits(&self) -> Result<Vec<WaitRow>, BpfError> {
-        self.rows(Program::Waits)
-    }
-
-    /// The POSIX timers of the tracked processes, the newest 256 of each.
-    ///
-    /// # Errors
-    /// The iterator is not loaded or cannot be read.
-    pub fn timers(&self) -> Result<Vec<TimerRow>, BpfError> {
-        self.rows(Program::Timers)
+        self.about_tracked().processes()
     }
 
     /// The mappings of the tracked processes, by process and address.
     ///
     /// # Errors
-    /// The iterator is not loaded or cannot be read.
+    /// As of [`About`].
     pub fn vmas(&self) -> Result<Vec<VmaRow>, BpfError> {
-        let mut rows: Vec<VmaRow> = self.rows(Program::Vmas)?;
-        // A thread with descriptors of its own is walked like a process: the same mappings again.
-        rows.sort_by_key(|row| (row.tgid, row.start, row.tid));
-        rows.dedup_by_key(|row| (row.tgid, row.start));
-        Ok(rows)
+        self.about_tracked().vmas()
     }
 
     /// The open descriptors of the tracked processes, by process, table and number.
     ///
     /// # Errors
-    /// The iterator is not loaded or cannot be read.
+    /// As of [`About`].
     pub fn files(&self) -> Result<Vec<FileRow>, BpfError> {
-        let mut rows: Vec<FileRow> = self.rows(Program::Descriptors)?;
-        rows.sort_by_key(|row| (row.tgid, row.files, row.fd, row.tid));
-        rows.dedup_by_key(|row| (row.tgid, row.files, row.fd));
-        Ok(rows)
+        self.about_tracked().files()
     }
 
-    /// Rows of all tracked processes: process by process, or, where the kernel cannot do that, in one walk over
-    /// all of the node.
-    fn rows<T: FromBytes>(&self, program: Program) -> Result<Vec<T>, BpfError> {
-        let before = self.counted(lost::READS);
-        let mut all = Vec::new();
-        if self.restrictable.load(Ordering::Relaxed) {
-            for (_, own) in self.tracked().into_iter().filter(|(_, own)| *own != 0) {
-                match self.walk(program, Some(own)) {
-                    Ok(rows) => all.extend(rows),
-                    Err(BpfError::Iterator { source, .. }) if not_restrictable(&source) => {
-                        self.restrictable.store(false, Ordering::Relaxed);
-                        break;
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        if !self.restrictable.load(Ordering::Relaxed) {
-            all = self.walk(program, None)?;
-        }
-        if self.counted(lost::READS) == before {
-            Ok(all)
-        } else {
-            Err(BpfError::Torn { program: program.name() })
-        }
+    /// The signal actions of the tracked processes, one row each.
+    ///
+    /// # Errors
+    /// As of [`About`].
+    pub fn signal_actions(&self) -> Result<Vec<SigActionsRow>, BpfError> {
+        self.about_tracked().signal_actions()
     }
 
-    fn walk<T: FromBytes>(&self, program: Program, process: Option<u32>) -> Result<Vec<T>, BpfError> {
+    pub(super) fn walk<T: FromBytes>(
+        &self,
+        program: Program,
+        process: Option<u32>,
+        limits: &Limits,
+    ) -> Result<Vec<T>, BpfError> {
         self.loaded(program)?;
         let name = program.name();
         let Some(programs::Program::Iter(iterator)) = self.object.program(name) else {
             return Err(BpfError::NotLoaded { program: name, reason: "not an iterator".into() });
         };
         let fd = iterator.fd().map_err(|e| BpfError::NotLoaded { program: name, reason: chain(&e) })?;
-        iterators::rows(fd.as_fd(), process).map_err(|source| match source.kind() {
+        iterators::rows(fd.as_fd(), process, limits).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidData => BpfError::Torn { program: name },
             _ => BpfError::Iterator { program: name, source },
         })
@@ -313,10 +334,6 @@ impl Bpf {
             .map_or_else(|| "only `ckptbpf check` loads it".into(), |fallback| fallback.reason.clone());
         Err(BpfError::NotLoaded { program: program.name(), reason })
     }
-}
-
-fn not_restrictable(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP))
 }
 
 #[cfg(test)]
@@ -345,6 +362,17 @@ mod tests {
         assert!(!restricted.2.is_empty());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_question_for_others_that_ends_in_a_panic_leaves_nothing_behind() {
+        let bpf = Kernel::load().unwrap();
+        let own = std::process::id();
+        let noted = || bpf.eyes.map().iter().filter_map(Result::ok).count();
+        assert_eq!(bpf.for_the_eyes_of(own, noted).unwrap(), 1);
+        let asked = || bpf.for_the_eyes_of::<()>(own, || panic!("in the midst of it"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(asked)).is_err());
+        assert_eq!(noted(), 0);
     }
 
     #[test]

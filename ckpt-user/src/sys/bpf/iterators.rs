@@ -7,9 +7,12 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    time::Instant,
 };
 
 use zerocopy::FromBytes;
+
+use super::Limits;
 
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
@@ -48,19 +51,23 @@ struct IterCreate {
 ///
 /// # Errors
 /// bpf(2) or read(2) failed; `EINVAL` or `E2BIG` with a process given means that this kernel cannot restrict iterators.
-/// `InvalidData` for a row that is cut short.
-pub(super) fn rows<T: FromBytes>(program: BorrowedFd<'_>, process: Option<u32>) -> io::Result<Vec<T>> {
+/// `InvalidData` for a row that is cut short, `FileTooLarge` and `TimedOut` beyond the limits.
+pub(super) fn rows<T: FromBytes>(
+    program: BorrowedFd<'_>,
+    process: Option<u32>,
+    limits: &Limits,
+) -> io::Result<Vec<T>> {
     let link = link(program, process)?;
     let attribute = IterCreate { link: number(&link)?, flags: 0 };
     let stream = bpf(BPF_ITER_CREATE, &attribute)?;
-    of_bytes(&read_all(File::from(stream))?)
+    of_bytes(&read_all(File::from(stream), limits)?)
 }
 
 /// The rows that an iterator has written.
 ///
 /// # Errors
 /// `InvalidData` for a row that is cut short.
-pub(super) fn of_bytes<T: FromBytes>(bytes: &[u8]) -> io::Result<Vec<T>> {
+pub fn of_bytes<T: FromBytes>(bytes: &[u8]) -> io::Result<Vec<T>> {
     let chunks = bytes.chunks_exact(size_of::<T>());
     if !chunks.remainder().is_empty() {
         return Err(io::ErrorKind::InvalidData.into());
@@ -84,10 +91,17 @@ fn link(program: BorrowedFd<'_>, process: Option<u32>) -> io::Result<OwnedFd> {
 
 /// Everything up to the end. `EAGAIN` says that the kernel has looked at a million objects without a row to show for
 /// it and lets others run before it goes on.
-fn read_all(mut stream: File) -> io::Result<Vec<u8>> {
+fn read_all(mut stream: File, limits: &Limits) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; FIRST_BUFFER];
     let mut filled = 0;
+    let begun = Instant::now();
     loop {
+        if limits.room.is_some_and(|room| filled > room) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if limits.time.is_some_and(|time| begun.elapsed() > time) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         if filled == bytes.len() {
             bytes.resize(2 * filled, 0);
         }

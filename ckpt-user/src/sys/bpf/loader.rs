@@ -1,4 +1,6 @@
 //! Loads the object that is compiled in, program by program, and hands out what they report.
+use std::sync::Mutex;
+
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
@@ -6,7 +8,9 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 
-use super::{Bpf, BpfError, Offsets, Program, chain, fields::FIELDS, own_pid_namespace, programs::Hook};
+use super::{
+    Bpf, BpfError, Offsets, Program, chain, fields::FIELDS, handle::Eyes, own_pid_namespace, programs::Hook,
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../../ckpt-ebpf/ckptbpf.bpf.o");
 const BUILT_FROM: &str = include_str!("../../../../ckpt-ebpf/ckptbpf.bpf.json");
@@ -90,6 +94,7 @@ impl Kernel {
             lifecycle: ring(&mut object, "LIFECYCLE")?,
             faults: ring(&mut object, "FAULTS")?,
             tracked: HashMap::try_from(take(&mut object, "TRACKED")?).map_err(|e| map_error(&e))?,
+            eyes: Eyes(Mutex::new(HashMap::try_from(take(&mut object, "EYES")?).map_err(|e| map_error(&e))?)),
             lost: PerCpuArray::try_from(take(&mut object, "LOST")?).map_err(|e| map_error(&e))?,
             logger: EbpfLogger::init(&mut object).ok(),
             object,

@@ -12,6 +12,7 @@
 //!
 //! Order: attach, then track, then look for children that were born before: so none is missed.
 
+mod about;
 mod btf;
 mod cache;
 mod events;
@@ -27,6 +28,7 @@ mod waits;
 
 use std::io;
 
+pub use about::{About, Limits};
 pub use btf::{BtfError, Layout};
 pub use ckpt_common::{
     FileRow, IntervalTimer, Keyrings, LifecycleEvent, LifecycleKind, MemoryLayout, PidAtLevel, ProcessRow,
@@ -36,6 +38,7 @@ pub use ckpt_common::{
 pub use events::{Attached, Lost};
 pub use fields::Offsets;
 pub use handle::Bpf;
+pub use iterators::of_bytes;
 pub use loader::{Fallback, Kernel, Options, built_from};
 pub use pids::{INITIAL_PID_NAMESPACE, PidTable, own_pid_namespace};
 pub use programs::Program;
@@ -97,6 +100,9 @@ pub enum BpfError {
         /// Which.
         program: &'static str,
     },
+    /// The daemon has the programs, and does not tell.
+    #[error("the daemon does not tell what its eBPF programs read: {0}")]
+    Daemon(io::Error),
     /// `/proc` does not show our pid namespace.
     #[error("cannot read {path}: {source}; is /proc mounted?")]
     Proc {

@@ -75,6 +75,53 @@ pub enum Restart {
     },
 }
 
+impl Restart {
+    /// For those who do not know where this kernel's functions and fields are: a number for what it is in the place of the
+    /// function, and what it holds, word by word.
+    #[must_use]
+    pub fn to_block(&self) -> RestartBlock {
+        let (what, words) = match *self {
+            Self::Nothing => (1, [0; 5]),
+            Self::Nanosleep { clock, remaining, expires } => {
+                (2, [u64::from(clock.cast_unsigned()), remaining, expires, 0, 0])
+            }
+            Self::Futex { address, value, flags, bitset, expires } => {
+                (3, [address, value.into(), flags.into(), bitset.into(), expires])
+            }
+            Self::Poll { descriptors, count, expires } => {
+                (4, [descriptors, count.into(), expires.is_some().into(), expires.unwrap_or(0), 0])
+            }
+            Self::Unknown { .. } => (5, [0; 5]),
+        };
+        let mut block = RestartBlock { function: what, data: [0; 40] };
+        for (place, word) in block.data.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        block
+    }
+
+    /// What [`Self::to_block`] has made; `None` of anything else.
+    #[must_use]
+    pub fn of_block(block: &RestartBlock) -> Option<Self> {
+        let mut words = [0; 5];
+        for (word, bytes) in words.iter_mut().zip(block.data.chunks_exact(8)) {
+            *word = u64::from_le_bytes(*bytes.first_chunk()?);
+        }
+        let [a, b, c, d, e] = words;
+        let short = |word: u64| u32::try_from(word).ok();
+        Some(match block.function {
+            1 => Self::Nothing,
+            2 => Self::Nanosleep { clock: short(a)?.cast_signed(), remaining: b, expires: c },
+            3 => {
+                Self::Futex { address: a, value: short(b)?, flags: short(c)?, bitset: short(d)?, expires: e }
+            }
+            4 => Self::Poll { descriptors: a, count: short(b)?, expires: (c != 0).then_some(d) },
+            5 => Self::Unknown { function: 0 },
+            _ => return None,
+        })
+    }
+}
+
 /// Decodes restart blocks of the running kernel.
 #[derive(Clone, Debug)]
 pub struct RestartDecoder {
@@ -160,6 +207,24 @@ pub(super) fn functions<T: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_decoded_comes_out_of_its_words() {
+        for restart in [
+            Restart::Nothing,
+            Restart::Nanosleep { clock: -6, remaining: u64::MAX, expires: 1 },
+            Restart::Futex { address: 1, value: u32::MAX, flags: 2, bitset: 3, expires: 4 },
+            Restart::Poll { descriptors: 1, count: 2, expires: Some(0) },
+            Restart::Poll { descriptors: 1, count: 2, expires: None },
+            Restart::Unknown { function: 0 },
+        ] {
+            assert_eq!(Restart::of_block(&restart.to_block()), Some(restart));
+        }
+        let hidden = Restart::Unknown { function: 0xffff_ffff_8100_0000 }.to_block();
+        assert_eq!(Restart::of_block(&hidden), Some(Restart::Unknown { function: 0 }));
+        assert_eq!(Restart::of_block(&RestartBlock { function: 0, data: [0; 40] }), None);
+        assert_eq!(Restart::of_block(&RestartBlock { function: 3, data: [0xff; 40] }), None);
+    }
 
     #[test]
     fn hidden_and_foreign_symbols_are_left_out() {

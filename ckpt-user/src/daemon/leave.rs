@@ -1,0 +1,175 @@
+//! Out of the control groups of a Slurm job: what is in them ends with the job, and counts as its memory.
+//!
+//! A prolog runs in slurmd's groups, or in those of the job (`PrologFlags=RunInJob`). Groups of others are left alone.
+//!
+//! ```text
+//! v1  /slurm_n1/uid_1000/job_41/step_extern             ─▶ /                        what is above Slurm's own
+//! v2  /system.slice/slurmstepd.scope/job_41/step_extern ─▶ /system.slice/ckptbpf    made there: there are no processes in inner groups
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The group of daemons where one has to be made.
+const NAME: &str = "ckptbpf";
+
+/// Where to go.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    group: PathBuf,
+    /// It may have to be made.
+    is_new: bool,
+}
+
+/// Leaves them. Where that cannot be, it is said, and the daemon ends with the job.
+pub fn leave() {
+    let (Ok(own), Ok(mounts)) =
+        (fs::read_to_string("/proc/self/cgroup"), fs::read_to_string("/proc/self/mountinfo"))
+    else {
+        return;
+    };
+    for target in targets(&own, &mounts) {
+        match enter(&target) {
+            Ok(()) => log::info!("it has left the job's control group for {}", target.group.display()),
+            Err(error) => log::warn!(
+                "it stays in the job's control group, and ends with the job: {}: {error}",
+                target.group.display()
+            ),
+        }
+    }
+}
+
+fn enter(target: &Target) -> io::Result<()> {
+    if target.is_new
+        && let Err(error) = fs::create_dir(&target.group)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    fs::write(target.group.join("cgroup.procs"), std::process::id().to_string())
+}
+
+/// By /proc/PID/cgroup and mountinfo: for each hierarchy in which the process is in a job's group, and which is mounted.
+fn targets(own: &str, mounts: &str) -> Vec<Target> {
+    let mounts: Vec<Mount<'_>> = mounts.lines().filter_map(Mount::of).collect();
+    let of_line = |line: &str| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let above = above_slurm(path)?;
+        let mount = mounts.iter().find(|mount| mount.has(controllers))?;
+        let above = Path::new(above).strip_prefix(mount.root).ok()?;
+        let group = Path::new(mount.path).join(above);
+        Some(match controllers {
+            "" => Target { group: group.join(NAME), is_new: true },
+            _ => Target { group, is_new: false },
+        })
+    };
+    own.lines().filter_map(of_line).collect()
+}
+
+/// Of a job's group what is above Slurm's; none of another group.
+fn above_slurm(path: &str) -> Option<&str> {
+    let mut at = 0;
+    let mut above = None;
+    for name in path.split('/') {
+        if above.is_none() && name.contains("slurm") {
+            above = path.get(..at);
+        } else if above.is_some() && (name.starts_with("job_") || name.starts_with("step_")) {
+            return above.map(|above| if above.len() > 1 { above.trim_end_matches('/') } else { "/" });
+        }
+        at += name.len() + 1;
+    }
+    None
+}
+
+/// A line of mountinfo of a hierarchy of control groups.
+struct Mount<'a> {
+    root: &'a str,
+    path: &'a str,
+    /// What is in it: names of controllers; none in the second version.
+    options: Option<&'a str>,
+}
+
+impl<'a> Mount<'a> {
+    /// `36 35 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`. Paths with blanks, which are escaped, are not found.
+    fn of(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, path) = (before.next()?, before.next()?);
+        let mut after = after.split(' ');
+        let options = match after.next()? {
+            "cgroup" => Some(after.nth(1)?),
+            "cgroup2" => None,
+            _ => return None,
+        };
+        Some(Self { root, path, options })
+    }
+
+    /// Whether it is the hierarchy of these, as /proc/PID/cgroup lists them.
+    fn has(&self, controllers: &str) -> bool {
+        match self.options {
+            Some(options) => {
+                let has = |wanted: &str| options.split(',').any(|one| one == wanted);
+                !controllers.is_empty() && controllers.split(',').all(has)
+            }
+            None => controllers.is_empty(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FIRST: &str = "30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+        31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+        33 30 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+    const SECOND: &str = "31 30 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn groups(own: &str, mounts: &str) -> Vec<(String, bool)> {
+        let shown = |target: Target| (target.group.display().to_string(), target.is_new);
+        targets(own, mounts).into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn a_job_s_groups_are_left_in_each_hierarchy_and_no_others() {
+        let own = "9:name=systemd:/system.slice/slurmd.service\n5:cpuacct,cpu:/slurm_n1/uid_0/job_41/step_extern\n\
+            4:memory:/slurm_n1/uid_0/job_41\n3:freezer:/slurm_n1/uid_0/job_41/step_0\n0::/\n";
+        let left = [("/sys/fs/cgroup/cpu,cpuacct/", false), ("/sys/fs/cgroup/memory/", false)];
+        assert_eq!(groups(own, FIRST), left.map(|(group, is_new)| (group.to_owned(), is_new)));
+        let own = "0::/system.slice/n1_slurmstepd.scope/job_41/step_extern/slurm\n";
+        assert_eq!(groups(own, SECOND), [("/sys/fs/cgroup/system.slice/ckptbpf".to_owned(), true)]);
+        assert_eq!(groups("0::/slurm/job_1\n", SECOND), [("/sys/fs/cgroup/ckptbpf".to_owned(), true)]);
+    }
+
+    #[test]
+    fn where_slurm_has_put_it_in_no_job_s_it_stays() {
+        for own in [
+            "0::/system.slice/slurmd.service\n",
+            "0::/user.slice/user-0.slice/session-3.scope\n",
+            "0::/job_41/step_0\n",
+            "4:memory:/slurm_n1/system\n",
+            "0::/job_7/slurm\n",
+        ] {
+            assert!(groups(own, &format!("{FIRST}{SECOND}")).is_empty(), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_hierarchy_that_is_mounted_elsewhere_is_known() {
+        let mounts = "31 30 0:27 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+        let own = "4:memory:/docker/ab/slurm_n1/uid_0/job_41\n";
+        assert_eq!(groups(own, mounts), [("/sys/fs/cgroup/memory/".to_owned(), false)]);
+        assert!(groups("4:memory:/slurm_n1/uid_0/job_41\n", mounts).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_strange(own in "[0-9a-z_:/,= \n]{0,60}", mounts in "[0-9a-z_:/,= \n-]{0,90}") {
+            let _ = targets(&own, &mounts);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A worker's way to its core's eBPF programs ([`super::questions`]).
+
+use super::questions::{self, ASK, Answer, Ask, LESSONS, MOST, OBJECT};
+use super::wire;
+use crate::sys::bpf::BpfError;
+use crate::sys::packet;
+use crate::sys::pidfd;
+use crate::task::iterators::lessons::Lessons;
+use crate::task::iterators::rows::{Question, Rows};
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use zerocopy::IntoBytes;
+
+/// The connection of this worker, and of those that it forks.
+static CORE: OnceLock<OwnedFd> = OnceLock::new();
+
+static ASKING: Mutex<()> = Mutex::new(());
+
+/// Notes it; the first call counts.
+pub fn note_core(connection: OwnedFd) {
+    CORE.get_or_init(|| connection);
+}
+
+/// A core that tells.
+#[derive(Debug)]
+pub struct Told {
+    core: &'static OwnedFd,
+    /// Of this process.
+    own: OwnedFd,
+}
+
+impl Told {
+    /// # Errors
+    /// The core has no programs.
+    pub fn by_core() -> io::Result<Self> {
+        let none = || io::Error::other("it has none; its log says why");
+        Ok(Self { core: CORE.get().ok_or_else(none)?, own: pidfd::open(Pid::this())? })
+    }
+
+    /// What this kernel's words mean.
+    ///
+    /// # Errors
+    /// The core does not tell.
+    pub fn lessons(&self) -> io::Result<Lessons> {
+        let bytes = self.answer(Ask::of(LESSONS), &[])??.bytes;
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "its lessons cannot be understood");
+        Lessons::parse(&bytes).ok_or_else(wrong)
+    }
+
+    /// The answer to a question about processes that this one traces. Of one that is gone there is none.
+    ///
+    /// # Errors
+    /// [`BpfError::Daemon`]: nothing more is to be had.
+    pub fn ask(&self, pids: &[Pid], question: Question) -> Result<Rows, BpfError> {
+        let mut all = Rows::default();
+        for some in pids.chunks(MOST) {
+            let processes: Vec<Option<OwnedFd>> = some.iter().map(|pid| pidfd::open(*pid).ok()).collect();
+            let there: Vec<BorrowedFd<'_>> = processes.iter().flatten().map(AsFd::as_fd).collect();
+            let answer = self.answer(Ask::of(question as u32), &there).map_err(BpfError::Daemon)?;
+            let failed = |source| BpfError::Iterator { program: "of the daemon", source };
+            let mut rows = Rows::parse(&answer.map_err(failed)?.bytes)
+                .ok_or_else(|| BpfError::Daemon(io::ErrorKind::InvalidData.into()))?;
+            let mut hosts = std::mem::take(&mut rows.hosts).into_iter();
+            let host = |process: &Option<OwnedFd>| process.as_ref().and_then(|_| hosts.next()).unwrap_or(0);
+            rows.hosts = processes.iter().map(host).collect();
+            all.append(rows);
+        }
+        Ok(all)
+    }
+
+    fn answer(&self, ask: Ask, about: &[BorrowedFd<'_>]) -> io::Result<Result<Answer, io::Error>> {
+        let ask = wire::join(ASK, ask.as_bytes());
+        let with = [&[self.own.as_fd()], about].concat();
+        let _one_at_a_time = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = packet::send(self.core.as_fd(), &ask, &with, MsgFlags::MSG_DONTWAIT)
+            .and_then(|()| questions::hear(self.core));
+        if heard.is_err() {
+            // An answer that comes late would be taken for that to another question.
+            let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
+        }
+        heard
+    }
+}
+
+/// The shared memory behind a mapping of a process that this one traces, to be read ([`super::object`]); none in a process that is
+/// no worker.
+///
+/// # Errors
+/// The core does not open it.
+pub fn object(pid: Pid, mapping: Range<u64>) -> io::Result<Option<File>> {
+    if CORE.get().is_none() {
+        return Ok(None);
+    }
+    let process = pidfd::open(pid)?;
+    let ask = Ask { start: mapping.start, end: mapping.end, ..Ask::of(OBJECT) };
+    let answer = Told::by_core()?.answer(ask, &[process.as_fd()])??;
+    answer.descriptor.map(|fd| Some(fd.into())).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
