@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::sandbox::{Cmd, Sandbox};
 
 /// The variable that names the file without which a victim does not take its last step.
-const VARIABLE: &str = "VICTIM_HOLD";
+pub const VARIABLE: &str = "VICTIM_HOLD";
 
 fn file(sandbox: &Sandbox) -> PathBuf {
     sandbox.dir().join("let-go")

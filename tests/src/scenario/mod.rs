@@ -13,6 +13,7 @@ mod hold;
 mod holder;
 mod listener;
 mod listing;
+mod scripts;
 mod stepper;
 mod survive;
 
@@ -29,10 +30,11 @@ use crate::user::User;
 
 pub use daemon::Daemon;
 pub use fill::{fills_done, missing_pages, time_of_a_fill};
-pub use hold::{held, let_go, python_loop};
+pub use hold::{VARIABLE as HELD_BY, held, let_go, python_loop};
 pub use holder::Holder;
 pub use listener::listener;
 pub use listing::Generation;
+pub use scripts::Scripts;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 pub use survive::{Survival, survive};
 
