@@ -4,6 +4,7 @@
 //! something; what it takes of memory is measured by who calls it. The parsers below the checksums are called directly,
 //! or the checksums are made right first. Nothing here does anything to a process.
 
+mod dmtcp;
 mod image;
 mod kernel;
 mod messages;
@@ -66,7 +67,12 @@ targets! {
     records::reply: (16 * KIB, 32);
     records::names: (4 * KIB, 16);
     records::arguments: (4 * KIB, 16);
+    records::slurm: (16 * KIB, 64);
     messages::daemon_request: (4 * KIB, 4);
     messages::front_message: (4 * KIB, 16);
     messages::front_command_line: (16 * KIB, 32);
+    messages::told_rows: (64 * KIB, 96);
+    dmtcp::dmtcp_pointer: (16 * KIB, 16);
+    dmtcp::dmtcp_state: (16 * KIB, 64);
+    dmtcp::dmtcp_words: (16 * KIB, 256);
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// In help but hidden: for tests only.
-const HIDDEN: [&str; 6] = ["--no-bpf", "--track", "--ring-bytes", "--hold-fill", "--fault-log", "--foreign"];
+const HIDDEN: [&str; 7] =
+    ["--no-bpf", "--track", "--ring-bytes", "--hold-fill", "--fault-log", "--foreign", "--term-ends"];
 
 fn ckptbpf(args: &[&str]) -> Output {
     let runtime = env!("CARGO_TARGET_TMPDIR");
@@ -44,7 +45,7 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
     verbs
 }
 
-/// Verb ─▶ its options, as clap has them; without help, which every verb has.
+/// Verb ─▶ its options, as clap has them; without help, which every verb has. Of one that has verbs itself, those: `slurm run`.
 fn offered() -> BTreeMap<String, BTreeSet<String>> {
     let command = ckptbpf::cli::command();
     let options = |verb: &clap::Command| {
@@ -56,7 +57,21 @@ fn offered() -> BTreeMap<String, BTreeSet<String>> {
         });
         names.filter(|name| name != "--help" && name != "-h").collect()
     };
-    command.get_subcommands().map(|verb| (verb.get_name().to_owned(), options(verb))).collect()
+    let mut offered = BTreeMap::new();
+    for verb in command.get_subcommands() {
+        let name = verb.get_name();
+        if !verb.has_subcommands() {
+            offered.insert(name.to_owned(), options(verb));
+        }
+        let below = verb.get_subcommands().filter(|below| below.get_name() != "help");
+        offered.extend(below.map(|below| (format!("{name} {}", below.get_name()), options(below))));
+    }
+    offered
+}
+
+/// A verb's words and `more`.
+fn words<'w>(verb: &'w str, more: &'w str) -> Vec<&'w str> {
+    verb.split(' ').chain([more]).collect()
 }
 
 #[test]
@@ -67,7 +82,7 @@ fn the_page_and_the_help_name_the_same_verbs_and_options() {
 #[test]
 fn every_option_is_in_the_help_that_is_printed() {
     for (verb, options) in documented() {
-        let help = ckptbpf(&[&verb, "--help"]);
+        let help = ckptbpf(&words(&verb, "--help"));
         assert_eq!(help.status.code(), Some(0), "{verb}");
         let text = String::from_utf8(help.stdout).unwrap();
         for option in options {
@@ -82,16 +97,18 @@ fn every_option_is_in_the_help_that_is_printed() {
 
 #[test]
 fn every_verbs_help_ends_with_two_examples_that_parse() {
-    for verb in documented().keys() {
+    let documented = documented();
+    for verb in documented.keys().map(String::as_str).chain(["slurm"]) {
         for flag in ["--help", "-h"] {
-            let text = String::from_utf8(ckptbpf(&[verb, flag]).stdout).unwrap();
+            let text = String::from_utf8(ckptbpf(&words(verb, flag)).stdout).unwrap();
             let (_, examples) = text.rsplit_once("Examples:\n").unwrap_or_else(|| panic!("{verb}"));
             let examples: Vec<&str> = examples.trim_end().lines().collect();
             assert_eq!(examples.len(), 2, "{verb}");
             for example in examples {
                 let line = example.split(" | ").next().unwrap().split(" && ").next().unwrap();
                 let words: Vec<&str> = line.trim().trim_start_matches("sudo ").split(' ').collect();
-                assert!(words.starts_with(&["ckptbpf", verb]), "{example}");
+                let begins = || ["ckptbpf"].into_iter().chain(verb.split(' '));
+                assert!(begins().eq(words.iter().copied().take(begins().count())), "{example}");
                 let words = words.iter().map(|word| word.replace("$(pidof", "4711").replace("count)", ""));
                 let parsed =
                     ckptbpf::cli::command().try_get_matches_from(words.filter(|word| !word.is_empty()));
@@ -111,7 +128,7 @@ fn the_version_names_the_image_format() {
 
 #[test]
 fn usage_errors_exit_with_125_and_say_ckptbpf() {
-    let wrong: [&[&str]; 18] = [
+    let wrong: [&[&str]; 21] = [
         &[],
         &["no-such-verb"],
         &["launch"],
@@ -130,6 +147,9 @@ fn usage_errors_exit_with_125_and_say_ckptbpf() {
         &["attach", "count"],
         &["run", "--lazy"],
         &["verify"],
+        &["slurm"],
+        &["slurm", "run"],
+        &["slurm", "run", "--from"],
     ];
     for args in wrong {
         assert_eq!(status(args), 125, "{args:?}");

@@ -18,6 +18,7 @@ pub mod sandbox;
 pub mod scenario;
 pub mod skip;
 pub mod slow_disk;
+pub mod slurm;
 pub mod sys;
 pub mod user;
 pub mod victim;

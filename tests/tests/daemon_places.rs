@@ -7,7 +7,7 @@ use std::time::Duration;
 use ckpt_tests::memory_group::MemoryGroup;
 use ckpt_tests::scenario::{Daemon, Tool, ckptbpf, verb};
 use ckpt_tests::user::User;
-use ckpt_tests::{Cmd, Sandbox, skip, victim_cmd};
+use ckpt_tests::{Cmd, Job, Mode, Running, Sandbox, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -22,19 +22,7 @@ fn ten_megabytes_are_enough_by_daemon() {
     let tool = daemon.serves(Tool::of_user(&sandbox));
     let user = tool.user.clone().unwrap();
     let program = user.reaches(&victim_cmd("count_static").args(["numbers", "300", "2000"]));
-    // A shell that a batch system would have started, in the job's group before it does anything.
-    let measured = |what: &str, command: &Cmd| {
-        let group = MemoryGroup::make(what, LIMIT)?;
-        let gate = sandbox.dir().join("gate");
-        let _ = std::fs::remove_file(&gate);
-        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
-        let line = format!("read -r word < {}; exec \"$@\"", gate.display());
-        let shell = Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(command);
-        let running = sandbox.spawn(user.runs(&shell));
-        group.take(&sandbox, running.pid);
-        std::fs::write(&gate, "go\n").unwrap();
-        Some((running, group))
-    };
+    let measured = |what: &str, command: &Cmd| in_group(&sandbox, &user, what, LIMIT, command);
     let Some((bare, group)) = measured("bare", &program) else {
         return skip::skip(NAME, "no control group with a limit on memory can be made here");
     };
@@ -52,6 +40,60 @@ fn ten_megabytes_are_enough_by_daemon() {
         assert_eq!(refused, 0, "{what}: {peak} bytes");
         assert!(peak < alone + (3 << 20), "{what}: {peak} bytes, {alone} without ckptbpf");
     }
+    daemon.end();
+}
+
+/// A shell that a batch system would have started, in the job's group before it does anything; none where there are no such
+/// groups.
+fn in_group<'b>(
+    sandbox: &'b Sandbox,
+    user: &User,
+    name: &str,
+    limit: u64,
+    command: &Cmd,
+) -> Option<(Running<'b>, MemoryGroup)> {
+    let group = MemoryGroup::make(name, limit)?;
+    let gate = sandbox.dir().join("gate");
+    let _ = std::fs::remove_file(&gate);
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+    let line = format!("read -r word < {}; exec \"$@\"", gate.display());
+    let shell = Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(command);
+    let running = sandbox.spawn(user.runs(&shell));
+    group.take(sandbox, running.pid);
+    std::fs::write(&gate, "go\n").unwrap();
+    Some((running, group))
+}
+
+/// Shared memory is charged to who touches it first: at a restart that is the program, and not the daemon.
+#[test]
+fn restored_shared_memory_is_the_job_s() {
+    const SIZE: u64 = 64 << 20;
+    let sandbox = Sandbox::new("daemon_shared_memory");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let line = format!(
+        "import mmap, select\n\
+        memory = mmap.mmap(-1, {SIZE})\n\
+        memory[:] = b'memory! ' * ({SIZE} // 8)\n\
+        print('made', flush=True)\n\
+        while True:\n    \
+            select.select([], [], [], 0.05)\n    \
+            print(memory[:8] == memory[-8:] == b'memory! ', flush=True)\n"
+    );
+    let program = user.reaches(&Cmd::new("/usr/bin/python3").args(["-c", &line]));
+    let mut job = Job::launch_by(&sandbox, tool.clone(), user.home().join("images"), &[], &program);
+    job.running().wait_for_output("True", SOON);
+    job.checkpoint_and_end();
+    let restart = Cmd::new(&tool.binary).args(["restart", "images"]);
+    let Some((running, group)) = in_group(&sandbox, &user, "shared", 1 << 30, &restart) else {
+        return skip::skip("restored_shared_memory_is_the_job_s", "no control group can be made here");
+    };
+    running.wait_for_output("True", SOON);
+    let peak = group.peak();
+    assert!(peak > SIZE, "{peak} bytes of {SIZE}");
+    running.kill(Signal::SIGTERM);
+    assert!(!running.wait(SOON).stdout_text().contains("False"));
     daemon.end();
 }
 
@@ -83,6 +125,28 @@ fn a_daemon_in_the_background() {
     assert!(log.contains("info: listening at") && log.contains("info: ended"), "{log}");
 }
 
+/// Where /proc shows users nothing that they may not trace, they do not see their workers, and reach them all the same.
+#[test]
+fn a_worker_that_is_hidden_from_its_user_is_asked() {
+    let sandbox = Sandbox::new("daemon_hidden");
+    sandbox.run("mount -o remount,hidepid=2 /proc").success();
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "3000", "2000"]));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("\n50 ", SOON);
+    let seen = sandbox.run(user.runs(&Cmd::sh("grep -l '[w]orker' /proc/[0-9]*/cmdline"))).stdout_text();
+    assert_eq!(seen, "", "it is to be hidden");
+    job.checkpoint();
+    job.checkpoint_and_end();
+    job.restart(Mode::Lazy, &[]);
+    job.checkpoint();
+    job.kill_all();
+    daemon.end();
+    sandbox.run("mount -o remount,hidepid=0 /proc").success();
+}
+
 /// A daemon of a Slurm job serves that job alone, as its control groups tell.
 #[test]
 fn a_daemon_of_one_job() {
@@ -110,4 +174,32 @@ fn a_daemon_of_one_job() {
         assert_eq!(daemon.log().contains(": worker "), is_served, "{}", daemon.log());
         daemon.end();
     }
+}
+
+/// One that a prolog starts in a job's control groups, where Slurm is configured so, is not ended with them, nor is its memory the job's.
+#[test]
+fn a_daemon_leaves_the_control_groups_of_a_job() {
+    const NAME: &str = "a_daemon_leaves_the_control_groups_of_a_job";
+    let sandbox = Sandbox::new("daemon_leaves");
+    let Some(group) = MemoryGroup::make("slurm", 1 << 30) else {
+        return skip::skip(NAME, "no control group can be made here");
+    };
+    let at = |name: &str| sandbox.dir().join(name);
+    let [gate, pidfile, log] = ["gate", "d.pid", "d.log"].map(at);
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let daemon = verb("daemon", ["--pidfile"]).arg(&pidfile).arg("--log").arg(&log);
+    let line = format!("read -r word < {}; exec \"$@\"", gate.display());
+    let running = sandbox.spawn(Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(&daemon));
+    group.take_below("job_8", &sandbox, running.pid);
+    std::fs::write(&gate, "go\n").unwrap();
+    running.wait(SOON).success();
+    let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
+    let groups = std::fs::read_to_string(sandbox.see(format!("/proc/{pid}/cgroup").as_ref())).unwrap();
+    assert!(!groups.contains("job_8"), "{groups}");
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("it has left the job's control group for /sys/fs/cgroup/"), "{said}");
+    sandbox.kill(pid, Signal::SIGTERM as i32).unwrap();
+    sandbox.wait_for("its end", SOON, || sandbox.ps().is_empty());
+    // Where there are control groups of the second version, one of its own.
+    let _ = std::fs::remove_dir("/sys/fs/cgroup/ckptbpf");
 }

@@ -52,12 +52,44 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
     (&["daemon"], &["--jobs"], "daemon.rs", "who_is_held_back_goes_on_without"),
     (&["daemon"], &["--no-lazy"], "daemon.rs", "a_lazy_restart_by_daemon"),
     (&["daemon"], &["--uid"], "daemon_attacks.rs", "daemons_of_others"),
+    (&["compat"], &[], "dmtcp_names.rs", "compat_makes_four_links_and_replaces_nothing_else"),
+    (
+        &["slurm run"],
+        &["--interval", "--no-requeue", "--ckpt-signal"],
+        "slurm_commands.rs",
+        "signals_ask_for_the_end_by_root",
+    ),
+    (&["slurm run"], &["--from", "--dir"], "slurm_commands.rs", "a_new_job_goes_on_from_another_one"),
+    (
+        &["slurm run"],
+        &["--take-over"],
+        "slurm_commands.rs",
+        "another_node_is_taken_over_from_by_a_later_run_alone",
+    ),
+    (
+        &["slurm run"],
+        &["--lazy", "--files", "--keep", "--compress", "--cpu-baseline", "--verbose"],
+        "slurm_commands.rs",
+        "options_of_launch_and_restart_are_passed_on",
+    ),
 ];
 
-fn help(verb: Option<&str>) -> String {
-    let output = Command::new(ckptbpf()).args(verb).arg("--help").output().unwrap();
+/// Of a verb by its words; none: of all.
+fn help(verb: &str) -> String {
+    let words = verb.split(' ').filter(|word| !word.is_empty());
+    let output = Command::new(ckptbpf()).args(words).arg("--help").output().unwrap();
     assert!(output.status.success(), "{verb:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The verbs that it lists.
+fn verbs_in(help: &str) -> Vec<String> {
+    let verb = |line: &str| -> Option<String> {
+        let rest = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '))?;
+        Some(rest.split(' ').next()?.into())
+    };
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    lines.take_while(|line| !line.is_empty()).filter_map(verb).collect()
 }
 
 /// The words that begin a line below `heading`, by what `pick` takes of it.
@@ -67,19 +99,17 @@ fn below<'h>(help: &'h str, heading: &str, pick: fn(&'h str) -> Option<&'h str>)
 }
 
 fn offered() -> BTreeSet<(String, String)> {
-    let top = help(None);
-    let verb = |line: &'_ str| -> Option<String> {
-        line.strip_prefix("  ")
-            .filter(|rest| !rest.starts_with(' '))
-            .and_then(|rest| Some(rest.split(' ').next()?.into()))
-    };
-    let lines =
-        top.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let verbs: Vec<String> = lines.filter_map(verb).collect();
+    let verbs = verbs_in(&help(""));
     assert!(verbs.len() > 10, "{verbs:?}");
+    // One that has verbs itself is asked for those: `slurm run`.
+    let with_those_below = verbs.into_iter().flat_map(|verb| {
+        let below = verbs_in(&help(&verb));
+        let all: Vec<String> = below.iter().map(|below| format!("{verb} {below}")).collect();
+        if all.is_empty() { vec![verb] } else { all }
+    });
     let mut offered = BTreeSet::new();
-    for verb in verbs {
-        let text = help(Some(&verb));
+    for verb in with_those_below {
+        let text = help(&verb);
         let option = |line| {
             let line: &str = line;
             let line = line.trim_start();

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cmd;
 mod counts;
 mod demo;
+mod dist;
 mod fuzz;
 mod load;
 mod results;
@@ -37,6 +38,8 @@ enum Xtask {
     Support,
     /// Checks the house rules that no compiler knows
     Tidy,
+    /// Builds, and puts what is to be installed into target/dist, as a folder and as an archive
+    Dist,
     /// Runs tests under other kernels, in virtual machines
     VmTest(vm_test::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Support => support::run(),
         Xtask::Tidy => tidy::run(),
+        Xtask::Dist => dist::run(),
         Xtask::VmTest(args) => vm_test::run(&args),
     }
 }

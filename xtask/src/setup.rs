@@ -22,6 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gdb", "the test that a debugger can attach"),
     ("sudo", "the tests of launch under sudo"),
     ("sqlite3", "checkpointing a database, with a transaction open"),
+    ("slurm-wlm", "jobs of Slurm, which the tests start and end themselves"),
+    ("munge", "the same: by which Slurm knows who asks"),
 ];
 
 /// Programs that the soak checkpoints as they are packaged: some 130 MB.
@@ -46,6 +48,14 @@ const VIRTUAL_MACHINES: &[(&str, &str)] = &[
     ("qemu-system-x86", "virtual machines with other kernels"),
     ("seabios", "the same: what such a machine starts with"),
 ];
+
+/// `apt-get …`, as root, that starts no service (policy-rc.d of invoke-rc.d(8)): packages are here for their programs.
+const WITHOUT_SERVICES: &str = r#"policy=/usr/sbin/policy-rc.d made=
+[ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" && made=1; }
+trap '[ -z "$made" ] || rm -f "$policy"' EXIT
+trap 'exit 1' HUP INT TERM
+apt-get "$@"
+"#;
 
 #[derive(clap::Args, Default)]
 pub struct Args {
@@ -115,11 +125,12 @@ fn install(missing: &[(&str, &str)]) -> Result<()> {
         );
     }
     let apt = |args: &[&str]| {
-        let mut command = if is_root { Command::new("apt-get") } else { Command::new("sudo") };
+        let mut command = Command::new(if is_root { "sh" } else { "sudo" });
         if !is_root {
-            command.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+            command.args(["-n", "DEBIAN_FRONTEND=noninteractive", "sh"]);
         }
         command
+            .args(["-c", WITHOUT_SERVICES, "apt-get"])
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"])
             .args(args);

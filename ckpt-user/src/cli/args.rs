@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::{duration, signal};
+use crate::job::coordinator::Name;
 use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions};
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
@@ -38,6 +39,11 @@ pub struct JobArgs {
     /// -v: a line a checkpoint; -vv: phases, and the log of the eBPF programs
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+    #[arg(long, hide = true, value_name = "COORDINATOR", value_parser = coordinator)]
+    dmtcp: Option<String>,
+    /// SIGTERM is a checkpoint and the end: what `slurm run` asks of a worker
+    #[arg(long, hide = true)]
+    term_ends: bool,
     #[arg(long, hide = true)]
     no_bpf: bool,
     #[arg(long, hide = true, value_name = "HOW")]
@@ -57,15 +63,22 @@ impl JobArgs {
             keep: self.keep,
             exit_after_ckpt: self.exit_after_ckpt,
             ckpt_signal: self.ckpt_signal,
+            term_ends: self.term_ends,
             compress: self.compress.map(Into::into),
             verbose: self.verbose,
             take_over: self.take_over,
+            dmtcp: self.dmtcp,
             no_bpf: self.no_bpf,
             track: self.track.map(Into::into),
             ring_bytes: self.ring_bytes,
             fault_log: self.fault_log.map(Into::into),
         }
     }
+}
+
+/// `--dmtcp`, by which the names of DMTCP call the verbs.
+fn coordinator(text: &str) -> Result<String, String> {
+    Name::parse(text).map(|name| name.to_string()).ok_or_else(|| format!("'{text}' is no coordinator's name"))
 }
 
 /// Options of the verbs that can restart.

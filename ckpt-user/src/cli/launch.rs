@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Status;
 use super::args::JobArgs;
+use crate::job::ended::Ended;
 use crate::job::way::Way;
 use crate::job::{self, options::LaunchOptions};
 use crate::machine::Baseline;
@@ -42,10 +43,19 @@ pub struct Launch {
 }
 
 impl Launch {
+    pub(super) fn options(self) -> LaunchOptions {
+        launch_options(self.job, self.launch, self.program)
+    }
+
     pub(super) fn run(self, way: &Way) -> anyhow::Result<Status> {
-        let options = launch_options(self.job, self.launch, self.program);
+        self.ended(way).map(Status::from)
+    }
+
+    /// Runs the program to its end.
+    pub(super) fn ended(self, way: &Way) -> anyhow::Result<Ended> {
+        let options = self.options();
         super::log_level(options.job.verbose);
-        Ok(job::launch(&options, way)?.into())
+        job::launch(&options, way)
     }
 }
 

@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod check;
 mod checkpoint;
+pub(crate) mod compat;
 mod daemon;
 pub(crate) mod duration;
 mod inspect;
@@ -17,9 +18,11 @@ mod prune;
 mod restart;
 mod run;
 pub(crate) mod signal;
+mod slurm;
 mod status;
 mod verify;
 mod version;
+mod words;
 
 use std::ffi::OsString;
 use std::io;
@@ -72,6 +75,8 @@ enum Verb {
     Prune(prune::Prune),
     Check(check::Check),
     Daemon(daemon::Daemon),
+    Compat(compat::Compat),
+    Slurm(slurm::Slurm),
 }
 
 /// What a verb exits with when it did not fail.
@@ -95,12 +100,17 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command line of this process; the result is its exit status. A defect that panics is ckptbpf's own
-/// failure, too, and must not look like a status of the program's.
+/// Runs the command line of this process, which may be that of a name of DMTCP's; the result is its exit status. A defect that
+/// panics is ckptbpf's own failure, too, and must not look like a status of the program's.
 pub fn main() -> ExitCode {
-    let status = std::panic::catch_unwind(|| match Cli::try_parse() {
-        Ok(cli) => run(cli.verb, Way::choose),
-        Err(error) => usage(&error),
+    let status = std::panic::catch_unwind(|| {
+        if let Some(program) = compat::called_as() {
+            return compat::main(program);
+        }
+        match Cli::try_parse() {
+            Ok(cli) => run(cli.verb, Way::choose),
+            Err(error) => usage(&error),
+        }
     });
     ExitCode::from(status.unwrap_or(FAILED))
 }
@@ -134,6 +144,8 @@ fn run(verb: Verb, way: impl Fn() -> Way) -> u8 {
         Verb::Prune(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),
+        Verb::Compat(verb) => verb.run(),
+        Verb::Slurm(verb) => verb.run(way),
     };
     match done {
         Ok(Status(status)) => status,

@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::Status;
 use super::args::{JobArgs, RestartArgs};
-use crate::job::{self, way::Way};
+use crate::job::options::RestartOptions;
+use crate::job::{self, ended::Ended, way::Way};
 
 /// Run a program again from a checkpoint
 #[derive(Debug, Clone, Args)]
@@ -25,13 +26,22 @@ pub struct Restart {
 }
 
 impl Restart {
+    pub(super) fn options(self) -> RestartOptions {
+        self.restart.options(self.job.options(), self.source)
+    }
+
     pub(super) fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {
+        self.ended(way).map(Status::from)
+    }
+
+    /// Runs the program to its end.
+    pub(super) fn ended(self, way: impl Fn() -> Way) -> anyhow::Result<Ended> {
         super::refuse_remote(&self.source)?;
         if self.restart.at.is_some() && self.source.is_file() {
             anyhow::bail!("--at picks a checkpoint of a directory, and {} is a file", self.source.display());
         }
-        let options = self.restart.options(self.job.options(), self.source);
+        let options = self.options();
         super::log_level(options.job.verbose);
-        Ok(job::restart(&options, &way())?.into())
+        job::restart(&options, &way())
     }
 }

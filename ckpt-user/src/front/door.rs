@@ -1,5 +1,6 @@
 //! The way to a daemon, for its clients.
 
+use crate::daemon::asked::Asked;
 use crate::daemon::link::{Link, Refused};
 use crate::daemon::place;
 use crate::daemon::wire::{Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
@@ -7,6 +8,7 @@ use crate::sys::{packet, pidfd};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ const ANSWER: u16 = 5000;
 pub struct Door {
     path: PathBuf,
     pub welcome: Welcome,
+    /// What a worker is asked for, where that is not what this process was asked for.
+    words: Option<Vec<OsString>>,
 }
 
 /// Why there is none.
@@ -61,7 +65,7 @@ impl Door {
             Message::parse(&packet.bytes).map_err(|refusal| io::Error::other(Refused(refusal)))
         };
         match answered().map_err(NoDoor::of)? {
-            Message::Welcome(welcome) => Ok(Self { path: path.to_owned(), welcome }),
+            Message::Welcome(welcome) => Ok(Self { path: path.to_owned(), welcome, words: None }),
             Message::Refused(refused) => {
                 Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
             }
@@ -71,6 +75,18 @@ impl Door {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same, for a worker that is asked for `words`.
+    #[must_use]
+    pub fn asking(self, words: Vec<OsString>) -> Self {
+        Self { words: Some(words), ..self }
+    }
+
+    /// What a worker is asked for.
+    pub fn asked(&self) -> Asked {
+        let here = Asked::here();
+        Asked { words: self.words.clone().unwrap_or(here.words), ..here }
     }
 
     /// A worker of our own, at the other end of a link. From the process that is to be the program's parent.

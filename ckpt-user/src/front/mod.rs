@@ -6,7 +6,6 @@ pub mod door;
 mod init;
 mod serve;
 
-use crate::daemon::asked::Asked;
 use crate::daemon::link::{Go, Heard, Link, Run, Secret, Share, Word};
 use crate::freeze::tree;
 use crate::job::ended::{self, CannotRun, Ended};
@@ -38,17 +37,17 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
     let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
     tree::note_strangers();
     clone::become_subreaper().context("cannot become the reaper of the program's orphans")?;
-    let (child, kind, checkpoint_signal) = match wanted {
-        Word::Run(Run { checkpoint_signal }) => {
+    let (child, kind, kept) = match wanted {
+        Word::Run(Run { kept }) => {
             let program = program.context("the daemon's worker asks for a program that there is not")?;
             let started = start(program, &signals);
             let root = started.inspect_err(|_| drop(worker.say(&Word::Over(true), &[])))?;
-            (root, Child::Program, checkpoint_signal)
+            (root, Child::Program, kept)
         }
-        Word::Split(share) => (split(share, &worker)?, Child::Init, None),
+        Word::Split(share) => (split(share, &worker)?, Child::Init, 0),
         _ => bail!("the daemon's worker says what is not to be understood"),
     };
-    let front = Front::of(child, kind, signals, worker, running)?.keeping(checkpoint_signal);
+    let front = Front::of(child, kind, signals, worker, running)?.keeping(kept);
     front.serve().context("cannot wait for the program")
 }
 
@@ -102,7 +101,7 @@ fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
 
 /// What this process was asked for, and where it is.
 fn hand_on(worker: &Link, door: &Door) -> io::Result<()> {
-    let asked = Asked::here().written()?;
+    let asked = door.asked().written()?;
     // It may be one that can be gone through, and not read.
     let here = nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let streams: Vec<Option<OwnedFd>> = (0..3).map(|stream| pidfd::duplicate_standard(stream).ok()).collect();

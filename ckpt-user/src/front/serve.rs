@@ -11,6 +11,7 @@
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
 use crate::job::ended::{self, Ended};
+use crate::job::options;
 use crate::job::signals::{Meaning, Signals};
 use crate::job::terminal;
 use crate::sys::pidfd;
@@ -43,8 +44,8 @@ pub struct Front<'a> {
     signals: Signals,
     child: Pid,
     kind: Child,
-    /// A signal that is the worker's.
-    checkpoint_signal: Option<i32>,
+    /// Signals that are the worker's ([`options::bit`]).
+    kept: u64,
     /// The program's first process; none before it runs.
     program: Option<(OwnedFd, Pid)>,
     ended: Option<Ended>,
@@ -75,7 +76,7 @@ impl<'a> Front<'a> {
             child,
             program: matches!(kind, Child::Program).then_some((process, child)),
             kind,
-            checkpoint_signal: None,
+            kept: 0,
             ended: None,
             worker: Some(worker),
             is_known: false,
@@ -86,10 +87,10 @@ impl<'a> Front<'a> {
         })
     }
 
-    /// The same, which keeps a signal for the worker.
+    /// The same, which keeps signals for the worker.
     #[must_use]
-    pub fn keeping(self, checkpoint_signal: Option<i32>) -> Self {
-        Self { checkpoint_signal, ..self }
+    pub fn keeping(self, kept: u64) -> Self {
+        Self { kept, ..self }
     }
 
     /// Returns how the program has ended.
@@ -123,6 +124,8 @@ impl<'a> Front<'a> {
         let own = self.ended.unwrap_or(Ended::Exited(ended::FAILED));
         match (self.done, &self.kind) {
             (Some(ended::CHECKPOINTED), _) => Ended::Checkpointed,
+            // It was ended as somebody has asked its worker to (`Request::Kill`).
+            (Some(0), _) if own.exit_status() == KILLED => Ended::Exited(0),
             // Its own end counts, unless its worker had to end it or there is none.
             (Some(status), Child::Init) if matches!(own.exit_status(), KILLED | ended::FAILED) => {
                 Ended::Exited(status)
@@ -148,7 +151,8 @@ impl<'a> Front<'a> {
     fn signal(&mut self, meaning: Meaning) {
         let (Meaning::Forward(signal) | Meaning::Everyones(signal)) = meaning else { return };
         match meaning {
-            _ if self.checkpoint_signal == Some(signal) => self.tell(&Word::Signal(signal), &[]),
+            Meaning::Everyones(_) if self.keeps(signal) => self.tell(&Word::Signal(-signal), &[]),
+            Meaning::Forward(_) if self.keeps(signal) => self.tell(&Word::Signal(signal), &[]),
             Meaning::Forward(_) => {
                 let sent =
                     self.program.as_ref().map(|(process, _)| pidfd::send_signal(process.as_fd(), signal));
@@ -161,6 +165,11 @@ impl<'a> Front<'a> {
         }
     }
 
+    /// One that asks for a checkpoint is never the program's; SIGTERM, without a worker, is.
+    fn keeps(&self, signal: i32) -> bool {
+        self.kept & options::bit(signal) != 0 && (self.worker.is_some() || signal != libc::SIGTERM)
+    }
+
     fn listen(&mut self) {
         while let Some(worker) = &self.worker {
             let Heard { word, descriptors } = match worker.hear_what_waits() {
@@ -169,8 +178,8 @@ impl<'a> Front<'a> {
                 Err(_) => return self.alone(),
             };
             match word {
-                Word::Program(Run { checkpoint_signal }) => {
-                    self.checkpoint_signal = checkpoint_signal;
+                Word::Program(Run { kept }) => {
+                    self.kept = kept;
                     let process = descriptors.into_iter().next();
                     let known =
                         process.and_then(|fd| pidfd::names(fd.as_fd()).ok().flatten().map(|pid| (fd, pid)));

@@ -1,8 +1,10 @@
-//! What clients of the daemon send, and what front and worker say to each other.
+//! What clients of the daemon send, what front and worker say to each other, and what a core tells its workers.
 
 use crate::daemon::asked::Asked;
 use crate::daemon::link::{Go, Run, Secret, Started, Word, understood};
 use crate::daemon::wire::{self, Hello, Message, QUERY, Refusal, WORKER};
+use crate::task::iterators::lessons::Lessons;
+use crate::task::iterators::rows::{Rows, Waiting};
 use std::io::{Seek, Write};
 
 pub mod daemon_request {
@@ -34,7 +36,7 @@ pub mod front_message {
             Word::Challenge(Secret { pid: 17, address: 1 << 46 }),
             Word::Answer(vec![7; 16]),
             Word::Go(Go { streams: 7, place: b"/run/d".to_vec(), ..Go::default() }),
-            Word::Run(Run { checkpoint_signal: Some(10) }),
+            Word::Run(Run { kept: 1 << 9 }),
             Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3], root: 42 }),
             Word::Ended(256),
             Word::Over(true),
@@ -70,5 +72,25 @@ pub mod front_command_line {
             std::io::Read::read_to_end(&mut file, &mut bytes).map(|_| bytes)
         });
         vec![bytes.unwrap_or_default(), wire::join(wire::kind::OF_LINKS, b"")]
+    }
+}
+
+pub mod told_rows {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        if let Some(rows) = Rows::parse(bytes) {
+            assert!(Rows::parse(&rows.to_bytes()).is_some());
+        }
+        if let Some(lessons) = Lessons::parse(bytes) {
+            assert!(Lessons::parse(&lessons.to_bytes()).is_some());
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let waiting = vec![Waiting { tid: 7, tgid: 7, number: 232, switches: 3, expires: 1 << 40 }];
+        let rows = Rows { hosts: vec![7, 0], waiting, ..Rows::default() };
+        // Bits 1, 2 and 4, word 0; `rd` alone.
+        vec![rows.to_bytes(), b"\x0a\x06\x08\x06\x10\x04\x18\x00\x12\x02rd".to_vec()]
     }
 }

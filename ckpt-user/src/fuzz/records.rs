@@ -5,6 +5,7 @@ use crate::job::control::{self, Reply, Request};
 use crate::job::directory::generation_of;
 use crate::job::record::{Here, JobRecord, RecordedOptions, standing};
 use crate::job::registry::{Entry, Target, name_of};
+use crate::job::slurm::{costs, left, place};
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -30,7 +31,7 @@ pub mod job_json {
 
     pub fn seeds() -> Vec<Vec<u8>> {
         texts(&[
-            r#"{"job":"01234567-89ab-cdef-0123-456789abcdef","epoch":3,"host":"a","boot_id":"b","machine":"m","supervisor":{"pid":41,"start_time":6},"pid":42,"start_time":7,"ended":null,"socket":"/run/ckptbpf/0/41-6.sock","options":{"interval_us":5000000,"keep":2,"compress":"lz4","ckpt_signal":10},"argv":["./count"]}"#,
+            r#"{"job":"01234567-89ab-cdef-0123-456789abcdef","epoch":3,"host":"a","boot_id":"b","machine":"m","supervisor":{"pid":41,"start_time":6},"pid":42,"start_time":7,"ended":85,"checkpointed":true,"slurm":{"job":"40_3","restarts":1,"node":"n1"},"socket":"/run/ckptbpf/0/41-6.sock","options":{"interval_us":5000000,"keep":2,"compress":"lz4","ckpt_signal":10},"argv":["./count"]}"#,
             r#"{"job":"j","epoch":1,"host":"","boot_id":"","machine":null,"supervisor":{"pid":1,"start_time":0},"options":{},"argv":[]}"#,
         ])
     }
@@ -73,7 +74,12 @@ pub mod request {
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {
-        texts(&["{\"request\":\"checkpoint\",\"kill\":true}\n", "{\"request\":\"status\"}\n"])
+        texts(&[
+            "{\"request\":\"checkpoint\",\"kill\":true}\n",
+            "{\"request\":\"status\"}\n",
+            "{\"request\":\"interval\",\"microseconds\":5000000}\n",
+            "{\"request\":\"kill\"}\n",
+        ])
     }
 }
 
@@ -126,5 +132,24 @@ pub mod arguments {
 
     pub fn seeds() -> Vec<Vec<u8>> {
         texts(&["10", "0.5", "2h", "USR1", "SIGTERM", "RTMIN+3", "rtmax-1", "./1", "99999999999999999999"])
+    }
+}
+
+/// What Slurm's commands answer, names of its jobs, and the log by which the last checkpoint is planned.
+pub mod slurm {
+    use super::*;
+
+    pub fn run(bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        let _ = left::parse(&text);
+        let _ = costs::slowest_of(&text);
+        if place::is_name(&text) {
+            assert!(text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_'));
+        }
+    }
+
+    pub fn seeds() -> Vec<Vec<u8>> {
+        let log = r#"{"time":1.5,"phase":"checkpoint","microseconds":812,"id":17,"pages":4096}"#;
+        texts(&["RUNNING 1-02:03:04\n", "COMPLETING INVALID", "4711", "40_3", log])
     }
 }

@@ -5,7 +5,7 @@ use super::beside::{self, Beside};
 use super::checkpoint::{After, Checkpointer};
 use super::control::CheckpointDone;
 use super::directory::{JobDir, resolve_here};
-use super::ended::{self, Ended};
+use super::ended::Ended;
 use super::identity::{Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
@@ -115,7 +115,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
     let result = worker.join().map_err(|_| anyhow::anyhow!("the checkpoint thread failed"))?;
     // While it runs, its directory says so: nobody restarts a second one, and it can be attached to.
     if options.kill && result.is_ok() {
-        lease.end(ended::CHECKPOINTED)?;
+        lease.end_as(Ended::Checkpointed)?;
         // Who asked may restart it at once.
         wait_for_end_of(root.as_fd(), ITS_END.into());
     }

@@ -13,6 +13,7 @@ use super::events::{Event, EventLog};
 use super::files;
 use super::in_freeze::{self, Frozen, Tracked};
 use super::lease::Lease;
+use super::pointer::keep;
 use super::retention;
 use super::sync;
 use super::tracer::Tracer;
@@ -418,6 +419,7 @@ impl Checkpointer {
         self.tracked().committed();
         self.parent = Some(making.id);
         files::forget_cuts(lease.dir());
+        keep::keep(&lease);
         self.event(&Event::phase(Phase::Commit, commit.elapsed()).count("id", id));
         Ok(CheckpointDone {
             ok: true,

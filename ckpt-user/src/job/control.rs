@@ -48,6 +48,13 @@ pub enum Request {
     },
     /// How the job is.
     Status,
+    /// Another time between checkpoints, answered with the state.
+    Interval {
+        /// 0: on request only.
+        microseconds: u64,
+    },
+    /// The end of all of the program's processes, without a checkpoint; answered with the state before.
+    Kill,
 }
 
 /// What the supervisor answers.
@@ -432,7 +439,7 @@ pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Resul
     stream.write_all(&line).map_err(gone)?;
     let time = match request {
         Request::Checkpoint { .. } => None,
-        Request::Status => Some(CLIENT_TIME),
+        Request::Status | Request::Interval { .. } | Request::Kill => Some(CLIENT_TIME),
     };
     let line = read_line(&mut stream, time).map_err(gone)?;
     match serde_json::from_slice(&line).map_err(not_understood)? {

@@ -4,7 +4,7 @@
 //! DIR/000001.ckpt …   one file a generation, numbers only grow
 //! DIR/job.json        the record of its last writer       DIR/lock   held by the one that writes now
 //! DIR/events.jsonl    one line a phase                    DIR/cut/   what a rollback cut off
-//! DIR/old-1/ …        what `launch --new` moved aside
+//! DIR/old-1/ …        what `launch --new` moved aside       DIR/pointer  see `pointer`
 //! ```
 //! Invariants: the directory is held by descriptor, so that renaming it or a parent changes nothing; no symbolic
 //! link is followed inside it; mode 0700, files 0600.
@@ -485,7 +485,7 @@ fn open_at(dir: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
 
 fn is_ours(name: &[u8]) -> bool {
     generation_of(name).is_some()
-        || ["job.json", "lock", "events.jsonl", "events.jsonl.1", "cut", "remade.json"]
+        || ["job.json", "lock", "events.jsonl", "events.jsonl.1", "cut", "remade.json", "pointer"]
             .iter()
             .any(|own| own.as_bytes() == name)
         || name.starts_with(b"old-")

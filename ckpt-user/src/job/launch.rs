@@ -5,7 +5,7 @@ use super::ended::{CannotRun, Ended, FAILED, NOT_FOUND, sudo_hint};
 use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
-use super::options::LaunchOptions;
+use super::options::{LaunchOptions, kept_signals};
 use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::{JobRecord, RecordedOptions};
@@ -72,8 +72,9 @@ fn only_parents_trace() -> bool {
 /// As a worker: the program is run by the front.
 fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended> {
     let claimed = claim(options)?;
-    let checkpoint_signal = claimed.claimed.lease.record().options.ckpt_signal;
-    link.say(&Word::Run(Run { checkpoint_signal }), &[]).context("the front is gone")?;
+    let ckpt_signal = claimed.claimed.lease.record().options.ckpt_signal;
+    let kept = kept_signals(ckpt_signal, options.job.term_ends);
+    link.say(&Word::Run(Run { kept }), &[]).context("the front is gone")?;
     let Started { keeper, strangers, root } = match link.hear().context("the front is gone")? {
         Some(Heard { word: Word::Started(started), .. }) => started,
         // It has said why it cannot be run.

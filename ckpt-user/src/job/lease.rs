@@ -24,9 +24,10 @@ use crate::image;
 use crate::rebuild::taken;
 
 use super::directory::{DirectoryError, JobDir};
-use super::ended;
+use super::ended::{self, Ended};
 use super::process::ProcessId;
 use super::record::{Here, JobRecord, RecordedOptions, Standing, standing};
+use super::slurm::place::SlurmRun;
 
 /// Why a directory is claimed; decides what is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +224,14 @@ impl Lease {
         self.update(|record| record.ended = Some(status))
     }
 
+    /// The same, and whether it was its last checkpoint that has ended it.
+    pub fn end_as(&self, ended: Ended) -> Result<(), DirectoryError> {
+        self.update(|record| {
+            record.ended = Some(ended.exit_status());
+            record.checkpointed = ended == Ended::Checkpointed;
+        })
+    }
+
     fn update(&self, change: impl FnOnce(&mut JobRecord)) -> Result<(), DirectoryError> {
         // Known here, whatever the directory says.
         let record = {
@@ -298,6 +307,8 @@ fn next_record(
         Some(record) if claim.purpose == Purpose::Prune => record.options.clone(),
         _ => claim.options,
     };
+    // Whoever prunes says again what was said before.
+    let told = kept.filter(|_| claim.purpose == Purpose::Prune);
     Ok(JobRecord {
         job,
         epoch: previous.map_or(1, |record| record.epoch.saturating_add(1)),
@@ -307,6 +318,8 @@ fn next_record(
         restarted: Vec::new(),
         starting: claim.purpose != Purpose::Prune,
         ended: None,
+        checkpointed: told.is_some_and(|record| record.checkpointed),
+        slurm: told.map_or_else(SlurmRun::here, |record| record.slurm.clone()),
         socket: None,
         options,
         argv,

@@ -4,9 +4,11 @@
 //! cli ─▶ options ─▶ launch │ restart │ attach ─▶ Ended ─▶ exit status
 //!                     │
 //!                     ├─ namespace + stand_in: a pid namespace of the program's own, where its ids are in use
+//!                     ├─ slurm: in a batch job, what there is besides: decide before, a clock beside, queue again after
 //!                     ├─ identity: whose program            directory, record, lease: whose directory
 //!                     ├─ registry + control: status and checkpoint find and ask the job
-//!                     └─ interval, retention (pure); events, terminal (what is told)
+//!                     ├─ interval, retention (pure); events, terminal (what is told)
+//!                     └─ pointer, coordinator: what scripts of DMTCP find of it
 //! ```
 
 pub mod attach;
@@ -14,6 +16,7 @@ pub mod bar;
 pub mod beside;
 pub mod checkpoint;
 pub mod control;
+pub mod coordinator;
 pub mod describe;
 pub mod directory;
 pub mod ended;
@@ -31,6 +34,7 @@ pub mod namespace;
 pub mod options;
 mod others;
 pub mod parent;
+pub mod pointer;
 pub mod process;
 pub mod prune;
 pub mod record;
@@ -45,6 +49,7 @@ mod rounds;
 pub mod run;
 pub mod runtime_dir;
 pub mod signals;
+pub mod slurm;
 pub mod stand_in;
 pub mod start;
 pub mod supervisor;

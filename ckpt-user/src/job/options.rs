@@ -43,12 +43,18 @@ pub struct JobOptions {
     pub exit_after_ckpt: bool,
     /// The signal that ckptbpf keeps for itself.
     pub ckpt_signal: Option<i32>,
+    /// SIGTERM asks for a checkpoint that is also the end, as batch systems send it before they kill. Where there can be none, the
+    /// program gets it.
+    pub term_ends: bool,
     /// Storage of page blocks.
     pub compress: Option<Codec>,
     /// 0 warnings only, 1 a line a checkpoint, 2 phases and the eBPF programs' log.
     pub verbose: u8,
     /// Take over a directory whose last writer cannot be asked (another host): the person vouches for its end.
     pub take_over: bool,
+    /// The job was started by a name of DMTCP's: its coordinator ([`super::coordinator::Name`]). It has a pointer
+    /// ([`super::pointer`]).
+    pub dmtcp: Option<String>,
     /// Test hook: do without eBPF.
     pub no_bpf: bool,
     /// Test hook: this way of finding dirty pages and no other.
@@ -81,6 +87,18 @@ pub fn ends_program(cause: Cause, exit_after_ckpt: bool, ckpt_signal: Option<i32
         Cause::Request { kill: true } => true,
         Cause::Interval | Cause::Request { kill: false } => exit_after_ckpt && ckpt_signal.is_none(),
     }
+}
+
+/// The signals that ckptbpf keeps for itself, as [`bit`]s.
+pub fn kept_signals(ckpt_signal: Option<i32>, term_ends: bool) -> u64 {
+    let term = term_ends.then_some(libc::SIGTERM);
+    ckpt_signal.into_iter().chain(term).fold(0, |kept, signal| kept | bit(signal))
+}
+
+/// A signal in a set of them; none of what is no signal.
+pub fn bit(signal: i32) -> u64 {
+    let place = u32::try_from(signal).ok().and_then(|signal| signal.checked_sub(1));
+    place.and_then(|place| 1_u64.checked_shl(place)).unwrap_or(0)
 }
 
 /// `ckptbpf launch`.
@@ -133,6 +151,25 @@ pub struct RestartOptions {
     pub foreign_xsave: bool,
 }
 
+/// `ckptbpf slurm run`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlurmOptions {
+    /// What every supervisor takes.
+    pub job: JobOptions,
+    /// As of a restart.
+    pub lazy: bool,
+    /// As of a restart.
+    pub files: FilesPolicy,
+    /// As of a launch.
+    pub cpu_baseline: Option<Baseline>,
+    /// A directory, or another job by its number, to go on from where this one has no checkpoints.
+    pub from: Option<OsString>,
+    /// Whether the job is queued again once it was stopped with a checkpoint.
+    pub requeue: bool,
+    /// The program and its arguments; never empty.
+    pub program: Vec<OsString>,
+}
+
 /// `ckptbpf attach`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttachOptions {
@@ -169,5 +206,14 @@ mod tests {
             (request(false), false, None),
         ];
         assert!(!stays.iter().any(|&(cause, exit, signal)| ends_program(cause, exit, signal)));
+    }
+
+    #[test]
+    fn what_is_no_signal_is_kept_from_nobody() {
+        assert_eq!(kept_signals(Some(10), true), 1 << 9 | 1 << 14);
+        assert_eq!(kept_signals(Some(64), false), 1 << 63);
+        for none in [0, 65, -1, i32::MIN, i32::MAX] {
+            assert_eq!(kept_signals(Some(none), false), 0, "{none}");
+        }
     }
 }

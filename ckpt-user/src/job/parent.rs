@@ -72,15 +72,15 @@ impl Parent {
         }
     }
 
-    /// Tells it of the program's first process, which is about to run, and of a signal that is not for that.
+    /// Tells it of the program's first process, which is about to run, and of signals that are not for that.
     ///
     /// # Errors
     /// It is gone.
-    pub fn is_to_have(&self, root: Pid, checkpoint_signal: Option<i32>) -> io::Result<()> {
+    pub fn is_to_have(&self, root: Pid, kept: u64) -> io::Result<()> {
         if let Self::Front(Elsewhere { front, keeper: Some(keeper), .. }) = self {
             keeper.say(&Word::Root(root.as_raw()), &[])?;
             let process = pidfd::open(root)?;
-            front.say(&Word::Program(Run { checkpoint_signal }), &[process.as_fd()])?;
+            front.say(&Word::Program(Run { kept }), &[process.as_fd()])?;
         }
         Ok(())
     }
@@ -111,6 +111,9 @@ fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
         match from.hear_what_waits() {
             Ok(None) => return None,
             Ok(Some(Heard { word, .. })) => match word {
+                Word::Signal(signal) if signal < 0 => {
+                    return Some(News::Signal(Meaning::Everyones(signal.saturating_neg())));
+                }
                 Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
                 Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
                 Word::Over(_) => return Some(News::Over),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::{Codec, JobOptions};
 use super::process::ProcessId;
+use super::slurm::place::SlurmRun;
 use crate::machine;
 
 /// A record larger than this is not one of ours.
@@ -55,6 +56,9 @@ pub struct RecordedOptions {
     /// `--ckpt-signal`, by number.
     #[serde(default)]
     pub ckpt_signal: Option<i32>,
+    /// See [`JobOptions::dmtcp`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dmtcp: Option<String>,
 }
 
 impl RecordedOptions {
@@ -67,6 +71,7 @@ impl RecordedOptions {
             keep: given.keep.or(old.keep),
             compress: given.compress.or(old.compress),
             ckpt_signal: given.ckpt_signal.or(old.ckpt_signal),
+            dmtcp: given.dmtcp.clone().or(old.dmtcp),
         }
     }
 
@@ -100,6 +105,12 @@ pub struct JobRecord {
     /// Exit status that the job ended with; none while it runs (or died together with its supervisor).
     #[serde(default)]
     pub ended: Option<u8>,
+    /// It was ended with its last checkpoint, whatever status a program may have by itself.
+    #[serde(default)]
+    pub checkpointed: bool,
+    /// The Slurm job that it ran in.
+    #[serde(default)]
+    pub slurm: Option<SlurmRun>,
     /// Control socket.
     #[serde(default)]
     pub socket: Option<PathBuf>,
@@ -164,6 +175,8 @@ mod tests {
             program: Some(program),
             restarted: Vec::new(),
             ended: None,
+            checkpointed: false,
+            slurm: None,
             starting: false,
             socket: None,
             options: RecordedOptions::default(),

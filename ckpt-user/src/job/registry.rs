@@ -34,6 +34,9 @@ pub struct Entry {
     /// The ckptbpf that was started, where the supervisor is its worker.
     #[serde(default)]
     pub front: Option<ProcessId>,
+    /// See [`super::options::JobOptions::dmtcp`].
+    #[serde(default)]
+    pub dmtcp: Option<String>,
 }
 
 static FRONT: OnceLock<ProcessId> = OnceLock::new();
@@ -144,7 +147,8 @@ pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
             if name_of(entry.supervisor) != stem || entry.uid != place.ids().uid {
                 continue;
             }
-            let supervised = entry.supervisor.runs();
+            let is_worker = entry.front.is_some_and(ProcessId::runs);
+            let supervised = entry.supervisor.runs() || (is_worker && entry.supervisor.is_hidden());
             if supervised || entry.program.runs() {
                 if !is_credible(&entry, place) {
                     continue;
@@ -237,7 +241,7 @@ mod tests {
         let uid = FsIds::current().uid;
         let argv = vec!["./count".into()];
         let (job, dir, socket) = ("j".into(), dir.into(), "/x".into());
-        Entry { job, dir, program, supervisor, argv, uid, socket, front: None }
+        Entry { job, dir, program, supervisor, argv, uid, socket, front: None, dmtcp: None }
     }
 
     #[test]

@@ -103,6 +103,20 @@ pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
     }
 }
 
+/// Ends all processes of a job, and with them the job; returns when its supervisor has ended.
+pub fn end(live: &Live) -> Result<(), RequestError> {
+    live.ask(Request::Kill)?;
+    live.entry.supervisor.wait_for_end(ITS_END.into());
+    Ok(())
+}
+
+/// Gives a job another interval, for as long as this supervisor has it; 0 is off.
+pub fn set_interval(live: &Live, interval: Duration) -> Result<(), RequestError> {
+    let microseconds = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
+    live.ask(Request::Interval { microseconds })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +137,7 @@ mod tests {
             uid: 0,
             socket: "/x".into(),
             front: None,
+            dmtcp: None,
         };
         let live = Live { entry, supervised: true };
         let jobs = [live.clone()];

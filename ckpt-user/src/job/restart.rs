@@ -9,7 +9,7 @@ use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
 use super::namespace::{self, Side, Why, Worker};
-use super::options::{FilesPolicy, RestartOptions};
+use super::options::{FilesPolicy, RestartOptions, kept_signals};
 use super::parent::Parent;
 use super::process::ProcessId;
 use super::record::RecordedOptions;
@@ -210,7 +210,8 @@ fn run_again(
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;
-    parent_of_it.is_to_have(root, target.lease.record().options.ckpt_signal)?;
+    let ckpt_signal = target.lease.record().options.ckpt_signal;
+    parent_of_it.is_to_have(root, kept_signals(ckpt_signal, options.job.term_ends))?;
     let tracked = rebuild::resume::resume(processes, &chain)
         .inspect_err(|_| rebuild::objects::undo_streams(&changed))?;
     unfinished.keep();

@@ -7,6 +7,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 
 /// si_code of a signal that the kernel made itself: the terminal's, which the whole group has got.
 const FROM_KERNEL: i32 = 0x80;
@@ -37,14 +38,29 @@ pub enum Meaning {
 const OWN: [Signal; 6] =
     [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT];
 
+/// Lets signals wait for who listens later. Before any thread is started, so that all inherit the mask.
+///
+/// # Errors
+/// Of sigprocmask(2).
+pub fn hold() -> io::Result<()> {
+    block().map(drop)
+}
+
+/// Blocks everything; the mask that ckptbpf was started with.
+fn block() -> io::Result<SigSet> {
+    static ORIGINAL: OnceLock<SigSet> = OnceLock::new();
+    let mut mask = SigSet::all();
+    for signal in OWN {
+        mask.remove(signal);
+    }
+    let before = mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    Ok(*ORIGINAL.get_or_init(|| before))
+}
+
 impl Signals {
     /// Blocks everything and listens. Before any thread is started, so that all inherit the mask.
     pub fn listen() -> io::Result<Self> {
-        let mut mask = SigSet::all();
-        for signal in OWN {
-            mask.remove(signal);
-        }
-        let original = mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let original = block()?;
         let fd = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { fd, original, witness: None })
     }

@@ -118,8 +118,11 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         program: name,
         parent,
         tracked: Arc::new(Mutex::new(tracked)),
-        // Who has no rights has no eBPF, and a worker need not be told so.
-        kernel: if options.no_bpf || keeper.is_front() { Kernel::none() } else { Kernel::default() },
+        kernel: match (options.no_bpf, keeper.is_front()) {
+            (true, _) => Kernel::none(),
+            (false, true) => Kernel::of_core(),
+            (false, false) => Kernel::default(),
+        },
         reconcile: Reconcile::new(options.fault_log),
         bpf: bpf_options(options),
         seen: HashSet::new(),
@@ -131,6 +134,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         interval,
         exit_after_checkpoint: options.exit_after_ckpt,
         checkpoint_signal: record.options.ckpt_signal,
+        term_ends: options.term_ends,
         control,
         dir: path,
         attached,
@@ -139,7 +143,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     let _as = as_the_user(root, &lease)?;
     let ended = supervisor::supervise(plan, &mut keeper, checkpointer)?;
     // A program that was let go (attach) runs on, and its directory says so.
-    let over = if program.runs() { Ok(()) } else { lease.end(ended.exit_status()) };
+    let over = if program.runs() { Ok(()) } else { lease.end_as(ended) };
     over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
 }
@@ -188,6 +192,7 @@ fn make_known(
         uid: identity.uid,
         socket: control.socket_path(),
         front: registry::front(),
+        dmtcp: record.options.dmtcp,
     };
     let registration = Registration::new(&runtime, &entry)?;
     Ok((control, registration))

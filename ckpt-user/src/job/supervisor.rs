@@ -35,6 +35,8 @@ pub struct Plan {
     pub interval: Option<Duration>,
     pub exit_after_checkpoint: bool,
     pub checkpoint_signal: Option<i32>,
+    /// SIGTERM asks for a checkpoint that is also the end.
+    pub term_ends: bool,
     pub control: Option<Control>,
     /// While a lazy restart is not over.
     pub lazy: Option<Lazy>,
@@ -52,6 +54,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long its parent may take to wait for it.
 const NEWS_OF_ITS_END: Duration = Duration::from_secs(1);
 
+/// A SIGTERM that is to be the end, with a checkpoint.
+#[derive(Debug, Clone, Copy)]
+struct Term {
+    /// The program has got it, too.
+    is_everyones: bool,
+    /// Its checkpoint is being made.
+    is_tried: bool,
+}
+
 struct Supervisor {
     plan: Plan,
     began: Instant,
@@ -65,6 +76,7 @@ struct Supervisor {
     waiting: Vec<ReplyTo>,
     queued: Vec<(ReplyTo, bool)>,
     asked_by_signal: bool,
+    term: Option<Term>,
     last: Option<(u64, Instant)>,
     taken: u64,
     last_error: Option<String>,
@@ -74,6 +86,8 @@ struct Supervisor {
     stops_later: bool,
     /// Its front says that nothing is left of the program.
     is_over: bool,
+    /// Somebody has asked for the end of the program.
+    is_to_end: bool,
 }
 
 /// Supervises until the last process of the tree is gone.
@@ -96,6 +110,7 @@ pub fn supervise(plan: Plan, parent: &mut Parent, checkpointer: Checkpointer) ->
         waiting: Vec::new(),
         queued: Vec::new(),
         asked_by_signal: false,
+        term: None,
         last,
         taken: 0,
         last_error: None,
@@ -103,6 +118,7 @@ pub fn supervise(plan: Plan, parent: &mut Parent, checkpointer: Checkpointer) ->
         let_go: None,
         stops_later: false,
         is_over: false,
+        is_to_end: false,
     };
     let ended = supervisor.run(parent)?;
     supervisor.say_end(ended);
@@ -126,6 +142,10 @@ impl Supervisor {
             if self.reap(parent) {
                 self.last_checkpoint();
                 return Ok(self.ended());
+            }
+            if self.is_to_end {
+                // Whom they have forked meanwhile is met at the next look.
+                tree::members(self.plan.root).iter().for_each(|one| wait::send(one.0, libc::SIGKILL));
             }
             self.lazy();
             self.stop_with_the_program(parent);
@@ -168,7 +188,7 @@ impl Supervisor {
         let lazy = self.plan.lazy.as_ref().filter(|_| self.idle.is_some()).and_then(Lazy::wait);
         let wait = [wait, lazy.map(|w| w.as_millis() + 1)].into_iter().flatten().min();
         let gone = self.plan.attached.as_ref().filter(|fd| is_readable(fd));
-        let wait = if gone.is_some() { Some(LOOK_AGAIN.as_millis()) } else { wait };
+        let wait = if gone.is_some() || self.is_to_end { Some(LOOK_AGAIN.as_millis()) } else { wait };
         let timeout = wait.map_or(PollTimeout::NONE, |ms| {
             PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
         });
@@ -207,16 +227,26 @@ impl Supervisor {
             {
                 self.asked_by_signal = true;
             }
+            Meaning::Forward(libc::SIGTERM) | Meaning::Everyones(libc::SIGTERM) if self.plan.term_ends => {
+                // Batch systems may send it more than once.
+                let is_everyones = matches!(meaning, Meaning::Everyones(_));
+                self.term.get_or_insert(Term { is_everyones, is_tried: false });
+            }
             Meaning::Everyones(_) => {}
             Meaning::Forward(signal) if self.plan.attached.is_some() => {
                 // Attached ckptbpf is nobody's stand-in: it ends, the program goes on.
                 self.let_go = Some(signal);
             }
-            // Its id may be somebody else's by now: what it has left behind is meant.
-            Meaning::Forward(signal) if self.plan.ended.get().is_some() => {
-                tree::members(self.plan.root).into_iter().for_each(|(pid, _)| wait::send(pid, signal));
-            }
-            Meaning::Forward(signal) => wait::send(self.plan.root, signal),
+            Meaning::Forward(signal) => self.pass_on(signal),
+        }
+    }
+
+    /// Once the program has ended, its id may be somebody else's: what it has left behind is meant.
+    fn pass_on(&self, signal: i32) {
+        if self.plan.ended.get().is_some() {
+            tree::members(self.plan.root).into_iter().for_each(|(pid, _)| wait::send(pid, signal));
+        } else {
+            wait::send(self.plan.root, signal);
         }
     }
 
@@ -224,6 +254,17 @@ impl Supervisor {
         match request.kind {
             Request::Checkpoint { kill } => self.queued.push((request.reply, kill)),
             Request::Status => {
+                let status = self.status();
+                request.reply.send(Reply::Status(status));
+            }
+            Request::Interval { microseconds } => {
+                self.plan.interval = Some(Duration::from_micros(microseconds)).filter(|i| !i.is_zero());
+                self.schedule = Schedule::new(self.plan.interval, self.began.elapsed());
+                let status = self.status();
+                request.reply.send(Reply::Status(status));
+            }
+            Request::Kill => {
+                self.is_to_end = true;
                 let status = self.status();
                 request.reply.send(Reply::Status(status));
             }
@@ -267,8 +308,11 @@ impl Supervisor {
     fn start_if_due(&mut self) {
         let now = self.began.elapsed();
         let due = self.schedule.due().is_some_and(|due| due <= now);
+        let is_asked =
+            self.asked_by_signal || self.term.is_some_and(|term| !term.is_tried) || !self.queued.is_empty();
         // What has been ended with its last checkpoint is there a moment longer: who asks now is too late.
-        if self.killed_by_us || !(due || self.asked_by_signal || !self.queued.is_empty()) {
+        let is_ending = self.killed_by_us || self.is_to_end;
+        if is_ending || !(due || is_asked) {
             return;
         }
         if self.is_broken {
@@ -277,7 +321,7 @@ impl Supervisor {
         }
         let Some(checkpointer) = self.idle.take() else {
             // Who asks does not wait for old checkpoints to be merged.
-            if self.asked_by_signal || !self.queued.is_empty() {
+            if is_asked {
                 self.maker.hurry();
             }
             return;
@@ -286,9 +330,9 @@ impl Supervisor {
         let ends = |cause| ends_program(cause, self.plan.exit_after_checkpoint, self.plan.checkpoint_signal);
         let kill = self.queued.iter().any(|q| ends(Cause::Request { kill: q.1 }))
             || (self.asked_by_signal && ends(Cause::Signal))
+            || self.term.is_some()
             || (due && ends(Cause::Interval));
-        self.asked_by_signal = false;
-        self.waiting.extend(self.queued.drain(..).map(|q| q.0));
+        self.take_in_wishes();
         let after = if kill { After::Kill } else { After::Continue };
         if let Err((checkpointer, source)) = self.maker.make(checkpointer, after) {
             self.idle = Some(checkpointer);
@@ -297,9 +341,15 @@ impl Supervisor {
     }
 
     fn refuse_all(&mut self) {
-        self.asked_by_signal = false;
-        self.waiting.extend(self.queued.drain(..).map(|q| q.0));
+        self.take_in_wishes();
         self.finished(Err(CheckpointError::NoMaker));
+    }
+
+    /// Whoever has asked is answered by the next checkpoint.
+    fn take_in_wishes(&mut self) {
+        self.asked_by_signal = false;
+        self.term.iter_mut().for_each(|term| term.is_tried = true);
+        self.waiting.extend(self.queued.drain(..).map(|q| q.0));
     }
 
     fn finished(&mut self, result: Result<CheckpointDone, CheckpointError>) {
@@ -327,6 +377,12 @@ impl Supervisor {
                     reply.send(Reply::Error { error: text.clone() });
                 }
                 self.last_error = Some(text);
+                if let Some(term) = self.term.take_if(|term| term.is_tried)
+                    && !term.is_everyones
+                {
+                    log::warn!("there is no checkpoint to end it with: the program gets SIGTERM");
+                    self.pass_on(libc::SIGTERM);
+                }
             }
         }
     }
@@ -364,6 +420,11 @@ impl Supervisor {
         }
         if self.killed_by_us {
             return Ended::Checkpointed;
+        }
+        // Whoever was ended as was asked has not failed.
+        let by_signal = self.plan.ended.get().is_none_or(|ended| *ended == Ended::Signaled(libc::SIGKILL));
+        if self.is_to_end && by_signal {
+            return Ended::Exited(0);
         }
         if self.plan.lazy.as_ref().is_some_and(Lazy::has_failed) {
             return Ended::Exited(ended::FAILED);

@@ -9,6 +9,7 @@ use crate::front;
 use crate::front::door::{Door, NoDoor};
 use crate::sys::clone;
 use nix::unistd::geteuid;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,6 +40,15 @@ impl Way {
             }
         }
         Self::Alone
+    }
+
+    /// The same; of a worker `words` are asked, and not what this process was asked for.
+    #[must_use]
+    pub fn asking(self, words: Vec<OsString>) -> Self {
+        match self {
+            Self::Daemon(door) => Self::Daemon(door.asking(words)),
+            other => other,
+        }
     }
 }
 

@@ -144,7 +144,8 @@ targets! {
     proc_stat proc_status proc_limits proc_timers proc_maps proc_fdinfo proc_words proc_mountinfo proc_syscall proc_net
     proc_cpuinfo tcp_info keyring_text sock_diag
     bpf_events bpf_rows bpf_offsets
-    job_json registry request reply names arguments daemon_request front_message front_command_line
+    job_json registry request reply names arguments slurm daemon_request front_message front_command_line told_rows
+    dmtcp_pointer dmtcp_state dmtcp_words
 }
 
 /// What was found once: `seeds/TARGET/WHAT`.

@@ -1,0 +1,71 @@
+//! The control groups of the nodes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::sandbox::until;
+
+/// How long the last processes may take to be gone.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Removes those of the nodes; what cannot be removed, as there is a process in it, is told.
+pub fn remove(nodes: &[String]) -> Vec<String> {
+    let all = of(nodes);
+    until(GRACE, || None, || all.iter().filter(|group| group.exists()).all(|group| remove_all(group)));
+    all.iter().filter(|group| group.exists()).flat_map(|group| busy(group)).collect()
+}
+
+/// Whether a job has any.
+pub fn has_job(node: &str, job: &str) -> bool {
+    let job = format!("job_{job}");
+    of(&[node.to_owned()]).iter().any(|group| below(group).iter().any(|one| one.ends_with(&job)))
+}
+
+/// Bytes that a job has had at most, and how often a process of it was killed for want of memory; none where control groups of the first
+/// version do not tell, or it is over.
+pub fn memory(node: &str, job: &str) -> Option<(u64, u64)> {
+    let job = format!("job_{job}");
+    let all = of(&[node.to_owned()]).into_iter().flat_map(|group| below(&group));
+    let group = all.filter(|one| one.ends_with(&job)).find(|one| one.starts_with("/sys/fs/cgroup/memory"))?;
+    let text = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+    let peak = text("memory.max_usage_in_bytes")?.trim().parse().ok()?;
+    let control = text("memory.oom_control")?;
+    let killed = control.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())?;
+    Some((peak, killed))
+}
+
+/// In each hierarchy.
+fn of(nodes: &[String]) -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let hierarchies = folders(top);
+    let is_theirs = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        nodes.iter().any(|node| name.contains(node.as_str()))
+    };
+    // Of the second version there is one, and Slurm's is in it or in one of systemd's.
+    let places = hierarchies.iter().flat_map(|one| folders(one)).chain(hierarchies.clone());
+    places.filter(is_theirs).collect()
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path()).collect()
+}
+
+/// A group and all that are in it, the innermost first.
+fn below(group: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = folders(group).iter().flat_map(|one| below(one)).collect();
+    all.push(group.to_owned());
+    all
+}
+
+fn remove_all(group: &Path) -> bool {
+    below(group).iter().filter(|one| std::fs::remove_dir(one).is_err()).count() == 0
+}
+
+fn busy(group: &Path) -> Vec<String> {
+    let processes = |one: &PathBuf| std::fs::read_to_string(one.join("cgroup.procs")).unwrap_or_default();
+    let shown = |one: PathBuf| format!("{} with {:?}", one.display(), processes(&one));
+    below(group).into_iter().map(shown).collect()
+}
