@@ -7,6 +7,7 @@ use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::deleted::{self, DeletedRecord};
+use crate::object::handle::FileHandle;
 use crate::object::{memfd, same_by_path};
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
@@ -175,7 +176,10 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         let object = objects.index(metadata, |object| {
             object.deleted = file.deleted;
             object.tmpfs = posix::of(link, &file, metadata);
-            object.file = (!file.deleted).then_some(file);
+            if !file.deleted {
+                object.handle = FileHandle::of(link, metadata);
+                object.file = Some(file);
+            }
             Ok(())
         });
         vma.set_kind(Kind::SharedObject);

@@ -1,6 +1,7 @@
 //! Regular files, directories and device nodes: opened again by path, checked to be the same.
 
 use super::ends::Ends;
+use super::handle::FileHandle;
 use super::{Object, Seen, deleted, path_of, same_by_path};
 use crate::sys::ids::FsIds;
 use nix::sys::statfs::{
@@ -33,6 +34,9 @@ pub struct FileRecord {
     /// Of one that the program both reads and writes.
     #[prost(message, optional, tag = "7")]
     pub ends: Option<Ends>,
+    /// Of a regular file whose device has a number of a mount.
+    #[prost(message, optional, tag = "8")]
+    pub handle: Option<FileHandle>,
 }
 
 /// A character device that keeps no state of the descriptor: /dev/null and its like.
@@ -58,6 +62,7 @@ impl FileRecord {
             directory: metadata.is_dir(),
             modified_ns: modified(metadata),
             ends: None,
+            handle: None,
         }
     }
 
@@ -105,7 +110,8 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
     if !same_by_path(path, metadata) {
         return Err("the file has been renamed since it was opened".to_owned());
     }
-    Ok(Object::File(FileRecord::of(path, metadata)))
+    let handle = FileHandle::of(&seen.link(), metadata);
+    Ok(Object::File(FileRecord { handle, ..FileRecord::of(path, metadata) }))
 }
 
 /// What O_PATH refers to, of any kind: a name is all there is to it.

@@ -13,6 +13,7 @@ pub mod ends;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod handle;
 pub mod inotify;
 pub mod joining;
 pub mod known_ends;

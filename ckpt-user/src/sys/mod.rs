@@ -10,6 +10,7 @@ pub mod clone;
 pub mod deed;
 pub mod diag;
 pub mod environment;
+pub mod file_handle;
 pub mod guardian;
 pub mod ids;
 pub mod inject;
