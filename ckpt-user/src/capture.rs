@@ -146,6 +146,7 @@ fn capture_process(
     }
     let link = dir.path("exe");
     let executable = Behind {
+        pid: via,
         target: std::fs::read_link(&link).reading(pid, "exe")?,
         metadata: std::fs::metadata(&link).reading(pid, "exe")?,
         link,

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 /// The file or object behind a mapping.
 #[derive(Debug)]
 pub struct Behind {
+    /// A process that has it.
+    pub pid: Pid,
     /// Leads to it.
     pub link: PathBuf,
     /// Its name, as the kernel shows it.
@@ -31,17 +33,17 @@ impl Behind {
     pub fn of(pid: Pid, raw: &Raw) -> io::Result<Result<Self, String>> {
         let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
         match std::fs::metadata(&link) {
-            Ok(metadata) => Ok(Ok(Self { target: std::fs::read_link(&link)?, link, metadata })),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Self::by_name(raw)),
+            Ok(metadata) => Ok(Ok(Self { pid, target: std::fs::read_link(&link)?, link, metadata })),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Self::by_name(pid, raw)),
             Err(error) => Err(error),
         }
     }
 
-    fn by_name(raw: &Raw) -> Result<Self, String> {
+    fn by_name(pid: Pid, raw: &Raw) -> Result<Self, String> {
         let path = PathBuf::from(&raw.name);
         let found = if path.is_absolute() { std::fs::symlink_metadata(&path).ok() } else { None };
         match found.filter(|found| is_shown_as(&path, found, raw)) {
-            Some(metadata) => Ok(Self { link: path.clone(), target: path, metadata }),
+            Some(metadata) => Ok(Self { pid, link: path.clone(), target: path, metadata }),
             None => Err("it is of no file that has this name, and only root (CAP_CHECKPOINT_RESTORE) may look behind it"
                 .to_owned()),
         }
@@ -75,7 +77,7 @@ mod tests {
     fn a_file_is_found_by_its_name_if_it_is_that_very_file() {
         let raw = own();
         let by_link = Behind::of(Pid::this(), &raw).unwrap().unwrap();
-        let by_name = Behind::by_name(&raw).unwrap();
+        let by_name = Behind::by_name(Pid::this(), &raw).unwrap();
         assert_eq!(by_name.target, by_link.target);
         assert_eq!(by_name.metadata.ino(), by_link.metadata.ino());
         for other in [
@@ -84,7 +86,7 @@ mod tests {
             Raw { name: format!("{} (deleted)", raw.name), ..raw.clone() },
             Raw { name: "/dev/zero (deleted)".to_owned(), ..raw },
         ] {
-            assert!(Behind::by_name(&other).is_err(), "{other:?}");
+            assert!(Behind::by_name(Pid::this(), &other).is_err(), "{other:?}");
         }
     }
 }

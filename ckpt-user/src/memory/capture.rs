@@ -8,7 +8,8 @@ use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::deleted::{self, DeletedRecord};
 use crate::object::handle::FileHandle;
-use crate::object::{memfd, same_by_path};
+use crate::object::memfd;
+use crate::object::reach::leads_to;
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
@@ -36,7 +37,7 @@ impl Objects {
     /// # Errors
     /// The reason why a restart could not map or execute it again.
     pub fn file(&mut self, behind: &Behind) -> Result<MappedFile, String> {
-        let Behind { link, target, metadata } = behind;
+        let Behind { pid, link, target, metadata } = behind;
         let path = match deleted::former(target) {
             Some(former) if metadata.nlink() == 0 => {
                 if !deleted::is_on_a_mount(former, metadata) {
@@ -45,14 +46,16 @@ impl Objects {
                 return self.without_a_name(behind, former);
             }
             None if deleted::is_hidden(target, link) => return self.without_a_name(behind, target),
-            Some(former) if !same_by_path(target, metadata) => deleted::other_name(former, metadata)?,
+            Some(former) if !leads_to(target, metadata, *pid)? => {
+                deleted::other_name(former, metadata, *pid)?
+            }
             _ => target.clone(),
         };
         Ok(file_of(path, metadata))
     }
 
     fn without_a_name(&mut self, behind: &Behind, former: &Path) -> Result<MappedFile, String> {
-        let Behind { link, target, metadata } = behind;
+        let Behind { link, target, metadata, .. } = behind;
         if self.deleted.iter().all(|d| d.identity() != (metadata.dev(), metadata.ino())) {
             self.deleted.push(deleted::of(link, former, metadata)?);
         }
@@ -139,7 +142,7 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
     }
     let behind = Behind::of(pid, raw).reading(pid, "map_files")?;
     let behind = behind.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
-    let Behind { link, target, metadata } = &behind;
+    let Behind { link, target, metadata, .. } = &behind;
     if raw.flags.iter().any(|f| f == "ht") {
         vma.huge_page = hugetlb::page_size(metadata).ok_or_else(|| {
             Refusal::unsupported(pid, name(), "it is of a file of hugetlbfs, which cannot be saved yet")

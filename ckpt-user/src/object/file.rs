@@ -2,7 +2,8 @@
 
 use super::ends::Ends;
 use super::handle::FileHandle;
-use super::{Object, Seen, deleted, path_of, same_by_path};
+use super::reach::leads_to;
+use super::{Object, Seen, deleted, path_of};
 use crate::sys::ids::FsIds;
 use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
@@ -104,10 +105,12 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
         None if deleted::is_hidden(&seen.target, &seen.link()) => {
             return deleted::capture(seen, &seen.target, metadata);
         }
-        Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
+        Some(former) if !leads_to(&seen.target, metadata, seen.pid)? => {
+            &deleted::other_name(former, metadata, seen.pid)?
+        }
         _ => &seen.target,
     };
-    if !same_by_path(path, metadata) {
+    if !leads_to(path, metadata, seen.pid)? {
         return Err("the file has been renamed since it was opened".to_owned());
     }
     let handle = FileHandle::of(&seen.link(), metadata);
@@ -119,7 +122,7 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
 /// # Errors
 /// The reason why a restart could not open it again.
 pub fn capture_path(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
-    if same_by_path(&seen.target, metadata) {
+    if leads_to(&seen.target, metadata, seen.pid)? {
         Ok(Object::File(FileRecord::of(&seen.target, metadata)))
     } else {
         Err("what it refers to (O_PATH) has been removed".to_owned())
