@@ -107,6 +107,7 @@ pub fn capture(
         deleted: objects.deleted,
         filters: filters.filters,
         cpu_time_before: 0,
+        first_cpus: sched::affinity(tree::keeper()).unwrap_or_default(),
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));

@@ -58,6 +58,9 @@ pub struct Image {
     /// CPU time that its processes had had at the last restart, nanoseconds.
     #[prost(uint64, tag = "21")]
     pub cpu_time_before: u64,
+    /// Processors that a program begins with: those of whoever has started this one, a mask as that of a thread. Empty: not known.
+    #[prost(bytes = "vec", tag = "22")]
+    pub first_cpus: Vec<u8>,
 }
 
 /// Where the image was made.
