@@ -31,6 +31,7 @@ use crate::sys::ids::FsIds;
 use crate::sys::wait;
 use crate::task::filters;
 use crate::task::keyring::Joined;
+use crate::task::policy;
 use nix::unistd::Pid;
 use nursery::Nursery;
 use std::collections::HashSet;
@@ -113,6 +114,7 @@ pub fn rebuild(
     nursery: &Nursery,
     lender: Option<&'static Lender>,
 ) -> Result<Rebuilt, RebuildError> {
+    let _as_the_program = policy::assume_common(image);
     let original_time = nursery.enter_clocks(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner, sound, lender)?;
     let mut skeletons = skeleton::plant(image, original_time, nursery, &objects)?;

@@ -18,6 +18,7 @@ pub mod inotify;
 pub mod keyring;
 pub mod lock;
 pub mod mem;
+pub mod mempolicy;
 pub mod own;
 pub mod packet;
 pub mod pagemap;
