@@ -77,7 +77,8 @@ pub fn rebuild(
             .rebuilding(0, "memory of memfd_create(2)")?,
         (None, None) => {
             let huge = hugetlb::flags(record.huge_page, libc::MAP_HUGETLB as u32) as i32;
-            shared::create(record.size, huge).rebuilding(0, "shared memory")?.into()
+            let promised = if is_counted(image, index) { 0 } else { libc::MAP_NORESERVE };
+            shared::create(record.size, huge | promised).rebuilding(0, "shared memory")?.into()
         }
     };
     let mut restored = Restored {
@@ -95,6 +96,13 @@ pub fn rebuild(
         restored.fill(chain, record.size)?;
     }
     Ok(restored)
+}
+
+/// Whether object `index` counts as a whole as memory that is committed: not what was mapped with MAP_NORESERVE, which may be larger
+/// than the machine's memory.
+fn is_counted(image: &Image, index: u32) -> bool {
+    let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);
+    !mappings.any(|v| v.object == Some(index) && v.has("nr"))
 }
 
 fn open(record: &MappedFile) -> Result<File, RebuildError> {
