@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     umask(Mode::from_bits_truncate(0o022));
     log_lines::init(options.verbose);
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
-    resource_limits::raise_own_open_files();
+    resource_limits::raise_own();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {

@@ -149,6 +149,7 @@ fn run_again(
         };
         return run_again(options, begun, way, Some(Inside { why: &why, chosen, keeper }), running);
     }
+    rebuild::room::settle(&mut image)?;
     let keeper = inside.and_then(|inside| inside.keeper);
     let parent_of_it = match (way, &keeper) {
         (Way::Worker(front), Some(keeper)) => {

@@ -19,6 +19,7 @@ pub mod objects;
 pub mod plan;
 pub mod process;
 pub mod resume;
+pub mod room;
 pub mod skeleton;
 pub mod taken;
 
@@ -173,6 +174,7 @@ pub fn check(image: &Image, chain: &Chain, owner: &FsIds) -> Result<(), RebuildE
         vdso::stand_in::check(image, machine, &own.image).map_err(RebuildError::Refused)?;
     }
     hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
+    room::check(image).map_err(RebuildError::Refused)?;
     image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)
 }
 
