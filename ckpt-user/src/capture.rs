@@ -107,6 +107,7 @@ pub fn capture(
         deleted: objects.deleted,
         filters: filters.filters,
         cpu_time_before: 0,
+        first_cpus: sched::affinity(tree::keeper()).unwrap_or_default(),
     };
     if let Err(error) = plan::plan(&image.nodes()) {
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
@@ -147,7 +148,7 @@ fn capture_process(
     let link = dir.path("exe");
     let target = std::fs::read_link(&link).reading(pid, "exe")?;
     let metadata = std::fs::metadata(&link).reading(pid, "exe")?;
-    let executable = objects.file(&Behind::at(link, target, metadata));
+    let executable = objects.file(&Behind::at(via, link, target, metadata));
     let executable = executable.map_err(|reason| Refusal::unsupported(pid, "runs", reason))?;
     let first = &process.threads[0];
     // While it was asked, it may have taken some.

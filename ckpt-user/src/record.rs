@@ -8,7 +8,8 @@ pub use check::BadImage;
 use crate::memory::layout::Layout;
 use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{
-    Description, Object, deleted::DeletedRecord, memfd::Memfd, table::Descriptor, terminal::Modes,
+    Description, Object, deleted::DeletedRecord, file::FileRecord, handle::FileHandle, memfd::Memfd,
+    table::Descriptor, terminal::Modes,
 };
 use crate::rebuild::plan::{self, Node};
 use crate::task::credentials::Credentials;
@@ -57,6 +58,9 @@ pub struct Image {
     /// CPU time that its processes had had at the last restart, nanoseconds.
     #[prost(uint64, tag = "21")]
     pub cpu_time_before: u64,
+    /// Processors that a program begins with: those of whoever has started this one, a mask as that of a thread. Empty: not known.
+    #[prost(bytes = "vec", tag = "22")]
+    pub first_cpus: Vec<u8>,
 }
 
 /// Where the image was made.
@@ -85,6 +89,9 @@ pub struct Machine {
     /// `--cpu-baseline`, empty for none.
     #[prost(string, tag = "8")]
     pub cpu_baseline: String,
+    /// /etc/machine-id; empty where there is none.
+    #[prost(string, tag = "9")]
+    pub machine_id: String,
 }
 
 /// The program's own clocks at the checkpoint, nanoseconds.
@@ -198,20 +205,24 @@ impl Process {
 }
 
 impl Image {
-    /// Files that are others by now, by device and inode, wherever they are spoken of: all at once, as what one is now may be what
-    /// another one was.
+    /// Files that have other numbers by now, by device and inode, wherever they are spoken of: all at once, as what one has now may
+    /// be what another one had. What told them apart is not to be asked for again.
     pub fn renumber(&mut self, now: &HashMap<(u64, u64), (u64, u64)>) {
         let renumber = |device: &mut u64, inode: &mut u64| {
-            if let Some(is) = now.get(&(*device, *inode)) {
-                (*device, *inode) = *is;
+            let Some(is) = now.get(&(*device, *inode)) else { return false };
+            (*device, *inode) = *is;
+            true
+        };
+        let of_file = |file: &mut FileRecord| {
+            if renumber(&mut file.device, &mut file.inode) {
+                file.handle = None;
             }
         };
         for description in &mut self.descriptions {
             match &mut description.object {
-                Some(Object::File(file)) => renumber(&mut file.device, &mut file.inode),
+                Some(Object::File(file)) => of_file(file),
                 Some(Object::Inotify(inotify)) => {
-                    let files = inotify.watches.iter_mut().filter_map(|watch| watch.file.as_mut());
-                    files.for_each(|file| renumber(&mut file.device, &mut file.inode));
+                    inotify.watches.iter_mut().filter_map(|watch| watch.file.as_mut()).for_each(of_file);
                 }
                 _ => {}
             }
@@ -219,7 +230,9 @@ impl Image {
         for object in &mut self.objects {
             if let Some(file) = &mut object.file {
                 renumber(&mut file.device, &mut file.inode);
-                renumber(&mut object.device, &mut object.inode);
+                if renumber(&mut object.device, &mut object.inode) {
+                    object.handle = None;
+                }
             }
         }
         for process in &mut self.processes {
@@ -339,6 +352,9 @@ pub struct SharedObject {
     /// What else it takes to make the file again: of one of tmpfs, which is gone with the machine.
     #[prost(message, optional, tag = "10")]
     pub tmpfs: Option<DeletedRecord>,
+    /// Of a mapped file whose device has a number of a mount.
+    #[prost(message, optional, tag = "11")]
+    pub handle: Option<FileHandle>,
 }
 
 #[cfg(test)]
@@ -348,11 +364,19 @@ mod tests {
     #[test]
     fn what_a_file_is_now_may_be_what_another_one_was() {
         let file = |inode| MappedFile { device: 1, inode, ..MappedFile::default() };
-        let object = |inode| SharedObject { device: 1, inode, file: Some(file(inode)), ..Default::default() };
+        let object = |inode| SharedObject {
+            device: 1,
+            inode,
+            file: Some(file(inode)),
+            handle: Some(FileHandle::default()),
+            ..SharedObject::default()
+        };
         let mut image = Image { objects: vec![object(2), object(3), object(4)], ..Image::default() };
         image.renumber(&HashMap::from([((1, 2), (1, 3)), ((1, 3), (1, 2))]));
         let inodes: Vec<_> =
             image.objects.iter().map(|o| (o.inode, o.file.as_ref().unwrap().inode)).collect();
         assert_eq!(inodes, [(3, 3), (2, 2), (4, 4)]);
+        let told: Vec<bool> = image.objects.iter().map(|object| object.handle.is_some()).collect();
+        assert_eq!(told, [false, false, true]);
     }
 }

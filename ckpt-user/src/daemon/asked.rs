@@ -1,7 +1,8 @@
 //! What a person asked their ckptbpf for, handed on to the worker: the command line as it is, in memory of its own, as it may be
 //! long, with the few variables that say where things are.
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use crate::object::memfd;
+use nix::sys::memfd::MFdFlags;
 use prost::Message;
 use std::ffi::OsString;
 use std::fs::File;
@@ -69,7 +70,7 @@ impl Asked {
                 .map(|(name, value)| Variable { number: number(name), value: bytes(value) })
                 .collect(),
         };
-        let mut file = File::from(memfd_create(c"ckptbpf-asked", MFdFlags::MFD_CLOEXEC)?);
+        let mut file = memfd::own(c"ckptbpf-asked", MFdFlags::empty())?;
         file.write_all(&written.encode_to_vec())?;
         file.rewind()?;
         Ok(file.into())

@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     log_lines::init(options.verbose);
     leave::leave();
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
-    resource_limits::raise_own_open_files();
+    resource_limits::raise_own();
     // Before rights are laid down: it takes addresses of the kernel's functions.
     let teller = Teller::load()
         .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))

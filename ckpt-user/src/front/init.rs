@@ -59,7 +59,7 @@ fn begin(user: &FsIds, share: Share, link: OwnedFd) -> io::Result<Init> {
     link.say(&Word::Made(number), &[])?;
     made?;
     // For the processes that are forked here: each begins with all that a program may have open.
-    limits::raise_own_open_files();
+    limits::raise_own();
     link.fds().next().map_or(Ok(()), spawn::close_all_but)?;
     let signals = Signals::listen()?;
     Ok(Init { link: Some(link), signals, root: None, is_known: true, ended: None, is_over: false })

@@ -79,7 +79,7 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
 pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
     let found = find(options.pid, &job)?;
-    limits::raise_own_open_files();
+    limits::raise_own();
     let lease = found.claimed.lease;
     let program = ProcessId::of(options.pid).context("the program is gone")?;
     // By its id here: in its pid namespace it is another one than for whoever reads job.json.

@@ -2,6 +2,7 @@
 //! what is cut is kept in `DIR/cut/`.
 
 use super::directory::JobDir;
+use super::moved;
 use super::options::FilesPolicy;
 use super::others;
 use crate::memory::runs::PageSet;
@@ -206,6 +207,10 @@ enum Difference {
     Error(anyhow::Error),
     #[error("it is another file than at the checkpoint")]
     Replaced,
+    #[error(
+        "it is on another mount, or another machine, than at the checkpoint, and nothing tells that it is the same file"
+    )]
+    Untold,
     #[error("it has {now} bytes, fewer than the {then} at the checkpoint")]
     Shorter { now: u64, then: u64 },
     #[error(
@@ -220,7 +225,7 @@ fn difference(image: &Image, file: &FileRecord) -> Result<u64, Difference> {
     let failed = |error: std::io::Error| Difference::Error(error.into());
     let now = std::fs::metadata(file.path()).map_err(failed)?;
     if !file.is_same_inode(&now) {
-        return Err(Difference::Replaced);
+        return Err(if moved::is_untold(file) { Difference::Untold } else { Difference::Replaced });
     }
     if now.len() < file.size {
         return Err(Difference::Shorter { now: now.len(), then: file.size });

@@ -341,7 +341,7 @@ fn lock(dir: &JobDir) -> Result<File, DirectoryError> {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => {
-                return Err(dir.io("lock it (does its file system know flock?)", error));
+                return Err(DirectoryError::unlocked(dir.path(), error));
             }
         }
         let record = dir.read_record().ok().flatten();

@@ -30,6 +30,7 @@ pub mod launch;
 mod lazy;
 pub mod lease;
 mod maker;
+mod moved;
 pub mod namespace;
 pub mod options;
 mod others;

@@ -4,7 +4,6 @@
 //! (another host), the answer is "cannot be known", never a guess.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,11 +31,10 @@ pub struct Here {
 impl Here {
     /// Of this process.
     pub fn current() -> Self {
-        let line = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
         let host =
             nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let boot_id = machine::boot_id().to_owned();
-        let machine = line("/etc/machine-id").filter(|id| !id.is_empty());
+        let machine = Some(machine::id()).filter(|id| !id.is_empty()).map(str::to_owned);
         Self { host, boot_id, machine }
     }
 }

@@ -122,7 +122,7 @@ pub fn make(
     if all.is_empty() {
         return Ok(made);
     }
-    limits::raise_own_open_files();
+    limits::raise_own();
     let (boot_id, then) = (machine::boot_id(), image.machine.as_ref().map_or("", |m| m.boot_id.as_str()));
     let mut table = Table::read(from, chain.owner_uid())?;
     if from.path() != to.path() {

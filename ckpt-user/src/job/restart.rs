@@ -8,6 +8,7 @@ use super::files;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
+use super::moved;
 use super::namespace::{self, Side, Why, Worker};
 use super::options::{FilesPolicy, RestartOptions, kept_signals};
 use super::parent::Parent;
@@ -121,6 +122,7 @@ fn run_again(
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let newest = chain.newest();
     let made = remade::make(&mut image, &chain, (&dir, target.lease.dir()), &owner, options.files)?;
+    moved::settle(&mut image, &owner).context("cannot find the program's files")?;
     let plan = files::compare(&image, options.files, &owner)?;
     // In a namespace, the one outside has seen to it: not everybody is seen from there.
     if why.is_none() {
@@ -147,6 +149,7 @@ fn run_again(
         };
         return run_again(options, begun, way, Some(Inside { why: &why, chosen, keeper }), running);
     }
+    rebuild::room::settle(&mut image)?;
     let keeper = inside.and_then(|inside| inside.keeper);
     let parent_of_it = match (way, &keeper) {
         (Way::Worker(front), Some(keeper)) => {

@@ -89,6 +89,10 @@ impl Signals {
     pub fn take(&mut self) -> Option<Meaning> {
         let info = self.fd.read_signal().ok()??;
         let signal = info.ssi_signo as i32;
+        // With EFBIG, of a file of ours that would be larger than we may make it (RLIMIT_FSIZE): nothing to the program.
+        if signal == libc::SIGXFSZ && info.ssi_pid == std::process::id() {
+            return self.take();
+        }
         if signal == libc::SIGCHLD {
             return Some(Meaning::Child);
         }

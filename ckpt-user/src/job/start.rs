@@ -74,7 +74,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     // Even a program that ends at once is there, as a zombie, until it is reaped.
     let program = ProcessId::of(root.as_raw()).context("the program is gone")?;
     tree::note_root(root);
-    limits::raise_own_open_files();
+    limits::raise_own();
     let known = make_known(&lease, &identity, program);
     let (control, _registration) = match known {
         Ok((control, registration)) => (Some(control), Some(registration)),

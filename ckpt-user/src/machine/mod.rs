@@ -27,6 +27,7 @@ pub fn here(vdso: u64, vdso_image: Vec<u8>) -> Machine {
         vdso_image,
         xsave: Layout::own().components.clone(),
         cpu_baseline: String::new(),
+        machine_id: id().to_owned(),
     }
 }
 
@@ -34,6 +35,14 @@ impl Machine {
     /// What the program was told of the processor, if less than there is.
     pub fn baseline(&self) -> Option<Baseline> {
         Baseline::of(&self.cpu_baseline)
+    }
+
+    /// Whether it is this machine, started anew or not.
+    pub fn is_here(&self) -> bool {
+        let here = here(0, Vec::new());
+        let is_known = |own: &str, other: &str| !own.is_empty() && own == other;
+        is_known(&here.boot_id, &self.boot_id)
+            || (here.host == self.host && is_known(&here.machine_id, &self.machine_id))
     }
 
     /// Of the processor counts no more than the program was told of.
@@ -47,12 +56,20 @@ impl Machine {
 pub fn prepare() {
     cpu_features();
     Layout::own();
+    id();
 }
 
 /// Of this machine since it was started; empty where the kernel does not tell.
 pub fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
     let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    ID.get_or_init(|| read().trim().to_owned())
+}
+
+/// /etc/machine-id: tells a reboot of this machine from another machine of the same name; empty where there is none.
+pub fn id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     ID.get_or_init(|| read().trim().to_owned())
 }
 

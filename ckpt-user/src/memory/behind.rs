@@ -31,6 +31,8 @@ pub const MEMFD: &str = "/memfd:";
 /// The file or object behind a mapping.
 #[derive(Debug)]
 pub struct Behind {
+    /// A process that has it.
+    pub pid: Pid,
     /// Leads to it.
     pub link: PathBuf,
     /// Its name, as the kernel shows it.
@@ -48,9 +50,9 @@ impl Behind {
     pub fn of(pid: Pid, raw: &Raw) -> io::Result<Result<Self, String>> {
         let link = ProcDir::process(pid).path(format!("map_files/{:x}-{:x}", raw.start, raw.end));
         match std::fs::metadata(&link) {
-            Ok(metadata) => Ok(Ok(Self::at(link.clone(), std::fs::read_link(&link)?, metadata))),
+            Ok(metadata) => Ok(Ok(Self::at(pid, link.clone(), std::fs::read_link(&link)?, metadata))),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                Ok(Self::by_name(raw).or_else(|why| match Self::by_daemon(pid, raw) {
+                Ok(Self::by_name(pid, raw).or_else(|why| match Self::by_daemon(pid, raw) {
                     Ok(found) => found.ok_or(why),
                     Err(error) => Err(format!("{why}; the daemon does not open it ({error})")),
                 }))
@@ -60,8 +62,8 @@ impl Behind {
     }
 
     /// At a place that leads there by itself.
-    pub fn at(link: PathBuf, target: PathBuf, metadata: Metadata) -> Self {
-        Self { link, target, metadata, _opened: None }
+    pub fn at(pid: Pid, link: PathBuf, target: PathBuf, metadata: Metadata) -> Self {
+        Self { pid, link, target, metadata, _opened: None }
     }
 
     /// Shared memory without a name, where there is a daemon that opens it for us.
@@ -72,14 +74,14 @@ impl Behind {
         let Some(opened) = told::object(pid, raw.start..raw.end)? else { return Ok(None) };
         let link = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         let (target, metadata) = (std::fs::read_link(&link)?, opened.metadata()?);
-        Ok(Some(Self { link, target, metadata, _opened: Some(opened) }))
+        Ok(Some(Self { pid, link, target, metadata, _opened: Some(opened) }))
     }
 
-    fn by_name(raw: &Raw) -> Result<Self, String> {
+    fn by_name(pid: Pid, raw: &Raw) -> Result<Self, String> {
         let path = PathBuf::from(&raw.name);
         let found = if path.is_absolute() { std::fs::symlink_metadata(&path).ok() } else { None };
         match found.filter(|found| is_shown_as(&path, found, raw)) {
-            Some(metadata) => Ok(Self::at(path.clone(), path, metadata)),
+            Some(metadata) => Ok(Self::at(pid, path.clone(), path, metadata)),
             None => Err("it is of no file that has this name, and only root (CAP_CHECKPOINT_RESTORE) may look behind it"
                 .to_owned()),
         }
@@ -127,7 +129,7 @@ mod tests {
     fn a_file_is_found_by_its_name_if_it_is_that_very_file() {
         let raw = own();
         let by_link = Behind::of(Pid::this(), &raw).unwrap().unwrap();
-        let by_name = Behind::by_name(&raw).unwrap();
+        let by_name = Behind::by_name(Pid::this(), &raw).unwrap();
         assert_eq!(by_name.target, by_link.target);
         assert_eq!(by_name.metadata.ino(), by_link.metadata.ino());
         for other in [
@@ -136,7 +138,7 @@ mod tests {
             Raw { name: format!("{} (deleted)", raw.name), ..raw.clone() },
             Raw { name: "/dev/zero (deleted)".to_owned(), ..raw },
         ] {
-            assert!(Behind::by_name(&other).is_err(), "{other:?}");
+            assert!(Behind::by_name(Pid::this(), &other).is_err(), "{other:?}");
         }
     }
 }

@@ -7,7 +7,9 @@ use super::sysv;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::deleted::{self, DeletedRecord};
-use crate::object::{memfd, same_by_path};
+use crate::object::handle::FileHandle;
+use crate::object::memfd;
+use crate::object::reach::leads_to;
 use crate::record::SharedObject;
 use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
@@ -35,7 +37,7 @@ impl Objects {
     /// # Errors
     /// The reason why a restart could not map or execute it again.
     pub fn file(&mut self, behind: &Behind) -> Result<MappedFile, String> {
-        let Behind { link, target, metadata, .. } = behind;
+        let Behind { pid, link, target, metadata, .. } = behind;
         let path = match deleted::former(target) {
             Some(former) if metadata.nlink() == 0 => {
                 if !deleted::is_on_a_mount(former, metadata) {
@@ -44,7 +46,9 @@ impl Objects {
                 return self.without_a_name(behind, former);
             }
             None if deleted::is_hidden(target, link) => return self.without_a_name(behind, target),
-            Some(former) if !same_by_path(target, metadata) => deleted::other_name(former, metadata)?,
+            Some(former) if !leads_to(target, metadata, *pid)? => {
+                deleted::other_name(former, metadata, *pid)?
+            }
             _ => target.clone(),
         };
         Ok(file_of(path, metadata))
@@ -175,7 +179,10 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         let object = objects.index(metadata, |object| {
             object.deleted = file.deleted;
             object.tmpfs = posix::of(link, &file, metadata);
-            object.file = (!file.deleted).then_some(file);
+            if !file.deleted {
+                object.handle = FileHandle::of(link, metadata);
+                object.file = Some(file);
+            }
             Ok(())
         });
         vma.set_kind(Kind::SharedObject);

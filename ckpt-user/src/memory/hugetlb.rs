@@ -7,10 +7,11 @@ use super::sysv;
 use super::vma::{Kind, Vma};
 use crate::image::{Chain, Source, SpaceId};
 use crate::memory::runs::PageSet;
+use crate::object::memfd;
 use crate::record::{Image, SharedObject};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -30,9 +31,9 @@ pub fn page_size(metadata: &Metadata) -> Option<u64> {
     static DEVICES: OnceLock<BTreeMap<u64, u64>> = OnceLock::new();
     let devices = DEVICES.get_or_init(|| {
         let device = |&size: &u64| {
-            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(flags(size, libc::MFD_HUGETLB));
-            let specimen = memfd_create(c"ckptbpf", flags).ok()?;
-            Some((File::from(specimen).metadata().ok()?.dev(), size))
+            let flags = MFdFlags::from_bits_retain(flags(size, libc::MFD_HUGETLB));
+            let specimen = memfd::own(c"ckptbpf", flags).ok()?;
+            Some((specimen.metadata().ok()?.dev(), size))
         };
         SIZES
             .map(|log| 1 << log)

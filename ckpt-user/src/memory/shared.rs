@@ -84,7 +84,10 @@ pub fn rebuild(
         (None, Some(memfd)) => memfd::create(memfd, record.huge_page)
             .and_then(|file| file.set_len(record.size).map(|()| file))
             .rebuilding(0, "memory of memfd_create(2)")?,
-        (None, None) => anonymous(record).rebuilding(0, "shared memory")?,
+        (None, None) => {
+            let promised = if is_counted(image, index) { 0 } else { libc::MAP_NORESERVE };
+            anonymous(record, promised).rebuilding(0, "shared memory")?
+        }
     };
     let mut restored = Restored {
         file,
@@ -108,11 +111,11 @@ pub fn rebuild(
     Ok(restored)
 }
 
-/// Memory of mmap(2) with MAP_ANONYMOUS. Where only root gets a descriptor of that, memory of memfd_create(2) takes its place,
-/// which is the same but for what maps calls it.
-fn anonymous(record: &SharedObject) -> io::Result<File> {
+/// Memory of mmap(2) with MAP_ANONYMOUS and `promised` (0 or MAP_NORESERVE). Where only root gets a descriptor of that, memory
+/// of memfd_create(2) takes its place, which is the same but for what maps calls it.
+fn anonymous(record: &SharedObject, promised: i32) -> io::Result<File> {
     let huge = hugetlb::flags(record.huge_page, libc::MAP_HUGETLB as u32) as i32;
-    match shared::create(record.size, huge) {
+    match shared::create(record.size, huge | promised) {
         // EPERM; and EACCES for a worker of a daemon, which nobody may write to, not by /proc/self/mem either.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let stand_in = |seals, mode| {
@@ -127,6 +130,13 @@ fn anonymous(record: &SharedObject) -> io::Result<File> {
         }
         made => made.map(File::from),
     }
+}
+
+/// Whether object `index` counts as a whole as memory that is committed: not what was mapped with MAP_NORESERVE, which may be larger
+/// than the machine's memory.
+fn is_counted(image: &Image, index: u32) -> bool {
+    let mut mappings = image.processes.iter().flat_map(|p| &p.mappings);
+    !mappings.any(|v| v.object == Some(index) && v.has("nr"))
 }
 
 fn open(record: &MappedFile) -> Result<File, RebuildError> {

@@ -4,11 +4,12 @@
 //! the last generation holds. A restart makes a file without a name in the directory where the old one was, or in /tmp
 //! where that directory is gone or cannot be written.
 
-use super::{Object, Seen, path_of};
+use super::{Object, Seen, path_of, reach};
 use crate::image::{Chain, Source, SpaceId};
 use crate::sys::ids;
 use crate::task::mounts;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, HUGETLBFS_MAGIC, NFS_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
@@ -142,15 +143,16 @@ pub fn of(link: &Path, former: &Path, metadata: &Metadata) -> Result<DeletedReco
     })
 }
 
-/// Another name of a file that has lost the one it was opened by: a hard link in the same directory.
+/// Another name of a file that has lost the one it was opened by: a hard link in the same directory. `pid` has the file.
 ///
 /// # Errors
 /// The reason why it was not found.
-pub fn other_name(former: &Path, metadata: &Metadata) -> Result<PathBuf, String> {
+pub fn other_name(former: &Path, metadata: &Metadata, pid: Pid) -> Result<PathBuf, String> {
     let nowhere = || format!("it has lost its name, and no other one of its {} is known", metadata.nlink());
     let directory = former.parent().ok_or_else(nowhere)?;
-    let names = std::fs::read_dir(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
-    let same = |path: &PathBuf| super::same_by_path(path, metadata);
+    let names = reach::with_rights_of(pid, || std::fs::read_dir(directory));
+    let names = names.map_err(|e| format!("{}: {e}", directory.display()))?;
+    let same = |path: &PathBuf| reach::leads_to(path, metadata, pid).unwrap_or(false);
     names.flatten().take(NAMES).map(|entry| entry.path()).find(same).ok_or_else(nowhere)
 }
 
@@ -298,9 +300,10 @@ mod tests {
         std::fs::write(&old, "x").unwrap();
         std::fs::hard_link(&old, &new).unwrap();
         std::fs::remove_file(&old).unwrap();
-        assert_eq!(other_name(&old, &new.metadata().unwrap()), Ok(new.clone()));
+        let own = Pid::this();
+        assert_eq!(other_name(&old, &new.metadata().unwrap(), own), Ok(new.clone()));
         let elsewhere = dir.path().join("folder/old");
         std::fs::create_dir(dir.path().join("folder")).unwrap();
-        assert!(other_name(&elsewhere, &new.metadata().unwrap()).is_err());
+        assert!(other_name(&elsewhere, &new.metadata().unwrap(), own).is_err());
     }
 }

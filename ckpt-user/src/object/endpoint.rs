@@ -174,7 +174,7 @@ pub fn capture_unix(
     let mut record = record(fd, metadata, kind, address, new)?;
     if has_path {
         let cwd = ProcDir::process(seen.pid).link("cwd").ok();
-        record.file = Some(socket_file::capture(fd, given(&record.address), cwd)?);
+        record.file = Some(socket_file::capture(fd, given(&record.address), cwd, seen.pid)?);
     }
     record.shut = found.shut;
     if listens {

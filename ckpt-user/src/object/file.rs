@@ -1,7 +1,9 @@
 //! Regular files, directories and device nodes: opened again by path, checked to be the same.
 
 use super::ends::Ends;
-use super::{Object, Seen, deleted, path_of, same_by_path};
+use super::handle::FileHandle;
+use super::reach::leads_to;
+use super::{Object, Seen, deleted, path_of};
 use crate::sys::ids::FsIds;
 use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
@@ -33,6 +35,9 @@ pub struct FileRecord {
     /// Of one that the program both reads and writes.
     #[prost(message, optional, tag = "7")]
     pub ends: Option<Ends>,
+    /// Of a regular file whose device has a number of a mount.
+    #[prost(message, optional, tag = "8")]
+    pub handle: Option<FileHandle>,
 }
 
 /// A character device that keeps no state of the descriptor: /dev/null and its like.
@@ -58,6 +63,7 @@ impl FileRecord {
             directory: metadata.is_dir(),
             modified_ns: modified(metadata),
             ends: None,
+            handle: None,
         }
     }
 
@@ -99,13 +105,16 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
         None if deleted::is_hidden(&seen.target, &seen.link()) => {
             return deleted::capture(seen, &seen.target, metadata);
         }
-        Some(former) if !same_by_path(&seen.target, metadata) => &deleted::other_name(former, metadata)?,
+        Some(former) if !leads_to(&seen.target, metadata, seen.pid)? => {
+            &deleted::other_name(former, metadata, seen.pid)?
+        }
         _ => &seen.target,
     };
-    if !same_by_path(path, metadata) {
+    if !leads_to(path, metadata, seen.pid)? {
         return Err("the file has been renamed since it was opened".to_owned());
     }
-    Ok(Object::File(FileRecord::of(path, metadata)))
+    let handle = FileHandle::of(&seen.link(), metadata);
+    Ok(Object::File(FileRecord { handle, ..FileRecord::of(path, metadata) }))
 }
 
 /// What O_PATH refers to, of any kind: a name is all there is to it.
@@ -113,7 +122,7 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
 /// # Errors
 /// The reason why a restart could not open it again.
 pub fn capture_path(seen: &Seen, metadata: &Metadata) -> Result<Object, String> {
-    if same_by_path(&seen.target, metadata) {
+    if leads_to(&seen.target, metadata, seen.pid)? {
         Ok(Object::File(FileRecord::of(&seen.target, metadata)))
     } else {
         Err("what it refers to (O_PATH) has been removed".to_owned())

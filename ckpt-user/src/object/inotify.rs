@@ -4,10 +4,12 @@
 //! Events that nobody has read cannot be looked at without taking them: then the checkpoint is refused.
 
 use super::file::FileRecord;
-use super::{Object, Seen, same_by_path};
+use super::reach::leads_to;
+use super::{Object, Seen};
 use crate::sys::{inotify, socket};
 use crate::task::mounts::{self, Mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -48,7 +50,7 @@ pub fn capture(seen: &Seen, fd: &OwnedFd) -> Result<Object, String> {
         }
         all.push(shown);
     }
-    let found = find(&all).map_err(|e| e.to_string())?;
+    let found = find(&all, seen.pid).map_err(|e| e.to_string())?;
     let mut watches = Vec::with_capacity(all.len());
     for (shown, found) in all.iter().zip(found) {
         let (path, metadata) = found.ok_or_else(|| {
@@ -101,8 +103,8 @@ impl Shown {
         })
     }
 
-    /// A path that leads to it. The thread has a working directory of its own, and loses it.
-    fn find(&self, mounts: &[Mount]) -> Option<Found> {
+    /// A path that leads to it, which `pid` watches. The thread has a working directory of its own, and loses it.
+    fn find(&self, mounts: &[Mount], pid: Pid) -> Option<Found> {
         mounts.iter().filter(|mount| mount.device == self.device).find_map(|mount| {
             let at = std::fs::symlink_metadata(&mount.path).ok()?;
             if !at.is_dir() {
@@ -113,22 +115,23 @@ impl Shown {
             let found = inotify::open_by_handle_here(self.kind, &self.handle).ok()?;
             let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
             let metadata = File::from(found).metadata().ok()?;
-            (metadata.ino() == self.inode && same_by_path(&path, &metadata)).then_some((path, metadata))
+            let is_it = leads_to(&path, &metadata, pid).unwrap_or(false);
+            (metadata.ino() == self.inode && is_it).then_some((path, metadata))
         })
     }
 }
 
 type Found = (PathBuf, std::fs::Metadata);
 
-/// Where each of them is.
-fn find(all: &[Shown]) -> io::Result<Vec<Option<Found>>> {
+/// Where each of them is that `pid` watches.
+fn find(all: &[Shown], pid: Pid) -> io::Result<Vec<Option<Found>>> {
     if all.is_empty() {
         return Ok(Vec::new());
     }
     let look = || {
         unshare(CloneFlags::CLONE_FS)?;
         let mounts = read_mounts();
-        Ok(all.iter().map(|shown| shown.find(&mounts)).collect())
+        Ok(all.iter().map(|shown| shown.find(&mounts, pid)).collect())
     };
     let done = std::thread::scope(|scope| scope.spawn(look).join());
     done.unwrap_or_else(|_| Err(io::Error::other("looking for what is watched failed")))
@@ -230,7 +233,7 @@ mod tests {
             info.lines().filter(|l| l.starts_with("inotify")).filter_map(Shown::parse).collect();
         found.sort_by_key(|s| s.number);
         assert_eq!(found.iter().map(|s| s.number).collect::<Vec<_>>(), [3, 40]);
-        let (path, _) = find(&found).unwrap().pop().flatten().unwrap();
+        let (path, _) = find(&found, Pid::this()).unwrap().pop().flatten().unwrap();
         assert_eq!(path, dir.path().canonicalize().unwrap().join("sub"));
     }
 

@@ -6,8 +6,10 @@ use crate::memory::capture::Objects;
 use crate::memory::hugetlb;
 use crate::refusal::{Reading, Refusal};
 use crate::sys::ids;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::ffi::CStr;
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -60,14 +62,26 @@ pub fn name<'t>(target: &'t Path, metadata: &Metadata) -> Option<&'t [u8]> {
 pub fn internal_device() -> Option<u64> {
     static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
     *DEVICE.get_or_init(|| {
-        let specimen = memfd_create(c"ckptbpf", MFdFlags::MFD_CLOEXEC).ok()?;
-        File::from(specimen).metadata().ok().map(|m| m.dev())
+        let specimen = own(c"ckptbpf", MFdFlags::empty()).ok()?;
+        specimen.metadata().ok().map(|m| m.dev())
     })
 }
 
 /// Whether a file lies there, or is memory of huge pages.
 pub fn is_internal(metadata: &Metadata) -> bool {
     internal_device() == Some(metadata.dev()) || hugetlb::page_size(metadata).is_some()
+}
+
+/// Memory of our own. It is never executed: so it may be had wherever any may (vm.memfd_noexec).
+pub fn own(name: &CStr, flags: MFdFlags) -> io::Result<File> {
+    let make =
+        |more: u32| memfd_create(name, flags | MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(more));
+    let made = make(NOEXEC_SEAL).or_else(|error| match error {
+        // Before Linux 6.3.
+        Errno::EINVAL => make(0),
+        error => Err(error),
+    });
+    Ok(File::from(made?))
 }
 
 /// The record of the memory behind the magic link `link`.
@@ -109,11 +123,17 @@ pub fn create(record: &Memfd, huge_page: u64) -> io::Result<File> {
     };
     // Before Linux 6.3 there is neither.
     let made = memfd_create(&*name, flags(kind)).or_else(|error| match error {
-        nix::errno::Errno::EINVAL => memfd_create(&*name, flags(0)),
+        Errno::EINVAL => memfd_create(&*name, flags(0)),
         error => Err(error),
     });
-    Ok(File::from(made?))
+    match made {
+        Err(Errno::EACCES) if kind == EXEC => Err(io::Error::new(io::ErrorKind::PermissionDenied, FORBIDDEN)),
+        made => Ok(File::from(made?)),
+    }
 }
+
+const FORBIDDEN: &str = "this machine allows none that may be executed, as the program's may be (vm.memfd_noexec is 2): \
+    have root allow it (sysctl vm.memfd_noexec=1), or restart on another machine";
 
 /// Owner, mode and seals, when nothing is to be changed any more.
 pub fn finish(record: &Memfd, file: &File) -> io::Result<()> {

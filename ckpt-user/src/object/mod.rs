@@ -13,6 +13,7 @@ pub mod ends;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
+pub mod handle;
 pub mod inotify;
 pub mod joining;
 pub mod known_ends;
@@ -26,6 +27,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod ports;
 pub mod proc_file;
+pub mod reach;
 pub mod seen;
 pub mod signalfd;
 pub mod socket;
@@ -40,11 +42,9 @@ pub mod udp;
 pub use seen::Seen;
 
 use nix::unistd::{Whence, lseek};
-use std::fs::Metadata;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// One open file description.
@@ -221,9 +221,4 @@ impl Description {
 /// A recorded path.
 pub(crate) fn path_of(bytes: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(bytes))
-}
-
-/// Whether the path still leads to the very file.
-pub(crate) fn same_by_path(path: &Path, metadata: &Metadata) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|m| m.dev() == metadata.dev() && m.ino() == metadata.ino())
 }

@@ -2,7 +2,8 @@
 //!
 //! Not kept: that the end of what waits is one packet behind plain bytes, where nobody writes packets any more.
 
-use super::{Object, Seen, path_of, same_by_path};
+use super::reach::leads_to;
+use super::{Object, Seen, path_of};
 use crate::sys::tee;
 use crate::task::proc::{ProcDir, reached_by};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -61,7 +62,7 @@ pub fn capture(
     all: &[(OwnedFd, Seen)],
 ) -> Result<Object, String> {
     let anonymous = seen.target.as_os_str().as_bytes().starts_with(b"pipe:[");
-    if !anonymous && !same_by_path(&seen.target, metadata) {
+    if !anonymous && !leads_to(&seen.target, metadata, seen.pid)? {
         return Err("the FIFO has been removed or renamed since it was opened".to_owned());
     }
     // Compared as bytes, and once: a program may have thousands of pipes, and stands still.

@@ -1,7 +1,8 @@
 //! Files and directories of /proc, its global ones too. They are opened again by the first process that has them, with
 //! its own rights and when all processes are there: what such a file shows is decided by who has opened it.
 
-use super::{Object, Seen, same_by_path};
+use super::reach::leads_to;
+use super::{Object, Seen};
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
 use crate::task::proc::ProcDir;
@@ -43,7 +44,7 @@ pub fn capture(seen: &Seen, metadata: &Metadata, members: &[Pid]) -> Result<Obje
     if first == "pressure" && writes {
         return Err("a watch for pressure (PSI) cannot be saved yet".to_owned());
     }
-    if !same_by_path(path, metadata) {
+    if !leads_to(path, metadata, seen.pid)? {
         return Err("it has gone from /proc since it was opened".to_owned());
     }
     Ok(Object::Proc(ProcRecord { path: path.as_os_str().as_bytes().to_vec() }))

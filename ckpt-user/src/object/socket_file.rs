@@ -1,9 +1,10 @@
 //! The files that Unix sockets are bound to: a socket of the program that was killed makes place for its successor, and
 //! nothing else does.
 
-use super::ports;
+use super::{ports, reach};
 use crate::sys::ids::FsIds;
 use crate::sys::socket;
+use nix::unistd::Pid;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,8 +30,8 @@ pub struct SocketFile {
     pub gid: u32,
 }
 
-/// The file that a socket is bound to, whose name is `given`; `cwd` is where the program is now.
-pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<SocketFile, String> {
+/// The file that a socket of process `pid` is bound to, whose name is `given`; `cwd` is where the program is now.
+pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>, pid: Pid) -> Result<SocketFile, String> {
     let opened = socket::bound_file(fd).map_err(|e| match e.raw_os_error() {
         Some(libc::EPERM) => "only root may ask for its file (CAP_NET_ADMIN)".to_owned(),
         _ => format!("its file cannot be found: {e}"),
@@ -40,7 +41,8 @@ pub fn capture(fd: &OwnedFd, given: &Path, cwd: Option<PathBuf>) -> Result<Socke
     let metadata = File::from(opened).metadata().map_err(|e| e.to_string())?;
     // Of a relative name: where the program was when it was bound, as far as that can be told.
     let begins = if given.is_absolute() { [Some(PathBuf::new()), None] } else { [before(&path, given), cwd] };
-    let leads = |directory: &PathBuf| super::same_by_path(&directory.join(given), &metadata);
+    let leads =
+        |directory: &PathBuf| reach::leads_to(&directory.join(given), &metadata, pid).unwrap_or(false);
     let directory = begins.into_iter().flatten().find(leads).ok_or(
         "its name in the file system has been removed, is another file's, or begins in a directory that is not known",
     )?;

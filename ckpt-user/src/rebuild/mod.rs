@@ -19,6 +19,7 @@ pub mod objects;
 pub mod plan;
 pub mod process;
 pub mod resume;
+pub mod room;
 pub mod skeleton;
 pub mod taken;
 
@@ -31,6 +32,7 @@ use crate::sys::ids::FsIds;
 use crate::sys::wait;
 use crate::task::filters;
 use crate::task::keyring::Joined;
+use crate::task::policy;
 use nix::unistd::Pid;
 use nursery::Nursery;
 use std::collections::HashSet;
@@ -113,6 +115,7 @@ pub fn rebuild(
     nursery: &Nursery,
     lender: Option<&'static Lender>,
 ) -> Result<Rebuilt, RebuildError> {
+    let _as_the_program = policy::assume_common(image);
     let original_time = nursery.enter_clocks(image.clocks.as_ref()).rebuilding(0, "the clocks")?;
     let mut objects = objects::make(image, chain, owner, sound, lender, nursery)?;
     let mut skeletons = skeleton::plant(image, original_time, nursery, &objects)?;
@@ -174,6 +177,7 @@ pub fn check(image: &Image, chain: &Chain, owner: &FsIds) -> Result<(), RebuildE
         vdso::stand_in::check(image, machine, &own.image).map_err(RebuildError::Refused)?;
     }
     hugetlb::check(image, chain).map_err(RebuildError::Refused)?;
+    room::check(image).map_err(RebuildError::Refused)?;
     image.processes.iter().try_for_each(map_count::check).map_err(RebuildError::Refused)
 }
 

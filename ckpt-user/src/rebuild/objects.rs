@@ -64,7 +64,7 @@ pub fn make(
     let _as_owner = owner.assume().rebuilding(0, "the owner's rights")?;
     let root = image.processes.first().map_or(0, |p| p.pid);
     let base = above_all(image);
-    limits::raise_own_open_files();
+    limits::raise_own();
     let lift = |fd: OwnedFd, what: &str| lift(&fd, base).rebuilding(root, what);
     let (mut shared, mut read_only, mut restored) = (Vec::new(), HashMap::new(), Vec::new());
     let mut deleted = object::deleted::Files::new(chain);

@@ -116,7 +116,7 @@ pub fn complete(
     // Before personality(2) may have what is readable executed too, and strict mode leaves no other call.
     protection_keys::protect(&record, &mut threads[0]).rebuilding(pid, "its protection keys")?;
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
-        own_state(&record, thread, joined, remote).rebuilding(pid, "a thread")?;
+        own_state(&record, thread, (joined, &image.first_cpus), remote).rebuilding(pid, "a thread")?;
     }
     mappings::seal(&record, &mut threads[0]).rebuilding(pid, "sealed memory")?;
     if let Some(denied) = &record.denied {
@@ -242,7 +242,12 @@ fn thread_of(maker: &mut Remote, tid: i32) -> Result<Remote, RebuildError> {
     })
 }
 
-fn own_state(record: &Process, thread: &Thread, joined: &mut Joined, remote: &mut Remote) -> io::Result<()> {
+fn own_state(
+    record: &Process,
+    thread: &Thread,
+    (joined, first_cpus): (&mut Joined, &[u8]),
+    remote: &mut Remote,
+) -> io::Result<()> {
     let name = remote.string(&thread.name)?;
     remote.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0])?;
     remote.call(libc::SYS_set_tid_address, &[thread.clear_child_tid])?;
@@ -254,7 +259,7 @@ fn own_state(record: &Process, thread: &Thread, joined: &mut Joined, remote: &mu
         signals::rebuild_thread(own, remote, record.pid as u64, thread.tid as u64)?;
     }
     if let Some(wanted) = &thread.scheduling {
-        scheduling::rebuild(wanted, remote)?;
+        scheduling::rebuild(wanted, first_cpus, remote)?;
     }
     remote.call(libc::SYS_personality, &[u64::from(thread.personality)])?;
     let own = thread.control.clone().unwrap_or_default();

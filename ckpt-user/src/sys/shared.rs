@@ -7,11 +7,11 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A shared anonymous object of `size` bytes, as mmap(2) with MAP_SHARED | MAP_ANONYMOUS makes it (a memfd
-/// would carry another name in /proc/PID/maps), reached through /proc/self/map_files. `huge`: MAP_HUGETLB with a page size,
-/// or 0; no page is set aside for it.
-pub fn create(size: u64, huge: i32) -> io::Result<OwnedFd> {
-    let huge = if huge == 0 { 0 } else { huge | libc::MAP_NORESERVE };
-    let mapped = Mapped::new(size as usize, libc::MAP_SHARED | libc::MAP_ANONYMOUS | huge, -1)?;
+/// would carry another name in /proc/PID/maps), reached through /proc/self/map_files. `flags`: MAP_HUGETLB with a page size, for
+/// which no page is set aside; MAP_NORESERVE, without which all of it counts as memory that is committed.
+pub fn create(size: u64, flags: i32) -> io::Result<OwnedFd> {
+    let flags = if flags & libc::MAP_HUGETLB == 0 { flags } else { flags | libc::MAP_NORESERVE };
+    let mapped = Mapped::new(size as usize, libc::MAP_SHARED | libc::MAP_ANONYMOUS | flags, -1)?;
     let start = mapped.at as u64;
     let path = format!("/proc/self/map_files/{start:x}-{:x}", start + size);
     // The object lives on in the file.

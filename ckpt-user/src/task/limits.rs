@@ -37,6 +37,7 @@ const NAMES: [&str; 16] = [
     "Max realtime timeout",
 ];
 
+pub const OPEN_FILES: u32 = 7;
 pub const LOCKED_MEMORY: u32 = 8;
 pub const NICE: u32 = 13;
 pub const REALTIME_PRIORITY: u32 = 14;
@@ -45,7 +46,7 @@ pub const REALTIME_PRIORITY: u32 = 14;
 pub const OF_THE_MACHINE: [u32; 2] = [6, 11];
 
 /// Open files and pending signals: a restart itself needs some of both until right before the program runs.
-const AT_LAST: [u32; 2] = [7, 11];
+const AT_LAST: [u32; 2] = [OPEN_FILES, 11];
 
 /// As /proc/PID/limits calls it.
 pub fn name(resource: u32) -> &'static str {
@@ -75,12 +76,14 @@ pub fn parse(text: &str) -> io::Result<Vec<Limit>> {
 }
 
 /// A checkpoint has a copy of every description of the program's, and a restart makes them all beside the numbers that the
-/// program uses: ckptbpf's own soft limit, which is made for select(2), is raised to the hard one. Never before the program is
-/// started: it has the limits of whoever started ckptbpf.
-pub fn raise_own_open_files() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // A failure shows as EMFILE or EINVAL where a descriptor is made.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+/// program uses: ckptbpf's own soft limit, which is made for select(2), is raised to the hard one. So is that of the size of files,
+/// which is made for the program's. Never before the program is started: it has the limits of whoever started ckptbpf.
+pub fn raise_own() {
+    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE] {
+        if let Ok((_, hard)) = getrlimit(resource) {
+            // A failure shows as EMFILE, EINVAL or EFBIG where a descriptor is made, or something is written.
+            let _ = setrlimit(resource, hard, hard);
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! The memory policy of a thread (set_mempolicy(2)): from which NUMA nodes its memory comes.
 
+use crate::record::Image;
+use crate::sys::mempolicy::{self, Nodes};
 use crate::sys::remote::Remote;
 use std::io;
+use std::marker::PhantomData;
 
 /// Bytes of a set of nodes: more than any kernel has.
 pub const NODES: usize = 128;
@@ -45,5 +48,73 @@ pub fn rebuild(wanted: Option<&Policy>, remote: &mut Remote) -> io::Result<()> {
         other => other
             .map(drop)
             .map_err(|e| io::Error::new(e.kind(), format!("the memory policy (set_mempolicy(2)): {e}"))),
+    }
+}
+
+/// Gives the thread its own policy back when dropped. Bound to its thread.
+#[derive(Debug)]
+pub struct Assumed {
+    own: (u32, Nodes),
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Assumed {
+    fn drop(&mut self) {
+        // It was had before.
+        let _ = mempolicy::set(self.own.0, &self.own.1);
+    }
+}
+
+/// Has this thread, and those that it starts, the policy that all processes of the program had, if it was one: pages that it
+/// brings them come from the nodes that their own would have come from. None where there is none, or it cannot be had here:
+/// who is to have it says so.
+pub fn assume_common(image: &Image) -> Option<Assumed> {
+    let mut all = image.processes.iter().map(|process| process.threads.first()?.policy.as_ref());
+    let first = all.next()??;
+    if all.all(|other| other == Some(first)) { assume(first).ok() } else { None }
+}
+
+fn assume(policy: &Policy) -> io::Result<Assumed> {
+    let back = Assumed { own: mempolicy::get()?, thread: PhantomData };
+    let mut nodes = Nodes::default();
+    for (word, bytes) in nodes.iter_mut().zip(policy.nodes.chunks(8)) {
+        *word = bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    }
+    mempolicy::set(policy.mode, &nodes)?;
+    Ok(back)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Process, Thread};
+
+    const INTERLEAVE: u32 = 3;
+
+    fn image(policies: &[Option<Policy>]) -> Image {
+        let process = |policy: &Option<Policy>| Process {
+            threads: vec![Thread { policy: policy.clone(), ..Thread::default() }],
+            ..Process::default()
+        };
+        Image { processes: policies.iter().map(process).collect(), ..Image::default() }
+    }
+
+    #[test]
+    fn the_program_s_policy_is_had_for_a_while_and_by_threads_too() {
+        // Kernels without nodes have none.
+        let Ok(own) = mempolicy::get() else { return };
+        let first = Some(Policy { mode: INTERLEAVE, nodes: vec![1], home: None });
+        {
+            let _assumed = assume_common(&image(&[first.clone(), first.clone()])).unwrap();
+            let now = mempolicy::get().unwrap();
+            assert_eq!((now.0, now.1[0]), (INTERLEAVE, 1));
+            assert_eq!(std::thread::spawn(mempolicy::get).join().unwrap().unwrap(), now);
+        }
+        assert_eq!(mempolicy::get().unwrap(), own);
+        let other = Some(Policy { mode: INTERLEAVE, nodes: vec![3], home: None });
+        for differ in [&[first.clone(), None][..], &[None, first.clone()], &[None], &[], &[first, other]] {
+            assert!(assume_common(&image(differ)).is_none());
+            assert_eq!(mempolicy::get().unwrap(), own);
+        }
     }
 }

@@ -64,26 +64,48 @@ pub fn capture(pid: Pid, tid: Pid) -> io::Result<Scheduling> {
     })
 }
 
-/// Gives the calling thread the recorded scheduling. CPUs that this machine lacks are left out.
-pub fn rebuild(wanted: &Scheduling, remote: &mut Remote) -> io::Result<()> {
+/// Whether a thread has chosen its processors: they are not those that its program had begun with (`first`).
+fn has_chosen(affinity: &[u8], first: &[u8]) -> bool {
+    let trimmed = |mask: &[u8]| mask.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    affinity[..trimmed(affinity)] != first[..trimmed(first)]
+}
+
+/// Gives the calling thread the recorded scheduling. CPUs that this machine lacks are left out; who had all that its program had
+/// begun with (`first_cpus`) has all that ckptbpf has now.
+pub fn rebuild(wanted: &Scheduling, first_cpus: &[u8], remote: &mut Remote) -> io::Result<()> {
     const PR_SET_TIMERSLACK: u64 = 29;
-    let affinity = remote.data(&wanted.affinity)?;
+    if has_chosen(&wanted.affinity, first_cpus) {
+        let affinity = remote.data(&wanted.affinity)?;
+        let set = Call::new(libc::SYS_sched_setaffinity, &[0, wanted.affinity.len() as u64, affinity]);
+        // Another machine may have other CPUs: an affinity that fits none of them is not kept.
+        remote.run(&[set])?;
+    }
     let attributes = remote.data(&wanted.attributes)?;
-    let mut calls = vec![
-        Call::new(libc::SYS_sched_setaffinity, &[0, wanted.affinity.len() as u64, affinity]),
-        Call::new(libc::SYS_ioprio_set, &[1, 0, u64::from(wanted.io_priority)]),
-    ];
+    let mut calls = vec![Call::new(libc::SYS_ioprio_set, &[1, 0, u64::from(wanted.io_priority)])];
     if let Some(slack) = wanted.timer_slack {
         calls.push(Call::new(libc::SYS_prctl, &[PR_SET_TIMERSLACK, slack, 0, 0, 0]));
     }
     calls.push(Call::new(libc::SYS_sched_setattr, &[0, attributes, 0]));
-    let results = remote.run(&calls)?;
-    // Another machine may have other CPUs: an affinity that fits none of them is not kept.
-    for (call, result) in calls.iter().zip(results).skip(1) {
+    for (call, result) in calls.iter().zip(remote.run(&calls)?) {
         if result < 0 {
             let error = io::Error::from_raw_os_error(-result as i32);
             return Err(io::Error::new(error.kind(), format!("system call {} failed: {error}", call.number)));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_chosen;
+
+    #[test]
+    fn processors_are_chosen_where_they_are_not_those_of_the_beginning() {
+        assert!(!has_chosen(&[0xff, 0x0f], &[0xff, 0x0f]));
+        // Kernels differ in how long a mask is.
+        assert!(!has_chosen(&[0xff, 0x0f, 0, 0], &[0xff, 0x0f]));
+        assert!(has_chosen(&[0xff], &[0xff, 0x0f]));
+        assert!(has_chosen(&[0xff, 0x0f], &[0x0f]));
+        assert!(has_chosen(&[1], &[]), "not known");
+    }
 }

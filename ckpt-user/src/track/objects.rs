@@ -5,7 +5,7 @@ use crate::daemon::told;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
 use crate::memory::vma::{MappedFile, Vma};
-use crate::object::{Description, Object, table::Descriptor};
+use crate::object::{Description, Object, reach, table::Descriptor};
 use crate::record::{Image, SharedObject};
 use crate::task::proc::ProcDir;
 use nix::sys::statfs::{
@@ -66,7 +66,7 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
             None => Err(error),
         }
     };
-    let by_link = || File::open(ProcDir::process(pid).path(&link));
+    let by_link = || reach::open(&ProcDir::process(pid).path(&link), pid);
     // Where only root may go by the link, a file with a name has been found by that.
     let by_name = |error: io::Error| {
         let file = image.objects.get(index as usize).and_then(|object| object.file.as_ref());
@@ -100,7 +100,7 @@ pub fn link_of(image: &Image, identity: (u64, u64)) -> Option<(Pid, String)> {
 
 /// Opens a link below /proc/PID of a stopped process.
 pub fn open_link(pid: Pid, link: &str) -> io::Result<Opened> {
-    File::open(ProcDir::process(pid).path(link)).map(Opened)
+    reach::open(&ProcDir::process(pid).path(link), pid).map(Opened)
 }
 
 impl Objects {

@@ -1,8 +1,9 @@
 //! The other ways of finding dirty pages, by the hidden option `--track`: every class of the table again, many rows
 //! in one program.
 
-use super::{Case, OWN, Taken};
+use super::{Case, OWN, SOON, Taken};
 use ckpt_tests::{Sandbox, skip};
+use nix::sys::signal::Signal;
 
 /// Rows that can be in one program: none of them ends or leaves it.
 const PRIVATE: &[&str] =
@@ -58,6 +59,23 @@ fn said_about_soft_dirty() -> String {
     }
     job.kill_all();
     said
+}
+
+/// Pages are on their way to other frames all the time (mm/compaction.c), also while their marks are taken off.
+#[test]
+fn soft_dirty_while_pages_are_moved() {
+    const NAME: &str = "soft_dirty_while_pages_are_moved";
+    if said_about_soft_dirty().contains("every checkpoint is a full one") {
+        return skip::skip(NAME, "this kernel has no soft-dirty bits");
+    }
+    let mover = Sandbox::new("dirty-mover");
+    let moving = mover.spawn("while echo 1 > /proc/sys/vm/compact_memory; do sleep 0.02; done; exit 7");
+    for rows in [&["new", "again", "mprotect", "huge"][..], &["idle", "child", "parent"]] {
+        run(rows, 1, "soft-dirty");
+    }
+    assert!(!moving.has_ended(), "nothing was moved: {}", moving.stderr());
+    moving.kill_group(Signal::SIGKILL);
+    moving.wait(SOON).expect_code(137);
 }
 
 #[test]
