@@ -136,6 +136,13 @@ fn iterators_that_are_done_without() {
     }
 }
 
+/// As where iterators cannot be restricted to a process (before Linux 6.1).
+#[test]
+fn neither_mappings_nor_descriptors_by_iterators() {
+    let program = victim_cmd("fds").args([".", "150", "3000"]);
+    goes_on_without(&["iter_vmas", "iter_descriptors"], &program, &[SMAPS, FROM_PROC]);
+}
+
 #[test]
 fn tracepoints() {
     let tree = victim_cmd("forktree").args(["15", "20000"]);

@@ -12,7 +12,8 @@ pub(super) fn probe() -> Vec<Feature> {
         Ok(_) => btf,
         Err(e) => btf.fallback(format!("{e}; {INSTEAD}"), "use a kernel with CONFIG_DEBUG_INFO_BTF"),
     };
-    let loaded = Kernel::load_with(Options { probes: true, ..Options::default() });
+    let mut loaded = Kernel::load_with(Options { probes: true, ..Options::default() });
+    loaded.iter_mut().for_each(Bpf::leave_out_long_walks);
     let object = Feature::new("eBPF", "the programs below");
     let object = match &loaded {
         Ok(_) => object,

@@ -135,6 +135,6 @@ impl<'a> About<'a> {
     }
 }
 
-fn not_restrictable(error: &io::Error) -> bool {
+pub(super) fn not_restrictable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP))
 }

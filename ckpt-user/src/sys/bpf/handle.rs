@@ -19,8 +19,10 @@ use zerocopy::FromBytes;
 
 use super::{
     About, Attached, BpfError, Fallback, INITIAL_PID_NAMESPACE, Limits, Lost, Offsets, PidTable, Program,
-    chain, events, iterators,
+    about::not_restrictable, chain, events, iterators,
 };
+
+const TOO_LONG: &str = "it cannot be restricted to a process here, and would go through the whole machine's";
 
 /// Who reads for whose eyes: host thread id → host process id.
 pub(super) struct Eyes(pub Mutex<HashMap<MapData, u32, u32>>);
@@ -78,6 +80,29 @@ impl Bpf {
     #[must_use]
     pub fn is_restrictable(&self) -> bool {
         self.restrictable.load(Ordering::Relaxed)
+    }
+
+    /// Does without the iterators of mappings and of descriptors where the kernel cannot restrict them to a process (before Linux
+    /// 6.1): each answer would take them through those of all of the node, with the lock of every address space. Threads alone
+    /// are gone through quickly.
+    pub fn leave_out_long_walks(&mut self) {
+        let own = std::process::id();
+        if self.is_restrictable()
+            && let Err(BpfError::Iterator { source, .. }) =
+                self.walk::<TaskIds>(Program::Pids, Some(own), &Limits::default())
+            && not_restrictable(&source)
+        {
+            self.restrictable.store(false, Ordering::Relaxed);
+        }
+        if self.is_restrictable() {
+            return;
+        }
+        let loaded = std::mem::take(&mut self.loaded).into_iter();
+        let (long, short): (Vec<Program>, Vec<Program>) =
+            loaded.partition(|program| matches!(program, Program::Vmas | Program::Descriptors));
+        self.loaded = short;
+        let refused = |program| Fallback { program, reason: TOO_LONG.to_owned() };
+        self.fallbacks.extend(long.into_iter().map(refused));
     }
 
     /// Where this kernel's fields are.
@@ -373,6 +398,30 @@ mod tests {
         let asked = || bpf.for_the_eyes_of::<()>(own, || panic!("in the midst of it"));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(asked)).is_err());
         assert_eq!(noted(), 0);
+    }
+
+    #[test]
+    fn without_restriction_nobody_s_mappings_and_descriptors_are_gone_through() {
+        let mut bpf = Kernel::load().unwrap();
+        bpf.track_own(std::process::id()).unwrap();
+        let has_both = |bpf: &Bpf| [Program::Vmas, Program::Descriptors].map(|program| bpf.has(program));
+        // As it is here.
+        let before = (has_both(&bpf), bpf.fallbacks().len());
+        bpf.leave_out_long_walks();
+        if bpf.is_restrictable() {
+            assert_eq!((has_both(&bpf), bpf.fallbacks().len()), before);
+            bpf.restrictable.store(false, Ordering::Relaxed);
+            bpf.leave_out_long_walks();
+        }
+        assert_eq!(has_both(&bpf), [false, false]);
+        assert!(matches!(bpf.vmas(), Err(BpfError::NotLoaded { .. })));
+        let refused = bpf.files().unwrap_err().to_string();
+        assert!(refused.contains("the whole machine's"), "{refused}");
+        assert_eq!(bpf.processes().unwrap().len(), 1);
+        // Said once.
+        let said = bpf.fallbacks().len();
+        bpf.leave_out_long_walks();
+        assert_eq!(bpf.fallbacks().len(), said);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! An iterator walks the tasks of the reader's pid namespace. Restricted to one process (Linux 6.1) it costs nothing
 //! for the others on the node; where the kernel does not know that, it walks them all and the programs' filter drops
-//! what is not tracked.
+//! what is not tracked, but for mappings and descriptors, of which there are too many: there it is done without.
 use std::{
     fs::File,
     io::{self, Read as _},

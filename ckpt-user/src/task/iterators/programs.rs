@@ -23,6 +23,7 @@ impl Programs {
     /// The iterators of hidden state are not to be had.
     pub fn load(options: Options) -> Result<(Self, Lessons), BpfError> {
         let mut bpf = bpf::Kernel::load_with(options)?;
+        bpf.leave_out_long_walks();
         if let Some(missing) = bpf.fallbacks().iter().find(|f| {
             matches!(f.program, Program::Pids | Program::Tasks | Program::Processes | Program::SignalActions)
         }) {
