@@ -43,6 +43,8 @@ pub struct Watched {
     pub ids: FsIds,
     /// By which ckptbpf is asked for the last checkpoint.
     pub signal: i32,
+    /// How much later than the first task of its step it begins, and how much earlier it is done ([`super::plan::apart`]).
+    pub apart: Duration,
     /// What was left, and when that was said; none: it is to be asked for.
     pub left: Option<(Left, Instant)>,
     /// Whether there is memory for commands beside the program.
@@ -87,6 +89,7 @@ fn tick(watched: &Watched, keeper: Pid) -> ! {
     if let_go().is_err() {
         std::process::exit(FAILED.into());
     }
+    sleep(watched.apart);
     let mut left = watched.left.or_else(|| ask_again(watched));
     let (mut had, mut asked, mut has_tried) = (Duration::ZERO, Instant::now(), false);
     loop {
@@ -94,7 +97,8 @@ fn tick(watched: &Watched, keeper: Pid) -> ! {
             had = had.max(told);
         }
         let cost = cost(watched).or(has_tried.then_some(Duration::ZERO));
-        let now = left.map(|(left, then)| left.after(then.elapsed()));
+        let of_ours = |(left, then): (Left, Instant)| left.after(then.elapsed()).after(watched.apart);
+        let now = left.map(of_ours);
         match now.map_or(Step::Wait(NOT_TOLD), |left| plan::step(left, had, cost)) {
             Step::Wait(time) => {
                 sleep(time);
@@ -108,10 +112,7 @@ fn tick(watched: &Watched, keeper: Pid) -> ! {
             Step::Last => {
                 // The limit may be another one by now.
                 let newest = ask_again(watched).or(left);
-                let is_last = |(left, then): (Left, Instant)| {
-                    plan::step(left.after(then.elapsed()), had, cost) == Step::Last
-                };
-                let is_time = newest.is_some_and(is_last);
+                let is_time = newest.is_some_and(|left| plan::step(of_ours(left), had, cost) == Step::Last);
                 (left, asked) = (newest, Instant::now());
                 if is_time {
                     wait::send(keeper, watched.signal);

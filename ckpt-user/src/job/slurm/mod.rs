@@ -103,6 +103,7 @@ fn start_clock(job: &Job, dir: &Path, signal: i32) -> Option<Clock> {
         dir: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
         ids,
         signal,
+        apart: plan::apart(job.task.unwrap_or(0)),
         left: left_of(job, may_ask).map(|left| (left, Instant::now())),
         may_ask,
     };

@@ -44,6 +44,12 @@ pub fn needed(cost: Duration) -> Duration {
     cost.saturating_add(MARGIN.max(cost.saturating_mul(2).saturating_add(MORE)))
 }
 
+/// Between the tasks of a step: a thousand that ask Slurm in one moment hold up its controller, and so do their last checkpoints the
+/// disks. Ten milliseconds for each task before this one.
+pub fn apart(task: u32) -> Duration {
+    Duration::from_millis(10).saturating_mul(task)
+}
+
 /// When to ask for the last checkpoint once more: by then it is over, and if it had succeeded nobody would be there to ask.
 pub fn again(cost: Duration) -> Duration {
     cost.saturating_mul(2).saturating_add(MORE)
@@ -87,6 +93,13 @@ mod tests {
         assert_eq!(step(500), Step::Try);
         assert_eq!(step(61), Step::Try);
         assert_eq!(step(60), Step::Last);
+    }
+
+    #[test]
+    fn the_tasks_of_a_step_keep_apart() {
+        assert_eq!(apart(0), Duration::ZERO);
+        assert_eq!(apart(1000), S(10));
+        assert!(apart(u32::MAX) > apart(u32::MAX - 1));
     }
 
     proptest! {
