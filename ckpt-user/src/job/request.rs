@@ -60,7 +60,9 @@ fn is_starting(dir: &Path) -> bool {
     let record = JobDir::open(dir, &FsIds::current()).and_then(|dir| dir.read_record());
     record.ok().flatten().is_some_and(|record| {
         let is_unknown = record.starting && record.ended.is_none();
-        is_unknown && record.here == Here::current() && record.supervisor.runs()
+        // A worker may be hidden from the program; that it is another process by now costs the wait.
+        let supervisor = record.supervisor;
+        is_unknown && record.here == Here::current() && (supervisor.runs() || supervisor.is_hidden())
     })
 }
 
