@@ -51,6 +51,31 @@ fn nothing_is_injected_by_daemon_as_long_as_there_is_one() {
     job.kill_all();
 }
 
+/// Three times it costs a checkpoint the rows; then nobody waits for it again.
+#[test]
+fn a_daemon_that_is_late_is_asked_again() {
+    let sandbox = Sandbox::new("rows_late");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let mut job = launched(&sandbox, &daemon, &[], &victim_cmd("threads16").args(["100000", "1000"]));
+    job.running().wait_for_output("\n5 ", SOON);
+    job.program();
+    let is_told = |job: &Job| asked_of_it(&sandbox, job).last().unwrap()[0] == 0;
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        job.checkpoint();
+        told.push(is_told(&job));
+        sandbox.kill(daemon.pid(), libc::SIGSTOP).unwrap();
+        job.checkpoint();
+        told.push(is_told(&job));
+        sandbox.kill(daemon.pid(), libc::SIGCONT).unwrap();
+    }
+    job.checkpoint();
+    told.push(is_told(&job));
+    assert_eq!(told, [true, false, true, false, true, false, false], "{}", job.running().stderr());
+    job.kill_all();
+    daemon.end();
+}
+
 /// Each of many checkpoints would have it begin anew.
 #[test]
 fn epoll_wait_ends_neither_early_nor_late_by_daemon() {

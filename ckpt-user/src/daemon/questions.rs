@@ -1,9 +1,11 @@
 //! What a worker asks its core's eBPF programs, over a connection of their own that it is started with.
 //!
 //! ```text
-//! worker ── Ask{question} + pidfds: its own, then of those that it asks about ──▶ core
-//!        ◀── Telling{error, length}, and so many bytes, in packets; or a descriptor
+//! worker ── Ask{question, number} + pidfds: its own, then of those that it asks about ──▶ core
+//!        ◀── number, Telling{error, length}, and so many bytes, in packets that begin with the number; or a descriptor
 //! ```
+//! By the number an answer that comes late, when nobody waits for it any more, is told from that to the next question.
+//!
 //! A core tells of what the asking process *traces* and of nothing else: the eBPF programs look, row by row, who traces the task
 //! (`ckpt-ebpf/src/filter.rs`). Who traces a process may read all of its memory and run any call in it, so rows say nothing that
 //! it may not know; where things are in the kernel is hidden ([`super::veil`]). Who asks is told by the kernel with each message
@@ -47,6 +49,8 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Ask {
     pub question: u32,
     pub reserved: u32,
+    /// Which of this worker's it is: none has that of another.
+    pub number: u64,
     /// Of [`OBJECT`]: the mapping's addresses; else 0.
     pub start: u64,
     pub end: u64,
@@ -55,7 +59,7 @@ pub struct Ask {
 impl Ask {
     /// One that is about no mapping.
     pub fn of(question: u32) -> Self {
-        Self { question, reserved: 0, start: 0, end: 0 }
+        Self { question, reserved: 0, number: 0, start: 0, end: 0 }
     }
 }
 
@@ -82,22 +86,23 @@ pub struct Telling {
     pub length: u32,
 }
 
-/// Sends an answer: the head with what there is room for, and the rest packet by packet.
+/// Sends an answer to question `number`: the head with what there is room for, and the rest packet by packet.
 ///
 /// # Errors
 /// The other end is gone, or does not take it.
-pub fn tell(to: &OwnedFd, answer: &Result<Answer, i32>) -> io::Result<()> {
+pub fn tell(to: &OwnedFd, number: u64, answer: &Result<Answer, i32>) -> io::Result<()> {
     let (error, bytes, with) = match answer {
         Ok(Answer { bytes, descriptor }) => (0, bytes.as_slice(), descriptor.as_ref()),
         Err(error) => (error.unsigned_abs(), &[][..], None),
     };
     let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let head = Telling { error, length };
-    let room = wire::LIMIT - size_of::<wire::Header>() - size_of::<Telling>();
+    let room = wire::LIMIT - size_of::<wire::Header>() - size_of::<u64>() - size_of::<Telling>();
     let (first, rest) = bytes.split_at(bytes.len().min(room));
     let until = Instant::now() + PATIENCE;
-    send(to, &[head.as_bytes(), first].concat(), with, until)?;
-    rest.chunks(room).try_for_each(|part| send(to, part, None, until))
+    let number = number.as_bytes();
+    send(to, &[number, head.as_bytes(), first].concat(), with, until)?;
+    rest.chunks(room).try_for_each(|part| send(to, &[number, part].concat(), None, until))
 }
 
 fn send(to: &OwnedFd, body: &[u8], with: Option<&OwnedFd>, until: Instant) -> io::Result<()> {
@@ -112,13 +117,13 @@ fn send(to: &OwnedFd, body: &[u8], with: Option<&OwnedFd>, until: Instant) -> io
     }
 }
 
-/// Takes in an answer.
+/// Takes in the answer to question `number`; what is late of others is thrown away.
 ///
 /// # Errors
-/// The other end is gone, says nothing, or nothing that can be understood. An error that it tells is inside.
-pub fn hear(from: &OwnedFd) -> io::Result<Result<Answer, io::Error>> {
+/// The other end is gone, says nothing in time (`TimedOut`), or nothing that can be understood. An error that it tells is inside.
+pub fn hear(from: &OwnedFd, number: u64) -> io::Result<Result<Answer, io::Error>> {
     let until = Instant::now() + PATIENCE;
-    let (first, descriptor) = next(from, until)?;
+    let (first, descriptor) = next(from, number, until)?;
     let (head, first) = Telling::read_from_prefix(&first).map_err(|_| wrong())?;
     if head.error != 0 {
         return Ok(Err(io::Error::from_raw_os_error(head.error.cast_signed())));
@@ -126,7 +131,7 @@ pub fn hear(from: &OwnedFd) -> io::Result<Result<Answer, io::Error>> {
     let length = head.length as usize;
     let mut bytes = first.to_vec();
     while bytes.len() < length {
-        let (part, _) = next(from, until)?;
+        let (part, _) = next(from, number, until)?;
         if part.is_empty() {
             return Err(wrong());
         }
@@ -135,21 +140,22 @@ pub fn hear(from: &OwnedFd) -> io::Result<Result<Answer, io::Error>> {
     if length > ROOM || bytes.len() != length { Err(wrong()) } else { Ok(Ok(Answer { bytes, descriptor })) }
 }
 
-fn next(from: &OwnedFd, until: Instant) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let packet = loop {
+fn next(from: &OwnedFd, number: u64, until: Instant) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    loop {
         wait(from.as_fd(), PollFlags::POLLIN, until)?;
-        match packet::receive(from.as_fd(), wire::LIMIT, MsgFlags::MSG_DONTWAIT) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            got => break got?,
+        let packet = match packet::receive(from.as_fd(), wire::LIMIT, MsgFlags::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            got => got?.ok_or_else(|| io::Error::new(io::ErrorKind::ConnectionReset, "it is gone"))?,
+        };
+        let (of, body) = match wire::split(&packet.bytes) {
+            Ok((header, body)) if header.kind == TELLING => {
+                u64::read_from_prefix(body).map_err(|_| wrong())?
+            }
+            _ => return Err(wrong()),
+        };
+        if of == number {
+            return Ok((body.to_vec(), packet.descriptors.into_iter().next()));
         }
-    };
-    let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "it is gone");
-    let packet = packet.ok_or_else(gone)?;
-    match wire::split(&packet.bytes) {
-        Ok((header, body)) if header.kind == TELLING => {
-            Ok((body.to_vec(), packet.descriptors.into_iter().next()))
-        }
-        _ => Err(wrong()),
     }
 }
 
@@ -182,17 +188,17 @@ mod tests {
             let (one, other) = pair();
             let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             let answer = Ok(Answer::from(bytes.clone()));
-            let teller = std::thread::spawn(move || tell(&one, &answer));
-            assert_eq!(hear(&other).unwrap().unwrap().bytes, bytes);
+            let teller = std::thread::spawn(move || tell(&one, 7, &answer));
+            assert_eq!(hear(&other, 7).unwrap().unwrap().bytes, bytes);
             teller.join().unwrap().unwrap();
         }
         let (one, other) = pair();
-        tell(&one, &Err(libc::E2BIG)).unwrap();
-        assert_eq!(hear(&other).unwrap().unwrap_err().raw_os_error(), Some(libc::E2BIG));
+        tell(&one, 8, &Err(libc::E2BIG)).unwrap();
+        assert_eq!(hear(&other, 8).unwrap().unwrap_err().raw_os_error(), Some(libc::E2BIG));
         let file = std::fs::File::open("/proc/self/comm").unwrap();
         let answer = Answer { bytes: Vec::new(), descriptor: Some(file.into()) };
-        tell(&one, &Ok(answer)).unwrap();
-        let told = hear(&other).unwrap().unwrap().descriptor.unwrap();
+        tell(&one, 9, &Ok(answer)).unwrap();
+        let told = hear(&other, 9).unwrap().unwrap().descriptor.unwrap();
         assert!(!std::io::read_to_string(std::fs::File::from(told)).unwrap().is_empty());
     }
 
@@ -200,11 +206,26 @@ mod tests {
     fn half_an_answer_and_none_are_errors() {
         let (one, other) = pair();
         let head = Telling { error: 0, length: 10 };
-        send(&one, &[head.as_bytes(), b"five!"].concat(), None, Instant::now() + PATIENCE).unwrap();
+        let one_of_7 = 7u64.as_bytes();
+        send(&one, &[one_of_7, head.as_bytes(), b"five!"].concat(), None, Instant::now() + PATIENCE).unwrap();
         drop(one);
-        assert_eq!(hear(&other).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(hear(&other, 7).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let (one, other) = pair();
-        send(&one, &[head.as_bytes(), b"eleven bytes"].concat(), None, Instant::now() + PATIENCE).unwrap();
-        assert_eq!(hear(&other).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        send(&one, &[one_of_7, head.as_bytes(), b"eleven bytes"].concat(), None, Instant::now() + PATIENCE).unwrap();
+        assert_eq!(hear(&other, 7).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+    #[test]
+    fn an_answer_that_is_late_is_not_taken_for_another() {
+        let (one, other) = pair();
+        let long = vec![1; 2 * wire::LIMIT];
+        let teller = std::thread::spawn(move || {
+            tell(&one, 1, &Ok(long.into())).unwrap();
+            tell(&one, 2, &Ok(vec![2].into())).unwrap();
+            one
+        });
+        assert_eq!(hear(&other, 2).unwrap().unwrap().bytes, [2]);
+        let one = teller.join().unwrap();
+        tell(&one, 3, &Ok(vec![3].into())).unwrap();
+        assert_eq!(hear(&other, 4).unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -52,11 +52,7 @@ impl Teller {
 
     /// The answer to a message of a worker's of user `uid`, or an error number.
     fn answer(&self, asked: &Packet, uid: u32) -> Result<Answer, i32> {
-        let ask = match wire::split(&asked.bytes) {
-            Ok((header, body)) if header.kind == ASK => Ask::read_from_bytes(body).ok(),
-            _ => None,
-        };
-        let ask = ask.filter(|ask| ask.reserved == 0).ok_or(libc::EINVAL)?;
+        let ask = question(asked).filter(|ask| ask.reserved == 0).ok_or(libc::EINVAL)?;
         let (own, about) = asked.descriptors.split_first().ok_or(libc::EINVAL)?;
         let sender = asked.sender.ok_or(libc::EPERM)?;
         // Nobody else can have that number as long as this one is not waited for. Root of a pid namespace may name any process of it
@@ -111,6 +107,14 @@ impl Teller {
             return Err(BpfError::Iterator { program: Program::Tasks.name(), source });
         }
         Ok(bytes)
+    }
+}
+
+/// What a message asks; none where that cannot be understood.
+fn question(asked: &Packet) -> Option<Ask> {
+    match wire::split(&asked.bytes) {
+        Ok((header, body)) if header.kind == ASK => Ask::read_from_bytes(body).ok(),
+        _ => None,
     }
 }
 
@@ -176,7 +180,8 @@ fn one(teller: &Teller, uid: u32, connection: &AsyncFd<Arc<OwnedFd>>) -> Next {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
         Ok(None) | Err(_) => return Next::Over,
     };
-    match questions::tell(connection, &teller.answer(&asked, uid)) {
+    let number = question(&asked).map_or(0, |ask| ask.number);
+    match questions::tell(connection, number, &teller.answer(&asked, uid)) {
         Ok(()) => Next::Again,
         Err(_) => Next::Over,
     }

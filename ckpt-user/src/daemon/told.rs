@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use zerocopy::IntoBytes;
 
@@ -20,6 +21,9 @@ use zerocopy::IntoBytes;
 static CORE: OnceLock<OwnedFd> = OnceLock::new();
 
 static ASKING: Mutex<()> = Mutex::new(());
+
+/// Of the last question of this process.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Notes it; the first call counts.
 pub fn note_core(connection: OwnedFd) {
@@ -55,7 +59,7 @@ impl Told {
     /// The answer to a question about processes that this one traces. Of one that is gone there is none.
     ///
     /// # Errors
-    /// [`BpfError::Daemon`]: nothing more is to be had.
+    /// [`BpfError::Daemon`]: nothing more is to be had; or, of kind `TimedOut`, not now.
     pub fn ask(&self, pids: &[Pid], question: Question) -> Result<Rows, BpfError> {
         let mut all = Rows::default();
         for some in pids.chunks(MOST) {
@@ -74,13 +78,19 @@ impl Told {
     }
 
     fn answer(&self, ask: Ask, about: &[BorrowedFd<'_>]) -> io::Result<Result<Answer, io::Error>> {
-        let ask = wire::join(ASK, ask.as_bytes());
-        let with = [&[self.own.as_fd()], about].concat();
         let _one_at_a_time = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = packet::send(self.core.as_fd(), &ask, &with, MsgFlags::MSG_DONTWAIT)
-            .and_then(|()| questions::hear(self.core));
-        if heard.is_err() {
-            // An answer that comes late would be taken for that to another question.
+        // Those that it forks have the same connection, and other numbers.
+        let count = NUMBER.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
+        let number = u64::from(std::process::id()) << 32 | count;
+        let message = wire::join(ASK, Ask { number, ..ask }.as_bytes());
+        let with = [&[self.own.as_fd()], about].concat();
+        let heard = packet::send(self.core.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it is not heard"),
+                _ => error,
+            })
+            .and_then(|()| questions::hear(self.core, number));
+        if heard.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::TimedOut) {
             let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
         }
         heard

@@ -25,6 +25,7 @@ use nix::unistd::Pid;
 use programs::Programs;
 use rows::{Question, Rows};
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the iterators found, by the ids that we see.
@@ -63,8 +64,15 @@ struct State {
     by_core: bool,
     tried: bool,
     iterators: Option<Iterators>,
+    /// Until the next checkpoint: the core was late once, which a program stands still for.
+    is_let_be: bool,
+    /// How often the core was late.
+    late: u32,
     error: Option<BpfError>,
 }
+
+/// A core that is late so often is not asked again.
+const MOST_LATE: u32 = 3;
 
 impl Kernel {
     /// One that does without.
@@ -82,9 +90,10 @@ impl Kernel {
         !self.state().by_core
     }
 
-    /// Loads the programs unless that was tried before.
+    /// Loads the programs unless that was tried before; at the beginning of each checkpoint.
     pub fn load(&self, options: Options) {
         let mut state = self.state();
+        state.is_let_be = false;
         if state.tried {
             return;
         }
@@ -93,7 +102,11 @@ impl Kernel {
         match loaded {
             Ok(iterators) => state.iterators = Some(iterators),
             // An administrator's to know: the daemon's log has it.
-            Err(e) if state.by_core => log::info!("{INJECTED}: {e}"),
+            Err(e) if state.by_core => {
+                log::info!("{INJECTED}: {e}");
+                state.was_refused(&e);
+                state.tried = state.late == MOST_LATE || !is_late(&e);
+            }
             Err(e) => log::warn!("{INJECTED}: {e}"),
         }
     }
@@ -104,12 +117,11 @@ impl Kernel {
 
     fn ask<T: Default>(&self, question: impl FnOnce(&mut Iterators) -> Result<T, BpfError>) -> T {
         let state = &mut *self.state();
-        let Some(iterators) = &mut state.iterators else { return T::default() };
+        let Some(iterators) = state.iterators.as_mut().filter(|_| !state.is_let_be) else {
+            return T::default();
+        };
         question(iterators).unwrap_or_else(|error| {
-            // A daemon that does not answer is not waited for again.
-            if matches!(error, BpfError::Daemon(_)) {
-                state.iterators = None;
-            }
+            state.was_refused(&error);
             state.error = Some(error);
             T::default()
         })
@@ -161,7 +173,10 @@ impl Kernel {
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         let mut state = self.state();
         match state.error.take() {
-            Some(error @ BpfError::Daemon(_)) => log::warn!("{INJECTED} from here on: {error}"),
+            Some(error @ BpfError::Daemon(_)) if state.iterators.is_none() => {
+                log::warn!("{INJECTED} from here on: {error}");
+            }
+            Some(error @ BpfError::Daemon(_)) => log::info!("{INJECTED} in this checkpoint: {error}"),
             Some(error) => log::info!("what eBPF did not read was found another way: {error}"),
             None => {}
         }
@@ -171,7 +186,24 @@ impl Kernel {
 
 const INJECTED: &str = "system calls are injected for what eBPF would read";
 
+/// Whether the core was late, and may be asked another time.
+fn is_late(error: &BpfError) -> bool {
+    matches!(error, BpfError::Daemon(source) if source.kind() == ErrorKind::TimedOut)
+}
+
 impl State {
+    /// A core that is gone, or late too often, is not asked again; one that is late, not before the next checkpoint.
+    fn was_refused(&mut self, error: &BpfError) {
+        if !matches!(error, BpfError::Daemon(_)) {
+            return;
+        }
+        self.is_let_be = true;
+        self.late += 1;
+        if self.late == MOST_LATE || !is_late(error) {
+            self.iterators = None;
+        }
+    }
+
     fn own_programs(&mut self) -> Option<&mut Programs> {
         match &mut self.iterators.as_mut()?.source {
             Source::Own { programs, .. } => Some(programs),
