@@ -50,6 +50,18 @@ fn a_stream_that_would_have_to_be_waited_for_is_refused() {
 }
 
 #[test]
+fn what_threads_of_a_test_ask_for_at_once_is_answered() {
+    let sandbox = Sandbox::new("at_once");
+    let (nobody, gone) = (i32::MAX, Err(nix::errno::Errno::ESRCH));
+    let answers = std::thread::scope(|scope| {
+        let ask = || (0..200).filter(|_| sandbox.kill(nobody, libc::SIGKILL) == gone).count();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+    });
+    assert_eq!(answers, 8 * 200);
+}
+
+#[test]
 fn ids_proc_and_folders_are_private() {
     let sandbox = Sandbox::new("private");
     let seen = sandbox

@@ -125,7 +125,8 @@ impl Init {
             if child {
                 self.reap()?;
             }
-            if request {
+            let mut is_more = request;
+            while is_more {
                 // The test writes whole lines, so this waits for no more than the rest of one.
                 let mut line = String::new();
                 if input.read_line(&mut line)? == 0 {
@@ -134,6 +135,8 @@ impl Init {
                 let (serial, answer) = self.answer(serde_json::from_str(&line)?)?;
                 tell(&self.test, &Event::Answer { serial, answer })?;
                 self.reap()?;
+                // What threads of the test have asked for at once is read at once, and no poll tells of it any more.
+                is_more = !input.buffer().is_empty();
             }
         }
     }
