@@ -30,8 +30,23 @@ const LAUNCH_TO_ITS_CHECKPOINT: &str = "rm *.dmtcp\nrm dmtcp_restart_script*.sh\
     dmtcp_coordinator --exit-after-ckpt --daemon\ndmtcp_launch -i 45 ./count\n";
 const RESTART_AFTER_IT: &str = "dmtcp_restart -i 45 ckpt_*.dmtcp\n";
 
-/// Some eighty seconds: the first job has not come to the end at its limit, and the second one comes to it.
-const COUNT: [&str; 2] = ["3200", "25000"];
+/// Microseconds from step to step of the counter.
+const STEP: &str = "25000";
+
+/// How many jobs go on with the program at least until it has come to its end: one, and more in the soak.
+fn relaunches() -> usize {
+    std::env::var("CKPTBPF_RELAUNCHES").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+/// Steps of the counter. One relaunch: some eighty seconds, which the first job has not come to the end of at its limit, and the second
+/// one comes to it. More of them: as much as Slurm may let each job before the last have, a minute and a half.
+fn steps() -> String {
+    let many = match relaunches() {
+        1 => 3200,
+        more => 3600 * more,
+    };
+    many.to_string()
+}
 
 /// Of a counter that is not disturbed.
 static EXPECTED: OnceLock<Expected> = OnceLock::new();
@@ -43,12 +58,13 @@ const SCENARIOS: &[Scenario] = &[
 
 #[test]
 fn scripts_of_dmtcp_in_slurm() {
-    let sandbox = Sandbox::with_limit("slurm_dmtcp", Duration::from_secs(290)).kept_if_it_fails();
+    let limit = Duration::from_secs(290) * u32::try_from(relaunches()).unwrap();
+    let sandbox = Sandbox::with_limit("slurm_dmtcp", limit).kept_if_it_fails();
     let Some(slurm) = Slurm::begin(&sandbox) else {
         return skip::skip("scripts_of_dmtcp_in_slurm", "there is no Slurm here: cargo xtask setup has it");
     };
     EXPECTED.get_or_init(|| {
-        Expected::of(&sandbox, &victim_cmd("count_static").args(["numbers", COUNT[0], "0"]), Some("numbers"))
+        Expected::of(&sandbox, &victim_cmd("count_static").args(["numbers", &steps(), "0"]), Some("numbers"))
     });
     // As an administrator has it who has put the names where everybody finds them; a login shell begins with a PATH of its own.
     let names = slurm.user.home().join("names");
@@ -65,9 +81,9 @@ fn scripts_of_dmtcp_in_slurm() {
 fn folder(slurm: &Slurm<'_>, name: &str) -> PathBuf {
     let folder = slurm.folder(&slurm.user, name);
     let program = slurm.user.copy_of(&victim("count_static"));
-    let (hold, count) = (folder.join("let-go"), COUNT.join(" "));
+    let (hold, count) = (folder.join("let-go"), steps());
     let line = format!(
-        "#!/bin/sh\nexport {HELD_BY}={}\nexec {} numbers {count}\n",
+        "#!/bin/sh\nexport {HELD_BY}={}\nexec {} numbers {count} {STEP}\n",
         hold.display(),
         program.display()
     );
@@ -76,21 +92,23 @@ fn folder(slurm: &Slurm<'_>, name: &str) -> PathBuf {
     folder
 }
 
-/// Runs a script until its job is in one of these states; what it has printed, and the most memory that it was seen with.
-fn runs(slurm: &Slurm<'_>, folder: &Path, script: &str, ends: &str) -> Vec<u8> {
+/// Runs a script until its job is in one of these states; which, and what it has printed.
+fn runs(slurm: &Slurm<'_>, folder: &Path, script: &str, ends: &[&str]) -> (String, Vec<u8>) {
     let job = slurm.submit_as_it_is(&slurm.user, folder, &format!("{HEADER}{script}"));
     let (mut most, mut killed) = (0, 0);
-    job.wait_for(ends, TIME_LIMIT, || {
+    let mut state = String::new();
+    job.wait_for(&ends.join(" or "), TIME_LIMIT, || {
         if let Some((peak, dead)) = job.memory() {
             (most, killed) = (most.max(peak), killed.max(dead));
         }
-        job.state() == ends
+        state = job.state();
+        ends.contains(&state.as_str())
     });
     let said = printed(&job, "err");
     println!("slurm: {most} bytes at most in job {}", job.name);
     assert!(most <= 10 << 20 && killed == 0, "{most} bytes, {killed} killed for want of more: {said:?}");
     assert!(most > 0 || !Path::new("/sys/fs/cgroup/memory").is_dir(), "nobody has seen its memory");
-    printed(&job, "out")
+    (state, printed(&job, "out"))
 }
 
 /// `%J` is the job's number, or that of its step.
@@ -109,34 +127,45 @@ fn agrees(folder: &Path) -> usize {
     written.len()
 }
 
-/// The last of several runs goes on to the end: its output is the end of an undisturbed one's.
-fn ends(slurm: &Slurm<'_>, folder: &Path, script: &str, before: usize) {
+/// Relaunches until the program has come to its end. Each goes on from where there was something, with the output that an undisturbed
+/// run has there, and the last one with the end of it. From where the first one went on.
+fn relaunched_to_the_end(slurm: &Slurm<'_>, folder: &Path, script: &str, before: usize) -> usize {
     std::fs::write(folder.join("let-go"), "").unwrap();
-    let last = runs(slurm, folder, script, "COMPLETED");
     let expected = EXPECTED.get().unwrap();
-    let from = expected.stdout.len().saturating_sub(last.len());
-    assert_same("the end of the output", &expected.stdout[from..], &last);
-    assert!(from > 0 && from <= before, "it has gone on from {from}, and there were {before}");
-    assert_eq!(agrees(folder), expected.file.len());
+    let undisturbed = String::from_utf8_lossy(&expected.stdout);
+    let (mut before, mut first) = (before, None);
+    for number in 1..=6 * relaunches() {
+        let (state, said) = runs(slurm, folder, script, &["TIMEOUT", "COMPLETED"]);
+        let said_then = format!("\n{}", String::from_utf8_lossy(&said));
+        let from = undisturbed.find(&said_then).expect("output of the program") + 1;
+        assert!(from > 0 && from <= before, "it has gone on from {from}, and there were {before}");
+        first.get_or_insert(from);
+        before = agrees(folder);
+        if state == "COMPLETED" {
+            assert_same("the end of the output", &expected.stdout[from..], &said);
+            assert!(number >= relaunches(), "after {number}");
+            break;
+        }
+    }
+    assert_eq!(before, expected.file.len(), "it has come to its end");
+    first.unwrap()
 }
 
 fn a_script_that_is_killed_at_its_time_limit_and_one_that_restarts(slurm: &Slurm<'_>) {
     let folder = folder(slurm, "limit");
-    let first = runs(slurm, &folder, LAUNCH, "TIMEOUT");
+    let (_, first) = runs(slurm, &folder, LAUNCH, &["TIMEOUT"]);
     let before = agrees(&folder);
     assert_same("the output", &EXPECTED.get().unwrap().stdout[..first.len()], &first);
-    ends(slurm, &folder, RESTART, before);
+    relaunched_to_the_end(slurm, &folder, RESTART, before);
 }
 
 /// Output and file end with the checkpoint: nothing was done after it that is done again.
 fn a_coordinator_that_ends_the_job_with_its_checkpoint(slurm: &Slurm<'_>) {
     let folder = folder(slurm, "coordinator");
-    let first = runs(slurm, &folder, LAUNCH_TO_ITS_CHECKPOINT, "COMPLETED");
+    let (_, first) = runs(slurm, &folder, LAUNCH_TO_ITS_CHECKPOINT, &["COMPLETED"]);
     let before = agrees(&folder);
     assert_same("the output", &EXPECTED.get().unwrap().stdout[..first.len()], &first);
     assert_eq!(before, first.len(), "memory and disk agree");
-    std::fs::write(folder.join("let-go"), "").unwrap();
-    let last = runs(slurm, &folder, RESTART_AFTER_IT, "COMPLETED");
-    assert_same("both outputs", &EXPECTED.get().unwrap().stdout, &[first, last].concat());
-    assert_eq!(agrees(&folder), EXPECTED.get().unwrap().file.len());
+    let from = relaunched_to_the_end(slurm, &folder, RESTART_AFTER_IT, before);
+    assert_eq!(from, first.len(), "each line once");
 }

@@ -15,7 +15,8 @@ const BUSY_SCALE: u32 = 6;
 const IDLE_SCALE: u32 = 2;
 
 /// What CI has less of, and the first round has: kills of the pager while it fills, and the size of the lazy restarts, in
-/// MiB; a restart from every generation of a gigabyte; kills before single system calls; programs as they are packaged.
+/// MiB; a restart from every generation of a gigabyte; kills before single system calls; programs as they are packaged; jobs that go on
+/// with a program of DMTCP's scripts.
 /// Seeds come from `--seeds`.
 const FULL_SIZE: &[(&str, &str)] = &[
     ("CKPTBPF_LAZY_KILLS", "200"),
@@ -23,6 +24,7 @@ const FULL_SIZE: &[(&str, &str)] = &[
     ("CKPTBPF_EVERY_GENERATION", "1"),
     ("CKPTBPF_KILLS", "100"),
     ("CKPTBPF_PROGRAMS", "1"),
+    ("CKPTBPF_RELAUNCHES", "5"),
 ];
 
 #[derive(clap::Args)]
