@@ -75,7 +75,7 @@ fn done(program: Program) -> anyhow::Result<u8> {
 }
 
 /// What ckptbpf's own failures exit with.
-fn failed() -> u8 {
+pub fn failed() -> u8 {
     environment::failure(std::env::var_os("DMTCP_FAIL_RC").as_deref())
 }
 
