@@ -247,10 +247,25 @@ fn a_job_of_another_host_is_taken_over_and_one_that_runs_here_is_not() {
     there["host"] = "node9".into();
     there["boot_id"] = "another".into();
     there["ended"] = serde_json::Value::Null;
+    there["slurm"] = serde_json::json!({ "job": "40", "restarts": 0, "node": "n9" });
     std::fs::write(&record, there.to_string()).unwrap();
+    // Of a job of Slurm's it is asked, in a job or outside of one.
+    let squeue = |line: &str| {
+        let write = format!("printf '#!/bin/sh\\n{line}\\n' >bin/squeue && chmod +x bin/squeue");
+        scripts.run(&write).success();
+    };
+    squeue("echo RUNNING 5:00");
+    for job in ["", "SLURM_JOB_ID=41 "] {
+        let line = format!("{job}dmtcp_restart ckpt_*.dmtcp");
+        let refused = scripts.run(&line).expect_code(99).stderr_text();
+        assert!(refused.contains("job 40 writes there, and is in the queue"), "{refused}");
+    }
+    // Who does not answer keeps nobody.
+    squeue("exit 1");
     let_go(&sandbox);
-    let last = scripts.start("dmtcp_restart -i 0 ckpt_*.dmtcp").wait(SOON).success();
+    let last = scripts.start("SLURM_JOB_ID=41 dmtcp_restart -i 0 ckpt_*.dmtcp").wait(SOON).success();
     let said = last.stderr_text();
+    assert!(said.contains("whether job 40 is over is not known"), "{said}");
     assert!(said.contains("over from host node9") && said.contains("no more checkpoints"), "{said}");
     scripts.is_whole(&last.stdout);
 }
