@@ -267,6 +267,7 @@ fn a_job_of_another_host_is_taken_over_and_one_that_runs_here_is_not() {
     let said = last.stderr_text();
     assert!(said.contains("whether job 40 is over is not known"), "{said}");
     assert!(said.contains("over from host node9") && said.contains("no more checkpoints"), "{said}");
+    assert!(said.contains("both write to the same files"), "{said}");
     scripts.is_whole(&last.stdout);
 }
 
