@@ -89,6 +89,24 @@ fn orders_to_running_jobs() {
     sandbox.wait_until_empty(SOON);
 }
 
+/// It runs on: whoever has an order for it is told at once.
+#[test]
+fn orders_to_a_program_whose_ckptbpf_was_killed() {
+    let sandbox = Sandbox::new("dmtcp_unsupervised");
+    let scripts = scripts(&sandbox);
+    let job = scripts.start("exec dmtcp_launch ./count");
+    running(&sandbox, &scripts, "");
+    job.kill(Signal::SIGKILL);
+    job.wait(SOON).expect_code(137);
+    for order in ["-c", "-kc", "-k", "-i 5", "-q"] {
+        let said = scripts.run(&format!("dmtcp_command {order}")).expect_code(99).stderr_text();
+        assert!(said.contains("the program runs without") && said.contains("attach -d /"), "{order}: {said}");
+    }
+    let said = scripts.run("dmtcp_command -l").success().stdout_text();
+    assert!(said.contains("RUNNING (without ckptbpf)"), "{said}");
+    scripts.kill_everything();
+}
+
 #[test]
 fn a_coordinator_is_no_process_unless_it_is_in_the_foreground() {
     let sandbox = Sandbox::new("dmtcp_coordinator");
