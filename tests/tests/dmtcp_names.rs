@@ -348,6 +348,9 @@ fn files_that_stand_for_no_checkpoint() {
     refused("its checkpoints are gone");
     scripts.run("mv aside .x; sed -i 's/^job=......../job=01234567/' x.dmtcp").success();
     refused("of another job");
+    // By the checkpoints themselves, too.
+    scripts.run("rm .x/job.json").success();
+    refused("of another job");
     scripts.run("dmtcp_restart no_*.dmtcp").expect_code(99);
 }
 

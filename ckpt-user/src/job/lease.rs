@@ -274,7 +274,7 @@ fn clean(dir: &JobDir) -> anyhow::Result<u64> {
 }
 
 /// The identity that the newest readable generation has, where job.json is lost: deltas must bear the same.
-fn job_of_generations(dir: &JobDir) -> Option<String> {
+pub fn job_of_generations(dir: &JobDir) -> Option<String> {
     let listed = {
         let _as = dir.assume().ok()?;
         image::list(&dir.proc_path()).ok()?
