@@ -187,6 +187,22 @@ fn options_in_vain_and_options_that_cannot_be_had() {
     assert!(version.starts_with("dmtcp_restart (ckptbpf "), "{version}");
 }
 
+/// What it starts is in its checkpoints already.
+#[test]
+fn a_program_that_ckptbpf_has_started_is_launched_in_no_other_one() {
+    let sandbox = Sandbox::new("dmtcp_within");
+    let scripts = scripts(&sandbox);
+    for line in ["dmtcp_launch -p 0 ./count", "dmtcp_restart x.dmtcp"] {
+        let outer = format!("dmtcp_launch /bin/sh -c '{line}; exit $?'");
+        let said = scripts.run(&outer).expect_code(99).stderr_text();
+        assert!(said.contains("takes checkpoints already"), "{line}: {said}");
+    }
+    assert!(scripts.images().is_empty());
+    // One after another they are no part of each other; nor is who only asks.
+    scripts.run("dmtcp_launch -p 0 /bin/true; dmtcp_launch -p 0 /bin/true").success();
+    scripts.run("dmtcp_launch /bin/sh -c 'dmtcp_launch --version; exit 3'").expect_code(3);
+}
+
 /// Who removes the file has removed the checkpoint; who has moved it has not.
 #[test]
 fn a_file_that_is_removed_takes_its_checkpoints_with_it() {
