@@ -26,8 +26,8 @@ pub fn run(asked: &Asked) -> anyhow::Result<Ended> {
     decide::require_over(&dir, decide::record_of(&dir)?.as_ref(), SlurmRun::here().as_ref())?;
     let (name, state) = joined::joined(asked, &caller)?;
     joined::write_port(asked, name, &caller)?;
-    // Whoever calls DMTCP's restart knows that the job is over, wherever it was; on this host it is looked whether it is, and of a job of
-    // Slurm's it was asked.
+    // Whoever calls DMTCP's restart knows that the job is over, wherever it was; on this host it is looked whether it is, and Slurm was
+    // asked of a job of its own.
     let mut words: Vec<OsString> = ["ckptbpf", "restart", "--take-over"].map(OsString::from).to_vec();
     words.extend(common(asked, name, state.as_ref()));
     if let Some(above) = &asked.checkpoint_dir {
