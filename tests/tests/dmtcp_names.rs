@@ -89,6 +89,24 @@ fn orders_to_running_jobs() {
     sandbox.wait_until_empty(SOON);
 }
 
+/// It runs on: whoever has an order for it is told at once.
+#[test]
+fn orders_to_a_program_whose_ckptbpf_was_killed() {
+    let sandbox = Sandbox::new("dmtcp_unsupervised");
+    let scripts = scripts(&sandbox);
+    let job = scripts.start("exec dmtcp_launch ./count");
+    running(&sandbox, &scripts, "");
+    job.kill(Signal::SIGKILL);
+    job.wait(SOON).expect_code(137);
+    for order in ["-c", "-kc", "-k", "-i 5", "-q"] {
+        let said = scripts.run(&format!("dmtcp_command {order}")).expect_code(99).stderr_text();
+        assert!(said.contains("the program runs without") && said.contains("attach -d /"), "{order}: {said}");
+    }
+    let said = scripts.run("dmtcp_command -l").success().stdout_text();
+    assert!(said.contains("RUNNING (without ckptbpf)"), "{said}");
+    scripts.kill_everything();
+}
+
 #[test]
 fn a_coordinator_is_no_process_unless_it_is_in_the_foreground() {
     let sandbox = Sandbox::new("dmtcp_coordinator");
@@ -169,6 +187,22 @@ fn options_in_vain_and_options_that_cannot_be_had() {
     assert!(version.starts_with("dmtcp_restart (ckptbpf "), "{version}");
 }
 
+/// What it starts is in its checkpoints already.
+#[test]
+fn a_program_that_ckptbpf_has_started_is_launched_in_no_other_one() {
+    let sandbox = Sandbox::new("dmtcp_within");
+    let scripts = scripts(&sandbox);
+    for line in ["dmtcp_launch -p 0 ./count", "dmtcp_restart x.dmtcp"] {
+        let outer = format!("dmtcp_launch /bin/sh -c '{line}; exit $?'");
+        let said = scripts.run(&outer).expect_code(99).stderr_text();
+        assert!(said.contains("takes checkpoints already"), "{line}: {said}");
+    }
+    assert!(scripts.images().is_empty());
+    // One after another they are no part of each other; nor is who only asks.
+    scripts.run("dmtcp_launch -p 0 /bin/true; dmtcp_launch -p 0 /bin/true").success();
+    scripts.run("dmtcp_launch /bin/sh -c 'dmtcp_launch --version; exit 3'").expect_code(3);
+}
+
 /// Who removes the file has removed the checkpoint; who has moved it has not.
 #[test]
 fn a_file_that_is_removed_takes_its_checkpoints_with_it() {
@@ -247,11 +281,27 @@ fn a_job_of_another_host_is_taken_over_and_one_that_runs_here_is_not() {
     there["host"] = "node9".into();
     there["boot_id"] = "another".into();
     there["ended"] = serde_json::Value::Null;
+    there["slurm"] = serde_json::json!({ "job": "40", "restarts": 0, "node": "n9" });
     std::fs::write(&record, there.to_string()).unwrap();
+    // Of a job of Slurm's it is asked, in a job or outside of one.
+    let squeue = |line: &str| {
+        let write = format!("printf '#!/bin/sh\\n{line}\\n' >bin/squeue && chmod +x bin/squeue");
+        scripts.run(&write).success();
+    };
+    squeue("echo RUNNING 5:00");
+    for job in ["", "SLURM_JOB_ID=41 "] {
+        let line = format!("{job}dmtcp_restart ckpt_*.dmtcp");
+        let refused = scripts.run(&line).expect_code(99).stderr_text();
+        assert!(refused.contains("job 40 writes there, and is in the queue"), "{refused}");
+    }
+    // Who does not answer keeps nobody.
+    squeue("exit 1");
     let_go(&sandbox);
-    let last = scripts.start("dmtcp_restart -i 0 ckpt_*.dmtcp").wait(SOON).success();
+    let last = scripts.start("SLURM_JOB_ID=41 dmtcp_restart -i 0 ckpt_*.dmtcp").wait(SOON).success();
     let said = last.stderr_text();
+    assert!(said.contains("whether job 40 is over is not known"), "{said}");
     assert!(said.contains("over from host node9") && said.contains("no more checkpoints"), "{said}");
+    assert!(said.contains("both write to the same files"), "{said}");
     scripts.is_whole(&last.stdout);
 }
 
@@ -313,6 +363,9 @@ fn files_that_stand_for_no_checkpoint() {
     scripts.run("rmdir x.dmtcp; cp ckpt_*.dmtcp x.dmtcp; mv .ckpt_count_* aside").success();
     refused("its checkpoints are gone");
     scripts.run("mv aside .x; sed -i 's/^job=......../job=01234567/' x.dmtcp").success();
+    refused("of another job");
+    // By the checkpoints themselves, too.
+    scripts.run("rm .x/job.json").success();
     refused("of another job");
     scripts.run("dmtcp_restart no_*.dmtcp").expect_code(99);
 }

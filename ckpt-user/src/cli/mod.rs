@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
             Err(error) => usage(&error),
         }
     });
-    ExitCode::from(status.unwrap_or(FAILED))
+    ExitCode::from(status.unwrap_or_else(|_| compat::called_as().map_or(FAILED, |_| compat::failed())))
 }
 
 /// The same as a worker, with the command line of the front at the other end of `link`.

@@ -44,25 +44,38 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
             let root = started.inspect_err(|_| drop(worker.say(&Word::Over(true), &[])))?;
             (root, Child::Program, kept)
         }
-        Word::Split(share) => (split(share, &worker)?, Child::Init, 0),
+        Word::Split(share) => match split(share, &worker)? {
+            Split::Made(init) => (init, Child::Init, 0),
+            Split::Refused(ended) => return Ok(ended),
+        },
         _ => bail!("the daemon's worker says what is not to be understood"),
     };
     let front = Front::of(child, kind, signals, worker, running)?.keeping(kept);
     front.serve().context("cannot wait for the program")
 }
 
-/// A namespace for the program; its init. That there is none is for the worker to say.
-fn split(share: Share, worker: &Link) -> anyhow::Result<Pid> {
+/// What has become of a namespace for the program.
+enum Split {
+    /// Its init.
+    Made(Pid),
+    /// There is none, and the worker has ended with that.
+    Refused(Ended),
+}
+
+/// A namespace for the program. That there is none is for the worker to say; what comes of it, for whoever has asked.
+fn split(share: Share, worker: &Link) -> anyhow::Result<Split> {
     match init::fork(share) {
         Ok((init, link)) => {
             let process = pidfd::open(init)?;
             worker.say(&Word::Kept(true), &[process.as_fd(), link.as_fd()])?;
-            Ok(init)
+            Ok(Split::Made(init))
         }
         Err(error) => {
             worker.say(&Word::Made(-error.raw_os_error().unwrap_or(libc::EIO)), &[])?;
             match worker.hear()? {
-                Some(Heard { word: Word::Done(status), .. }) => std::process::exit(status as i32),
+                Some(Heard { word: Word::Done(status), .. }) => {
+                    Ok(Split::Refused(Ended::Exited(status as u8)))
+                }
                 _ => bail!("the daemon's worker was killed"),
             }
         }

@@ -132,13 +132,7 @@ impl Lease {
         if let (Some(record), Some(found)) = (&previous, &found) {
             match found {
                 Standing::Runs(_) if continues && matches!(claim.purpose, Purpose::Attach(_)) => {}
-                Standing::Elsewhere if claim.take_over => notes.push(format!(
-                    "taking {} over from host {} (boot {}); if its job still runs there, it can commit no more \
-                     checkpoints",
-                    dir.shown(),
-                    record.here.host,
-                    record.here.boot_id
-                )),
+                Standing::Elsewhere if claim.take_over => notes.push(taken_over(dir, record, &claim)),
                 other => notes.extend(report(dir, record, other)?),
             }
         }
@@ -258,6 +252,21 @@ fn report(dir: &JobDir, record: &JobRecord, found: &Standing) -> Result<Option<S
     }
 }
 
+/// What is to be said of a job that may run on another host, and has no directory any more. Where the same program runs here, nobody
+/// keeps the two from each other's files.
+fn taken_over(dir: &JobDir, record: &JobRecord, claim: &Claim) -> String {
+    let Here { host, boot_id, .. } = &record.here;
+    let shown = dir.shown();
+    let more = match claim.argv == record.argv {
+        true => ", and both write to the same files: end it there",
+        false => "",
+    };
+    format!(
+        "taking {shown} over from host {host} (boot {boot_id}); if its job still runs there, it can commit no more \
+         checkpoints{more}"
+    )
+}
+
 /// Removes half-written generations of writers that are gone: up to the program's whole memory each.
 fn clean(dir: &JobDir) -> anyhow::Result<u64> {
     let _as = dir.assume()?;
@@ -265,7 +274,7 @@ fn clean(dir: &JobDir) -> anyhow::Result<u64> {
 }
 
 /// The identity that the newest readable generation has, where job.json is lost: deltas must bear the same.
-fn job_of_generations(dir: &JobDir) -> Option<String> {
+pub fn job_of_generations(dir: &JobDir) -> Option<String> {
     let listed = {
         let _as = dir.assume().ok()?;
         image::list(&dir.proc_path()).ok()?

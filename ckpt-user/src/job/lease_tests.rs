@@ -97,8 +97,14 @@ fn another_host_is_reported_and_taken_over_only_when_the_person_vouches() {
     let error = Lease::claim(&dir, claim(Purpose::Restart)).unwrap_err().to_string();
     assert!(error.contains("node7") && error.contains("--take-over"), "{error}");
     let taken = Lease::claim(&dir, Claim { take_over: true, ..claim(Purpose::Restart) }).unwrap();
-    assert!(taken.notes[0].contains("node7"));
+    assert!(taken.notes[0].contains("node7") && taken.notes[0].contains("both write to the same files"));
     taken.lease.check().unwrap();
+    // Who prunes runs no program.
+    drop(taken);
+    dir.write_record(&record).unwrap();
+    let pruner = Claim { take_over: true, argv: Vec::new(), ..claim(Purpose::Prune) };
+    let taken = Lease::claim(&dir, pruner).unwrap();
+    assert!(taken.notes[0].contains("node7") && !taken.notes[0].contains("files"), "{:?}", taken.notes);
     fs::remove_file(dir.path().join("job.json")).unwrap();
     assert!(taken.lease.check().is_err());
 }

@@ -95,6 +95,15 @@ pub fn parent(pid: i32) -> Option<i32> {
     stat(pid).ok().map(|stat| stat.parent().as_raw()).filter(|parent| *parent > 0)
 }
 
+/// The nearest ckptbpf above this process, which then is part of what that supervises.
+pub fn ckptbpf_above() -> Option<i32> {
+    /// A tree deeper than this is a loop in what /proc told while it changed.
+    const DEEPEST: usize = 4096;
+    let own = ProcessId::current().ok()?.pid;
+    let mut above = std::iter::successors(parent(own), |pid| parent(*pid)).take(DEEPEST);
+    above.find(|pid| ProcessId::of(*pid).is_ok_and(ProcessId::is_ckptbpf))
+}
+
 fn stat(pid: i32) -> io::Result<Stat> {
     Stat::parse(&String::from_utf8_lossy(&outside::read(&format!("{pid}/stat"))?))
 }

@@ -32,6 +32,17 @@ pub enum RequestError {
     /// `-d` makes no sense.
     #[error("the job writes to {0}, and -d is for a PID that nobody supervises; leave it away")]
     OtherDir(PathBuf),
+    /// There is a program, and nobody to ask.
+    #[error(
+        "the ckptbpf of process {pid} was killed, and the program runs without: have it supervised again (ckptbpf attach \
+         -d {dir} {pid}), or end it yourself"
+    )]
+    Unsupervised {
+        /// The program's first process.
+        pid: i32,
+        /// The job's directory.
+        dir: String,
+    },
     /// Talking to the supervisor.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -91,10 +102,19 @@ pub fn taker(
 /// How long a process that was killed may take, in milliseconds.
 pub const ITS_END: u16 = 10_000;
 
+/// Asks a job's supervisor, if it has one.
+fn asked(live: &Live, request: Request) -> Result<Reply, RequestError> {
+    if live.supervised {
+        return Ok(live.ask(request)?);
+    }
+    let (pid, dir) = (live.entry.program.pid, live.entry.dir.display().to_string());
+    Err(RequestError::Unsupervised { pid, dir })
+}
+
 /// Asks a supervisor for a checkpoint; returns when it is durable. Where the program was ended with it, the supervisor has
 /// ended, too: who asked may restart it at once.
 pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
-    match live.ask(Request::Checkpoint { kill })? {
+    match asked(live, Request::Checkpoint { kill })? {
         Reply::Checkpoint(done) => {
             if done.killed {
                 live.entry.supervisor.wait_for_end(ITS_END.into());
@@ -107,7 +127,7 @@ pub fn ask(live: &Live, kill: bool) -> Result<CheckpointDone, RequestError> {
 
 /// Ends all processes of a job, and with them the job; returns when its supervisor has ended.
 pub fn end(live: &Live) -> Result<(), RequestError> {
-    live.ask(Request::Kill)?;
+    asked(live, Request::Kill)?;
     live.entry.supervisor.wait_for_end(ITS_END.into());
     Ok(())
 }
@@ -115,7 +135,7 @@ pub fn end(live: &Live) -> Result<(), RequestError> {
 /// Gives a job another interval, for as long as this supervisor has it; 0 is off.
 pub fn set_interval(live: &Live, interval: Duration) -> Result<(), RequestError> {
     let microseconds = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
-    live.ask(Request::Interval { microseconds })?;
+    asked(live, Request::Interval { microseconds })?;
     Ok(())
 }
 
@@ -149,6 +169,8 @@ mod tests {
         let orphan = [Live { supervised: false, ..live }];
         let Taker::Once(once) = taker(&orphan, &pid, None, true).unwrap() else { panic!() };
         assert_eq!((once.dir, once.pid, once.kill), (Some("/".into()), me.pid, true));
+        let nobody = [ask(&orphan[0], true).err(), end(&orphan[0]).err()];
+        assert!(nobody.iter().all(|error| matches!(error, Some(RequestError::Unsupervised { .. }))));
         assert!(matches!(taker(&[], &pid, None, false), Ok(Taker::Once(_))));
         assert!(matches!(taker(&[], &dir, None, false), Err(RequestError::NoJob(_))));
     }

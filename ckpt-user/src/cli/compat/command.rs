@@ -29,7 +29,7 @@ pub fn run(asked: &Asked) -> anyhow::Result<()> {
 /// Gives an order to the jobs of a coordinator.
 ///
 /// # Errors
-/// There is no such coordinator, or no job of it; or a job does not follow.
+/// There is no such coordinator, or no job of it; or a job does not follow, as one whose supervisor was killed.
 pub fn give(order: Order, name: Name, caller: &FsIds) -> anyhow::Result<()> {
     let state = coordinator::load(name, caller);
     let jobs = coordinator::jobs(name, caller);

@@ -24,6 +24,7 @@ use super::{Cli, Verb, complain, log_level};
 use crate::job::coordinator::{self as coordinators, Name};
 use crate::job::ended::{self, Ended};
 use crate::job::identity::Identity;
+use crate::job::process;
 use crate::job::terminal::say;
 use crate::job::way::Way;
 use anyhow::{Context, anyhow, bail};
@@ -66,6 +67,9 @@ fn done(program: Program) -> anyhow::Result<u8> {
     if !asked.is_quiet && !asked.in_vain.is_empty() {
         say(&format!("without effect here, and not needed: {}", asked.in_vain.join(", ")));
     }
+    if matches!(program, Program::Launch | Program::Restart) {
+        require_outermost(program)?;
+    }
     match program {
         Program::Launch => launch::run(&asked).map(status_of),
         Program::Restart => restart::run(&asked).map(status_of),
@@ -74,8 +78,18 @@ fn done(program: Program) -> anyhow::Result<u8> {
     }
 }
 
+/// All that a supervised program starts is part of its checkpoints, and ckptbpf can be part of none.
+fn require_outermost(program: Program) -> anyhow::Result<()> {
+    let Some(pid) = process::ckptbpf_above() else { return Ok(()) };
+    let name = program.name();
+    bail!(
+        "this is started by a program of which ckptbpf (pid {pid}) takes checkpoints already, with all that it starts: go \
+         without {name} in there, or call it from outside"
+    )
+}
+
 /// What ckptbpf's own failures exit with.
-fn failed() -> u8 {
+pub fn failed() -> u8 {
     environment::failure(std::env::var_os("DMTCP_FAIL_RC").as_deref())
 }
 

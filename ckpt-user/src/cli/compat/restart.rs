@@ -6,6 +6,8 @@ use crate::job::directory::DirectoryError;
 use crate::job::ended::Ended;
 use crate::job::identity::Identity;
 use crate::job::pointer::find;
+use crate::job::slurm::decide;
+use crate::job::slurm::place::SlurmRun;
 use crate::job::terminal::say;
 use crate::sys::ids::FsIds;
 use anyhow::{Context, anyhow, bail};
@@ -20,9 +22,12 @@ pub fn run(asked: &Asked) -> anyhow::Result<Ended> {
     let caller = Identity::of_caller(None)?.fs_ids();
     let (dir, said) = find::find(&files(asked, &caller)?, &caller)?;
     said.iter().for_each(|line| say(line));
+    // Before a worker is asked: Slurm is asked in the job alone.
+    decide::require_over(&dir, decide::record_of(&dir)?.as_ref(), SlurmRun::here().as_ref())?;
     let (name, state) = joined::joined(asked, &caller)?;
     joined::write_port(asked, name, &caller)?;
-    // Whoever calls DMTCP's restart knows that the job is over, wherever it was; on this host it is looked whether it is.
+    // Whoever calls DMTCP's restart knows that the job is over, wherever it was; on this host it is looked whether it is, and Slurm was
+    // asked of a job of its own.
     let mut words: Vec<OsString> = ["ckptbpf", "restart", "--take-over"].map(OsString::from).to_vec();
     words.extend(common(asked, name, state.as_ref()));
     if let Some(above) = &asked.checkpoint_dir {

@@ -2,6 +2,7 @@
 
 use super::{LIMIT, NoPointer, Pointer};
 use crate::job::directory::{DirectoryError, JobDir};
+use crate::job::lease;
 use crate::sys::ids::FsIds;
 use nix::sys::stat::fstat;
 use std::fs::{self, File};
@@ -48,6 +49,17 @@ pub enum FindError {
     /// Something else is in their place.
     #[error("{file}: {dir} holds the checkpoints of another job; to restart that: ckptbpf restart {dir}")]
     Another {
+        /// As it was given.
+        file: String,
+        /// Where its checkpoints should be.
+        dir: String,
+    },
+    /// Neither job.json nor a checkpoint says it.
+    #[error(
+        "{file}: nobody can tell whose checkpoints {dir} holds: its job.json is lost, and none of them can be read; to try \
+         them: ckptbpf restart {dir}"
+    )]
+    Nameless {
         /// As it was given.
         file: String,
         /// Where its checkpoints should be.
@@ -142,9 +154,15 @@ fn locate<'f>(file: &'f Path, pointer: &Pointer, caller: &FsIds) -> Result<Found
         if dir.generations()?.is_empty() {
             continue;
         }
-        if dir.read_record()?.is_some_and(|record| record.job != pointer.job) {
+        let recorded = dir.read_record()?.map(|record| record.job);
+        // As a restart has it where job.json is lost.
+        let job = recorded.or_else(|| lease::job_of_generations(&dir));
+        if job.as_ref() != Some(&pointer.job) {
             let (file, dir) = (file.display().to_string(), place.display().to_string());
-            return Err(FindError::Another { file, dir });
+            return Err(match job {
+                Some(_) => FindError::Another { file, dir },
+                None => FindError::Nameless { file, dir },
+            });
         }
         let stat = fstat(&dir).map_err(|errno| io_error(file, errno.into()))?;
         return Ok(Found { file, dir: place.clone(), id: (stat.st_dev, stat.st_ino) });

@@ -82,6 +82,29 @@ fn several_jobs_are_named_and_another_one_is_not_taken() {
 }
 
 #[test]
+fn where_the_record_is_lost_the_checkpoints_say_whose_they_are() {
+    use crate::image::{Codec, GenerationId, GenerationWriter, Header, Summary};
+    let base = tempfile::tempdir().unwrap();
+    let pointer = job(base.path(), "0123456789abcdef");
+    let dir = base.path().join(".ckpt_count_0123456789abcdef");
+    fs::remove_file(dir.join("job.json")).unwrap();
+    is_refused(&[&pointer], "its job.json is lost");
+    fs::remove_file(dir.join("000001.ckpt")).unwrap();
+    let said = Pointer::parse(&fs::read(&pointer).unwrap()).unwrap().job;
+    let own = u128::from_str_radix(&said.replace('-', ""), 16).unwrap();
+    let make = |id: u64, job: u128| {
+        let job = job.to_be_bytes();
+        let header = Header { id: GenerationId(id), parent: None, job, features: vec![], created_unix_ns: 0 };
+        let writer = GenerationWriter::create(&dir, header, Codec::None, 0).unwrap();
+        writer.commit(b"", Summary::default(), || Ok(())).unwrap();
+    };
+    make(1, own);
+    assert_eq!(found(&[&pointer]), Ok(dir.clone()));
+    make(2, !own);
+    is_refused(&[&pointer], "the checkpoints of another job");
+}
+
+#[test]
 fn what_is_no_pointer_is_named() {
     let base = tempfile::tempdir().unwrap();
     let [file, link, fifo] = ["x.dmtcp", "link.dmtcp", "fifo.dmtcp"].map(|name| base.path().join(name));

@@ -88,7 +88,7 @@ pub fn decide(options: &SlurmOptions, job: &Job) -> anyhow::Result<Decided> {
             let from = source(from, job)?;
             let record = record_of(&from)?;
             require_same_program(&from, record.as_ref(), &words)?;
-            require_over(&from, record.as_ref(), &own)?;
+            require_over(&from, record.as_ref(), Some(&own))?;
             decided(restart(here, from))
         }
         None => decided(Todo::Launch(launch)),
@@ -197,10 +197,15 @@ fn source(from: &OsStr, job: &Job) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Refuses to go on from what is still being written.
-fn require_over(from: &Path, record: Option<&JobRecord>, own: &SlurmRun) -> anyhow::Result<()> {
+/// Refuses to go on from what is still being written: by another job than that of `own`. Where Slurm does not tell, it is not known,
+/// and that is said.
+///
+/// # Errors
+/// Slurm says so.
+pub fn require_over(from: &Path, record: Option<&JobRecord>, own: Option<&SlurmRun>) -> anyhow::Result<()> {
     let Some(record) = record.filter(|record| is_unknown(record)) else { return Ok(()) };
-    let Some(run) = record.slurm.as_ref().filter(|run| run.job != own.job) else { return Ok(()) };
+    let is_another = |run: &&SlurmRun| own.is_none_or(|own| run.job != own.job);
+    let Some(run) = record.slurm.as_ref().filter(is_another) else { return Ok(()) };
     if in_queue(&run.job) == Some(true) {
         let (from, job) = (from.display(), &run.job);
         bail!(
