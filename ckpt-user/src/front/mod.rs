@@ -47,7 +47,7 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
         Word::Split(share) => (split(share, &worker)?, Child::Init, 0),
         _ => bail!("the daemon's worker says what is not to be understood"),
     };
-    let front = Front::of(child, kind, signals, worker, running)?.keeping(kept);
+    let front = Front::of(child, kind, signals, (door, worker), running)?.keeping(kept);
     front.serve().context("cannot wait for the program")
 }
 
