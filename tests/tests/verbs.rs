@@ -48,6 +48,12 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
         "daemon_places.rs",
         "a_daemon_in_the_background",
     ),
+    (
+        &["daemon"],
+        &["--worker-memory", "--worker-tasks"],
+        "daemon_limits.rs",
+        "who_has_used_up_their_memory_has_used_up_nobody_else_s",
+    ),
     (&["daemon"], &["--job"], "daemon_places.rs", "a_daemon_of_one_job"),
     (&["daemon"], &["--jobs"], "daemon.rs", "who_is_held_back_goes_on_without"),
     (&["daemon"], &["--no-lazy"], "daemon.rs", "a_lazy_restart_by_daemon"),

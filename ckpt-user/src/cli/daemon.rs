@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use super::{Status, print};
+use super::{Status, print, size};
 use crate::daemon::limits::Limits;
+use crate::daemon::subgroups::Share;
 use crate::daemon::{self, Options, Rules, place, worker};
 use crate::front::door::{Door, NoDoor};
 
@@ -30,6 +31,12 @@ pub struct Daemon {
     /// How many jobs one user may have with it
     #[arg(long, value_name = "N", default_value_t = Limits::default().workers)]
     jobs: u32,
+    /// How much memory the workers of one user may take together: bytes, or 512M, 4G [default: what the daemon may]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    worker_memory: Option<u64>,
+    /// How many threads the workers of one user may have together [default: what the daemon may]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    worker_tasks: Option<u32>,
     /// Go to the background once it listens, and write its process id there
     #[arg(long, value_name = "PATH")]
     pidfile: Option<PathBuf>,
@@ -60,7 +67,8 @@ impl Daemon {
         let limits = Limits { workers: self.jobs, ..Limits::default() };
         let Self { socket, uid, job, pidfile, log, verbose, no_lazy, .. } = self;
         let rules = Rules { uid, job, faults: !no_lazy, limits };
-        daemon::run(&Options { socket, rules, pidfile, log, verbose })?;
+        let share = Share { memory: self.worker_memory, tasks: self.worker_tasks };
+        daemon::run(&Options { socket, rules, share, pidfile, log, verbose })?;
         Ok(Status::DONE)
     }
 

@@ -18,6 +18,7 @@ mod prune;
 mod restart;
 mod run;
 pub(crate) mod signal;
+mod size;
 mod slurm;
 mod status;
 mod verify;

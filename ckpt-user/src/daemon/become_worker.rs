@@ -1,9 +1,9 @@
 //! From root to the job's user, for good: the first thing that a worker does.
 //!
 //! Its ids are the peer's, all of them, its capabilities none, and nothing that it executes can change that. It sees the
-//! mounts and the network that its peer sees, so a path means there what it means here. It stays where its core is in the
-//! control groups: out of the job's. That is why nobody may trace it, its own user neither: a program put into it would escape
-//! the job's limits.
+//! mounts and the network that its peer sees, so a path means there what it means here. It stays where its core has it in the
+//! control groups: out of the job's, in its user's ([`super::subgroups`]) or in the core's. That is why nobody may trace it, its
+//! own user neither: a program put into it would escape the job's limits.
 
 use super::peer::{Who, held_back};
 use super::proc_fd::ProcFd;

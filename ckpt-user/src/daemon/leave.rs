@@ -7,6 +7,8 @@
 //! v2  /system.slice/slurmstepd.scope/job_41/step_extern ─▶ /system.slice/ckptbpf    made there: there are no processes in inner groups
 //! ```
 
+use super::groups::Group;
+use super::subgroups::CORE;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,25 +49,24 @@ fn enter(target: &Target) -> io::Result<()> {
     {
         return Err(error);
     }
-    fs::write(target.group.join("cgroup.procs"), std::process::id().to_string())
+    let enter = |group: &Path| fs::write(group.join("cgroup.procs"), std::process::id().to_string());
+    match enter(&target.group) {
+        // A daemon is there whose workers have groups of their own.
+        Err(error) if target.is_new && error.raw_os_error() == Some(libc::EBUSY) => {
+            enter(&target.group.join(CORE))
+        }
+        entered => entered,
+    }
 }
 
 /// By /proc/PID/cgroup and mountinfo: for each hierarchy in which the process is in a job's group, and which is mounted.
 fn targets(own: &str, mounts: &str) -> Vec<Target> {
-    let mounts: Vec<Mount<'_>> = mounts.lines().filter_map(Mount::of).collect();
-    let of_line = |line: &str| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let above = above_slurm(path)?;
-        let mount = mounts.iter().find(|mount| mount.has(controllers))?;
-        let above = Path::new(above).strip_prefix(mount.root).ok()?;
-        let group = Path::new(mount.path).join(above);
-        Some(match controllers {
-            "" => Target { group: group.join(NAME), is_new: true },
-            _ => Target { group, is_new: false },
-        })
+    let of_group = |group: Group<'_>| {
+        let above = group.at(above_slurm(group.name)?)?;
+        let is_new = group.is_second();
+        Some(Target { group: if is_new { above.join(NAME) } else { above }, is_new })
     };
-    own.lines().filter_map(of_line).collect()
+    Group::all(own, mounts).into_iter().filter_map(of_group).collect()
 }
 
 /// Of a job's group what is above Slurm's; none of another group.
@@ -81,41 +82,6 @@ fn above_slurm(path: &str) -> Option<&str> {
         at += name.len() + 1;
     }
     None
-}
-
-/// A line of mountinfo of a hierarchy of control groups.
-struct Mount<'a> {
-    root: &'a str,
-    path: &'a str,
-    /// What is in it: names of controllers; none in the second version.
-    options: Option<&'a str>,
-}
-
-impl<'a> Mount<'a> {
-    /// `36 35 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`. Paths with blanks, which are escaped, are not found.
-    fn of(line: &'a str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(3);
-        let (root, path) = (before.next()?, before.next()?);
-        let mut after = after.split(' ');
-        let options = match after.next()? {
-            "cgroup" => Some(after.nth(1)?),
-            "cgroup2" => None,
-            _ => return None,
-        };
-        Some(Self { root, path, options })
-    }
-
-    /// Whether it is the hierarchy of these, as /proc/PID/cgroup lists them.
-    fn has(&self, controllers: &str) -> bool {
-        match self.options {
-            Some(options) => {
-                let has = |wanted: &str| options.split(',').any(|one| one == wanted);
-                !controllers.is_empty() && controllers.split(',').all(has)
-            }
-            None => controllers.is_empty(),
-        }
-    }
 }
 
 #[cfg(test)]

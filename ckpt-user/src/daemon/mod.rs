@@ -8,12 +8,14 @@
 //! The core opens no path of a user's and parses no image; messages to it have a fixed size ([`wire`]). **A worker is worth no
 //! more than its user**: whoever is held back by something that a worker would not be held back by gets none
 //! ([`peer`], [`become_worker`], and the challenge of [`worker`]); so a worker that is turned against its user's will is no
-//! gain to anybody. It has its own memory, and the daemon's control group, so that the job's limits are the program's.
+//! gain to anybody. It has its own memory, and the daemon's control group or one of its user's below that ([`subgroups`]), so that
+//! the job's limits are the program's.
 
 pub mod asked;
 mod background;
 mod become_worker;
 mod faults;
+mod groups;
 mod leave;
 pub mod lender;
 pub mod limits;
@@ -26,6 +28,7 @@ mod proc_fd;
 mod questions;
 mod serve;
 mod spawn;
+pub mod subgroups;
 mod teller;
 pub mod told;
 mod veil;
@@ -38,8 +41,10 @@ use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use serve::Rules;
+use subgroups::{Share, Subgroups};
 use teller::Teller;
 
 /// How it is started.
@@ -47,6 +52,8 @@ use teller::Teller;
 pub struct Options {
     pub socket: Option<PathBuf>,
     pub rules: Rules,
+    /// What the workers of one user may have together.
+    pub share: Share,
     /// In the background, once it listens: its process id is written there.
     pub pidfile: Option<PathBuf>,
     pub log: Option<PathBuf>,
@@ -84,6 +91,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))
         .ok();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
+    let subgroups = Subgroups::begin(options.share).map(Arc::new);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
@@ -91,7 +99,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         running.told()?;
         log::info!("listening at {}", place.path().display());
         tokio::select! {
-            served = serve::serve(listener, options.rules, teller) => served,
+            served = serve::serve(listener, options.rules, teller, subgroups.clone()) => served,
             _ = term.recv() => Ok(()),
             _ = int.recv() => Ok(()),
         }
@@ -100,6 +108,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     place.leave();
     // Clients that take their time are not waited for.
     runtime.shutdown_background();
+    if let Some(subgroups) = &subgroups {
+        subgroups.end();
+    }
     log::info!("ended; what it had started for jobs goes on");
     Ok(ended?)
 }

@@ -7,6 +7,7 @@ use super::faults;
 use super::limits::{Full, Limits, Usage};
 use super::peer::{Peer, Who};
 use super::spawn::{self, Worker};
+use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
@@ -29,6 +30,9 @@ const IDLE: i32 = 600_000;
 /// Between two tries to accept where there is no descriptor left for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Before each try to take a group away, in milliseconds.
+const PAUSES: [u64; 6] = [0, 10, 100, 1000, 5000, 20_000];
+
 /// Whom a daemon serves.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -47,6 +51,8 @@ struct Core {
     /// None where the kernel has no eBPF for it.
     teller: Option<Arc<Teller>>,
     turns: Mutex<HashMap<u32, Turn>>,
+    /// None where a user's workers may have all that the daemon has.
+    subgroups: Option<Arc<Subgroups>>,
 }
 
 impl Core {
@@ -66,12 +72,18 @@ impl Core {
 ///
 /// # Errors
 /// The listening socket cannot be waited for.
-pub async fn serve(listener: OwnedFd, rules: Rules, teller: Option<Teller>) -> io::Result<()> {
+pub async fn serve(
+    listener: OwnedFd,
+    rules: Rules,
+    teller: Option<Teller>,
+    subgroups: Option<Arc<Subgroups>>,
+) -> io::Result<()> {
     let core = Arc::new(Core {
         rules,
         usage: Mutex::new(Usage::new(rules.limits)),
         teller: teller.map(Arc::new),
         turns: Mutex::default(),
+        subgroups,
     });
     let listener = packet::watched(Arc::new(listener))?;
     loop {
@@ -129,9 +141,10 @@ impl Seat {
     }
 
     fn welcome(&self) -> Welcome {
+        let killed = self.core.subgroups.as_ref().map_or(0, |groups| groups.killed(self.uid));
         let usage = self.core.usage();
         let pid = std::process::id().cast_signed();
-        Welcome { workers: usage.workers(self.uid), most: usage.most_workers(), pid, reserved: 0 }
+        Welcome { workers: usage.workers(self.uid), most: usage.most_workers(), pid, killed }
     }
 }
 
@@ -163,6 +176,23 @@ async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     // What waits in it may take long to close: not here, and before the seat is free.
     let _ = spawn_blocking(move || drop(questions)).await;
     log::info!("uid {}: worker over: {ended:?}", seat.uid);
+    let (core, uid) = (seat.core.clone(), seat.uid);
+    drop(seat);
+    leave_group(&core, uid).await;
+}
+
+/// A user's group goes with the last worker. What that has forked may be there a moment longer; after that, the next worker of anybody's
+/// is the time to try it again.
+async fn leave_group(core: &Core, uid: u32) {
+    let Some(subgroups) = &core.subgroups else { return };
+    for pause in PAUSES {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let subgroups = subgroups.clone();
+        let is_gone = spawn_blocking(move || subgroups.left(uid)).await.unwrap_or(true);
+        if is_gone || core.usage().workers(uid) > 0 {
+            return;
+        }
+    }
 }
 
 /// Answers the questions of a worker that has a connection for it.
@@ -262,7 +292,9 @@ fn start(seat: &mut Seat, who: &Who, process: &OwnedFd, client: &OwnedFd) -> Res
     seat.promote().map_err(|_full| Refusal::Workers)?;
     packet::take_descriptors(client, true);
     let has_programs = seat.core.teller.is_some();
-    let worker = spawn::start(who, client.as_fd(), process.as_fd(), has_programs).map_err(|error| {
+    let subgroups = seat.core.subgroups.as_deref();
+    let started = spawn::start(who, client.as_fd(), process.as_fd(), has_programs, subgroups);
+    let worker = started.map_err(|error| {
         log::error!("uid {}: cannot start a worker: {error}", who.uid);
         Refusal::Failed
     })?;

@@ -4,6 +4,7 @@
 //! the assignment's socket (its standard input) and the log (its standard error).
 
 use super::peer::Who;
+use super::subgroups::Subgroups;
 use super::wire;
 use crate::sys::packet;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
@@ -43,6 +44,7 @@ pub fn start(
     front: BorrowedFd<'_>,
     process: BorrowedFd<'_>,
     has_programs: bool,
+    subgroups: Option<&Subgroups>,
 ) -> io::Result<Worker> {
     let (ours, its) = pair()?;
     let asks = if has_programs { Some(pair()?) } else { None };
@@ -56,14 +58,18 @@ pub fn start(
     if message.len() > wire::LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has too many groups"));
     }
-    // It waits in the socket until there is somebody to read it.
-    let with: Vec<BorrowedFd<'_>> =
-        [front, process].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
-    packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
     let mut command = Command::new("/proc/self/exe");
     command.args(["daemon", "--worker"]).env_clear().current_dir("/");
     command.stdin(Stdio::from(its)).stdout(Stdio::null());
-    Ok(Worker { process: command.spawn()?, questions })
+    let worker = command.spawn()?;
+    // It waits for its assignment: of what it takes and starts nothing is outside of its user's group.
+    if let Some((subgroups, pid)) = subgroups.zip(worker.id()) {
+        subgroups.enter(who.uid, pid)?;
+    }
+    let with: Vec<BorrowedFd<'_>> =
+        [front, process].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
+    packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
+    Ok(Worker { process: worker, questions })
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

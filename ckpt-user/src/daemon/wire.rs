@@ -83,7 +83,8 @@ pub struct Welcome {
     pub most: u32,
     /// The core's process id.
     pub pid: i32,
-    pub reserved: u32,
+    /// Processes of this user's workers that the kernel has killed for lack of memory, as far as users have groups of their own.
+    pub killed: u32,
 }
 
 /// Why the core does not do it; the client has the words ([`Refusal::told`]).
@@ -252,7 +253,7 @@ mod tests {
     fn messages_come_out_as_they_went_in() {
         let all = [
             Message::Hello(Hello { wants: WORKER, reserved: 0 }),
-            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, reserved: 0 }),
+            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, killed: 2 }),
             Refusal::SetId.into(),
             Message::Device(Outcome { error: 0, reserved: 0 }),
             Message::Features(Features { features: 1 << 40 }),

@@ -50,7 +50,7 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
         },
         _ => bail!("the daemon's worker says what is not to be understood"),
     };
-    let front = Front::of(child, kind, signals, worker, running)?.keeping(kept);
+    let front = Front::of(child, kind, signals, (door, worker), running)?.keeping(kept);
     front.serve().context("cannot wait for the program")
 }
 

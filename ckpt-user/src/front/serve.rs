@@ -8,6 +8,7 @@
 //! After a restart the child is init of the program's namespace, which ends as the program has ended ([`super::init`]), and tells
 //! the worker itself.
 
+use super::door::Door;
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
 use crate::job::ended::{self, Ended};
@@ -49,6 +50,8 @@ pub struct Front<'a> {
     /// The program's first process; none before it runs.
     program: Option<(OwnedFd, Pid)>,
     ended: Option<Ended>,
+    /// Where the worker is from.
+    door: &'a Door,
     /// None once it is gone.
     worker: Option<Link>,
     /// The worker has seen the program: what ends before that stays there to be seen.
@@ -66,7 +69,7 @@ impl<'a> Front<'a> {
         child: Pid,
         kind: Child,
         signals: Signals,
-        worker: Link,
+        (door, worker): (&'a Door, Link),
         running: &'a mut dyn FnMut(),
     ) -> io::Result<Self> {
         // One that has ended already is there until it is reaped.
@@ -78,6 +81,7 @@ impl<'a> Front<'a> {
             kind,
             kept: 0,
             ended: None,
+            door,
             worker: Some(worker),
             is_known: false,
             begun: Instant::now(),
@@ -214,7 +218,9 @@ impl<'a> Front<'a> {
             Some((_, program)) if !self.is_over => format!("; for more: ckptbpf attach {program}"),
             _ => String::new(),
         };
-        terminal::say(&format!("the daemon's worker was killed: there are no more checkpoints{again}"));
+        let lacked = self.door.has_lacked_memory();
+        let why = if lacked { " for lack of memory (--worker-memory of the daemon's)" } else { "" };
+        terminal::say(&format!("the daemon's worker was killed{why}: there are no more checkpoints{again}"));
     }
 
     fn reap(&mut self) {
