@@ -114,7 +114,7 @@ fn who_has_used_up_their_memory_has_used_up_nobody_else_s() {
     sandbox.wait_for("the groups to be gone", SOON, || groups.iter().all(|group| !group.exists()));
     sandbox.run(format!("rm -r {}", images.display()).as_str()).success();
     let log = daemon.end().stderr_text();
-    assert!(log.contains("of its workers for lack of memory"), "{log}");
+    assert!(log.contains("of its workers were killed for lack of memory"), "{log}");
 }
 
 /// What a daemon that was killed has left is the next one's to take away.

@@ -201,5 +201,7 @@ fn a_daemon_leaves_the_control_groups_of_a_job() {
     sandbox.kill(pid, Signal::SIGTERM as i32).unwrap();
     sandbox.wait_for("its end", SOON, || sandbox.ps().is_empty());
     // Where there are control groups of the second version, one of its own.
-    let _ = std::fs::remove_dir("/sys/fs/cgroup/ckptbpf");
+    for group in ["/sys/fs/cgroup/ckptbpf/core", "/sys/fs/cgroup/ckptbpf"] {
+        let _ = std::fs::remove_dir(group);
+    }
 }

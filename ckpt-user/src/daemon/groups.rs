@@ -1,6 +1,6 @@
 //! The control groups of a process, as the file system shows them (cgroups(7)).
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,9 @@ impl<'a> Group<'a> {
     /// Where a group of this hierarchy is, by its name; none of one outside of what is mounted.
     pub fn at(&self, name: &str) -> Option<PathBuf> {
         let below = Path::new(name).strip_prefix(self.mount.root).ok()?;
-        Some(Path::new(self.mount.path).join(below))
+        // `/../a` is above the control group namespace, and `..` of a directory another thing.
+        let is_outside = below.components().any(|part| part == Component::ParentDir);
+        (!is_outside).then(|| Path::new(self.mount.path).join(below))
     }
 
     /// Whether this controller is in its hierarchy, of the first version.

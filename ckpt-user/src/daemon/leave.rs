@@ -4,14 +4,16 @@
 //!
 //! ```text
 //! v1  /slurm_n1/uid_1000/job_41/step_extern             ─▶ /                        what is above Slurm's own
-//! v2  /system.slice/slurmstepd.scope/job_41/step_extern ─▶ /system.slice/ckptbpf    made there: there are no processes in inner groups
+//! v2  /system.slice/slurmstepd.scope/job_41/step_extern ─▶ /system.slice/ckptbpf/core    made there: there are no processes in inner groups
 //! ```
+//! In the second version each goes into a [`CORE`] at once, so that daemons that begin together do not keep one another from having groups
+//! of their workers' beside it.
 
 use super::groups::Group;
 use super::subgroups::CORE;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The group of daemons where one has to be made.
 const NAME: &str = "ckptbpf";
@@ -43,20 +45,10 @@ pub fn leave() {
 }
 
 fn enter(target: &Target) -> io::Result<()> {
-    if target.is_new
-        && let Err(error) = fs::create_dir(&target.group)
-        && error.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(error);
+    if target.is_new {
+        fs::create_dir_all(&target.group)?;
     }
-    let enter = |group: &Path| fs::write(group.join("cgroup.procs"), std::process::id().to_string());
-    match enter(&target.group) {
-        // A daemon is there whose workers have groups of their own.
-        Err(error) if target.is_new && error.raw_os_error() == Some(libc::EBUSY) => {
-            enter(&target.group.join(CORE))
-        }
-        entered => entered,
-    }
+    fs::write(target.group.join("cgroup.procs"), std::process::id().to_string())
 }
 
 /// By /proc/PID/cgroup and mountinfo: for each hierarchy in which the process is in a job's group, and which is mounted.
@@ -64,7 +56,7 @@ fn targets(own: &str, mounts: &str) -> Vec<Target> {
     let of_group = |group: Group<'_>| {
         let above = group.at(above_slurm(group.name)?)?;
         let is_new = group.is_second();
-        Some(Target { group: if is_new { above.join(NAME) } else { above }, is_new })
+        Some(Target { group: if is_new { above.join(NAME).join(CORE) } else { above }, is_new })
     };
     Group::all(own, mounts).into_iter().filter_map(of_group).collect()
 }
@@ -107,8 +99,8 @@ mod tests {
         let left = [("/sys/fs/cgroup/cpu,cpuacct/", false), ("/sys/fs/cgroup/memory/", false)];
         assert_eq!(groups(own, FIRST), left.map(|(group, is_new)| (group.to_owned(), is_new)));
         let own = "0::/system.slice/n1_slurmstepd.scope/job_41/step_extern/slurm\n";
-        assert_eq!(groups(own, SECOND), [("/sys/fs/cgroup/system.slice/ckptbpf".to_owned(), true)]);
-        assert_eq!(groups("0::/slurm/job_1\n", SECOND), [("/sys/fs/cgroup/ckptbpf".to_owned(), true)]);
+        assert_eq!(groups(own, SECOND), [("/sys/fs/cgroup/system.slice/ckptbpf/core".to_owned(), true)]);
+        assert_eq!(groups("0::/slurm/job_1\n", SECOND), [("/sys/fs/cgroup/ckptbpf/core".to_owned(), true)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::top::{CORE, Limit, Top, at};
 use crate::daemon::groups::Group;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Whose group is made to try it out: root has no workers.
 const NOBODY: u32 = 0;
@@ -26,14 +26,23 @@ pub fn found(share: Share, names: &Names) -> io::Result<Vec<Top>> {
     for (controller, value) in memory.into_iter().chain(tasks) {
         match groups.iter().find(|group| group.controls(controller)) {
             Some(group) => {
-                let file = if controller == "memory" { "memory.limit_in_bytes" } else { "pids.max" };
+                // With swap. The kernel may have no file for it.
+                let (file, swap) = match controller {
+                    "memory" => {
+                        ("memory.limit_in_bytes", Some(("memory.memsw.limit_in_bytes", value.clone())))
+                    }
+                    _ => ("pids.max", None),
+                };
                 let folder = group.at(group.name).ok_or_else(|| is_hidden(group.name))?;
-                let limits = vec![Limit { controller, file, value }];
+                let limits = vec![Limit { controller, file, value, swap }];
                 tops.push(Top { folder, limits, is_left: false });
             }
             None => {
-                let file = if controller == "memory" { "memory.max" } else { "pids.max" };
-                of_second.push(Limit { controller, file, value });
+                let (file, swap) = match controller {
+                    "memory" => ("memory.max", Some(("memory.swap.max", "0".to_owned()))),
+                    _ => ("pids.max", None),
+                };
+                of_second.push(Limit { controller, file, value, swap });
             }
         }
     }
@@ -41,7 +50,7 @@ pub fn found(share: Share, names: &Names) -> io::Result<Vec<Top>> {
         let group = groups.iter().find(|group| group.is_second());
         let group = group.ok_or_else(|| is_missing(first.controller, Path::new("/sys/fs/cgroup")))?;
         let folder = group.at(group.name).ok_or_else(|| is_hidden(group.name))?;
-        tops.push(second(folder, of_second)?);
+        tops.push(second(&folder, of_second)?);
     }
     match tops.iter().try_for_each(|top| top.try_out(&names.of_user(NOBODY))) {
         Ok(()) => Ok(tops),
@@ -53,10 +62,10 @@ pub fn found(share: Share, names: &Names) -> io::Result<Vec<Top>> {
 }
 
 /// Has the group of the daemon, or that above where the daemon is in a [`CORE`], hand on controllers.
-fn second(own: PathBuf, limits: Vec<Limit>) -> io::Result<Top> {
+fn second(own: &Path, limits: Vec<Limit>) -> io::Result<Top> {
     let above = own.parent().filter(|_| own.file_name().is_some_and(|name| name == CORE));
     let is_inside = above.is_none();
-    let folder = above.unwrap_or(&own).to_owned();
+    let folder = above.unwrap_or(own).to_owned();
     let mut top = Top { folder, limits, is_left: false };
     let words = |file: &str| -> io::Result<Vec<String>> {
         let path = top.folder.join(file);

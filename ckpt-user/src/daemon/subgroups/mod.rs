@@ -43,6 +43,8 @@ struct State {
     users: BTreeSet<u32>,
     /// Processes that were killed for lack of memory in groups that are gone.
     killed: HashMap<u32, u64>,
+    /// Nobody is taken in any more.
+    is_over: bool,
 }
 
 impl Subgroups {
@@ -69,10 +71,14 @@ impl Subgroups {
     /// What the kernel says: it has no limits then.
     pub fn enter(&self, uid: u32, worker: u32) -> io::Result<()> {
         let mut state = self.state();
+        if state.is_over {
+            return Err(io::Error::other("the daemon ends"));
+        }
         self.tidy(&mut state);
         state.users.insert(uid);
         let name = self.names.of_user(uid);
-        self.tops.iter().try_for_each(|top| top.enter(&name, worker))
+        let entered = self.tops.iter().try_for_each(|top| top.enter(&name, worker));
+        entered.inspect_err(|_| self.tidy(&mut state))
     }
 
     /// Groups without a process go. Whether this user has none then.
@@ -91,7 +97,10 @@ impl Subgroups {
 
     /// Of groups whose workers go on nothing changes.
     pub fn end(&self) {
-        self.tidy(&mut self.state());
+        // Held to the end: a thread may still be about to take one in.
+        let mut state = self.state();
+        state.is_over = true;
+        self.tidy(&mut state);
         self.sweep();
         self.tops.iter().for_each(Top::leave);
     }
@@ -106,7 +115,7 @@ impl Subgroups {
     }
 
     fn tidy(&self, state: &mut State) {
-        let State { users, killed } = state;
+        let State { users, killed, .. } = state;
         users.retain(|uid| {
             let name = self.names.of_user(*uid);
             let before = self.killed_now(*uid);

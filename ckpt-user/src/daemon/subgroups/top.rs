@@ -25,6 +25,8 @@ pub struct Limit {
     pub controller: &'static str,
     pub file: &'static str,
     pub value: String,
+    /// The same for what is swapped out, where the kernel has such a file.
+    pub swap: Option<(&'static str, String)>,
 }
 
 /// The same error with what it is about.
@@ -61,13 +63,27 @@ impl Top {
     /// They cannot.
     pub fn try_out(&self, name: &str) -> io::Result<()> {
         let folder = self.folder.join(name);
-        let made = make(&folder).and_then(|_| self.limit(&folder));
-        let _ = fs::remove_dir(&folder);
-        made.map_err(|error| at(&folder, &error))
+        let mut tries = 0..TRIES;
+        loop {
+            let made = make(&folder).and_then(|_| self.limit(&folder));
+            let _ = fs::remove_dir(&folder);
+            match made {
+                Err(error) if is_gone(&error) && tries.next().is_some() => {}
+                made => return made.map_err(|error| at(&folder, &error)),
+            }
+        }
     }
 
     fn limit(&self, folder: &Path) -> io::Result<()> {
-        self.limits.iter().try_for_each(|limit| fs::write(folder.join(limit.file), &limit.value))
+        for Limit { file, value, swap, .. } in &self.limits {
+            fs::write(folder.join(file), value)?;
+            if let Some((file, value)) = swap
+                && folder.join(file).exists()
+            {
+                fs::write(folder.join(file), value)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes a process into the group of this name, which is made if it is not there.
