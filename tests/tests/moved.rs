@@ -42,7 +42,8 @@ impl<'b> Mounted<'b> {
     /// None where there is no such file system.
     fn of(sandbox: &'b Sandbox, line: &'static str) -> Option<Self> {
         let made = sandbox.run(&format!("mkdir lower upper work mounted taken; {line}")[..]);
-        (made.code() == 0).then_some(Self { sandbox, line })
+        // Not made for nothing: its end unmounts.
+        if made.code() == 0 { Some(Self { sandbox, line }) } else { None }
     }
 
     fn file(&self, name: &str) -> PathBuf {
