@@ -30,7 +30,8 @@ pub fn check(image: &Image) -> Result<(), String> {
         Some(Object::Deleted(file)) => Some(file.size),
         _ => None,
     });
-    let sizes = image.objects.iter().map(|object| object.size);
+    let made = image.objects.iter().filter(|object| object.file.is_none());
+    let sizes = made.map(|object| object.size);
     let largest = sizes.chain(image.deleted.iter().map(|file| file.size)).chain(open).max().unwrap_or(0);
     fits_file(largest, own_hard(Resource::RLIMIT_FSIZE))
 }
