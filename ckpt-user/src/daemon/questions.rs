@@ -211,7 +211,8 @@ mod tests {
         drop(one);
         assert_eq!(hear(&other, 7).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let (one, other) = pair();
-        send(&one, &[one_of_7, head.as_bytes(), b"eleven bytes"].concat(), None, Instant::now() + PATIENCE).unwrap();
+        send(&one, &[one_of_7, head.as_bytes(), b"eleven bytes"].concat(), None, Instant::now() + PATIENCE)
+            .unwrap();
         assert_eq!(hear(&other, 7).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
     #[test]
