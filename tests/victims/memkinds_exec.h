@@ -11,7 +11,7 @@ static struct coded {
     const char *what;
     int map, lock;
     int protection[CODE_PAGES];
-    char *at, flags[CODE_PAGES][200];
+    char *at, flags[CODE_PAGES][FLAGS];
     int gives[CODE_PAGES];
 } coded[] = {
 #define X PROT_EXEC
@@ -67,10 +67,8 @@ static void exec_set_up(void)
 
 static void look_at_flags(struct coded *one, int page, long round)
 {
-    char flags[200] = "", *expected = one->flags[page];
-    /* A restart in the midst of a look goes on from the same byte of another smaps. */
-    for (int look = 0; look < LOOKS && (!look || strcmp(flags, expected)); look++)
-        flags_of(one->at + page * PAGE, flags, sizeof flags);
+    char flags[FLAGS], *expected = one->flags[page];
+    flags_of(one->at + page * PAGE, flags);
     if (round == 1)
         strcpy(expected, flags);
     if (strcmp(flags, expected))

@@ -6,10 +6,9 @@
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE 8
 #endif
-enum { EACH = 4 * PAGE, SYS_MSEAL = 462, ONFAULT = 1, LOOKS = 3 };
+enum { EACH = 4 * PAGE, SYS_MSEAL = 462, ONFAULT = 1, FLAGS = 200 };
 
-/* VmFlags of the mapping at `at` without what a tracker may add: watched for writes, written since. */
-static void flags_of(const void *at, char *out, size_t size)
+static void flags_in_one_look(const void *at, char *out, size_t size)
 {
     char line[4096], start[32];
     int n = snprintf(start, sizeof start, "%lx-", (unsigned long)at), here = 0;
@@ -31,12 +30,24 @@ static void flags_of(const void *at, char *out, size_t size)
         strcpy(out, "no mapping begins there");
 }
 
+/* VmFlags of the mapping at `at` without what a tracker may add: watched for writes, written since. What two looks agree
+ * on: a restart in the midst of one goes on from the same byte of another smaps. */
+static void flags_of(const void *at, char out[FLAGS])
+{
+    char before[FLAGS];
+    flags_in_one_look(at, out, FLAGS);
+    do {
+        strcpy(before, out);
+        flags_in_one_look(at, out, FLAGS);
+    } while (strcmp(before, out));
+}
+
 enum { ANONYMOUS, SHARED, MEMFD, OF_FILE };
 
 static struct flagged {
     const char *what;
     int map, advice, lock, of;
-    char *at, flags[200];
+    char *at, flags[FLAGS];
 } flagged[] = {
     {.what = "plain"},
     {.what = "DONTFORK", .advice = MADV_DONTFORK},
@@ -109,17 +120,14 @@ static void flags_set_up(void)
             CHECK(errno == ENOSYS);
             say(2, "cannot: %s (%s)\n", one->what, strerror(errno));
         }
-        flags_of(at, one->flags, sizeof one->flags);
+        flags_of(at, one->flags);
     }
 }
 
 static void look_at_flags_of(const struct flagged *one)
 {
-    char now[200];
-    flags_of(one->at, now, sizeof now);
-    /* A restart in the middle of the reading shows the ends of two files: then once more. */
-    for (int again = 0; again < 3 && strcmp(now, one->flags); again++)
-        flags_of(one->at, now, sizeof now);
+    char now[FLAGS];
+    flags_of(one->at, now);
     if (strcmp(now, one->flags))
         fail("%s: flags %s and not %s", one->what, now, one->flags);
 }
@@ -211,25 +219,25 @@ static uint64_t guard_round(long round)
 }
 
 static char *locked_at, *untouchable;
-static char locked_flags[2][200];
+static char locked_flags[2][FLAGS];
 
 static void locked_set_up(void)
 {
     locked_at = map_it(PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     untouchable = map_it(PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     CHECK(mlockall(MCL_CURRENT | MCL_FUTURE) == 0);
-    flags_of(locked_at, locked_flags[0], 200);
-    flags_of(untouchable, locked_flags[1], 200);
+    flags_of(locked_at, locked_flags[0]);
+    flags_of(untouchable, locked_flags[1]);
     CHECK(strstr(locked_flags[0], "lo ") && strstr(locked_flags[1], "lo "));
 }
 
 /* A mapping made now is locked, and there unless it is to come on fault. */
 static void new_is_locked(int on_fault)
 {
-    char now[200];
+    char now[FLAGS];
     unsigned char there;
     char *at = map_it(EACH, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    flags_of(at, now, sizeof now);
+    flags_of(at, now);
     if (!strstr(now, "lo ") || !strstr(now, "lf ") != !on_fault)
         fail("a new mapping has the flags %s", now);
     CHECK(mincore(at, PAGE, &there) == 0 && (there & 1) == !on_fault);
@@ -239,10 +247,10 @@ static void new_is_locked(int on_fault)
 static uint64_t locked_round(long round)
 {
     static struct model model = {8, {0}};
-    char now[200];
+    char now[FLAGS];
     const char *at[] = {locked_at, untouchable};
     for (int i = 0; i < 2; i++) {
-        flags_of(at[i], now, sizeof now);
+        flags_of(at[i], now);
         if (strcmp(now, locked_flags[i]))
             fail("mapping %d has the flags %s, and had %s", i, now, locked_flags[i]);
     }

@@ -66,8 +66,7 @@ static void huge_set_up(void)
     dropped_huge = map_it(HUGE, RW, MAP_PRIVATE | ANON_HUGE, -1);
 }
 
-/* What smaps says of the mapping at `at`, after `key`, kB. */
-static long of_mapping(char *at, const char *key)
+static long of_mapping_in_one_look(char *at, const char *key)
 {
     char line[512], begin[32];
     int is_it = 0;
@@ -81,6 +80,17 @@ static long of_mapping(char *at, const char *key)
         else if (is_it && !strncmp(line, key, strlen(key)))
             value = strtol(line + strlen(key), NULL, 10);
     fclose(smaps);
+    return value;
+}
+
+/* What smaps says of the mapping at `at`, after `key`, kB; in two looks, as flags_of. */
+static long of_mapping(char *at, const char *key)
+{
+    long before, value = of_mapping_in_one_look(at, key);
+    do {
+        before = value;
+        value = of_mapping_in_one_look(at, key);
+    } while (value != before);
     return value;
 }
 

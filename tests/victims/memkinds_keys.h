@@ -84,7 +84,7 @@ static int key_shown(const char *at)
 static int key_at(const char *at, int expected)
 {
     int key = -1;
-    for (int look = 0; look < LOOKS && key != expected; look++)
+    for (int look = 0; look < 3 && key != expected; look++)
         key = key_shown(at);
     return key;
 }
