@@ -18,6 +18,7 @@ use nix::{
 };
 
 use super::Feature;
+use crate::freeze::yama::{self, Scope};
 use crate::job::namespace;
 use crate::sys::{
     pidfd,
@@ -33,25 +34,30 @@ const CONTAINER: &str = "in a container: allow the system call in its seccomp pr
 
 pub(super) fn probe() -> Vec<Feature> {
     let child = Idle::new();
-    let with = |probe: fn(&Idle) -> io::Result<()>| child.as_ref().map_err(again).and_then(probe);
+    let kept = yama::of_children().err();
+    let with = |probe: fn(&Idle) -> io::Result<()>| {
+        let tried = child.as_ref().map_err(again).and_then(probe);
+        tried.map_err(|error| match kept {
+            Some(kept) if error.kind() == io::ErrorKind::PermissionDenied => {
+                io::Error::other(kept.0.to_string())
+            }
+            _ => error,
+        })
+    };
+    let container = kept.map_or(CONTAINER, |kept| kept.0.remedy());
     let alone = namespace::try_alone();
     vec![
         Feature::new("ptrace seize", "stopping the program, its registers")
             .required()
-            .needs(with(seize), CONTAINER),
+            .needs(with(seize), container),
         Feature::new("ptrace rseq", "restartable sequences (rseq) of threads")
             .required()
             .needs(with(rseq), "Linux 5.13 or newer has it (PTRACE_GET_RSEQ_CONFIGURATION)"),
-        Feature::new("ptrace from beside", "attach to what ckptbpf has not started; launches by a daemon")
-            .prefers(
-                with(seize_from_beside),
-                "only what ckptbpf has started is traced",
-                "allow it: sysctl kernel.yama.ptrace_scope=0",
-            ),
-        Feature::new("process_vm_readv", "copying memory").required().needs(with(read_memory), CONTAINER),
+        from_beside(child.as_ref().map_err(again).and_then(seize_from_beside)),
+        Feature::new("process_vm_readv", "copying memory").required().needs(with(read_memory), container),
         Feature::new("pidfd_getfd", "the program's sockets, pipes and files")
             .required()
-            .needs(with(copy), CONTAINER),
+            .needs(with(copy), container),
         Feature::new("kcmp", "which descriptors are the same open file").prefers(
             with(compare),
             "eBPF or /proc/PID/fdinfo tells",
@@ -93,6 +99,15 @@ fn seize(child: &Idle) -> io::Result<()> {
     ptrace::interrupt(child.pid())?;
     waitpid(child.pid(), None)?;
     Ok(ptrace::detach(child.pid(), None)?)
+}
+
+fn from_beside(tried: io::Result<()>) -> Feature {
+    let (tried, action) = match Scope::now() {
+        Scope::Anybody => (tried, CONTAINER),
+        scope => (tried.map_err(|_| io::Error::other(scope.to_string())), scope.remedy()),
+    };
+    let feature = Feature::new("ptrace from beside", "attach to what ckptbpf has not started");
+    feature.prefers(tried, "attach refuses it by name", action)
 }
 
 /// By a process that is none of its parents, as Yama may have it. It is let go of as that one ends.

@@ -8,6 +8,7 @@ use super::{Status, print, size};
 use crate::daemon::limits::Limits;
 use crate::daemon::subgroups::Share;
 use crate::daemon::{self, Options, Rules, place, worker};
+use crate::freeze::yama::Scope;
 use crate::front::door::{Door, NoDoor};
 
 /// Serve users without root: what takes rights is done for them, and nothing else
@@ -78,7 +79,10 @@ impl Daemon {
         match Door::found(&path) {
             Ok(door) => {
                 let (pid, workers, most) = (door.welcome.pid, door.welcome.workers, door.welcome.most);
-                print::print(&format!("daemon {pid} at {shown}: {workers} of {most} jobs of this user\n"))?;
+                let yama = Scope::now().for_served().map_or_else(String::new, |served| format!("{served}\n"));
+                print::print(&format!(
+                    "daemon {pid} at {shown}: {workers} of {most} jobs of this user\n{yama}"
+                ))?;
                 Ok(Status::DONE)
             }
             Err(NoDoor::Nobody) => {

@@ -20,6 +20,8 @@
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
 //!      ─── Stopped, Ended, Over ──▶
+//!
+//! worker ── Admit ──▶ front   a process that Yama does not let the worker trace; Admitted comes by a socket of its own (super::admission)
 //! ```
 
 use super::wire;
@@ -107,6 +109,17 @@ pub struct Fork {
     pub door: i32,
 }
 
+/// What has come of [`Word::Admit`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Admitted {
+    /// Why the worker may not trace it; nothing: it may, or there is nobody to be traced any more.
+    #[prost(string, tag = "1")]
+    pub refused: String,
+    /// It did not stand still in time, and may the next time.
+    #[prost(bool, tag = "2")]
+    pub not_yet: bool,
+}
+
 /// One message.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Word {
@@ -152,6 +165,11 @@ pub enum Word {
     Program(Run),
     #[prost(bool, tag = "18")]
     Stopped(bool),
+    /// A process that the worker may not trace, and is to; the socket for the answer comes with this.
+    #[prost(int32, tag = "19")]
+    Admit(i32),
+    #[prost(message, tag = "20")]
+    Admitted(Admitted),
 }
 
 impl Word {
@@ -164,7 +182,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     word: Option<Word>,
 }
 
@@ -331,6 +349,8 @@ mod tests {
             Word::Clocks(Offsets { monotonic: -1, boottime: i64::MAX }),
             Word::Fork(Fork { pid: 17, door: 40 }),
             Word::Made(-libc::EEXIST),
+            Word::Admit(17),
+            Word::Admitted(Admitted { refused: "it does not stop".to_owned(), not_yet: true }),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

@@ -11,6 +11,7 @@
 //! gain to anybody. It has its own memory, and the daemon's control group or one of its user's below that ([`subgroups`]), so that
 //! the job's limits are the program's.
 
+pub mod admission;
 pub mod asked;
 mod background;
 mod become_worker;
@@ -35,6 +36,7 @@ mod veil;
 pub mod wire;
 pub mod worker;
 
+use crate::freeze::yama::Scope;
 use crate::sys::caps;
 use crate::task::limits as resource_limits;
 use anyhow::{Context, bail};
@@ -98,6 +100,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         running.told()?;
         log::info!("listening at {}", place.path().display());
+        if let Some(served) = Scope::now().for_served() {
+            log::info!("{served}");
+        }
         tokio::select! {
             served = serve::serve(listener, options.rules, teller, subgroups.clone()) => served,
             _ = term.recv() => Ok(()),

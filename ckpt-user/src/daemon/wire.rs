@@ -113,7 +113,7 @@ pub enum Refusal {
     Root = 10,
     /// A filter of system calls is on it.
     Filtered = 11,
-    /// It may not trace what its own user may: Landlock, a security label, or a filter.
+    /// It may not trace what its own user may: Landlock, a security label, a filter, or Yama.
     Confined = 12,
     /// The worker cannot be started.
     Failed = 13,
@@ -169,7 +169,9 @@ impl Refusal {
             Self::Namespace => "this process is in a user or pid namespace of its own (a container?)",
             Self::Root => "this process has a root directory of its own (chroot)",
             Self::Filtered => "this process is under a filter of system calls (seccomp)",
-            Self::Confined => "this process may not trace its own user's (Landlock, a security label?)",
+            Self::Confined => {
+                "this process may not trace its own user's (Landlock, a security label, kernel.yama.ptrace_scope?)"
+            }
             Self::Failed => "it cannot start a process for it; its log says why",
             Self::IsRoot => "root needs none",
             Self::NoFaults => "its administrator does not want lazy restarts (--no-lazy)",

@@ -9,8 +9,10 @@
 //! Between freeze and thaw nothing is logged, compressed or written. All calls come from one OS thread.
 
 pub mod rewind;
+pub mod seize;
 pub mod spent;
 pub mod tree;
+pub mod yama;
 
 use crate::refusal::{Reading, Refusal, named};
 use crate::sys::mem::Forced;
@@ -23,6 +25,7 @@ use crate::task::registers::{self, USER_CS};
 use crate::task::unsupported;
 use nix::unistd::Pid;
 use rewind::{Wait, Waits};
+use seize::seize;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -288,30 +291,6 @@ fn try_freeze(mut stopping: Stopping<'_>, deadline: Duration) -> Result<FrozenTr
     Ok(assemble(&members, stopping, since.unwrap_or_else(Instant::now))?)
 }
 
-/// Seizes a thread; `None` when it has ended between the listing and the seize.
-fn seize(pid: Pid, tid: Pid) -> Result<Option<Running>, Refusal> {
-    /// On its way out a thread is refused, as if it were not ours to trace; and a moment later its id is that of another
-    /// thread, which has executed a program.
-    const TRIES: u32 = 5;
-    let mut tries = 0;
-    loop {
-        match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
-            Ok(running) => return Ok(Some(running)),
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            Err(_) if has_ended(pid, tid) => return Ok(None),
-            // Left over from a freeze that was given up before this thread stood.
-            Err(_) if crate::sys::wait::is_traced_by_us(tid) => return Ok(Some(ptrace::still_seized(tid))),
-            Err(e) if tries == TRIES => return Err(not_traceable(pid, tid, &e)),
-            Err(_) => std::thread::sleep(Duration::from_micros(200)),
-        }
-        tries += 1;
-    }
-}
-
-fn has_ended(pid: Pid, tid: Pid) -> bool {
-    ProcDir::thread(pid, tid).stat().map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
-}
-
 /// A process that has ended, but for some of its threads.
 pub fn does_not_end(pid: Pid) -> Refusal {
     Refusal::NotStopped(format!("process {} is on its way out", named(pid)))
@@ -326,20 +305,6 @@ fn does_not_stop(pid: Pid, tid: Pid) -> Refusal {
         text("syscall").split(' ').next().unwrap_or("?"),
         text("wchan")
     ))
-}
-
-fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
-    let tracer =
-        ProcDir::thread(pid, tid).status().ok().and_then(|s| s.decimal("TracerPid").ok()).unwrap_or(0);
-    if tracer != 0 {
-        Refusal::Traced(format!(
-            "process {} is being traced by process {}; checkpoints go on when that lets go of it",
-            named(pid),
-            named(Pid::from_raw(tracer as i32))
-        ))
-    } else {
-        Refusal::Traced(format!("cannot trace thread {tid} of process {}: {error}", named(pid)))
-    }
 }
 
 /// Waits until the thread stands at a PTRACE_EVENT_STOP; signals on their way are given to it first. The inner

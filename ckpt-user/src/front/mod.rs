@@ -2,6 +2,7 @@
 //!
 //! It does what takes the program's parent, and nothing else. Should its worker be gone, the program is not the worse for it.
 
+mod admit;
 pub mod door;
 mod init;
 mod serve;

@@ -3,14 +3,15 @@
 //! ```text
 //!          ┌── SIGCHLD: reap ───── Ended, Over ──▶ worker
 //!   poll ──┼── signal: to the program │ Signal ──▶ worker
-//!     ▲    └── worker: Program │ Running │ Stopped │ Done ──▶ exit status
+//!     ▲    └── worker: Program │ Running │ Stopped │ Admit │ Done ──▶ exit status
 //! ```
 //! After a restart the child is init of the program's namespace, which ends as the program has ended ([`super::init`]), and tells
 //! the worker itself.
 
+use super::admit;
 use super::door::Door;
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
-use crate::freeze::tree;
+use crate::freeze::{self, tree};
 use crate::job::ended::{self, Ended};
 use crate::job::options;
 use crate::job::signals::{Meaning, Signals};
@@ -198,6 +199,11 @@ impl<'a> Front<'a> {
                         self.signals.stop_with(program);
                     }
                 }
+                Word::Admit(process) => {
+                    if let Some(to) = descriptors.into_iter().next() {
+                        admit::answer(Pid::from_raw(process), to);
+                    }
+                }
                 Word::Done(status) => {
                     self.done = Some(status as u8);
                     self.is_known = true;
@@ -231,6 +237,8 @@ impl<'a> Front<'a> {
                     self.tell_of_child(&Word::Ended(ended.to_wait()));
                 }
                 Ok(Some((pid, Change::Stopped))) if pid == self.child => self.signals.stop_with(self.child),
+                // What we had asked to stop, and had not waited for.
+                Ok(Some((tid, Change::TraceStop(stop)))) => freeze::let_go_late(tid, stop),
                 Ok(Some(_)) => {}
                 Ok(None) if self.ended.is_none() || !tree::only_strangers_left() => return,
                 Ok(None) | Err(_) => break,

@@ -20,7 +20,7 @@ use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::tracer;
-use crate::freeze::tree;
+use crate::freeze::{tree, yama};
 use crate::refusal::named;
 use crate::sys::bpf;
 use crate::sys::pidfd;
@@ -135,6 +135,7 @@ fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
             named(root)
         );
     }
+    yama::of(root).with_context(|| format!("cannot trace process {}", named(root)))?;
     let mut argv: Vec<OsString> =
         dir.bytes("cmdline")?.split(|&b| b == 0).map(|w| OsString::from_vec(w.to_vec())).collect();
     argv.pop();

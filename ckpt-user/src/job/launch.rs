@@ -13,8 +13,9 @@ use super::signals::Signals;
 use super::start::{self, Start};
 use super::terminal;
 use super::way::{Way, by_daemon};
+use crate::daemon::admission;
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
-use crate::freeze::tree;
+use crate::freeze::{tree, yama};
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::{Context, bail};
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 /// Runs a program and supervises it.
 pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
+    yama::of_children().context("no checkpoint could be taken of the program")?;
     match way {
         // Its front has gone to the background.
         Way::Worker(link) => return for_front(options, link),
@@ -37,10 +39,7 @@ pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
 }
 
 fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
-    let is_to_be_traced_by_others = matches!(way, Way::Daemon(_));
-    if !(is_to_be_traced_by_others && only_parents_trace())
-        && let Some(ended) = by_daemon(way, Some(options), running)
-    {
+    if let Some(ended) = by_daemon(way, Some(options), running) {
         return ended;
     }
     let claimed = claim(options)?;
@@ -59,16 +58,6 @@ fn begin(options: &LaunchOptions, way: &Way, running: &mut dyn FnMut()) -> anyho
     Ok(ended)
 }
 
-/// Whether Yama lets processes be traced by those above them alone (kernel.yama.ptrace_scope): no worker is that.
-fn only_parents_trace() -> bool {
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    let is_so = scope.is_ok_and(|scope| scope.trim() != "0");
-    if is_so {
-        terminal::say("kernel.yama.ptrace_scope lets parents alone trace: done without the daemon");
-    }
-    is_so
-}
-
 /// As a worker: the program is run by the front.
 fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended> {
     let claimed = claim(options)?;
@@ -84,6 +73,7 @@ fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended>
     let root = Pid::from_raw(root);
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);
+    admission::note_front(link);
     let parent = Parent::elsewhere(link, None).context("cannot listen for signals")?;
     let mut running = || drop(link.say(&Word::Running(true), &[]));
     supervise(options, claimed, root, parent, &mut running)

@@ -23,7 +23,7 @@ use super::terminal;
 use super::way::{Way, by_daemon};
 use crate::daemon::lender;
 use crate::daemon::link::{Link, Word};
-use crate::freeze::tree;
+use crate::freeze::{tree, yama};
 use crate::front;
 use crate::image::{Chain, GenerationId, ImageError, Opened, SpaceId};
 use crate::memory::map_count;
@@ -56,6 +56,7 @@ const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 /// Runs a program again from a checkpoint and supervises it.
 pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
+    yama::of_rebuilt().context("nothing can be restarted")?;
     match way {
         // Its front has gone to the background.
         Way::Worker(link) => {

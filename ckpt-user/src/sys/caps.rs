@@ -61,6 +61,8 @@ fn bits(capabilities: &[u32], half: usize) -> u32 {
     of_half.fold(0, |bits, one| bits | 1 << (one % 32))
 }
 
+/// CAP_SYS_PTRACE.
+pub const SYS_PTRACE: u32 = 19;
 /// CAP_SYS_ADMIN.
 pub const SYS_ADMIN: u32 = 21;
 
