@@ -22,6 +22,7 @@ pub mod slurm;
 pub mod sys;
 pub mod user;
 pub mod victim;
+pub mod yama;
 
 pub use compare::assert_same;
 pub use random::Random;

@@ -79,3 +79,43 @@ fn named(process: Pid, thread: Stopped, worker: i32) -> Result<(), Refusal> {
         Refusal::unsupported(process, "cannot be traced by the daemon", why)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::io::{BufRead, BufReader, Write};
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_is_asked_to_names_whom_it_is_told_and_goes_on() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut to = child.stdin.take().unwrap();
+        let mut from = BufReader::new(child.stdout.take().unwrap());
+        let mut echoed = || {
+            let mut line = String::new();
+            writeln!(to, "line").unwrap();
+            from.read_line(&mut line).unwrap();
+            line
+        };
+        assert_eq!(echoed(), "line\n");
+        let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (socket, _other) = socketpair(kind.0, kind.1, None, kind.2).unwrap();
+        let process = Pid::from_raw(child.id() as i32);
+        let said = admit(process, &socket).map_err(|refusal| refusal.to_string());
+        // Only Yama has this.
+        if Path::new("/proc/sys/kernel/yama").exists() {
+            assert_eq!(said, Ok(()));
+        } else {
+            let said = said.unwrap_err();
+            assert!(said.contains("(PR_SET_PTRACER): Invalid argument"), "{said}");
+        }
+        assert_eq!(ProcDir::process(process).status().unwrap().decimal("TracerPid").unwrap(), 0);
+        assert_eq!(echoed(), "line\n");
+        drop(to);
+        assert!(child.wait().unwrap().success());
+        // Of one that is gone nobody is to be traced.
+        assert!(admit(process, &socket).is_ok());
+    }
+}
