@@ -5,7 +5,7 @@ use super::{ONLY_64_BIT, does_not_stop, rewind, wait_one};
 use crate::daemon::admission;
 use crate::refusal::{Reading, Refusal, named};
 use crate::sys::ptrace::{self, Running, Stopped};
-use crate::task::proc::ProcDir;
+use crate::task::proc::{ProcDir, reached_by};
 use crate::task::registers::{self, USER_CS};
 use crate::task::unsupported;
 use nix::unistd::Pid;
@@ -85,8 +85,16 @@ fn not_traceable(pid: Pid, tid: Pid, error: &std::io::Error) -> Refusal {
             named(Pid::from_raw(tracer as i32))
         ));
     }
-    match yama::of(pid) {
-        Err(kept) => Refusal::Traced(format!("cannot trace process {}: {kept}", named(pid))),
-        Ok(()) => Refusal::Traced(format!("cannot trace thread {tid} of process {}: {error}", named(pid))),
+    if let Err(kept) = yama::of(pid) {
+        return Refusal::Traced(format!("cannot trace process {}: {kept}", named(pid)));
     }
+    let looked_at = ProcDir::process(reached_by(pid)).link("exe");
+    if looked_at.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+        return Refusal::Traced(format!(
+            "process {} is closed to its user's others: it has closed itself (PR_SET_DUMPABLE), or executes a set-user-id \
+             program, or one that may not be read",
+            named(pid)
+        ));
+    }
+    Refusal::Traced(format!("cannot trace thread {tid} of process {}: {error}", named(pid)))
 }

@@ -1,6 +1,7 @@
 //! The processes of a job: the root's descendants, and orphans that were handed to its keeper as subreaper.
 
 use crate::task::proc::{ProcDir, Stat, is_gone, reached_by};
+use nix::sys::prctl;
 use nix::unistd::Pid;
 use std::io;
 use std::sync::OnceLock;
@@ -170,12 +171,15 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     ProcDir::process(pid).stat().ok().map(|s| s.parent())
 }
 
-/// Whether a child of the keeper was not started by it as a helper: helpers run its own executable.
+/// Whether a child of the keeper was not started by it as a helper: helpers run its own executable, and are as open as it is.
 fn is_adopted(pid: Pid) -> bool {
-    let own = ProcDir::process(keeper()).link("exe").ok();
-    let exe = ProcDir::process(reached_by(pid)).link("exe").ok();
-    // Helpers have one thread, and none is shown of a thread that is just ending.
-    if exe.is_some() { exe != own } else { has_lost_its_first_thread(pid) }
+    let is_open = || keeper() != Pid::this() || prctl::get_dumpable().unwrap_or(false);
+    match (ProcDir::process(keeper()).link("exe"), ProcDir::process(reached_by(pid)).link("exe")) {
+        (own, Ok(exe)) => own.ok() != Some(exe),
+        (Ok(_), Err(error)) if error.kind() == io::ErrorKind::PermissionDenied && is_open() => true,
+        // Helpers have one thread, and none is shown of a thread that is just ending.
+        _ => has_lost_its_first_thread(pid),
+    }
 }
 
 #[cfg(test)]

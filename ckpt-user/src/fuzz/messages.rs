@@ -1,7 +1,7 @@
 //! What clients of the daemon send, what front and worker say to each other, and what a core tells its workers.
 
 use crate::daemon::asked::Asked;
-use crate::daemon::link::{Go, Run, Secret, Started, Word, understood};
+use crate::daemon::link::{Admitted, Go, Run, Secret, Started, Word, understood};
 use crate::daemon::wire::{self, Hello, Message, QUERY, Refusal, WORKER};
 use crate::task::iterators::lessons::Lessons;
 use crate::task::iterators::rows::{Rows, Waiting};
@@ -40,6 +40,8 @@ pub mod front_message {
             Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3], root: 42 }),
             Word::Ended(256),
             Word::Over(true),
+            Word::Admit(42),
+            Word::Admitted(Admitted { refused: "it does not stop".to_owned(), not_yet: true }),
         ];
         words.iter().map(Word::to_bytes).chain([Message::from(Refusal::Confined).to_bytes()]).collect()
     }
