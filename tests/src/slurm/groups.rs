@@ -21,16 +21,20 @@ pub fn has_job(node: &str, job: &str) -> bool {
     of(&[node.to_owned()]).iter().any(|group| below(group).iter().any(|one| one.ends_with(&job)))
 }
 
-/// Bytes that a job has had at most, and how often a process of it was killed for want of memory; none where control groups of the first
-/// version do not tell, or it is over.
+/// Bytes that a job has had at most, and how often a process of it was killed for want of memory; none where the kernel does not tell
+/// (the second version, before Linux 5.19), or it is over.
 pub fn memory(node: &str, job: &str) -> Option<(u64, u64)> {
     let job = format!("job_{job}");
-    let all = of(&[node.to_owned()]).into_iter().flat_map(|group| below(&group));
-    let group = all.filter(|one| one.ends_with(&job)).find(|one| one.starts_with("/sys/fs/cgroup/memory"))?;
+    let mut all = of(&[node.to_owned()]).into_iter().flat_map(|group| below(&group));
+    all.find_map(|group| if group.ends_with(&job) { memory_of(&group) } else { None })
+}
+
+/// Of a group of either version.
+fn memory_of(group: &Path) -> Option<(u64, u64)> {
     let text = |name: &str| std::fs::read_to_string(group.join(name)).ok();
-    let peak = text("memory.max_usage_in_bytes")?.trim().parse().ok()?;
-    let control = text("memory.oom_control")?;
-    let killed = control.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())?;
+    let peak = text("memory.max_usage_in_bytes").or_else(|| text("memory.peak"))?.trim().parse().ok()?;
+    let events = text("memory.oom_control").or_else(|| text("memory.events"))?;
+    let killed = events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())?;
     Some((peak, killed))
 }
 
