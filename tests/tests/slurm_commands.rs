@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
 use ckpt_tests::{Cmd, Expected, Running, Sandbox, assert_same, victim_cmd};
@@ -450,6 +450,44 @@ fn a_restart_that_is_refused_is_not_queued_again_by_root() {
 #[test]
 fn a_restart_that_is_refused_is_not_queued_again_by_daemon() {
     by(Way::Daemon, "slurm_refused_daemon", a_restart_that_is_refused_is_not_queued_again);
+}
+
+/// A restart that takes all of the job's time: the next one would, too. The job is not queued again, and what to do is said. Where there
+/// would have been time, it is somebody else's signal that has ended it.
+#[test]
+fn a_restart_that_leaves_the_program_no_time_is_not_queued_again() {
+    by(Way::Root, "slurm_in_vain", |job| {
+        let running = job.count(&["--no-requeue"], 0);
+        running.kill(Signal::SIGUSR1);
+        running.wait(SOON).expect_code(85);
+        let go = job.home().join("go");
+        let stopped = |restarts: u32, left: &str, status: i32| {
+            // A small job asks how long it has before it restarts its program: for as long as the test wants.
+            let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+            job.have("squeue", &format!("{wait}; echo RUNNING {left}"));
+            let before = job.asked();
+            let command =
+                job.command(&[], restarts, &held(job.sandbox, counter())).env("SLURM_MEM_PER_NODE", "10");
+            let running = job.sandbox.spawn(command);
+            job.sandbox.wait_for("its question", SOON, || job.asked() != before);
+            running.kill(Signal::SIGUSR1);
+            let begun = Instant::now();
+            job.sandbox.wait_for("six seconds", SOON, || begun.elapsed() > Duration::from_secs(6));
+            std::fs::write(&go, "").unwrap();
+            let said = running.wait(SOON).expect_code(status).stderr_text();
+            std::fs::remove_file(&go).unwrap();
+            said
+        };
+        let said = stopped(1, "5:00", 0);
+        assert!(said.contains("job 41 is queued again"), "{said}");
+        let said = stopped(2, "0:30", 125);
+        assert!(said.contains("job 41 is not queued again: ") && said.contains("--lazy"), "{said}");
+        assert_eq!(job.asked().matches("scontrol requeue").count(), 1, "{}", job.asked());
+        // Its checkpoint is there.
+        job.have("squeue", "echo RUNNING UNLIMITED");
+        let_go(job.sandbox);
+        job.sandbox.run(job.command(&[], 3, &counter())).success();
+    });
 }
 
 /// What launch and restart take they are given, also by a worker.
