@@ -10,6 +10,8 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Removes those of the nodes; what cannot be removed, as there is a process in it, is told.
 pub fn remove(nodes: &[String]) -> Vec<String> {
+    // That of the jobs' daemons, in the second version: it is made anew by the next one that needs it.
+    places().iter().filter(|place| place.ends_with("ckptbpf")).for_each(|place| drop(remove_all(place)));
     let all = of(nodes);
     until(GRACE, || None, || all.iter().filter(|group| group.exists()).all(|group| remove_all(group)));
     all.iter().filter(|group| group.exists()).flat_map(|group| busy(group)).collect()
@@ -40,15 +42,17 @@ fn memory_of(group: &Path) -> Option<(u64, u64)> {
 
 /// In each hierarchy.
 fn of(nodes: &[String]) -> Vec<PathBuf> {
-    let top = Path::new("/sys/fs/cgroup");
-    let hierarchies = folders(top);
     let is_theirs = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         nodes.iter().any(|node| name.contains(node.as_str()))
     };
-    // Of the second version there is one, and Slurm's is in it or in one of systemd's.
-    let places = hierarchies.iter().flat_map(|one| folders(one)).chain(hierarchies.clone());
-    places.filter(is_theirs).collect()
+    places().into_iter().filter(is_theirs).collect()
+}
+
+/// Where groups of Slurm's are. Of the second version there is one hierarchy, and they are in it or in a group of systemd's.
+fn places() -> Vec<PathBuf> {
+    let hierarchies = folders(Path::new("/sys/fs/cgroup"));
+    hierarchies.iter().flat_map(|one| folders(one)).chain(hierarchies.clone()).collect()
 }
 
 fn folders(path: &Path) -> Vec<PathBuf> {
