@@ -8,6 +8,7 @@
 //! /run/ckptbpf and /dev/shm and processes by the box, control groups here.
 
 mod batch;
+pub mod commands;
 mod config;
 mod groups;
 mod side_by_side;
