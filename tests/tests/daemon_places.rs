@@ -197,7 +197,7 @@ fn a_daemon_leaves_the_control_groups_of_a_job() {
     let groups = std::fs::read_to_string(sandbox.see(format!("/proc/{pid}/cgroup").as_ref())).unwrap();
     assert!(!groups.contains("job_8"), "{groups}");
     let said = std::fs::read_to_string(&log).unwrap();
-    assert!(said.contains("it has left the job's control group for /sys/fs/cgroup/"), "{said}");
+    assert!(said.contains("it has left Slurm's control group for /sys/fs/cgroup/"), "{said}");
     sandbox.kill(pid, Signal::SIGTERM as i32).unwrap();
     sandbox.wait_for("its end", SOON, || sandbox.ps().is_empty());
     // Where there are control groups of the second version, one of its own.

@@ -2,145 +2,15 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
-use ckpt_tests::{Cmd, Expected, Running, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::scenario::{held, let_go};
+use ckpt_tests::slurm::commands::{Job, Way, by, counter};
+use ckpt_tests::{Cmd, Expected, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Each notes what it was asked, and then does what the test says.
-const COMMAND: &str = r#"#!/bin/sh
-here=${0%/*} name=${0##*/}
-echo "$name $*" >>"$here/asked"
-. "$here/$name.says"
-"#;
-
-/// A job of Slurm's, as far as its environment and its commands go.
-struct Job<'b> {
-    sandbox: &'b Sandbox,
-    tool: Tool,
-    fake: PathBuf,
-}
-
-impl<'b> Job<'b> {
-    fn of(sandbox: &'b Sandbox, tool: Tool) -> Self {
-        let fake = sandbox.dir().join("fake");
-        std::fs::create_dir(&fake).unwrap();
-        let write = |name: &str, text: &str, mode: u32| {
-            std::fs::write(fake.join(name), text).unwrap();
-            std::fs::set_permissions(fake.join(name), PermissionsExt::from_mode(mode)).unwrap();
-        };
-        ["squeue", "scontrol"].into_iter().for_each(|name| write(name, COMMAND, 0o755));
-        write("asked", "", 0o666);
-        let job = Self { sandbox, tool, fake };
-        job.have("squeue", "echo RUNNING UNLIMITED");
-        job.have("scontrol", "exit 0");
-        job
-    }
-
-    /// Has a command do this from now on.
-    fn have(&self, command: &str, line: &str) {
-        let says = self.fake.join(format!("{command}.says"));
-        let new = says.with_extension("new");
-        std::fs::write(&new, format!("{line}\n")).unwrap();
-        std::fs::rename(&new, &says).unwrap();
-    }
-
-    /// Has squeue tell of a limit that is so many seconds from now.
-    fn ends_in(&self, seconds: u64) {
-        let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds;
-        let tell = "echo \"RUNNING 0:$((left / 60)):$((left % 60))\"";
-        self.have("squeue", &format!("left=$(({end} - $(date +%s))); [ $left -gt 0 ] || left=0; {tell}"));
-    }
-
-    fn asked(&self) -> String {
-        std::fs::read_to_string(self.fake.join("asked")).unwrap()
-    }
-
-    fn was_queued_again(&self) -> bool {
-        self.asked().contains("scontrol requeue 41\n")
-    }
-
-    fn home(&self) -> PathBuf {
-        self.tool.user.as_ref().map_or_else(|| self.sandbox.dir(), |user| user.home().to_owned())
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.home().join("ckptbpf/41")
-    }
-
-    fn record(&self) -> Value {
-        serde_json::from_slice(&std::fs::read(self.dir().join("job.json")).unwrap()).unwrap()
-    }
-
-    fn within(&self, cmd: Cmd, restarts: u32) -> Cmd {
-        let path = format!("{}:/usr/bin:/bin", self.fake.display());
-        let cmd = cmd.env("PATH", &path).env("SLURM_JOB_ID", "41").env("SLURMD_NODENAME", "n1");
-        let cmd = cmd.env("SLURM_SUBMIT_DIR", self.home().to_str().unwrap());
-        if restarts > 0 { cmd.env("SLURM_RESTART_COUNT", &restarts.to_string()) } else { cmd }
-    }
-
-    /// `ckptbpf slurm run OPTIONS -- PROGRAM` in the job, which was queued again so often.
-    fn command(&self, options: &[&str], restarts: u32, program: &Cmd) -> Cmd {
-        let program = self.tool.user.as_ref().map_or_else(|| program.clone(), |user| user.reaches(program));
-        let cmd = self.tool.verb("slurm", ["run"]).args(options).arg("--").program(&program);
-        self.within(cmd, restarts)
-    }
-
-    /// The same of a counter that does not take its last step, once it runs.
-    fn count(&self, options: &[&str], restarts: u32) -> Running<'b> {
-        let running = self.sandbox.spawn(self.command(options, restarts, &held(self.sandbox, counter())));
-        match restarts {
-            0 => running.wait_for_output("\n", SOON),
-            _ => self.wait_for_supervisor(&running),
-        }
-        running
-    }
-
-    fn wait_for_supervisor(&self, running: &Running) {
-        self.sandbox.wait_for("a supervisor", SOON, || {
-            assert!(!running.has_ended(), "{}", running.stderr());
-            self.sandbox.run(self.tool.verb("status", ["--json"]).arg(self.dir())).code() == 0
-        });
-    }
-
-    fn wait_for_checkpoint(&self, running: &Running) {
-        self.sandbox.wait_for("a checkpoint", SOON, || {
-            assert!(!running.has_ended(), "{}", running.stderr());
-            let entries = std::fs::read_dir(self.dir()).into_iter().flatten().flatten();
-            entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "ckpt"))
-        });
-    }
-}
-
-fn counter() -> Cmd {
-    victim_cmd("count_static").args(["numbers", "800", "2000"])
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Root,
-    Daemon,
-    Alone,
-}
-
-/// A test in one of the ways in which ckptbpf comes by its rights.
-fn by(way: Way, name: &str, test: impl FnOnce(&Job)) {
-    let sandbox = Sandbox::new(name);
-    let daemon = (way == Way::Daemon).then(|| Daemon::begin(&sandbox, &[]));
-    let tool = if way == Way::Root { Tool::default() } else { Tool::of_user(&sandbox) };
-    let tool = daemon.iter().fold(tool, |tool, daemon| daemon.serves(tool));
-    test(&Job::of(&sandbox, tool));
-    if let Some(daemon) = daemon {
-        let log = daemon.end().stderr_text();
-        assert!(log.contains(": worker "), "{log}");
-    }
-}
 
 /// The clock asks for the last checkpoint before the limit, the job is queued again, and goes on from there.
 fn the_last_checkpoint_is_taken_in_time(job: &Job) {
@@ -450,6 +320,44 @@ fn a_restart_that_is_refused_is_not_queued_again_by_root() {
 #[test]
 fn a_restart_that_is_refused_is_not_queued_again_by_daemon() {
     by(Way::Daemon, "slurm_refused_daemon", a_restart_that_is_refused_is_not_queued_again);
+}
+
+/// A restart that takes all of the job's time: the next one would, too. The job is not queued again, and what to do is said. Where there
+/// would have been time, it is somebody else's signal that has ended it.
+#[test]
+fn a_restart_that_leaves_the_program_no_time_is_not_queued_again() {
+    by(Way::Root, "slurm_in_vain", |job| {
+        let running = job.count(&["--no-requeue"], 0);
+        running.kill(Signal::SIGUSR1);
+        running.wait(SOON).expect_code(85);
+        let go = job.home().join("go");
+        let stopped = |restarts: u32, left: &str, status: i32| {
+            // A small job asks how long it has before it restarts its program: for as long as the test wants.
+            let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+            job.have("squeue", &format!("{wait}; echo RUNNING {left}"));
+            let before = job.asked();
+            let command =
+                job.command(&[], restarts, &held(job.sandbox, counter())).env("SLURM_MEM_PER_NODE", "10");
+            let running = job.sandbox.spawn(command);
+            job.sandbox.wait_for("its question", SOON, || job.asked() != before);
+            running.kill(Signal::SIGUSR1);
+            let begun = Instant::now();
+            job.sandbox.wait_for("six seconds", SOON, || begun.elapsed() > Duration::from_secs(6));
+            std::fs::write(&go, "").unwrap();
+            let said = running.wait(SOON).expect_code(status).stderr_text();
+            std::fs::remove_file(&go).unwrap();
+            said
+        };
+        let said = stopped(1, "5:00", 0);
+        assert!(said.contains("job 41 is queued again"), "{said}");
+        let said = stopped(2, "0:30", 125);
+        assert!(said.contains("job 41 is not queued again: ") && said.contains("--lazy"), "{said}");
+        assert_eq!(job.asked().matches("scontrol requeue").count(), 1, "{}", job.asked());
+        // Its checkpoint is there.
+        job.have("squeue", "echo RUNNING UNLIMITED");
+        let_go(job.sandbox);
+        job.sandbox.run(job.command(&[], 3, &counter())).success();
+    });
 }
 
 /// What launch and restart take they are given, also by a worker.

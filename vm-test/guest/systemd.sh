@@ -1,14 +1,16 @@
 #!/bin/bash
-# systemd.sh launch|run: becomes systemd, with the root of the machine below under a disk of its own. One unit runs a job; another one,
-# `systemd.sh watch launch|run`, looks at it and has the machine shut down.
+# systemd.sh launch|run|daemon: becomes systemd, with the root of the machine below under a disk of its own. One unit runs a job, or the
+# daemon; another one, `systemd.sh watch launch|run|daemon`, looks at it and has the machine shut down.
 #
 # launch: the job begins, and ends with the machine. run: after that reboot it goes on from its last checkpoint, to its end.
+# daemon: see daemon.sh.
 set -u
 name=systemd
 . "$(dirname "$0")/common.sh"
 here=$0 unit=ckptbpf-job.service steps=4000 period=1000
 
 job_folder=/srv
+. "$(dirname "$0")/daemon.sh"
 
 if [ "$1" != watch ]; then
     leg=$1
@@ -24,7 +26,11 @@ if [ "$1" != watch ]; then
     cp /init /new/usr/local/sbin/vm-init
     printf '#!/bin/bash\nexec /usr/local/sbin/vm-init verdict "$(cat /run/verdict)"\n' > /new/usr/lib/systemd/system-shutdown/verdict
     chmod +x /new/usr/lib/systemd/system-shutdown/verdict
-    cat > /new/etc/systemd/system/$unit << END
+    if [ "$leg" = daemon ]; then
+        unit=$daemon
+        daemon_units
+    else
+        cat > /new/etc/systemd/system/$unit << END
 [Service]
 WorkingDirectory=$job_folder
 Environment=VICTIM_HOLD=$job_folder/let-go
@@ -32,6 +38,7 @@ StandardOutput=append:$job_folder/printed
 StandardError=append:$job_folder/said
 ExecStart=$CKPTBPF $leg -i 0.5 -d $job_folder/job -- $VICTIMS/count_static numbers $steps $period
 END
+    fi
     cat > /new/etc/systemd/system/watch.service << END
 [Unit]
 After=$unit
@@ -52,8 +59,9 @@ AllowIsolate=yes
 END
     umount /sys/fs/cgroup
     for folder in proc sys dev; do mount --move /$folder /new/$folder; done
-    cd /
-    exec chroot /new /lib/systemd/systemd --system --unit=vm-test.target --show-status=no --log-target=null < /new/dev/ttyS0 > /new/dev/ttyS0 2>&1
+    # As switch_root(8) does it: nobody is in a root directory other than that of the mounts.
+    cd /new && mount --move . / || fail "the new root"
+    exec chroot . /lib/systemd/systemd --system --unit=vm-test.target --show-status=no --log-target=null < dev/ttyS0 > dev/ttyS0 2>&1
 fi
 
 leg=$2
@@ -70,6 +78,10 @@ fail() { ends failed failed "$*"; }
 
 systemctl --version | head -n 1
 [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ] || fail "control groups are not those of version 2"
+if [ "$leg" = daemon ]; then
+    watch_daemon
+    ends ok passed
+fi
 supervisor=$(systemctl show -P MainPID $unit)
 [ "$supervisor" != 0 ] || fail "the unit: $(tail -n 3 said)"
 before=$(newest job)

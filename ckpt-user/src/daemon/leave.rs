@@ -5,12 +5,13 @@
 //! ```text
 //! v1  /slurm_n1/uid_1000/job_41/step_extern             ─▶ /                        what is above Slurm's own
 //! v2  /system.slice/slurmstepd.scope/job_41/step_extern ─▶ /system.slice/ckptbpf/core    made there: there are no processes in inner groups
+//!     /system.slice/slurmd.service                      ─▶ the same, where users' workers are to have groups: slurmd is in there
 //! ```
 //! In the second version each goes into a [`CORE`] at once, so that daemons that begin together do not keep one another from having groups
 //! of their workers' beside it.
 
 use super::groups::Group;
-use super::subgroups::CORE;
+use super::subgroups::{CORE, has_others};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -26,18 +27,22 @@ struct Target {
     is_new: bool,
 }
 
-/// Leaves them. Where that cannot be, it is said, and the daemon ends with the job.
-pub fn leave() {
+/// Leaves them; `has_share`: users' workers are to have groups below its own. Where that cannot be, it is said.
+pub fn leave(has_share: bool) {
     let (Ok(own), Ok(mounts)) =
         (fs::read_to_string("/proc/self/cgroup"), fs::read_to_string("/proc/self/mountinfo"))
     else {
         return;
     };
-    for target in targets(&own, &mounts) {
+    let is_among_others = || {
+        let group = Group::all(&own, &mounts).into_iter().find(Group::is_second);
+        group.and_then(|group| group.at(group.name)).is_some_and(|folder| has_others(&folder))
+    };
+    for target in targets(&own, &mounts, has_share && is_among_others()) {
         match enter(&target) {
-            Ok(()) => log::info!("it has left the job's control group for {}", target.group.display()),
+            Ok(()) => log::info!("it has left Slurm's control group for {}", target.group.display()),
             Err(error) => log::warn!(
-                "it stays in the job's control group, and ends with the job: {}: {error}",
+                "it stays in Slurm's control group, and where that is a job's ends with it: {}: {error}",
                 target.group.display()
             ),
         }
@@ -51,29 +56,35 @@ fn enter(target: &Target) -> io::Result<()> {
     fs::write(target.group.join("cgroup.procs"), std::process::id().to_string())
 }
 
-/// By /proc/PID/cgroup and mountinfo: for each hierarchy in which the process is in a job's group, and which is mounted.
-fn targets(own: &str, mounts: &str) -> Vec<Target> {
-    let of_group = |group: Group<'_>| {
-        let above = group.at(above_slurm(group.name)?)?;
+/// By /proc/PID/cgroup and mountinfo: for each hierarchy in which the process is in a job's group, and which is mounted. In the second
+/// version also where it is in slurmd's, if `needs_own`: a group of its own, for what the first version does not control.
+fn targets(own: &str, mounts: &str, needs_own: bool) -> Vec<Target> {
+    let groups = Group::all(own, mounts);
+    let is_in_first = |controller: &str| groups.iter().any(|group| group.controls(controller));
+    let needs_own = needs_own && !(is_in_first("memory") && is_in_first("pids"));
+    let of_group = |group: &Group<'_>| {
         let is_new = group.is_second();
+        let above = group.at(above_slurm(group.name, !(is_new && needs_own))?)?;
         Some(Target { group: if is_new { above.join(NAME).join(CORE) } else { above }, is_new })
     };
-    Group::all(own, mounts).into_iter().filter_map(of_group).collect()
+    groups.iter().filter_map(of_group).collect()
 }
 
-/// Of a job's group what is above Slurm's; none of another group.
-fn above_slurm(path: &str) -> Option<&str> {
+/// Of a group of Slurm's what is above those; none of another group, nor, with `of_jobs`, of one that is no job's.
+fn above_slurm(path: &str, of_jobs: bool) -> Option<&str> {
     let mut at = 0;
     let mut above = None;
+    let mut is_of_job = false;
     for name in path.split('/') {
         if above.is_none() && name.contains("slurm") {
             above = path.get(..at);
-        } else if above.is_some() && (name.starts_with("job_") || name.starts_with("step_")) {
-            return above.map(|above| if above.len() > 1 { above.trim_end_matches('/') } else { "/" });
+        } else if above.is_some() {
+            is_of_job |= name.starts_with("job_") || name.starts_with("step_");
         }
         at += name.len() + 1;
     }
-    None
+    let above = above.filter(|_| is_of_job || !of_jobs)?;
+    Some(if above.len() > 1 { above.trim_end_matches('/') } else { "/" })
 }
 
 #[cfg(test)]
@@ -88,8 +99,12 @@ mod tests {
     const SECOND: &str = "31 30 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
 
     fn groups(own: &str, mounts: &str) -> Vec<(String, bool)> {
+        left(own, mounts, false)
+    }
+
+    fn left(own: &str, mounts: &str, needs_own: bool) -> Vec<(String, bool)> {
         let shown = |target: Target| (target.group.display().to_string(), target.is_new);
-        targets(own, mounts).into_iter().map(shown).collect()
+        targets(own, mounts, needs_own).into_iter().map(shown).collect()
     }
 
     #[test]
@@ -117,6 +132,20 @@ mod tests {
     }
 
     #[test]
+    fn slurmd_s_group_is_left_where_workers_need_groups_of_the_second_version() {
+        let own = "0::/system.slice/slurmd.service\n";
+        let made = [("/sys/fs/cgroup/system.slice/ckptbpf/core".to_owned(), true)];
+        assert_eq!(left(own, SECOND, true), made);
+        let job = "0::/system.slice/n1_slurmstepd.scope/job_41/step_extern/slurm\n";
+        assert_eq!(left(job, SECOND, true), made);
+        assert!(left("0::/user.slice/user-0.slice/session-3.scope\n", SECOND, true).is_empty());
+        // What the first version controls needs no group of the second.
+        let pids = "34 30 0:31 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
+        let both = "4:memory:/\n3:pids:/\n0::/system.slice/slurmd.service\n";
+        assert!(left(both, &format!("{FIRST}{pids}{SECOND}"), true).is_empty());
+    }
+
+    #[test]
     fn a_part_of_a_hierarchy_that_is_mounted_elsewhere_is_known() {
         let mounts = "31 30 0:27 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         let own = "4:memory:/docker/ab/slurm_n1/uid_0/job_41\n";
@@ -127,7 +156,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_is_too_strange(own in "[0-9a-z_:/,= \n]{0,60}", mounts in "[0-9a-z_:/,= \n-]{0,90}") {
-            let _ = targets(&own, &mounts);
+            let _ = targets(&own, &mounts, true);
         }
     }
 }

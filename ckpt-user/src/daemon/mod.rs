@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut running = background::begin(options)?;
     umask(Mode::from_bits_truncate(0o022));
     log_lines::init(options.verbose);
-    leave::leave();
+    leave::leave(options.share != Share::default());
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
     resource_limits::raise_own();
     // Before rights are laid down: it takes addresses of the kernel's functions.

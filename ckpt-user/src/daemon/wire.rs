@@ -83,7 +83,7 @@ pub struct Welcome {
     pub most: u32,
     /// The core's process id.
     pub pid: i32,
-    /// Processes of this user's workers that the kernel has killed for lack of memory, as far as users have groups of their own.
+    /// Processes of this user's workers that the kernel has killed for the user's own limit of memory.
     pub killed: u32,
 }
 

@@ -77,7 +77,7 @@ impl Door {
         &self.path
     }
 
-    /// Whether a process of this user's workers has been killed for lack of memory since this daemon was found.
+    /// Whether a process of this user's workers has been killed for the user's limit of memory since this daemon was found.
     pub fn has_lacked_memory(&self) -> bool {
         let now = Self::found(&self.path).map(|door| door.welcome);
         now.is_ok_and(|now| now.pid == self.welcome.pid && now.killed > self.welcome.killed)

@@ -143,6 +143,7 @@ pub mod slurm {
         let text = String::from_utf8_lossy(bytes);
         let _ = left::parse(&text);
         let _ = costs::slowest_of(&text);
+        let _ = costs::spent_of(&text, Duration::ZERO, Duration::from_secs(9));
         if place::is_name(&text) {
             assert!(text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_'));
         }
@@ -150,6 +151,8 @@ pub mod slurm {
 
     pub fn seeds() -> Vec<Vec<u8>> {
         let log = r#"{"time":1.5,"phase":"checkpoint","microseconds":812,"id":17,"pages":4096}"#;
-        texts(&["RUNNING 1-02:03:04\n", "COMPLETING INVALID", "4711", "40_3", log])
+        let restart = r#"{"time":1.25,"phase":"restart","microseconds":99,"id":17}"#;
+        let both = format!("{restart}\n{log}\n");
+        texts(&["RUNNING 1-02:03:04\n", "COMPLETING INVALID", "4711", "40_3", log, &both])
     }
 }

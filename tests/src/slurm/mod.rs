@@ -8,6 +8,7 @@
 //! /run/ckptbpf and /dev/shm and processes by the box, control groups here.
 
 mod batch;
+pub mod commands;
 mod config;
 mod groups;
 mod side_by_side;
@@ -148,9 +149,10 @@ impl<'b> Slurm<'b> {
         Batch::new(self, folder, told.success().stdout_text().trim())
     }
 
-    /// What a node's prolog does, once more, as after a crash of what it has started.
-    pub fn prolog(&self, node: &str, job: &str) {
+    /// What a node's prolog does, once more, as after a crash of what it has started, where an administrator has set these.
+    pub fn prolog(&self, node: &str, job: &str, settings: &[(&str, &str)]) {
         let hook = Cmd::new(self.bed.join("hooks/prolog")).env("SLURMD_NODENAME", node);
+        let hook = settings.iter().fold(hook, |hook, (name, value)| hook.env(name, value));
         let uid = crate::user::UID.to_string();
         self.sandbox.run(hook.env("SLURM_JOB_ID", job).env("SLURM_JOB_UID", &uid)).success();
     }

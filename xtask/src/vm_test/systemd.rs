@@ -1,4 +1,5 @@
-//! A machine with systemd: a job is a service, and goes on after a reboot.
+//! A machine with systemd, and control groups of the second version alone: a job is a service, and goes on after a reboot; the daemon is
+//! the unit that is shipped.
 
 use std::fmt;
 
@@ -23,7 +24,7 @@ pub struct Systemd {
 
 impl fmt::Display for Systemd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "systemd under {}: launch, reboot, run", self.kernel)
+        write!(f, "systemd under {}: launch, reboot, run, reboot, daemon", self.kernel)
     }
 }
 
@@ -32,7 +33,7 @@ impl Systemd {
         let name = label(self);
         let disk = Disk::make(ground.folder.join(format!("{name}.disk")), DISK_MIB)?;
         let kernel = ground.kernel(&self.kernel)?;
-        for leg in ["launch", "run"] {
+        for leg in ["launch", "run", "daemon"] {
             let script = Ground::script("systemd.sh", &[leg])?;
             let label = format!("{name}-{leg}");
             let initrd = ground.pack_test(&label, kernel, Test { name: INSTEAD.into(), ..script })?;

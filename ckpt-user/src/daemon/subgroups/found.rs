@@ -2,7 +2,7 @@
 
 use super::Share;
 use super::names::Names;
-use super::top::{CORE, Limit, Top, at};
+use super::top::{CORE, Limit, Top, at, has_others};
 use crate::daemon::groups::Group;
 use std::fs;
 use std::io;
@@ -82,7 +82,7 @@ fn second(own: &Path, limits: Vec<Limit>) -> io::Result<Top> {
     }
     // The first group of all has no type, and may have processes.
     if is_inside && top.folder.join("cgroup.type").exists() {
-        if words("cgroup.procs")? != [std::process::id().to_string()] {
+        if has_others(&top.folder) {
             let why = format!("{} has processes that are not the daemon's", top.folder.display());
             return Err(io::Error::other(why));
         }

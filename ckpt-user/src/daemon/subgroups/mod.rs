@@ -18,7 +18,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use top::Top;
 
-pub use top::CORE;
+pub use top::{CORE, has_others};
 
 /// What the workers of one user may have together. None: what the daemon may.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Subgroups {
 struct State {
     /// Users who may have a group.
     users: BTreeSet<u32>,
-    /// Processes that were killed for lack of memory in groups that are gone.
+    /// Processes that were killed for the limit of memory of groups that are gone.
     killed: HashMap<u32, u64>,
     /// Nobody is taken in any more.
     is_over: bool,
@@ -88,7 +88,7 @@ impl Subgroups {
         !state.users.contains(&uid)
     }
 
-    /// How many processes of a user's workers the kernel has killed for lack of memory.
+    /// How many processes of a user's workers the kernel has killed for that user's limit of memory.
     pub fn killed(&self, uid: u32) -> u32 {
         let state = self.state();
         let before = state.killed.get(&uid).copied().unwrap_or_default();
@@ -123,19 +123,18 @@ impl Subgroups {
             let staying = self.tops.iter().filter(|top| !top.remove(&name)).count();
             let gone = before.saturating_sub(self.killed_now(*uid));
             if gone > 0 {
-                log::warn!("uid {uid}: {gone} processes of its workers were killed for lack of memory");
+                log::warn!("uid {uid}: {gone} processes of its workers were killed for lack of memory (--worker-memory)");
                 *killed.entry(*uid).or_default() += gone;
             }
             staying > 0
         });
     }
 
-    /// Takes away what is empty, and is a daemon's that is gone.
+    /// Takes away what is empty, and is a daemon's that is gone. What is not empty has limits again, should it have lost them.
     fn sweep(&self) {
         for top in &self.tops {
-            top.names().iter().filter(|name| self.names.is_left_over(name)).for_each(|name| {
-                top.remove(name);
-            });
+            let left = top.names().into_iter().filter(|name| self.names.is_left_over(name));
+            left.filter(|name| !top.remove(name)).for_each(|name| top.limit_again(&name));
         }
     }
 }

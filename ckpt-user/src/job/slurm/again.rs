@@ -2,10 +2,12 @@
 
 use super::ask;
 use super::command::NoAnswer;
+use super::costs::Spent;
 use super::left::Told;
 use super::place::Job;
-use crate::job::ended::{CHECKPOINTED, Ended};
-use crate::job::terminal::say;
+use super::plan;
+use crate::job::ended::{CHECKPOINTED, Ended, FAILED};
+use crate::job::terminal::{duration, say};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ const PAUSE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     QueueAgain,
+    /// Another run would come to nothing, as this one has, whose program ran after so long.
+    InVain(Duration),
     /// This is what to exit with.
     Leave(u8),
 }
@@ -27,19 +31,23 @@ enum Verdict {
 const RUNS: &[&str] = &["RUNNING", "SIGNALING", "RESIZING"];
 
 /// By what Slurm tells of the job; none: it does not. A job that is not running any more was ended by somebody: cancelled, at its
-/// limit, or preempted. That is not undone, and the status is not one by which Slurm would do so (RequeueExit).
-fn verdict(told: Option<Option<&Told>>, is_wanted: bool) -> Verdict {
+/// limit, or preempted. That is not undone, and the status is not one by which Slurm would do so (RequeueExit); nor is it for a run
+/// in vain (`spent`: of one that began with a restart).
+fn verdict(told: Option<Option<&Told>>, is_wanted: bool, spent: Option<&Spent>) -> Verdict {
+    let in_vain =
+        |told: &Told| spent.filter(|spent| told.left.is_some_and(|left| plan::is_in_vain(left, spent)));
     match told {
         Some(Some(told)) if !RUNS.contains(&told.state.as_str()) => {
             Verdict::Leave(Ended::Signaled(libc::SIGTERM).exit_status())
         }
+        Some(Some(told)) if let Some(spent) = in_vain(told) => Verdict::InVain(spent.before),
         Some(Some(_)) if is_wanted => Verdict::QueueAgain,
         _ => Verdict::Leave(CHECKPOINTED),
     }
 }
 
-/// Queues the job again, if that `is_wanted` and nobody has ended it; what to exit with.
-pub fn queue_again(job: &Job, is_wanted: bool) -> u8 {
+/// Queues the job again, if that `is_wanted`, nobody has ended it, and the program had time to run; what to exit with.
+pub fn queue_again(job: &Job, is_wanted: bool, spent: Option<&Spent>) -> u8 {
     let (name, told_as) = (job.name(), job.told_as());
     let told = tried(|| ask::queue(&told_as));
     if let Err(error) = &told {
@@ -48,7 +56,15 @@ pub fn queue_again(job: &Job, is_wanted: bool) -> u8 {
     // Of several tasks none ends the others: the script sees the status of all.
     let is_wanted = is_wanted && job.task.is_none();
     let told = told.ok();
-    match verdict(told.as_ref().map(Option::as_ref), is_wanted) {
+    match verdict(told.as_ref().map(Option::as_ref), is_wanted, spent) {
+        Verdict::InVain(before) => {
+            let before = duration(before);
+            say(&format!(
+                "job {name} is not queued again: {before} had gone before its program ran, and its last checkpoint was \
+                 due. Give it more time (--time), or restart it with --lazy; a new job goes on from there (--from)"
+            ));
+            FAILED
+        }
         Verdict::Leave(status) => {
             if let Some(Some(told)) = told.filter(|_| status != CHECKPOINTED) {
                 let state = told.state;
@@ -84,11 +100,13 @@ fn tried<T>(ask: impl Fn() -> Result<T, NoAnswer>) -> Result<T, NoAnswer> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::left::Left;
     use super::*;
 
     #[test]
     fn what_somebody_has_ended_is_not_queued_again() {
         let told = |state: &str| Told { state: state.into(), left: None };
+        let verdict = |told: Option<Option<&Told>>, is_wanted: bool| verdict(told, is_wanted, None);
         let running = told("RUNNING");
         assert_eq!(verdict(Some(Some(&running)), true), Verdict::QueueAgain);
         assert_eq!(verdict(Some(Some(&running)), false), Verdict::Leave(CHECKPOINTED));
@@ -101,6 +119,23 @@ mod tests {
         // Nobody knows.
         assert_eq!(verdict(Some(None), true), Verdict::Leave(CHECKPOINTED));
         assert_eq!(verdict(None, true), Verdict::Leave(CHECKPOINTED));
+    }
+
+    #[test]
+    fn a_run_in_vain_is_the_last_one_whoever_would_queue_it_again() {
+        let seconds = Duration::from_secs;
+        let told =
+            |state: &str, left: u64| Told { state: state.into(), left: Some(Left::Time(seconds(left))) };
+        let spent = Spent { before: seconds(540), ran: seconds(0), since: seconds(1), cost: seconds(1) };
+        let of = |told: &Told, is_wanted: bool| verdict(Some(Some(told)), is_wanted, Some(&spent));
+        for is_wanted in [true, false] {
+            assert_eq!(of(&told("RUNNING", 30), is_wanted), Verdict::InVain(seconds(540)));
+            assert_eq!(of(&told("COMPLETING", 30), is_wanted), Verdict::Leave(143));
+        }
+        assert_eq!(of(&told("RUNNING", 900), true), Verdict::QueueAgain);
+        let nobody_knows = Told { left: None, ..told("RUNNING", 0) };
+        assert_eq!(of(&nobody_knows, true), Verdict::QueueAgain);
+        assert_eq!(verdict(None, true, Some(&spent)), Verdict::Leave(CHECKPOINTED));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::plan::{self, Step};
 use super::{ask, costs};
 use crate::job::directory::JobDir;
 use crate::job::ended::FAILED;
+use crate::job::record::JobRecord;
 use crate::job::registry::Target;
 use crate::job::request::{self, Taker};
 use crate::sys::ids::FsIds;
@@ -39,6 +40,8 @@ pub struct Watched {
     pub job: String,
     /// Its directory, from the root.
     pub dir: PathBuf,
+    /// That of its writer before this run.
+    pub epoch: u64,
     /// Whose files are read there.
     pub ids: FsIds,
     /// By which ckptbpf is asked for the last checkpoint.
@@ -91,7 +94,7 @@ fn tick(watched: &Watched, keeper: Pid) -> ! {
     }
     sleep(watched.apart);
     let mut left = watched.left.or_else(|| ask_again(watched));
-    let (mut had, mut asked, mut has_tried) = (Duration::ZERO, Instant::now(), false);
+    let (mut had, mut asked, mut has_tried, mut has_warned) = (Duration::ZERO, Instant::now(), false, false);
     loop {
         if let Some((Left::Time(told), _)) = left {
             had = had.max(told);
@@ -115,6 +118,13 @@ fn tick(watched: &Watched, keeper: Pid) -> ! {
                 let is_time = newest.is_some_and(|left| plan::step(of_ours(left), had, cost) == Step::Last);
                 (left, asked) = (newest, Instant::now());
                 if is_time {
+                    if !has_warned && !program_runs(watched) {
+                        has_warned = true;
+                        log::warn!(
+                            "the job's time is nearly over, and its program does not run yet: a restart that takes so \
+                             long needs a job with more time (--time), or --lazy"
+                        );
+                    }
                     wait::send(keeper, watched.signal);
                     sleep(plan::again(cost.unwrap_or_default()));
                 }
@@ -130,6 +140,17 @@ fn let_go() -> io::Result<()> {
     (0..2).try_for_each(|stream| pidfd::duplicate_to_standard(&nothing, stream))?;
     drop(nothing);
     spawn::close_inherited()
+}
+
+/// Where nobody knows, it does.
+fn program_runs(watched: &Watched) -> bool {
+    let record = JobDir::open(&watched.dir, &watched.ids).and_then(|dir| dir.read_record());
+    record.ok().flatten().is_none_or(|record| is_of_running(&record, watched.epoch))
+}
+
+/// Whether a record tells of a program that runs: of one whose writer is not that of `epoch` any more, and has begun.
+fn is_of_running(record: &JobRecord, epoch: u64) -> bool {
+    record.epoch > epoch && !record.starting
 }
 
 /// What the slowest of the last checkpoints took.
@@ -157,4 +178,21 @@ fn try_one(watched: &Watched) -> bool {
     let Ok(Taker::Supervisor(live)) = taker else { return false };
     let _ = request::ask(&live, false);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_runs_once_its_run_has_written_so() {
+        let record = |epoch: u64, starting: bool| -> JobRecord {
+            let text = serde_json::json!({"job": "j", "epoch": epoch, "host": "a", "boot_id": "b", "machine": null, "options": {},
+                "supervisor": {"pid": 1, "start_time": 0}, "argv": [], "starting": starting});
+            serde_json::from_value(text).unwrap()
+        };
+        assert!(!is_of_running(&record(4, false), 4), "of the run before");
+        assert!(!is_of_running(&record(5, true), 4));
+        assert!(is_of_running(&record(5, false), 4));
+    }
 }

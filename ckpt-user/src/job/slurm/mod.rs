@@ -7,7 +7,7 @@
 //!   ┌─ clock, a process beside: left ─▶ plan (costs) ─▶ the checkpoint's signal, in time
 //!   ├─ launch │ restart, as ever; with a daemon by a worker, which is asked for just that and knows of no Slurm
 //!   ▼
-//! again: stopped with a checkpoint ─▶ scontrol requeue
+//! again: stopped with a checkpoint ─▶ scontrol requeue, unless the program had no time to run (costs, plan)
 //! ```
 //! place, left, plan and what decide and again go by are pure. Slurm is asked by its own commands, in the job and by its user: a worker
 //! runs no program, as its user could take that over, and it is outside of the job's limits.
@@ -22,6 +22,7 @@ pub mod left;
 pub mod place;
 mod plan;
 
+use super::directory::JobDir;
 use super::ended::{CHECKPOINTED, Ended};
 use super::options::{JobOptions, SlurmOptions};
 use super::terminal::say;
@@ -30,12 +31,13 @@ use super::{launch, restart, signals};
 use crate::task::outside;
 use anyhow::Context;
 use clock::{Clock, Watched};
+use costs::Spent;
 use decide::{Decided, Todo};
 use left::Left;
 use nix::unistd::Pid;
 use place::Job;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Slurm's commands are run beside the program in jobs with more memory than this, in MB.
 const ROOM: u64 = 64;
@@ -46,6 +48,7 @@ const ROOM: u64 = 64;
 /// # Errors
 /// As of launch and restart; or this is no job.
 pub fn run(options: &SlurmOptions, way: &dyn Fn(&Todo) -> Way) -> anyhow::Result<u8> {
+    let begun = since_1970();
     let job = Job::of(|name| std::env::var_os(name))?;
     let signal = options.job.ckpt_signal.unwrap_or(libc::SIGUSR1);
     let ends = JobOptions {
@@ -63,7 +66,7 @@ pub fn run(options: &SlurmOptions, way: &dyn Fn(&Todo) -> Way) -> anyhow::Result
         say("the program has ended with 0 before the job was queued again: nothing is left to do");
         return Ok(0);
     }
-    let clock = start_clock(&job, &dir, signal);
+    let clock = start_clock(&job, &dir, epoch, signal);
     let way = way(&todo);
     let ended = match &todo {
         Todo::Launch(options) => launch(options, &way),
@@ -79,7 +82,7 @@ pub fn run(options: &SlurmOptions, way: &dyn Fn(&Todo) -> Way) -> anyhow::Result
     let status = ended?.exit_status();
     // Both: a run that has come to nothing leaves the record of the one before.
     if status == CHECKPOINTED && is_checkpointed(&dir, epoch) {
-        return Ok(again::queue_again(&job, options.requeue));
+        return Ok(again::queue_again(&job, options.requeue, spent(&dir, begun).as_ref()));
     }
     Ok(status)
 }
@@ -91,8 +94,24 @@ fn is_checkpointed(dir: &Path, epoch: u64) -> bool {
     record.ok().flatten().is_some_and(|record| record.epoch > epoch && record.checkpointed)
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// How the run that has `begun` then has spent its time; none if it was a launch, or nobody knows.
+fn spent(dir: &Path, begun: Duration) -> Option<Spent> {
+    let read = || -> anyhow::Result<Option<Spent>> {
+        let dir = JobDir::open(dir, &decide::caller()?)?;
+        Ok(costs::spent(&dir, begun, since_1970())?)
+    };
+    read().unwrap_or_else(|error| {
+        log::warn!("how the job has spent its time is not known: {error}");
+        None
+    })
+}
+
 /// The clock; without one there are the checkpoints of the interval, and what Slurm's signals ask for.
-fn start_clock(job: &Job, dir: &Path, signal: i32) -> Option<Clock> {
+fn start_clock(job: &Job, dir: &Path, epoch: u64, signal: i32) -> Option<Clock> {
     let without = |error: &dyn std::error::Error| {
         log::warn!("no checkpoint is taken in time before the job's limit: {error}");
     };
@@ -101,6 +120,7 @@ fn start_clock(job: &Job, dir: &Path, signal: i32) -> Option<Clock> {
     let watched = Watched {
         job: job.told_as(),
         dir: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
+        epoch,
         ids,
         signal,
         apart: plan::apart(job.task.unwrap_or(0)),
@@ -112,9 +132,8 @@ fn start_clock(job: &Job, dir: &Path, signal: i32) -> Option<Clock> {
 
 /// How long the job has: by its environment, else as Slurm tells. The clock asks for itself if it may, and nobody waits for the answer.
 fn left_of(job: &Job, may_ask: bool) -> Option<Left> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if let Some(end) = job.end {
-        return Some(Left::of_end(end, now.as_secs()));
+        return Some(Left::of_end(end, since_1970().as_secs()));
     }
     if may_ask {
         return None;

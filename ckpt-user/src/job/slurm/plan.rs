@@ -1,5 +1,6 @@
 //! When a job's last checkpoint is to begin.
 
+use super::costs::Spent;
 use super::left::Left;
 use std::time::Duration;
 
@@ -42,6 +43,14 @@ pub fn step(left: Left, had: Duration, cost: Option<Duration>) -> Step {
 /// From the beginning of the last checkpoint to the end of the job, where the slowest of those before it took `cost`.
 pub fn needed(cost: Duration) -> Duration {
     cost.saturating_add(MARGIN.max(cost.saturating_mul(2).saturating_add(MORE)))
+}
+
+/// Whether a run was in vain, with so much left of the job now: from where the program ran again to where the last checkpoint was due it
+/// was less than a tenth of what came before, and no more of it was used. The next run would come to as little.
+pub fn is_in_vain(left: Left, spent: &Spent) -> bool {
+    let Left::Time(left) = left else { return false };
+    let was_left = left.saturating_add(spent.since).saturating_sub(needed(spent.cost));
+    [was_left, spent.ran].iter().all(|time| time.saturating_mul(10) < spent.before)
 }
 
 /// Between the tasks of a step: a thousand that ask Slurm in one moment hold up its controller, and so do their last checkpoints the
@@ -93,6 +102,22 @@ mod tests {
         assert_eq!(step(500), Step::Try);
         assert_eq!(step(61), Step::Try);
         assert_eq!(step(60), Step::Last);
+    }
+
+    #[test]
+    fn a_run_that_leaves_its_program_no_time_is_in_vain() {
+        let spent =
+            |before: u64, ran: u64| Spent { before: S(before), ran: S(ran), since: S(ran + 1), cost: S(1) };
+        let in_vain = |left: u64, spent: Spent| is_in_vain(Left::Time(S(left)), &spent);
+        assert!(in_vain(20, spent(540, 0)), "of ten minutes");
+        assert!(in_vain(60, spent(540, 5)));
+        // It would have had more time, and somebody has stopped it: preemption, a signal.
+        assert!(!in_vain(3600, spent(540, 0)));
+        assert!(!in_vain(60, spent(540, 60)));
+        // A limit of a minute, and a signal in time.
+        assert!(!in_vain(20, spent(5, 30)));
+        assert!(!is_in_vain(Left::Unlimited, &spent(540, 0)));
+        assert!(!in_vain(0, Spent { before: S(0), ran: S(0), since: S(0), cost: S(0) }));
     }
 
     #[test]
