@@ -1,7 +1,8 @@
 //! Where it happens: folders that go with us, and programs that end with us, however we end.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -13,19 +14,18 @@ use super::machine;
 use crate::cmd;
 
 const SOURCE: &str = "tests/victims/bench.c";
-/// Removes what it is given once its input ends, and once more what somebody was still writing to.
+/// Removes what it is given once its input ends, and a second later again where somebody was still writing to it.
 const SWEEP: &str = r#"trap '' HUP INT TERM; cat >/dev/null; rm -rf -- "$@" || { sleep 1; rm -rf -- "$@"; }"#;
 
 /// The folders, and the programs in use.
 pub struct Stage {
     /// On the disk that is meant.
-    folder: PathBuf,
+    folder: Swept,
     /// Where ckptbpf has its sockets, whose paths must be short.
-    runtime: PathBuf,
+    runtime: Swept,
     pub ckptbpf: PathBuf,
     /// The program that is measured.
     pub victim: PathBuf,
-    _janitor: Janitor,
 }
 
 impl Stage {
@@ -34,22 +34,18 @@ impl Stage {
     /// # Errors
     /// A folder that cannot be made; what gcc says.
     pub fn set(place: &Path) -> Result<Self> {
-        let name = format!("ckptbpf-bench-{}", std::process::id());
         fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
         let place = fs::canonicalize(place).with_context(|| place.display().to_string())?;
-        let (folder, runtime) = (place.join(&name), std::env::temp_dir().join(&name));
-        let janitor = Janitor::of(&[&folder, &runtime])?;
-        // They may be one.
-        for made in [&folder, &runtime] {
-            fs::create_dir_all(made).with_context(|| format!("making {}", made.display()))?;
-        }
-        let victim = folder.join("bench");
+        let id = std::process::id();
+        let folder = Swept::make(place.join(format!("ckptbpf-bench-{id}")))?;
+        let runtime = Swept::make(std::env::temp_dir().join(format!("ckptbpf-bench-{id}-run")))?;
+        let victim = folder.path.join("bench");
         cmd::run(Command::new("gcc").args(["-O2", "-pthread", "-o"]).arg(&victim).arg(SOURCE))?;
-        Ok(Self { folder, runtime, ckptbpf: cmd::built("ckptbpf")?, victim, _janitor: janitor })
+        Ok(Self { folder, runtime, ckptbpf: cmd::built("ckptbpf")?, victim })
     }
 
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.folder.path
     }
 
     /// A folder for one job, which is removed with what is returned.
@@ -57,7 +53,7 @@ impl Stage {
     /// # Errors
     /// It cannot be made.
     pub fn room(&self, name: &str) -> Result<Room> {
-        let path = self.folder.join(name);
+        let path = self.folder.path.join(name);
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Room { path })
     }
@@ -75,7 +71,7 @@ impl Stage {
     }
 
     fn in_place(&self, mut command: Command) -> Command {
-        command.current_dir(&self.folder).env("XDG_RUNTIME_DIR", &self.runtime).stdin(Stdio::null());
+        command.current_dir(self.folder()).env("XDG_RUNTIME_DIR", &self.runtime.path).stdin(Stdio::null());
         // Under sudo, too, the programs are root's.
         command.env_remove("SUDO_UID");
         command
@@ -87,7 +83,7 @@ impl Stage {
     /// The system does not tell.
     pub fn spare(&self) -> Result<Spare> {
         let memory = machine::memory("MemAvailable")?;
-        let disk = statvfs(&self.folder).with_context(|| self.folder.display().to_string())?;
+        let disk = statvfs(self.folder()).with_context(|| self.folder().display().to_string())?;
         Ok(Spare { memory, disk: disk.blocks_available() * disk.fragment_size() })
     }
 }
@@ -115,20 +111,41 @@ impl Drop for Room {
     }
 }
 
-/// A shell whose input ends when we do, by kill -9 too.
-struct Janitor(Child);
+/// A folder that is removed when this is dropped: by a shell, whose input ends then, and after a kill -9 of us too.
+struct Swept {
+    path: PathBuf,
+    shell: Child,
+}
 
-impl Janitor {
-    fn of(folders: &[&PathBuf]) -> Result<Self> {
+impl Swept {
+    /// Makes it; an error if it is there.
+    fn make(path: PathBuf) -> Result<Self> {
+        DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("making {}", path.display()))?;
         let mut shell = Command::new("sh");
-        shell.args(["-c", SWEEP, "sh"]).args(folders).stdin(Stdio::piped());
-        Ok(Self(shell.spawn().context("starting a shell")?))
+        shell.args(["-c", SWEEP, "sh"]).arg(&path).stdin(Stdio::piped());
+        let shell = shell.spawn().context("starting a shell")?;
+        Ok(Self { path, shell })
     }
 }
 
-impl Drop for Janitor {
+impl Drop for Swept {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_goes_with_who_holds_it_and_is_nobody_else_s() {
+        let path = std::env::temp_dir().join(format!("ckptbpf-swept-{}", std::process::id()));
+        let held = Swept::make(path.clone()).unwrap();
+        fs::write(path.join("file"), "content").unwrap();
+        assert!(Swept::make(path.clone()).is_err() && path.exists());
+        drop(held);
+        assert!(!path.exists());
     }
 }
