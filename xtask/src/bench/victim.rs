@@ -92,8 +92,17 @@ impl Victim {
     /// # Errors
     /// It has ended, or does not answer.
     pub fn ask(&mut self) -> Result<Interval> {
+        // Its process id may be somebody else's after its end.
+        self.require_alive()?;
         kill(Pid::from_raw(self.program), Signal::SIGUSR1).context("asking the program")?;
         self.next_line(TO_ANSWER)
+    }
+
+    fn require_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.0.try_wait()? {
+            bail!("it has ended ({status}): {}", self.trouble());
+        }
+        Ok(())
     }
 
     fn next_line(&mut self, patience: Duration) -> Result<Interval> {
@@ -105,9 +114,7 @@ impl Victim {
                 self.lines += 1;
                 return told.with_context(|| format!("the program says {line:?}"));
             }
-            if let Some(status) = self.child.0.try_wait()? {
-                bail!("it has ended ({status}): {}", self.trouble());
-            }
+            self.require_alive()?;
             ensure!(Instant::now() < until, "no answer in {} s: {}", patience.as_secs(), self.trouble());
             thread::sleep(BETWEEN_LOOKS);
         }
