@@ -91,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     setup::to_build()?;
     test::build()?;
     let stage = Stage::set(&args.dir)?;
-    let (tools, versions, missing) = contenders(args, &stage)?;
+    let Compared { tools, versions, missing } = Compared::here(args, &stage)?;
     missing.iter().for_each(|who| println!("not compared: {who}"));
     let date = cmd::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned();
     let machine = Machine::here(stage.folder())?;
@@ -108,26 +108,35 @@ pub fn run(args: &Args) -> Result<()> {
     write(args, &report)
 }
 
-/// Who is compared, their versions, and who is not, and why.
-fn contenders(args: &Args, stage: &Stage) -> Result<(Vec<Tool>, Vec<String>, Vec<String>)> {
-    let ours = cmd::output(stage.short(&stage.ckptbpf).arg("--version"))?;
-    let (mut tools, mut missing) = (vec![Tool::Native, Tool::Ckptbpf], Vec::new());
-    let mut versions: Vec<String> = ours.lines().take(1).map(str::to_owned).collect();
-    if let Some(version) = criu::version() {
-        tools.push(Tool::Criu);
-        versions.push(version);
-    } else {
-        missing.push("criu: it is not in PATH (Debian's package is criu)".to_owned());
+/// Who is compared.
+struct Compared {
+    tools: Vec<Tool>,
+    versions: Vec<String>,
+    /// Who is not, and why.
+    missing: Vec<String>,
+}
+
+impl Compared {
+    fn here(args: &Args, stage: &Stage) -> Result<Self> {
+        let ours = cmd::output(stage.short(&stage.ckptbpf).arg("--version"))?;
+        let (mut tools, mut missing) = (vec![Tool::Native, Tool::Ckptbpf], Vec::new());
+        let mut versions: Vec<String> = ours.lines().take(1).map(str::to_owned).collect();
+        if let Some(version) = criu::version() {
+            tools.push(Tool::Criu);
+            versions.push(version);
+        } else {
+            missing.push("criu: it is not in PATH (Debian's package is criu)".to_owned());
+        }
+        if let Some(installed) = &args.dmtcp {
+            let installed = fs::canonicalize(installed).with_context(|| installed.display().to_string())?;
+            let bin = dmtcp::programs(&installed);
+            versions.push(dmtcp::version(&bin)?);
+            tools.push(Tool::Dmtcp(bin));
+        } else {
+            missing.push("DMTCP: --dmtcp PATH does not say where it is".to_owned());
+        }
+        Ok(Self { tools, versions, missing })
     }
-    if let Some(installed) = &args.dmtcp {
-        let installed = fs::canonicalize(installed).with_context(|| installed.display().to_string())?;
-        let bin = dmtcp::programs(&installed);
-        versions.push(dmtcp::version(&bin)?);
-        tools.push(Tool::Dmtcp(bin));
-    } else {
-        missing.push("DMTCP: --dmtcp PATH does not say where it is".to_owned());
-    }
-    Ok((tools, versions, missing))
 }
 
 /// Fails if ckptbpf did, once all is written.

@@ -7,7 +7,7 @@ use super::report::Report;
 const HOW: &str = "\
 Each case is one program (`tests/victims/bench.c`) that computes over its memory, writes to some of it, and looks at the
 clock all the time. *Seen* is the longest time between two of its looks while a checkpoint is taken: the freeze as the
-program has it, scheduling and all. *Told* is what its stopper says of the same. Each contender has a new program in each round,
+program has it, scheduling and all. *Told* is what who stops it says of that. Each contender has a new program in each round,
 one at a time and in turn, right after that has filled its memory. Times are middles unless said otherwise.
 ";
 
