@@ -24,6 +24,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("count_static", "count.c", STATIC),
     ("count_rust", "count.rs", RUST),
     ("memory", "memory.c", &[]),
+    ("bench", "bench.c", THREADS),
     ("fpu", "fpu.c", &[]),
     ("threads16", "threads16.c", THREADS),
     ("openmp", "openmp.c", &["-fopenmp"]),

@@ -1,8 +1,11 @@
 //! Running other programs: announced, and a failure names the command.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -22,6 +25,48 @@ pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);
     command
+}
+
+/// A program that was built for release, wherever cargo puts those.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    Ok(std::env::current_dir()?.join(target).join("release").join(name))
+}
+
+/// A command that becomes the one whose words are appended to it, without the descriptors that we have inherited.
+///
+/// A pipe that a terminal, an editor or a build tool has left open in us leads out of a program, and ckptbpf would
+/// refuse to save it, rightly.
+pub fn without_inherited() -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("{} exec \"$@\"", close_inherited()), "bash"]);
+    command
+}
+
+/// Shell code that closes what we have inherited above standard error.
+fn close_inherited() -> String {
+    let own = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = own.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers.filter(|&number| number > 2).map(|number| format!("exec {number}>&-;")).collect()
+}
+
+/// A child that does not outlive this. Ending ckptbpf with SIGTERM ends its program, too.
+pub struct Held(pub Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let id = self.0.id().to_string();
+            succeeds(Command::new("kill").arg(&id));
+            // Waiting for what does not end would hide the error that brought us here.
+            let until = Instant::now() + Duration::from_secs(5);
+            while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 }
 
 /// Runs a command to its end; its failure is ours.
@@ -67,4 +112,15 @@ pub fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> 
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_of_a_standard_stream_is_closed() {
+        let code = close_inherited();
+        assert!(["exec 0>", "exec 1>", "exec 2>"].iter().all(|one| !code.contains(one)), "{code}");
+    }
 }

@@ -11,14 +11,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::cmd::{self, step};
+use crate::cmd::{self, Held, step};
 use crate::{setup, test};
 
 /// Some twelve seconds of counting.
@@ -56,9 +56,7 @@ impl Stage {
         let folder = std::env::temp_dir().join(format!("ckptbpf-demo-{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         let is_root = cmd::output(Command::new("id").arg("-u"))?.trim() == "0";
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
-        let stage = Self { folder, ckptbpf: repository.join(target).join("release/ckptbpf"), sudo: !is_root };
+        let stage = Self { folder, ckptbpf: cmd::built("ckptbpf")?, sudo: !is_root };
         for part in ["undisturbed", "run"] {
             fs::create_dir(stage.folder.join(part))?;
         }
@@ -69,12 +67,8 @@ impl Stage {
     }
 
     /// A command with what ckptbpf needs to run: root's rights, and no descriptors of whoever called us.
-    ///
-    /// A pipe that a terminal, an editor or a build tool has left open in us leads out of the program, and ckptbpf
-    /// would refuse to save it, rightly.
     fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("bash");
-        command.args(["-c", &format!("{} exec \"$@\"", close_inherited()), "bash"]);
+        let mut command = cmd::without_inherited();
         if self.sudo {
             command.args(["sudo", "--preserve-env=XDG_RUNTIME_DIR"]);
         }
@@ -217,25 +211,6 @@ impl Drop for Stage {
     }
 }
 
-/// A child that does not outlive the demonstration. Killing ckptbpf with SIGTERM ends its program, too.
-struct Held(Child);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
-            let id = self.0.id().to_string();
-            cmd::succeeds(Command::new("kill").arg(&id));
-            // Waiting for what does not end would hide the error that brought us here.
-            let until = Instant::now() + Duration::from_secs(5);
-            while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until {
-                thread::sleep(Duration::from_millis(20));
-            }
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-}
-
 /// A running job whose output is shown.
 struct Shown {
     child: Held,
@@ -293,13 +268,6 @@ fn difference(a: &[u8], b: &[u8]) -> Option<usize> {
     Some(same)
 }
 
-/// Shell code that closes what we have inherited above standard error.
-fn close_inherited() -> String {
-    let own = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let numbers = own.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    numbers.filter(|&number| number > 2).map(|number| format!("exec {number}>&-;")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,11 +278,5 @@ mod tests {
         assert_eq!(difference(b"1 a\n2 b\n", b"1 a\n2 c\n"), Some(6));
         assert_eq!(difference(b"1 a\n2 b\n", b"1 a\n"), Some(4));
         assert_eq!(difference(b"", b"1"), Some(0));
-    }
-
-    #[test]
-    fn no_number_of_a_standard_stream_is_closed() {
-        let code = close_inherited();
-        assert!(["exec 0>", "exec 1>", "exec 2>"].iter().all(|one| !code.contains(one)), "{code}");
     }
 }

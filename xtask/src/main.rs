@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer and CI run. One file a command.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_ebpf;
 mod cmd;
 mod counts;
@@ -32,6 +33,8 @@ enum Xtask {
     Test(test::Args),
     /// Repeats the integration tests, with --busy beside a load on processor, memory and disk
     Soak(soak::Args),
+    /// Measures freezes, checkpoints and what they cost, beside criu and DMTCP where they are
+    Bench(bench::Args),
     /// Looks for inputs that the parsers cannot bear, by libFuzzer
     Fuzz(fuzz::Args),
     /// Writes the README's support table, as the last run of all tests has shown it
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Soak(args) => soak::run(&args),
+        Xtask::Bench(args) => bench::run(&args),
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::Support => support::run(),
         Xtask::Tidy => tidy::run(),
