@@ -17,6 +17,11 @@
 //!   ◀── Program ──── its pidfd, before it runs                             (then Running)
 //!   ◀── Stopped ──── it has been stopped
 //!
+//! and where no such namespace can be had (Made, with why):
+//!   ◀── Here ─────── its processes are to be the front's own children
+//!   ─── Started ───▶ what other children there are
+//!   ◀── Fork ─────── each of those that are the front's; answered by Made   (then Program, and as after a launch)
+//!
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
 //!      ─── Stopped, Ended, Over ──▶
@@ -72,7 +77,7 @@ pub struct Started {
     /// Children of the keeper that were there before.
     #[prost(int32, repeated, tag = "2")]
     pub strangers: Vec<i32>,
-    /// Its process id; it is not waited for before the worker has said Running.
+    /// Its process id, 0 before a restart has made it; it is not waited for before the worker has said Running.
     #[prost(int32, tag = "3")]
     pub root: i32,
 }
@@ -152,9 +157,16 @@ pub enum Word {
     Program(Run),
     #[prost(bool, tag = "18")]
     Stopped(bool),
+    #[prost(bool, tag = "24")]
+    Here(bool),
 }
 
 impl Word {
+    /// What has come of something.
+    pub fn made(done: io::Result<i32>) -> Self {
+        Self::Made(done.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
     /// As it is sent.
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = Said { word: Some(self.clone()) }.encode_to_vec();
@@ -164,7 +176,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24")]
     word: Option<Word>,
 }
 
@@ -331,6 +343,7 @@ mod tests {
             Word::Clocks(Offsets { monotonic: -1, boottime: i64::MAX }),
             Word::Fork(Fork { pid: 17, door: 40 }),
             Word::Made(-libc::EEXIST),
+            Word::Here(true),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {
