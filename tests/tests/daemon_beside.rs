@@ -111,6 +111,8 @@ fn a_program_beside_others_is_what_it_was() {
     let daemon = Daemon::begin(&sandbox, &[]);
     let mut travelling = Travelling::begin(&sandbox, &daemon);
     let program = travelling.program;
+    let checked = sandbox.run(travelling.tool.verb("check", ["--json"])).success().stdout_text();
+    assert!(checked.contains("the daemon sees to which come next"), "{checked}");
     let file = link_of(&sandbox, program, "exe");
     let launched = travelling.job.running().pid;
     let namespaces = ["user", "pid", "mnt", "net"].map(|name| format!("ns/{name}"));

@@ -8,6 +8,7 @@ use super::namespace::{self, Why};
 use super::options::ClocksPolicy;
 use super::terminal;
 use crate::daemon::ids::RESERVED;
+use crate::daemon::lender;
 use crate::daemon::link::{Heard, Link, Word};
 use crate::daemon::numbering::Numbering;
 use crate::freeze::tree;
@@ -49,9 +50,14 @@ impl Beside<'_> {
     }
 }
 
-/// Why such a restart is not lazy.
-pub const NOT_LAZY: &str = "its guardian would know the program by clocks of its own (a time namespace), which a user can have in a user \
-                            namespace alone";
+/// Why such a restart is not lazy. What a core may have lent for it is given back.
+pub fn not_lazy() -> String {
+    if let Ok(Some(lender)) = lender::lender() {
+        lender.done();
+    }
+    "its guardian would know the program by clocks of its own (a time namespace), which a user can have in a user namespace alone"
+        .to_owned()
+}
 
 /// Whether `image` can be restarted so; what there is to say of its clocks once it runs.
 ///

@@ -119,7 +119,7 @@ fn run_again(
     };
     let (mut image, mut owner) = judge(&opened.chain)?;
     let lazy_for = options.lazy.then(|| match &place {
-        Place::Beside(_) => Some(here::NOT_LAZY.to_owned()),
+        Place::Beside(_) => Some(here::not_lazy()),
         Place::Open | Place::Inside(_) => not_lazy(&image),
     });
     let is_lazy = lazy_for == Some(None);
