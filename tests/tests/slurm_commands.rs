@@ -380,7 +380,7 @@ fn options_are_passed_on(job: &Job) {
     let told = job.sandbox.run(job.tool.verb("inspect", ["--json"]).arg(&newest)).success().stdout_text();
     assert!(told.contains("x86-64-v2"), "{told}");
     let_go(job.sandbox);
-    let restart = ["--lazy", "--files", "keep", "-v"];
+    let restart = ["--lazy", "--files", "keep", "--clocks", "jump", "-v"];
     let second = job.sandbox.run(job.command(&restart, 1, &held)).success();
     assert_same("standard output", &expected.stdout, &[first.stdout, second.stdout].concat());
 }

@@ -31,6 +31,7 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
     (&["restart"], &["--at"], "memory.rs", "restart_at_each"),
     (&["restart"], &["--dir"], "restart.rs", "a_branch_has_a_directory_of_its_own"),
     (&["restart", "run"], &["--files"], "restart.rs", "files_are_rolled_back_kept_or_compared"),
+    (&["restart", "run"], &["--clocks"], "daemon_beside.rs", "clocks_beside_others"),
     (&["restart", "run"], &["--json"], "restart.rs", "json_tells_of_the_resume"),
     (&["restart"], &["--lazy"], "count.rs", "count_survives"),
     (&["run"], &["--lazy"], "restart.rs", "json_tells_of_the_resume"),
@@ -74,7 +75,7 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
     ),
     (
         &["slurm run"],
-        &["--lazy", "--files", "--keep", "--compress", "--cpu-baseline", "--verbose"],
+        &["--lazy", "--files", "--clocks", "--keep", "--compress", "--cpu-baseline", "--verbose"],
         "slurm_commands.rs",
         "options_of_launch_and_restart_are_passed_on",
     ),

@@ -132,14 +132,14 @@ impl Report {
 #[must_use]
 pub fn run() -> Report {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    let mut features = privileges::probe();
-    features.extend(process::probe());
-    features.extend(memory::probe());
-    features.extend(bpf::probe());
     let way = match way::Way::choose() {
         way::Way::Privileged => Way::Privileged,
         way::Way::Daemon(_) => Way::Daemon,
         way::Way::Alone | way::Way::Worker(_) => Way::Alone,
     };
+    let mut features = privileges::probe();
+    features.extend(process::probe(way));
+    features.extend(memory::probe());
+    features.extend(bpf::probe());
     Report { kernel, way, features }
 }

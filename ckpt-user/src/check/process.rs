@@ -17,7 +17,7 @@ use nix::{
     unistd::{Pid, geteuid, getpid},
 };
 
-use super::Feature;
+use super::{Feature, Way};
 use crate::freeze::yama::{self, Scope};
 use crate::job::namespace;
 use crate::sys::{
@@ -32,7 +32,7 @@ const ALONE: &str = "run it as root, or allow users namespaces of their own (sys
                      kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns, where there are such)";
 const CONTAINER: &str = "in a container: allow the system call in its seccomp profile and add CAP_SYS_PTRACE";
 
-pub(super) fn probe() -> Vec<Feature> {
+pub(super) fn probe(way: Way) -> Vec<Feature> {
     let child = Idle::new();
     let kept = yama::of_children().err();
     let with = |probe: fn(&Idle) -> io::Result<()>| {
@@ -68,7 +68,7 @@ pub(super) fn probe() -> Vec<Feature> {
             "such a mapping refuses the checkpoint by name",
             PRIVILEGE,
         ),
-        own_ids(&alone),
+        own_ids(&alone, way),
         within(
             &alone,
             Feature::new("pid namespace", "a restart where a process id is taken"),
@@ -181,7 +181,7 @@ fn within(
 }
 
 /// A process id that has just become free, asked for again. Another process may be quicker: then another id.
-fn own_ids(alone: &io::Result<()>) -> Feature {
+fn own_ids(alone: &io::Result<()>, way: Way) -> Feature {
     const TRIES: usize = 5;
     let attempt = || {
         let free: Pid = Idle::new()?.pid();
@@ -197,6 +197,9 @@ fn own_ids(alone: &io::Result<()>) -> Feature {
     let feature = Feature::new("clone3 set_tid", "the same process ids after a restart").required();
     match (&result, alone) {
         (Err(error), Ok(())) => feature.fallback(format!("{error}; {WITHIN}"), ""),
+        (Err(error), Err(alone)) if way == Way::Daemon => {
+            feature.fallback(format!("{error}; {WITHIN}: {alone}; the daemon sees to which come next"), "")
+        }
         (Err(error), Err(alone))
             if error.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() =>
         {

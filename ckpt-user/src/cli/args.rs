@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::{duration, signal};
 use crate::job::coordinator::Name;
-use crate::job::options::{Codec, FilesPolicy, JobOptions, RestartOptions};
+use crate::job::options::{ClocksPolicy, Codec, FilesPolicy, JobOptions, RestartOptions};
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
 
@@ -93,6 +93,9 @@ pub struct RestartArgs {
     /// What to do about files that the job has written to since the checkpoint
     #[arg(long, value_name = "HOW", default_value = "rollback")]
     pub files: FilesArg,
+    /// What to do where the program's clocks cannot go on where they were
+    #[arg(long, value_name = "HOW", default_value = "go-on")]
+    pub clocks: ClocksArg,
     /// Return once the program runs
     #[arg(long)]
     pub detach: bool,
@@ -115,6 +118,7 @@ impl RestartArgs {
             lazy: self.lazy,
             at: self.at,
             files: self.files.into(),
+            clocks: self.clocks.into(),
             detach: self.detach,
             json: self.json,
             source,
@@ -160,6 +164,24 @@ impl From<FilesArg> for FilesPolicy {
             FilesArg::Rollback => Self::Rollback,
             FilesArg::Keep => Self::Keep,
             FilesArg::Check => Self::Check,
+        }
+    }
+}
+
+/// `--clocks`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ClocksArg {
+    /// Refuse it, unless they have only gone on since the checkpoint.
+    GoOn,
+    /// Let them jump forward.
+    Jump,
+}
+
+impl From<ClocksArg> for ClocksPolicy {
+    fn from(clocks: ClocksArg) -> Self {
+        match clocks {
+            ClocksArg::GoOn => Self::GoOn,
+            ClocksArg::Jump => Self::Jump,
         }
     }
 }

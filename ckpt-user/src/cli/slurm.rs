@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Subcommand};
 
-use super::args::{FilesArg, JobArgs};
+use super::args::{ClocksArg, FilesArg, JobArgs};
 use super::{Status, words};
 use crate::job::options::SlurmOptions;
 use crate::job::slurm::{self, decide::Todo};
@@ -55,6 +55,9 @@ pub struct Run {
     /// What a restart does about files that the job has written to since the checkpoint
     #[arg(long, value_name = "HOW", default_value = "rollback")]
     files: FilesArg,
+    /// What a restart does where the program's clocks cannot go on where they were
+    #[arg(long, value_name = "HOW", default_value = "go-on")]
+    clocks: ClocksArg,
     /// Tell the program's C library (glibc) of no more than this level of x86-64, as all nodes have it
     #[arg(long, value_name = "LEVEL")]
     cpu_baseline: Option<Baseline>,
@@ -73,9 +76,9 @@ impl Slurm {
 
 impl Run {
     fn options(self) -> SlurmOptions {
-        let Self { job, from, no_requeue, lazy, files, cpu_baseline, program } = self;
-        let (job, files) = (job.options(), files.into());
-        SlurmOptions { job, lazy, files, cpu_baseline, from, requeue: !no_requeue, program }
+        let Self { job, from, no_requeue, lazy, files, clocks, cpu_baseline, program } = self;
+        let (job, files, clocks) = (job.options(), files.into(), clocks.into());
+        SlurmOptions { job, lazy, files, clocks, cpu_baseline, from, requeue: !no_requeue, program }
     }
 
     fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {

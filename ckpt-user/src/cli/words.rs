@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::job::options::{Codec, FilesPolicy, JobOptions, LaunchOptions, RestartOptions};
+use crate::job::options::{ClocksPolicy, Codec, FilesPolicy, JobOptions, LaunchOptions, RestartOptions};
 use crate::machine::Baseline;
 use crate::track::backend::Backend;
 use crate::track::reconcile::Lie;
@@ -20,7 +20,7 @@ pub fn of_launch(options: &LaunchOptions) -> Vec<OsString> {
 
 /// `ckptbpf restart …`.
 pub fn of_restart(options: &RestartOptions) -> Vec<OsString> {
-    let RestartOptions { job, lazy, at, files, detach, json, source, .. } = options;
+    let RestartOptions { job, lazy, at, files, clocks, detach, json, source, .. } = options;
     let RestartOptions { hold_fill, foreign_vdso, foreign_xsave, .. } = options;
     let mut words = Words::of("restart");
     words.job(job);
@@ -32,6 +32,11 @@ pub fn of_restart(options: &RestartOptions) -> Vec<OsString> {
         FilesPolicy::Check => "check",
     };
     words.value("--files", Some(files));
+    let clocks = match clocks {
+        ClocksPolicy::GoOn => "go-on",
+        ClocksPolicy::Jump => "jump",
+    };
+    words.value("--clocks", Some(clocks));
     words.flag("--detach", *detach);
     words.flag("--json", *json);
     words.value("--hold-fill", hold_fill.as_ref());
@@ -174,10 +179,11 @@ mod tests {
             files in prop_oneof![Just(FilesPolicy::Rollback), Just(FilesPolicy::Keep), Just(FilesPolicy::Check)],
         ) {
             let [lazy, detach, json, foreign_vdso, foreign_xsave] = flags;
+            let clocks = if json { ClocksPolicy::Jump } else { ClocksPolicy::GoOn };
             let hold_fill = lazy.then(|| "hold".into());
             let source = source.into();
             let options = RestartOptions {
-                job, lazy, at, files, detach, json, source, hold_fill, foreign_vdso, foreign_xsave,
+                job, lazy, at, files, clocks, detach, json, source, hold_fill, foreign_vdso, foreign_xsave,
             };
             let Ok(Cli { verb: Verb::Restart(parsed) }) = Cli::try_parse_from(of_restart(&options)) else {
                 return Err(TestCaseError::fail(format!("{:?}", of_restart(&options))));

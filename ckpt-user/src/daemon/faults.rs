@@ -14,14 +14,14 @@ use std::os::fd::OwnedFd;
 /// The device, or why there is none.
 pub fn device() -> (Message, Option<OwnedFd>) {
     let opened = File::options().read(true).write(true).open("/dev/userfaultfd");
-    (Message::Device(outcome(opened.as_ref().map(|_| ()))), opened.ok().map(Into::into))
+    (Message::Device(Outcome::of(opened.as_ref().map(|_| ()))), opened.ok().map(Into::into))
 }
 
 /// The answer to a request of a client's that has its device.
 pub fn answer(request: &Message, with: Vec<OwnedFd>) -> Option<Message> {
     let Message::Features(Features { features }) = request else { return None };
     let [fd] = <[OwnedFd; 1]>::try_from(with).ok()?;
-    Some(Message::Done(outcome(agree(fd, *features).as_ref().map(|_| ()))))
+    Some(Message::Done(Outcome::of(agree(fd, *features).as_ref().map(|_| ()))))
 }
 
 fn agree(fd: OwnedFd, features: u64) -> io::Result<Uffd> {
@@ -29,11 +29,6 @@ fn agree(fd: OwnedFd, features: u64) -> io::Result<Uffd> {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     Uffd::handshake(fd, features)
-}
-
-fn outcome(of: Result<(), &io::Error>) -> Outcome {
-    let number = |error: &io::Error| error.raw_os_error().unwrap_or(libc::EIO).cast_unsigned();
-    Outcome { error: of.err().map_or(0, number), reserved: 0 }
 }
 
 #[cfg(test)]

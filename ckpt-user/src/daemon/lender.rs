@@ -28,6 +28,11 @@ pub fn note_place(path: PathBuf) {
     PLACE.get_or_init(|| path);
 }
 
+/// Where the core of this worker listens; none in a process that is no worker.
+pub fn place() -> Option<&'static Path> {
+    PLACE.get().map(PathBuf::as_path)
+}
+
 /// The core of this worker, and its answer when it was asked first; none in a process that is no worker.
 ///
 /// # Errors
@@ -75,7 +80,11 @@ impl Lender {
     }
 }
 
-fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
+/// The next word of the core.
+///
+/// # Errors
+/// It is gone, or refuses.
+pub(super) fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
     let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "the daemon is gone");
     let packet = packet::receive(core.as_fd(), LIMIT, MsgFlags::empty())?.ok_or_else(gone)?;
     let Packet { bytes, descriptors, .. } = packet;
@@ -88,7 +97,9 @@ fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
     }
 }
 
-fn succeeded(outcome: Outcome) -> io::Result<()> {
+/// # Errors
+/// What was not done.
+pub(super) fn succeeded(outcome: Outcome) -> io::Result<()> {
     match outcome.error {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error.cast_signed())),

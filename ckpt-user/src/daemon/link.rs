@@ -17,6 +17,11 @@
 //!   ◀── Program ──── its pidfd, before it runs                             (then Running)
 //!   ◀── Stopped ──── it has been stopped
 //!
+//! and where no such namespace can be had (Made, with why):
+//!   ◀── Here ─────── its processes are to be the front's own children
+//!   ─── Started ───▶ what other children there are
+//!   ◀── Fork ─────── each of those that are the front's; answered by Made   (then Program, and as after a launch)
+//!
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
 //!      ─── Stopped, Ended, Over ──▶
@@ -74,7 +79,7 @@ pub struct Started {
     /// Children of the keeper that were there before.
     #[prost(int32, repeated, tag = "2")]
     pub strangers: Vec<i32>,
-    /// Its process id; it is not waited for before the worker has said Running.
+    /// Its process id, 0 before a restart has made it; it is not waited for before the worker has said Running.
     #[prost(int32, tag = "3")]
     pub root: i32,
 }
@@ -170,9 +175,16 @@ pub enum Word {
     Admit(i32),
     #[prost(message, tag = "20")]
     Admitted(Admitted),
+    #[prost(bool, tag = "24")]
+    Here(bool),
 }
 
 impl Word {
+    /// What has come of something.
+    pub fn made(done: io::Result<i32>) -> Self {
+        Self::Made(done.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
     /// As it is sent.
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = Said { word: Some(self.clone()) }.encode_to_vec();
@@ -182,7 +194,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 24")]
     word: Option<Word>,
 }
 
@@ -351,6 +363,7 @@ mod tests {
             Word::Made(-libc::EEXIST),
             Word::Admit(17),
             Word::Admitted(Admitted { refused: "it does not stop".to_owned(), not_yet: true }),
+            Word::Here(true),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

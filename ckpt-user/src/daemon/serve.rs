@@ -4,12 +4,13 @@
 //! it, and to close that may take as long as the client likes (FUSE, SO_LINGER).
 
 use super::faults;
+use super::ids::{self, Ids};
 use super::limits::{Full, Limits, Usage};
 use super::peer::{Peer, Who};
 use super::spawn::{self, Worker};
 use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
-use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use super::wire::{FAULTS, Hello, IDS, LIMIT, Message, NextId, Outcome, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
 use crate::sys::socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -51,12 +52,14 @@ struct Core {
     /// None where the kernel has no eBPF for it.
     teller: Option<Arc<Teller>>,
     turns: Mutex<HashMap<u32, Turn>>,
+    ids: Ids,
     /// None where a user's workers may have all that the daemon has.
     subgroups: Option<Arc<Subgroups>>,
 }
 
 impl Core {
-    /// The turn of a user's workers. Those of users who have none any more are forgotten.
+    /// A user's turn: of their workers' questions, and of the ids that they have. Those of users who have none any more are
+    /// forgotten.
     fn turn(&self, uid: u32) -> Turn {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -83,6 +86,7 @@ pub async fn serve(
         usage: Mutex::new(Usage::new(rules.limits)),
         teller: teller.map(Arc::new),
         turns: Mutex::default(),
+        ids: Ids::default(),
         subgroups,
     });
     let listener = packet::watched(Arc::new(listener))?;
@@ -239,6 +243,10 @@ fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Worker> {
             lend(seat, client);
             return None;
         }
+        Ok((IDS, _)) => {
+            number(seat, client);
+            return None;
+        }
         Ok((_, (who, process))) => start(seat, &who, &process, client),
         Err(refusal) => Err(refusal),
     };
@@ -279,10 +287,34 @@ fn lend(seat: &Seat, client: &OwnedFd) {
     }
 }
 
-/// What the client wants: [`QUERY`], [`WORKER`] or [`FAULTS`].
+/// Has the kernel give the client the process ids that it asks for, one by one. What it sends meanwhile is left where it is: that
+/// may take long to be closed, and others wait.
+fn number(seat: &Seat, client: &OwnedFd) {
+    let turn = seat.core.turn(seat.uid);
+    answer(client, Message::Done(Outcome::of(Ok(()))));
+    while let Ok(Some(packet)) = next(client, IDLE) {
+        let Ok(Message::NextId(NextId { id, reserved: 0 })) = Message::parse(&packet.bytes) else {
+            return answer(client, Refusal::Malformed.into());
+        };
+        drop(packet);
+        if id == 0 {
+            continue;
+        }
+        let _own = turn.blocking_lock();
+        seat.core.ids.next(id, |moved| {
+            answer(client, Message::Done(Outcome::of(moved.as_ref().map(|_| ()))));
+            if moved.is_ok() {
+                // Until it says something, or is gone.
+                let _ = poll(&mut [PollFd::new(client.as_fd(), PollFlags::POLLIN)], ids::HELD);
+            }
+        });
+    }
+}
+
+/// What the client wants: [`QUERY`], [`WORKER`], [`FAULTS`] or [`IDS`].
 fn wanted(first: &Packet) -> Result<u32, Refusal> {
     match Message::parse(&first.bytes)? {
-        Message::Hello(Hello { wants: wants @ (QUERY | WORKER | FAULTS), reserved: 0 }) => Ok(wants),
+        Message::Hello(Hello { wants: wants @ (QUERY | WORKER | FAULTS | IDS), reserved: 0 }) => Ok(wants),
         _ => Err(Refusal::Malformed),
     }
 }

@@ -5,11 +5,14 @@
 //!        ── Hello{worker} + pidfd ────▶ core ─▶ worker, which has this very socket from then on   (or Refused)
 //!        ── Hello{faults} ────────────▶ core        answer: Device + a descriptor of /dev/userfaultfd
 //!             then any number of: Features + a userfaultfd ─▶ Done
+//!        ── Hello{ids} ───────────────▶ core        answer: Done
+//!             then any number of: NextId ─▶ Done, and NextId{0} when it has been used
 //! ```
 //! No text and no length of the sender's comes to the core: a message is the header and a struct, or it is refused. All
 //! numbers are in the machine's own order; both sides are on one machine. What front and worker say to each other has the
 //! same header ([`super::link`]).
 
+use std::io;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "CKD1".
@@ -38,6 +41,7 @@ pub mod kind {
     pub const DEVICE: u16 = 4;
     pub const FEATURES: u16 = 5;
     pub const DONE: u16 = 6;
+    pub const NEXT_ID: u16 = 10;
     /// From here on they are the front's and the worker's.
     pub const OF_LINKS: u16 = 0x100;
 }
@@ -46,7 +50,7 @@ pub mod kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Hello {
-    /// [`QUERY`], [`WORKER`] or [`FAULTS`].
+    /// [`QUERY`], [`WORKER`], [`FAULTS`] or [`IDS`].
     pub wants: u32,
     pub reserved: u32,
 }
@@ -58,6 +62,17 @@ pub const WORKER: u32 = 2;
 
 /// What it takes to serve page faults.
 pub const FAULTS: u32 = 3;
+
+/// Process ids of the client's choice.
+pub const IDS: u32 = 8;
+
+/// The next process or thread of this machine is to have this id; 0 ends that ([`super::ids`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct NextId {
+    pub id: i32,
+    pub reserved: u32,
+}
 
 /// Have a userfaultfd, which comes with it, agree on these features (UFFDIO_API).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -72,6 +87,14 @@ pub struct Features {
 pub struct Outcome {
     pub error: u32,
     pub reserved: u32,
+}
+
+impl Outcome {
+    /// Of something done.
+    pub fn of(done: Result<(), &io::Error>) -> Self {
+        let number = |error: &io::Error| error.raw_os_error().unwrap_or(libc::EIO).cast_unsigned();
+        Self { error: done.err().map_or(0, number), reserved: 0 }
+    }
 }
 
 /// The core's answer to a query.
@@ -187,6 +210,7 @@ pub enum Message {
     Refused(Refused),
     Device(Outcome),
     Features(Features),
+    NextId(NextId),
     Done(Outcome),
 }
 
@@ -222,6 +246,7 @@ impl Message {
             kind::REFUSED => Refused::read_from_bytes(body).map(Self::Refused).ok(),
             kind::DEVICE => Outcome::read_from_bytes(body).map(Self::Device).ok(),
             kind::FEATURES => Features::read_from_bytes(body).map(Self::Features).ok(),
+            kind::NEXT_ID => NextId::read_from_bytes(body).map(Self::NextId).ok(),
             kind::DONE => Outcome::read_from_bytes(body).map(Self::Done).ok(),
             _ => None,
         }
@@ -236,6 +261,7 @@ impl Message {
             Self::Refused(body) => join(kind::REFUSED, body.as_bytes()),
             Self::Device(body) => join(kind::DEVICE, body.as_bytes()),
             Self::Features(body) => join(kind::FEATURES, body.as_bytes()),
+            Self::NextId(body) => join(kind::NEXT_ID, body.as_bytes()),
             Self::Done(body) => join(kind::DONE, body.as_bytes()),
         }
     }
@@ -259,6 +285,7 @@ mod tests {
             Refusal::SetId.into(),
             Message::Device(Outcome { error: 0, reserved: 0 }),
             Message::Features(Features { features: 1 << 40 }),
+            Message::NextId(NextId { id: 4711, reserved: 0 }),
             Message::Done(Outcome { error: 22, reserved: 0 }),
         ];
         for message in all {

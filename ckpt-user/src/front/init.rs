@@ -8,7 +8,8 @@
 //! worker. It ends as the program's first process has ended, once nothing is left of that and the worker has had its last
 //! word; what is left in the namespace then, the kernel ends.
 
-use crate::daemon::link::{Fork, Heard, Link, Offsets, Share, Word};
+use super::birth;
+use crate::daemon::link::{Heard, Link, Offsets, Share, Word};
 use crate::job::ended::{Ended, FAILED};
 use crate::job::namespace;
 use crate::job::signals::Signals;
@@ -22,19 +23,27 @@ use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// Forks it; its process id, and the worker's end of its link. Only while this process has one thread.
 ///
 /// # Errors
-/// What the kernel refuses the fork for; what it refuses later is told by the link.
-pub fn fork(share: Share) -> io::Result<(Pid, OwnedFd)> {
+/// What the kernel refuses it: nothing is left of it then.
+pub fn fork(share: Share) -> io::Result<(Pid, Link)> {
     let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
     let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
     let user = FsIds::current();
     let new = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     if let Some(init) = clone::fork(new.bits() as u64, None)? {
-        return Ok((init, ours));
+        drop(its);
+        let link = Link::new(ours);
+        let number = match link.hear()?.map(|heard| heard.word) {
+            Some(Word::Made(0)) => return Ok((init, link)),
+            Some(Word::Made(number)) => -number,
+            _ => libc::EIO,
+        };
+        wait::for_end(init)?;
+        return Err(io::Error::from_raw_os_error(number));
     }
     drop(ours);
     let done = begin(&user, share, its).and_then(Init::serve);
@@ -120,20 +129,14 @@ impl Init {
                 Word::Clocks(Offsets { monotonic, boottime }) => {
                     clocks::enter((monotonic, boottime)).map(|_| 0)
                 }
-                Word::Fork(Fork { pid, door }) => match descriptors.first() {
-                    Some(there) => {
-                        clone::fork_waiting(Pid::from_raw(pid), Some((there.as_fd(), door))).map(Pid::as_raw)
-                    }
-                    None => Err(io::ErrorKind::InvalidData.into()),
-                },
+                Word::Fork(fork) => birth::fork(fork, &descriptors, true),
                 Word::Running(_) => {
                     self.is_known = true;
                     continue;
                 }
                 _ => continue,
             };
-            let number = made.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO));
-            self.tell(&Word::Made(number));
+            self.tell(&Word::made(made));
         }
     }
 

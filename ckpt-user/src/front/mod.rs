@@ -3,6 +3,7 @@
 //! It does what takes the program's parent, and nothing else. Should its worker be gone, the program is not the worse for it.
 
 mod admit;
+mod birth;
 pub mod door;
 mod init;
 mod serve;
@@ -14,6 +15,7 @@ use crate::job::options::LaunchOptions;
 use crate::job::signals::Signals;
 use crate::sys::{challenge, clone, pidfd, spawn};
 use crate::task::keyring::{self, Keyring};
+use crate::task::limits;
 use anyhow::{Context, bail};
 use door::{Door, NoDoor};
 use nix::fcntl::OFlag;
@@ -43,10 +45,15 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
             let program = program.context("the daemon's worker asks for a program that there is not")?;
             let started = start(program, &signals);
             let root = started.inspect_err(|_| drop(worker.say(&Word::Over(true), &[])))?;
-            (root, Child::Program, kept)
+            (Some(root), Child::Program, kept)
         }
         Word::Split(share) => match split(share, &worker)? {
-            Split::Made(init) => (init, Child::Init, 0),
+            Split::Made(init) => (Some(init), Child::Init, 0),
+            Split::Here => {
+                // For the processes that are forked here: each begins with all that a program may have open.
+                limits::raise_own();
+                (None, Child::Restarted, 0)
+            }
             Split::Refused(ended) => return Ok(ended),
         },
         _ => bail!("the daemon's worker says what is not to be understood"),
@@ -59,6 +66,8 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
 enum Split {
     /// Its init.
     Made(Pid),
+    /// There is none, and it can do without.
+    Here,
     /// There is none, and the worker has ended with that.
     Refused(Ended),
 }
@@ -68,12 +77,14 @@ fn split(share: Share, worker: &Link) -> anyhow::Result<Split> {
     match init::fork(share) {
         Ok((init, link)) => {
             let process = pidfd::open(init)?;
-            worker.say(&Word::Kept(true), &[process.as_fd(), link.as_fd()])?;
+            let with: Vec<BorrowedFd<'_>> = std::iter::once(process.as_fd()).chain(link.fds()).collect();
+            worker.say(&Word::Kept(true), &with)?;
             Ok(Split::Made(init))
         }
         Err(error) => {
-            worker.say(&Word::Made(-error.raw_os_error().unwrap_or(libc::EIO)), &[])?;
+            worker.say(&Word::made(Err(error)), &[])?;
             match worker.hear()? {
+                Some(Heard { word: Word::Here(_), .. }) => Ok(Split::Here),
                 Some(Heard { word: Word::Done(status), .. }) => {
                     Ok(Split::Refused(Ended::Exited(status as u8)))
                 }

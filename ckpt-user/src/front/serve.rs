@@ -6,9 +6,14 @@
 //!     ▲    └── worker: Program │ Running │ Stopped │ Admit │ Done ──▶ exit status
 //! ```
 //! After a restart the child is init of the program's namespace, which ends as the program has ended ([`super::init`]), and tells
-//! the worker itself.
+//! the worker itself. Where there is no such namespace, it is one of the processes that are forked here for the worker ([`birth`]):
+//!
+//! ```text
+//!   poll ◀── worker: Fork, …, Program │ Done
+//! ```
 
 use super::admit;
+use super::birth;
 use super::door::Door;
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::{self, tree};
@@ -39,12 +44,15 @@ pub enum Child {
     Program,
     /// Init of its namespace.
     Init,
+    /// The program's first process, once a restart has made it.
+    Restarted,
 }
 
 /// A program, or its init, that is our child.
 pub struct Front<'a> {
     signals: Signals,
-    child: Pid,
+    /// None before a restart has made it.
+    child: Option<Pid>,
     kind: Child,
     /// Signals that are the worker's ([`options::bit`]).
     kept: u64,
@@ -67,18 +75,21 @@ pub struct Front<'a> {
 
 impl<'a> Front<'a> {
     pub fn of(
-        child: Pid,
+        child: Option<Pid>,
         kind: Child,
         signals: Signals,
         (door, worker): (&'a Door, Link),
         running: &'a mut dyn FnMut(),
     ) -> io::Result<Self> {
-        // One that has ended already is there until it is reaped.
-        let process = pidfd::open(child)?;
+        let program = match (&kind, child) {
+            // One that has ended already is there until it is reaped.
+            (Child::Program, Some(child)) => Some((pidfd::open(child)?, child)),
+            _ => None,
+        };
         Ok(Self {
             signals,
             child,
-            program: matches!(kind, Child::Program).then_some((process, child)),
+            program,
             kind,
             kept: 0,
             ended: None,
@@ -105,20 +116,25 @@ impl<'a> Front<'a> {
     pub fn serve(mut self) -> io::Result<Ended> {
         self.tell_started();
         loop {
-            if self.is_over && (self.worker.is_none() || self.done.is_some()) {
+            let is_alone = self.worker.is_none() || self.done.is_some();
+            if self.is_over && is_alone {
                 return Ok(self.ended_as());
+            }
+            if self.child.is_none() && is_alone {
+                // What was made of the program has not run, and ends with its tracer or with this.
+                return Ok(Ended::Exited(self.done.unwrap_or(ended::FAILED)));
             }
             self.sleep()?;
             self.listen();
             // A worker that says nothing for so long is in trouble; the program need not be.
-            self.is_known |= self.begun.elapsed() > SILENCE;
+            self.is_known |= self.child.is_some() && self.begun.elapsed() > SILENCE;
             if self.program.is_none() && !self.is_known {
                 continue;
             }
             while let Some(meaning) = self.signals.take() {
                 self.signal(meaning);
             }
-            if self.is_known {
+            if self.is_known && self.child.is_some() {
                 self.reap();
             }
         }
@@ -132,7 +148,9 @@ impl<'a> Front<'a> {
             // It was ended as somebody has asked its worker to (`Request::Kill`).
             (Some(0), _) if own.exit_status() == KILLED => Ended::Exited(0),
             // Its own end counts, unless its worker had to end it or there is none.
-            (Some(status), Child::Init) if matches!(own.exit_status(), KILLED | ended::FAILED) => {
+            (Some(status), Child::Init | Child::Restarted)
+                if matches!(own.exit_status(), KILLED | ended::FAILED) =>
+            {
                 Ended::Exited(status)
             }
             _ => own,
@@ -189,6 +207,14 @@ impl<'a> Front<'a> {
                     let known =
                         process.and_then(|fd| pidfd::names(fd.as_fd()).ok().flatten().map(|pid| (fd, pid)));
                     self.program = known.or(self.program.take());
+                    if matches!(self.kind, Child::Restarted) {
+                        self.child = self.program.as_ref().map(|program| program.1);
+                        self.begun = Instant::now();
+                    }
+                }
+                Word::Fork(fork) if self.child.is_none() => {
+                    let born = birth::fork(fork, &descriptors, false);
+                    self.tell(&Word::made(born), &[]);
                 }
                 Word::Running(_) => {
                     self.is_known = true;
@@ -232,11 +258,11 @@ impl<'a> Front<'a> {
     fn reap(&mut self) {
         loop {
             match wait::next_change() {
-                Ok(Some((pid, Change::Ended(ended)))) if pid == self.child => {
+                Ok(Some((pid, Change::Ended(ended)))) if Some(pid) == self.child => {
                     self.ended = Some(ended);
                     self.tell_of_child(&Word::Ended(ended.to_wait()));
                 }
-                Ok(Some((pid, Change::Stopped))) if pid == self.child => self.signals.stop_with(self.child),
+                Ok(Some((pid, Change::Stopped))) if Some(pid) == self.child => self.signals.stop_with(pid),
                 // What we had asked to stop, and had not waited for.
                 Ok(Some((tid, Change::TraceStop(stop)))) => freeze::let_go_late(tid, stop),
                 Ok(Some(_)) => {}
@@ -252,12 +278,12 @@ impl<'a> Front<'a> {
 
     fn tell_started(&self) {
         let strangers = tree::strangers().iter().map(|pid| pid.as_raw()).collect();
-        let (keeper, root) = (Pid::this().as_raw(), self.child.as_raw());
+        let (keeper, root) = (Pid::this().as_raw(), self.child.map_or(0, Pid::as_raw));
         self.tell_of_child(&Word::Started(Started { keeper, strangers, root }));
     }
 
     fn tell_of_child(&self, word: &Word) {
-        if matches!(self.kind, Child::Program) {
+        if !matches!(self.kind, Child::Init) {
             self.tell(word, &[]);
         }
     }

@@ -4,6 +4,7 @@
 //! cli ─▶ options ─▶ launch │ restart │ attach ─▶ Ended ─▶ exit status
 //!                     │
 //!                     ├─ namespace + stand_in: a pid namespace of the program's own, where its ids are in use
+//!                     ├─ here: what a user's program does without where there can be none
 //!                     ├─ slurm: in a batch job, what there is besides: decide before, a clock beside, queue again after
 //!                     ├─ identity: whose program            directory, record, lease: whose directory
 //!                     ├─ registry + control: status and checkpoint find and ask the job
@@ -22,6 +23,7 @@ pub mod directory;
 pub mod ended;
 pub mod events;
 pub mod files;
+mod here;
 pub mod identity;
 pub mod in_freeze;
 pub mod interval;

@@ -84,7 +84,7 @@ impl Why {
         )
     }
 
-    fn reason(&self) -> String {
+    pub(super) fn reason(&self) -> String {
         match self {
             Self::Taken(Taken { id, by, .. }) => format!("process id {id} is in use ({by})"),
             Self::Alone => "only root may choose process ids here".to_owned(),
@@ -135,7 +135,8 @@ pub fn make(image: &Image, why: &Why) -> anyhow::Result<Side> {
     })
 }
 
-fn no_user_namespace(why: &Why) -> String {
+/// What there is to say where a user can have none.
+pub(super) fn no_user_namespace(why: &Why) -> String {
     format!(
         "{}, and a user namespace of its own, in which a user may choose, cannot be had: have the administrator allow them \
          (sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and \
@@ -150,6 +151,8 @@ pub enum Worker {
     Inside(Arc<Link>),
     /// Outside: how the one inside has ended.
     Outside(Ended),
+    /// There is none to be had, for what the kernel says. Nothing has been done.
+    Nowhere(io::Error),
 }
 
 /// Held to the very end of the worker inside: init ends with it, and whoever is in the namespace with init.
@@ -163,11 +166,10 @@ pub fn is_worker_inside() -> bool {
 /// As a worker: has the front make the namespace, and goes on in it. Only while this process has one thread.
 ///
 /// # Errors
-/// As [`make`].
-pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker> {
+/// The image is not to be restarted by this user, or the front is gone.
+pub fn make_by(front: &Link, image: &Image) -> anyhow::Result<Worker> {
     let ids = taken::ids(image);
     refuse_init(&ids)?;
-    ids::note_groups();
     permitted(image, &FsIds::current())?;
     let share = Share::here(&ids)?;
     let supervisor = share.supervisor;
@@ -181,17 +183,11 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
             (init, Arc::new(Link::new(keeper)))
         }
         Some((Word::Made(number), _)) => {
-            return Err(io::Error::from_raw_os_error(-number)).with_context(|| no_user_namespace(why));
+            return Ok(Worker::Nowhere(io::Error::from_raw_os_error(-number)));
         }
         _ => bail!("the front is gone"),
     };
-    match keeper.hear()?.map(|heard| heard.word) {
-        Some(Word::Made(0)) => {}
-        Some(Word::Made(number)) => {
-            return Err(io::Error::from_raw_os_error(-number)).with_context(|| no_user_namespace(why));
-        }
-        _ => bail!("init of the program's pid namespace was killed"),
-    }
+    ids::note_groups();
     // What this process may not see of itself from in there.
     backend::note();
     outside::note_proc()?;

@@ -30,6 +30,16 @@ pub enum FilesPolicy {
     Check,
 }
 
+/// What a restart does where the program's monotonic clocks cannot go on where they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClocksPolicy {
+    /// It is refused, unless they have only gone on since the checkpoint.
+    #[default]
+    GoOn,
+    /// They may jump forward, as after a reboot or on another machine.
+    Jump,
+}
+
 /// Options of everything that supervises a program. `None` means *not given*: what the job recorded, else the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobOptions {
@@ -137,6 +147,8 @@ pub struct RestartOptions {
     pub at: Option<u64>,
     /// What to do about files that changed.
     pub files: FilesPolicy,
+    /// What to do about clocks that cannot go on.
+    pub clocks: ClocksPolicy,
     /// Return once the program runs.
     pub detach: bool,
     /// One line of JSON to standard error once the program runs.
@@ -160,6 +172,8 @@ pub struct SlurmOptions {
     pub lazy: bool,
     /// As of a restart.
     pub files: FilesPolicy,
+    /// As of a restart.
+    pub clocks: ClocksPolicy,
     /// As of a launch.
     pub cpu_baseline: Option<Baseline>,
     /// A directory, or another job by its number, to go on from where this one has no checkpoints.

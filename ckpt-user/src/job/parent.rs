@@ -77,8 +77,10 @@ impl Parent {
     /// # Errors
     /// It is gone.
     pub fn is_to_have(&self, root: Pid, kept: u64) -> io::Result<()> {
-        if let Self::Front(Elsewhere { front, keeper: Some(keeper), .. }) = self {
-            keeper.say(&Word::Root(root.as_raw()), &[])?;
+        if let Self::Front(Elsewhere { front, keeper, .. }) = self {
+            if let Some(keeper) = keeper {
+                keeper.say(&Word::Root(root.as_raw()), &[])?;
+            }
             let process = pidfd::open(root)?;
             front.say(&Word::Program(Run { kept }), &[process.as_fd()])?;
         }

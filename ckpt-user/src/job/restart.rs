@@ -5,6 +5,7 @@ use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
 use super::events::{Event, EventLog};
 use super::files;
+use super::here::{self, Beside};
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
@@ -61,7 +62,7 @@ pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
         // Its front has gone to the background.
         Way::Worker(link) => {
             let mut running = || drop(link.say(&Word::Running(true), &[]));
-            return run_again(options, Instant::now(), way, None, &mut running);
+            return run_again(options, Instant::now(), way, Place::Open, &mut running);
         }
         _ if !options.detach => return begin(options, way, &mut || ()),
         _ => {}
@@ -76,7 +77,15 @@ fn begin(options: &RestartOptions, way: &Way, running: &mut dyn FnMut()) -> anyh
     if let Some(ended) = by_daemon(way, None, running) {
         return ended;
     }
-    run_again(options, Instant::now(), way, None, running)
+    run_again(options, Instant::now(), way, Place::Open, running)
+}
+
+/// Where the program is to run.
+enum Place<'a> {
+    /// Here, unless it shows that it cannot.
+    Open,
+    Inside(Inside<'a>),
+    Beside(Beside<'a>),
 }
 
 /// Why this process is in a pid namespace made for the program, which checkpoint was chosen outside, and the way to the parent
@@ -87,30 +96,35 @@ struct Inside<'a> {
     keeper: Option<Arc<Link>>,
 }
 
-/// `inside`: if it is in one.
 fn run_again(
     options: &RestartOptions,
     begun: Instant,
     way: &Way,
-    inside: Option<Inside<'_>>,
+    place: Place<'_>,
     running: &mut dyn FnMut(),
 ) -> anyhow::Result<Ended> {
     let (path, at) = source(&options.source, options.at)?;
-    let why = inside.as_ref().map(|inside| inside.why);
+    let (why, chosen, is_read) = match &place {
+        Place::Open => (None, None, false),
+        Place::Inside(inside) => (Some(inside.why), Some(inside.chosen), true),
+        Place::Beside(beside) => (None, Some(beside.chosen), beside.is_read),
+    };
     let caller = Identity::of_caller(None)?;
     let dir = Arc::new(JobDir::open(&path, &caller.fs_ids())?);
     dir.require_checkpoints()?;
     let target = claim(options, &dir, &path, &caller)?;
-    let chosen = inside.as_ref().map_or(at, |inside| Some(inside.chosen));
     let judge = |chain: &Chain| judged(chain, options, why.is_none());
     let mut opened = {
         let _as_owner = dir.assume()?;
-        Chain::open(&dir.proc_path(), chosen)?
+        Chain::open(&dir.proc_path(), chosen.or(at))?
     };
     let (mut image, mut owner) = judge(&opened.chain)?;
-    let lazy_for = options.lazy.then(|| not_lazy(&image));
+    let lazy_for = options.lazy.then(|| match &place {
+        Place::Beside(_) => Some(here::not_lazy()),
+        Place::Open | Place::Inside(_) => not_lazy(&image),
+    });
     let is_lazy = lazy_for == Some(None);
-    if !is_lazy && why.is_none() {
+    if !is_lazy && !is_read {
         // What the program is to run on is read before it runs: another checkpoint where it has damage.
         drop(opened);
         opened = {
@@ -131,31 +145,46 @@ fn run_again(
     }
     // Before it is looked who has one of the ids: whoever starts later takes none.
     taken::stay_clear(&image);
-    if why.is_none()
+    if matches!(place, Place::Open)
         && let Some(why) = Why::for_image(&image)
     {
         let chosen = newest.header().id;
         // Who goes on begins anew: the lock of the directory is not to be shared.
         drop((made, plan, chain, target, dir));
-        let keeper = match way {
-            Way::Worker(front) => match namespace::make_by(front, &image, &why)? {
+        let inside = |keeper| Place::Inside(Inside { why: &why, chosen, keeper });
+        let place = match way {
+            Way::Worker(front) => match namespace::make_by(front, &image)? {
                 Worker::Outside(Ended::Signaled(_)) => front::lost(),
                 Worker::Outside(ended) => return Ok(ended),
-                Worker::Inside(keeper) => Some(keeper),
+                Worker::Inside(keeper) => inside(Some(keeper)),
+                Worker::Nowhere(refused) => {
+                    Place::Beside(Beside { why: &why, refused, chosen, is_read: !is_lazy })
+                }
             },
             _ => match namespace::make(&image, &why)? {
                 Side::Outside(stand_in) => return stand_in.serve(),
-                Side::Inside => None,
+                Side::Inside => inside(None),
             },
         };
-        return run_again(options, begun, way, Some(Inside { why: &why, chosen, keeper }), running);
+        return run_again(options, begun, way, place, running);
     }
     rebuild::room::settle(&mut image)?;
-    let keeper = inside.and_then(|inside| inside.keeper);
-    let parent_of_it = match (way, &keeper) {
-        (Way::Worker(front), Some(keeper)) => {
+    let told = match &place {
+        Place::Beside(beside) => Some(beside.told(&image, options.clocks)?),
+        Place::Open | Place::Inside(_) => None,
+    };
+    let nursery = match (place, way) {
+        (Place::Inside(Inside { keeper: Some(keeper), .. }), _) => Nursery::Keeper(keeper),
+        (Place::Beside(_), Way::Worker(front)) => Nursery::Here(Arc::new(here::begin(front)?)),
+        _ => Nursery::Ourselves,
+    };
+    let parent_of_it = match (way, &nursery) {
+        (Way::Worker(front), Nursery::Keeper(keeper)) => {
             tree::note_keeper(Pid::from_raw(1), &[]);
             Parent::elsewhere(front, Some(keeper.clone())).context("cannot listen for signals")?
+        }
+        (Way::Worker(front), Nursery::Here(_)) => {
+            Parent::elsewhere(front, None).context("cannot listen for signals")?
         }
         _ => {
             // Before we become what orphans are given to: they are to be none of ours.
@@ -163,7 +192,6 @@ fn run_again(
             Parent::Us(signals.context("cannot listen for signals")?)
         }
     };
-    let nursery = keeper.clone().map_or(Nursery::Ourselves, Nursery::Keeper);
     if let Some(Some(why)) = lazy_for {
         log::warn!("a restart that is asked to be lazy is none: {why}");
     }
@@ -186,6 +214,8 @@ fn run_again(
     let rebuilt =
         rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery, lender).map_err(advised)?;
     lender.iter().for_each(|lender| lender.done());
+    // Nor is there more to ask of a core that gives ids.
+    drop(nursery);
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
     let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();
@@ -225,6 +255,9 @@ fn run_again(
         let known =
             outside::known_as(root.as_raw()).map_or_else(|_| "gone".to_owned(), |pid| pid.to_string());
         terminal::say(&why.told(root.as_raw(), &known));
+    }
+    if let Some(told) = told {
+        terminal::say(&told);
     }
     note(target.lease.dir(), parent, begun, image.cpu_time());
     if terminal::wants_start_line(options.job.verbose) && image.cpu_time() >= WORTH_A_LINE {

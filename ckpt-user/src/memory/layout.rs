@@ -61,11 +61,12 @@ pub fn capture(pid: Pid, brk: u64, executable: MappedFile) -> Result<Layout, Ref
     })
 }
 
-/// Sets the layout of the calling skeleton; `exe_fd` is its executable, opened in the skeleton.
+/// Sets the layout of the calling skeleton; `executable` is the number of its executable, opened in the skeleton, unless it has
+/// executed that.
 ///
 /// # Errors
 /// EBUSY while the old executable is still mapped, EINVAL when the addresses do not fit the mappings.
-pub fn rebuild(layout: &Layout, remote: &mut Remote, exe_fd: u64) -> io::Result<()> {
+pub fn rebuild(layout: &Layout, remote: &mut Remote, executable: Option<i32>) -> io::Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     let auxv = remote.data(&layout.auxv)?;
@@ -87,7 +88,7 @@ pub fn rebuild(layout: &Layout, remote: &mut Remote, exe_fd: u64) -> io::Result<
         map.extend(word.to_le_bytes());
     }
     map.extend((layout.auxv.len() as u32).to_le_bytes());
-    map.extend((exe_fd as u32).to_le_bytes());
+    map.extend(executable.unwrap_or(-1).to_le_bytes());
     let address = remote.data(&map)?;
     remote.call(libc::SYS_prctl, &[PR_SET_MM, PR_SET_MM_MAP, address, map.len() as u64, 0]).map(drop)
 }

@@ -10,6 +10,7 @@
 //! traced with PTRACE_O_EXITKILL. ckptbpf has one thread until the skeletons exist.
 
 pub mod clocks;
+pub mod execute;
 pub mod fill;
 pub mod foreground;
 pub mod late;
@@ -129,7 +130,7 @@ pub fn rebuild(
     let mut mapped = Vec::with_capacity(skeletons.len());
     let lazy = matches!(mode, Mode::Lazy(_));
     for (record, skeleton) in image.processes.iter().zip(skeletons) {
-        mapped.push(process::map(record, skeleton, &objects, image, chain, lazy)?);
+        mapped.push(process::map(record, skeleton, &objects, image, chain, nursery, lazy)?);
     }
     // From here on the kernel touches their memory: the pages are there, or somebody serves them.
     let pager = match mode {
@@ -145,7 +146,7 @@ pub fn rebuild(
     let mut joined = Joined::default();
     let mut processes = mapped
         .into_iter()
-        .map(|one| process::complete(one, image, &objects, owner, &mut joined))
+        .map(|one| process::complete(one, image, &objects, owner, nursery, &mut joined))
         .collect::<Result<Vec<_>, RebuildError>>()?;
     for thread in processes.iter_mut().flat_map(|p| &mut p.threads) {
         let pid = thread.pid();

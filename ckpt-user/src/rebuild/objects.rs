@@ -154,12 +154,13 @@ impl Objects {
         self.inherited().map(AsRawFd::as_raw_fd).max().unwrap_or(0) + 1
     }
 
-    /// Gives them to a process that has nothing but the door.
-    pub fn hand_over(&self, remote: &mut Remote) -> std::io::Result<()> {
+    /// Gives them to a process that has nothing but the door. `executes`: it is to have them when it has executed something, too.
+    pub fn hand_over(&self, remote: &mut Remote, executes: bool) -> std::io::Result<()> {
         let door = self.door_number() as u64;
+        let flags = if executes { 0 } else { libc::O_CLOEXEC as u64 };
         for fd in self.inherited() {
             let number = fd.as_raw_fd() as u64;
-            self.door.pass_through(door, fd, remote, number, libc::O_CLOEXEC as u64)?;
+            self.door.pass_through(door, fd, remote, number, flags)?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! One process: its skeleton becomes the recorded one, step by step, up to the point of running.
 
 use super::fill::Watch;
+use super::nursery::Nursery;
 use super::objects::Objects;
 use super::skeleton::{Skeleton, first_stop, syscall_instruction, unless_taken};
 use super::{RebuildError, Rebuilding, fill, mappings};
@@ -61,6 +62,7 @@ pub fn map(
     objects: &Objects,
     image: &Image,
     chain: &Chain,
+    nursery: &Nursery,
     lazy: bool,
 ) -> Result<Mapped, RebuildError> {
     let pid = record.pid;
@@ -69,8 +71,8 @@ pub fn map(
     let layout = record.layout.as_ref().ok_or_else(|| incomplete(pid))?;
     let executable =
         layout.executable.as_ref().and_then(|e| objects.files.get(e)).ok_or_else(|| incomplete(pid))?;
-    layout::rebuild(layout, &mut skeleton.remote, executable.as_raw_fd() as u64)
-        .rebuilding(pid, "the memory layout")?;
+    let executable = (!nursery.has_to_execute()).then(|| executable.as_raw_fd());
+    layout::rebuild(layout, &mut skeleton.remote, executable).rebuilding(pid, "the memory layout")?;
     let watch =
         fill::prepare(record, &mut skeleton.remote, pidfd.as_fd(), chain, (lazy, objects.loan.as_ref()))?;
     Ok(Mapped { record: record.clone(), remote: skeleton.remote, vdso, watch, pidfd })
@@ -83,6 +85,7 @@ pub fn complete(
     image: &Image,
     objects: &Objects,
     owner: &FsIds,
+    nursery: &Nursery,
     joined: &mut Joined,
 ) -> Result<RebuiltProcess, RebuildError> {
     let Mapped { record, mut remote, vdso, watch, pidfd } = mapped;
@@ -112,7 +115,7 @@ pub fn complete(
     if record.threads.iter().any(|t| t.seccomp.is_some()) {
         filters::suspend(&remote).rebuilding(pid, "its seccomp filters")?;
     }
-    let mut threads = threads(&record, &image.filters, remote)?;
+    let mut threads = threads(&record, &image.filters, nursery, remote)?;
     // Before personality(2) may have what is readable executed too, and strict mode leaves no other call.
     protection_keys::protect(&record, &mut threads[0]).rebuilding(pid, "its protection keys")?;
     for (thread, remote) in record.threads.iter().zip(&mut threads) {
@@ -205,7 +208,12 @@ fn target<'a>(entry: &Entry, record: &Process, image: &'a Image, objects: &'a Ob
 }
 
 /// Creates the other threads with their ids, and gives each its seccomp filters.
-fn threads(record: &Process, filters: &[Filter], leader: Remote) -> Result<Vec<Remote>, RebuildError> {
+fn threads(
+    record: &Process,
+    filters: &[Filter],
+    nursery: &Nursery,
+    leader: Remote,
+) -> Result<Vec<Remote>, RebuildError> {
     let chains: Vec<&[u32]> =
         record.threads.iter().map(|t| t.seccomp.as_ref().map_or(&[][..], |s| &s.filters)).collect();
     let mut all: Vec<Option<Remote>> = chains.iter().map(|_| None).collect();
@@ -214,7 +222,7 @@ fn threads(record: &Process, filters: &[Filter], leader: Remote) -> Result<Vec<R
         match step {
             Step::Make { thread, by } => {
                 let maker = all[by].as_mut().ok_or_else(|| incomplete(record.pid))?;
-                all[thread] = Some(thread_of(maker, record.threads[thread].tid)?);
+                all[thread] = Some(thread_of(maker, record.threads[thread].tid, nursery)?);
             }
             Step::Install { thread, filter } => {
                 let remote = all[thread].as_mut().ok_or_else(|| incomplete(record.pid))?;
@@ -227,18 +235,28 @@ fn threads(record: &Process, filters: &[Filter], leader: Remote) -> Result<Vec<R
 }
 
 /// A thread with id `tid`, made by another one of its process.
-fn thread_of(maker: &mut Remote, tid: i32) -> Result<Remote, RebuildError> {
+fn thread_of(maker: &mut Remote, tid: i32, nursery: &Nursery) -> Result<Remote, RebuildError> {
     const FLAGS: i32 = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    unless_taken(tid, || {
-        let at = maker.data(&tid.to_le_bytes())?;
-        let args = CloneArgs { flags: FLAGS as u64, set_tid: at, set_tid_size: 1, ..CloneArgs::default() };
-        let new = maker.clone_call(&args.to_bytes())?;
-        maker.sibling(first_stop(new)?)
+    unless_taken(nursery, tid, || {
+        let new = nursery.with_id(tid, |id| {
+            let mut args = CloneArgs { flags: FLAGS as u64, ..CloneArgs::default() };
+            if let Some(id) = id {
+                (args.set_tid, args.set_tid_size) = (maker.data(&id.to_le_bytes())?, 1);
+            }
+            let new = maker.clone_call(&args.to_bytes())?;
+            maker.sibling(first_stop(new)?)
+        })?;
+        if new.pid().as_raw() == tid {
+            return Ok(new);
+        }
+        let gadget = new.gadget();
+        new.end_thread(gadget, 0)?;
+        Err(io::Error::from_raw_os_error(libc::EEXIST))
     })
 }
 

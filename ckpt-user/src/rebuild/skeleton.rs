@@ -1,12 +1,13 @@
 //! The skeleton tree: processes of ours with the right ids, empty but for a scratch mapping and the vdso.
 
+use super::execute;
 use super::nursery::Nursery;
 use super::objects::Objects;
 use super::plan::{self, Maker, Step};
 use super::{RebuildError, Rebuilding, clocks, taken};
 use crate::freeze::tree;
 use crate::memory::vdso;
-use crate::memory::vma::{self, Raw};
+use crate::memory::vma::{self, MappedFile, Raw};
 use crate::record::Image;
 use crate::sys::clone::CloneArgs;
 use crate::sys::inject::Call;
@@ -14,7 +15,7 @@ use crate::sys::ptrace::{self, Stopped};
 use crate::sys::remote::{Remote, SCRATCH_LEN};
 use crate::task::proc::ProcDir;
 use crate::task::zombie::{self, Zombie};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -42,21 +43,32 @@ pub fn plant(
     let nodes = image.nodes();
     let steps = plan::plan(&nodes).map_err(|e| RebuildError::Refused(e.to_string()))?;
     let mut grown: Vec<Option<Skeleton>> = nodes.iter().map(|_| None).collect();
+    // What each has executed, or whoever has forked it.
+    let mut executed: Vec<Option<&MappedFile>> = vec![None; nodes.len()];
     for step in steps {
         match step {
             Step::Make(i, maker) => {
                 let pid = nodes[i].pid;
-                let new = match maker {
+                let mut new = match maker {
                     Maker::Ourselves => {
-                        let process =
-                            unless_taken(pid, || nursery.fork_waiting(Pid::from_raw(pid), objects))?;
+                        let process = unless_taken(nursery, pid, || nursery.fork_waiting(pid, objects))?;
                         let mut new = take_over(process, scratch).rebuilding(pid, "the process")?;
                         nursery.equip(&mut new.remote, objects)?;
                         new
                     }
-                    Maker::Parent(by) => child(made(&mut grown, by)?, pid, nodes[i].exit_signal)?,
-                    Maker::Within(by) => orphan(made(&mut grown, by)?, pid)?,
+                    Maker::Parent(by) => child(made(&mut grown, by)?, pid, nodes[i].exit_signal, nursery)?,
+                    Maker::Within(by) => orphan(made(&mut grown, by)?, pid, nursery)?,
                 };
+                if let Maker::Parent(by) | Maker::Within(by) = maker {
+                    executed[i] = executed[by];
+                }
+                // Processes come first among the nodes.
+                let layout = image.processes.get(i).and_then(|process| process.layout.as_ref());
+                let wanted = layout.and_then(|layout| layout.executable.as_ref());
+                if let Some(file) = wanted.filter(|_| nursery.has_to_execute() && wanted != executed[i]) {
+                    new = execute::execute(new, objects, file).rebuilding(pid, "its executable")?;
+                    executed[i] = wanted;
+                }
                 grown[i] = Some(new);
             }
             Step::Session(i) => {
@@ -97,14 +109,19 @@ fn made(grown: &mut [Option<Skeleton>], index: usize) -> Result<&mut Skeleton, R
 
 /// Makes a process or thread with id `pid`, waiting for a holder of the id that is on its way out: the kernel frees the
 /// id of a thread only after the process may have been waited for. Ids that are in use were looked for before: who has
-/// one now came since.
-pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>) -> Result<T, RebuildError> {
+/// one now came since, and where one has to be quick may be gone soon.
+pub(super) fn unless_taken<T>(
+    nursery: &Nursery,
+    pid: i32,
+    mut make: impl FnMut() -> io::Result<T>,
+) -> Result<T, RebuildError> {
     let until = Instant::now() + taken::WAIT;
     loop {
         match make() {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
                 let holder = taken::holder(pid);
-                if holder.as_ref().is_some_and(|h| !h.dying) || Instant::now() > until {
+                let is_kept = holder.as_ref().is_some_and(|h| !h.dying) && !nursery.has_to_be_quick();
+                if is_kept || Instant::now() > until {
                     return Err(RebuildError::Refused(format!(
                         "process id {pid}, which the program has, has just been taken by another process ({}); restart \
                          it once more",
@@ -119,18 +136,35 @@ pub(super) fn unless_taken<T>(pid: i32, mut make: impl FnMut() -> io::Result<T>)
 }
 
 /// A child of the skeleton.
-fn child(parent: &mut Skeleton, pid: i32, exit_signal: i32) -> Result<Skeleton, RebuildError> {
-    unless_taken(pid, || fork_child(parent, Some(pid), exit_signal))
+fn child(
+    parent: &mut Skeleton,
+    pid: i32,
+    exit_signal: i32,
+    nursery: &Nursery,
+) -> Result<Skeleton, RebuildError> {
+    unless_taken(nursery, pid, || {
+        let born = nursery.with_id(pid, |id| fork_child(parent, id, exit_signal))?;
+        if born.remote.pid().as_raw() == pid {
+            return Ok(born);
+        }
+        end_child(born.remote, &mut parent.remote, exit_signal)?;
+        Err(io::Error::from_raw_os_error(libc::EEXIST))
+    })
+}
+
+/// Ends a child of the skeleton, which hears nothing of it.
+fn end_child(child: Remote, parent: &mut Remote, exit_signal: i32) -> io::Result<()> {
+    let (pid, uid) = (child.pid().as_raw(), geteuid().as_raw());
+    let ended = Zombie { pid, uid, exit_signal: Some(exit_signal), ..Zombie::default() };
+    zombie::rebuild(&ended, child, Some(&mut *parent))?;
+    parent.call(libc::SYS_wait4, &[pid as u64, 0, libc::__WALL as u64, 0]).map(drop)
 }
 
 /// A child of ours in the session of `leader`: born of a helper that ends, and adopted by us, the subreaper.
-fn orphan(leader: &mut Skeleton, pid: i32) -> Result<Skeleton, RebuildError> {
+fn orphan(leader: &mut Skeleton, pid: i32, nursery: &Nursery) -> Result<Skeleton, RebuildError> {
     let mut helper = fork_child(leader, None, libc::SIGCHLD).rebuilding(pid, "a helper")?;
-    let made = child(&mut helper, pid, libc::SIGCHLD)?;
-    let ended = Zombie { pid: helper.remote.pid().as_raw(), ..Zombie::default() };
-    zombie::rebuild(&ended, helper.remote, Some(&mut leader.remote))
-        .and_then(|()| leader.remote.call(libc::SYS_wait4, &[ended.pid as u64, 0, 0, 0]))
-        .rebuilding(pid, "a helper")?;
+    let made = child(&mut helper, pid, libc::SIGCHLD, nursery)?;
+    end_child(helper.remote, &mut leader.remote, libc::SIGCHLD).rebuilding(pid, "a helper")?;
     Ok(made)
 }
 
@@ -157,11 +191,16 @@ fn free_ranges(image: &Image) -> Result<(u64, u64), RebuildError> {
     }
 }
 
-/// Seizes a waiting child, makes it do nothing on signals, and clears its address space.
-fn take_over(pid: Pid, (scratch, spare): (u64, u64)) -> io::Result<Skeleton> {
+/// Seizes a waiting child, and makes a skeleton of it.
+fn take_over(pid: Pid, ranges: (u64, u64)) -> io::Result<Skeleton> {
     let running = ptrace::seize(pid, OPTIONS)?;
     running.interrupt()?;
-    let stopped = running.wait_stopped()?;
+    occupy(running.wait_stopped()?, ranges)
+}
+
+/// Makes it do nothing on signals, and clears its address space.
+pub(super) fn occupy(stopped: Stopped, (scratch, spare): (u64, u64)) -> io::Result<Skeleton> {
+    let pid = stopped.tid();
     let maps = vma::parse(&ProcDir::process(pid).text("maps")?)?;
     let vdso = vdso::find(&maps).ok_or_else(|| io::Error::other("this kernel gives processes no vdso"))?;
     let gadget = syscall_instruction(pid, &vdso)?;

@@ -4,6 +4,7 @@ use crate::record::Image;
 use crate::task::proc::{ProcDir, is_dying_here};
 use nix::unistd::{Pid, getpgid, getsid};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::{Duration, Instant};
 
 /// How long the end of something dying is waited for.
@@ -49,17 +50,35 @@ const ROOM: i32 = 1000;
 /// its witness and guardian, and the threads that fill and page. After a reboot, ids near those of the program are just what
 /// comes next.
 pub fn stay_clear(image: &Image) {
-    const LAST: &str = "/proc/sys/kernel/ns_last_pid";
-    let last = std::fs::read_to_string(LAST).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(last) = last {
+    if let Ok(last) = last() {
         let clear = clear_of(last, &ids(image));
         // Where it may not be written to, an id that is taken for this is an error that says so.
         if clear != last
-            && let Err(error) = std::fs::write(LAST, clear.to_string())
+            && let Err(error) = go_on_after(clear)
         {
             log::debug!("{LAST}: {error}");
         }
     }
+}
+
+/// Of this process's pid namespace (proc_sys_kernel(5)).
+const LAST: &str = "/proc/sys/kernel/ns_last_pid";
+
+/// The id that was given last, to whatever had no wish.
+///
+/// # Errors
+/// This kernel does not tell (CONFIG_CHECKPOINT_RESTORE).
+pub fn last() -> io::Result<i32> {
+    let text = std::fs::read_to_string(LAST)?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// What has no wish gets ids after this one.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, EINVAL beyond kernel.pid_max.
+pub fn go_on_after(id: i32) -> io::Result<()> {
+    std::fs::write(LAST, id.to_string())
 }
 
 /// The least id from `last` on with [`ROOM`] behind it.

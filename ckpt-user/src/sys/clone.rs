@@ -71,23 +71,21 @@ pub fn end_with_outside(parent: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Forks a child named `pid` that does nothing but wait to be taken over by ptrace. With a `door` it has no descriptor but that,
-/// under this number.
+/// Forks a child named `pid`, or as the kernel names it, that does nothing but wait to be taken over by ptrace. With a `door` it
+/// has no descriptor but that, under this number.
 ///
 /// Only while the calling process has one thread: the child is a copy of it and never returns from here.
 ///
 /// # Errors
-/// EEXIST when the id is taken, EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
-pub fn fork_waiting(pid: Pid, door: Option<(BorrowedFd<'_>, i32)>) -> io::Result<Pid> {
-    let tid = [pid.as_raw()];
+/// EEXIST when the id is taken, EPERM for one that is wanted without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+pub fn fork_waiting(pid: Option<Pid>, door: Option<(BorrowedFd<'_>, i32)>) -> io::Result<Pid> {
+    let tid = [pid.map_or(0, Pid::as_raw)];
     let parent = Pid::this();
     let ready = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
-        set_tid: tid.as_ptr() as u64,
-        set_tid_size: 1,
-        ..CloneArgs::default()
-    };
+    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if pid.is_some() {
+        (args.set_tid, args.set_tid_size) = (tid.as_ptr() as u64, 1);
+    }
     // SAFETY: fork-like clone3 (no CLONE_VM, no new stack): the child goes on here on its own copy of this
     // stack. `args` and `tid` live across the call. The child makes only async-signal-safe system calls.
     unsafe {

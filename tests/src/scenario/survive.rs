@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Daemon, Expected, Job, MODES, PATIENCE, Tool, held, let_go, verb};
+use super::{Covered, Daemon, Expected, Job, MODES, PATIENCE, Tool, held, let_go, verb};
 use crate::sandbox::{Cmd, Sandbox, let_pass};
 use crate::{Random, assert_same};
 
@@ -24,13 +24,15 @@ pub struct Survival<'a> {
     pub by_user: bool,
     /// Whom a daemon serves.
     pub by_daemon: bool,
+    /// Who can have no namespaces: each restart is beside all others.
+    pub is_covered: bool,
 }
 
 impl<'a> Survival<'a> {
     /// Five rounds, a checkpoint every 0.3 s.
     pub fn of(name: &'a str, program: Cmd) -> Self {
         let (interval, within) = ("0.3", Duration::from_millis(300));
-        let (tool, by_user, by_daemon) = (Tool::default(), false, false);
+        let (tool, by_user, by_daemon, is_covered) = (Tool::default(), false, false, false);
         Self {
             name,
             program,
@@ -42,6 +44,7 @@ impl<'a> Survival<'a> {
             tool,
             by_user,
             by_daemon,
+            is_covered,
         }
     }
 
@@ -59,6 +62,7 @@ impl<'a> Survival<'a> {
 pub fn survive(survival: &Survival) {
     let Survival { name, program, file, .. } = survival;
     let sandbox = Sandbox::new(name);
+    let covered = survival.is_covered.then(|| Covered::of(&sandbox));
     let mut random = Random::for_test(name);
     let expected = Expected::of(&sandbox, program, *file);
     expected.skip_what_cannot_be(name);
@@ -80,6 +84,11 @@ pub fn survive(survival: &Survival) {
         job.kill_all();
         sandbox.run(verb("verify", [job.dir()])).success();
         job.restart(*mode, survival.options);
+        if survival.is_covered {
+            job.program();
+            let said = job.running().stderr();
+            assert!(said.contains("the program runs beside all others"), "{name}: {said}");
+        }
     }
     let_go(&sandbox);
     job.wait(PATIENCE * 2).success();
@@ -93,4 +102,5 @@ pub fn survive(survival: &Survival) {
         daemon.end();
         assert!(log.contains("worker"), "{name}: the daemon had nothing to do: {log}");
     }
+    covered.into_iter().for_each(Covered::end);
 }

@@ -27,8 +27,9 @@ pub fn run(asked: &Asked) -> anyhow::Result<Ended> {
     let (name, state) = joined::joined(asked, &caller)?;
     joined::write_port(asked, name, &caller)?;
     // Whoever calls DMTCP's restart knows that the job is over, wherever it was; on this host it is looked whether it is, and Slurm was
-    // asked of a job of its own.
-    let mut words: Vec<OsString> = ["ckptbpf", "restart", "--take-over"].map(OsString::from).to_vec();
+    // asked of a job of its own. And DMTCP has no clocks but those of the machine.
+    let words = ["ckptbpf", "restart", "--take-over", "--clocks=jump"];
+    let mut words: Vec<OsString> = words.map(OsString::from).to_vec();
     words.extend(common(asked, name, state.as_ref()));
     if let Some(above) = &asked.checkpoint_dir {
         let own = dir.file_name().context("a job's directory has a name")?;

@@ -66,8 +66,8 @@ pub fn decide(options: &SlurmOptions, job: &Job) -> anyhow::Result<Decided> {
         ..LaunchOptions::default()
     };
     let restart = |job: JobOptions, source: PathBuf| {
-        let (lazy, files) = (options.lazy, options.files);
-        Todo::Restart(RestartOptions { job, lazy, files, source, ..RestartOptions::default() })
+        let (lazy, files, clocks) = (options.lazy, options.files, options.clocks);
+        Todo::Restart(RestartOptions { job, lazy, files, clocks, source, ..RestartOptions::default() })
     };
     if has_checkpoints(&dir)? {
         if of_this_run.is_some_and(|record| record.ended == Some(0)) {
