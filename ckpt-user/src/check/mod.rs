@@ -139,7 +139,7 @@ pub fn run() -> Report {
     let way = match way::Way::choose() {
         way::Way::Privileged => Way::Privileged,
         way::Way::Daemon(_) => Way::Daemon,
-        way::Way::Alone | way::Way::Worker(_) => Way::Alone,
+        way::Way::Alone | way::Way::Worker(_) | way::Way::Heir(..) => Way::Alone,
     };
     Report { kernel, way, features }
 }

@@ -29,12 +29,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::daemon::link::Link;
 use crate::image::{Kind, Summary};
 use crate::job::directory;
 use crate::job::ended::{CannotRun, Ended, FAILED};
@@ -116,11 +114,11 @@ pub fn main() -> ExitCode {
     ExitCode::from(status.unwrap_or_else(|_| compat::called_as().map_or(FAILED, |_| compat::failed())))
 }
 
-/// The same as a worker, with the command line of the front at the other end of `link`.
-pub fn for_front(words: Vec<OsString>, link: &Arc<Link>) -> u8 {
+/// The same as a worker, with the command line of its front; `way` leads to that.
+pub fn for_front(words: Vec<OsString>, way: &Way) -> u8 {
     match Cli::try_parse_from(words) {
         Ok(Cli { verb: verb @ (Verb::Launch(_) | Verb::Restart(_) | Verb::Run(_)) }) => {
-            run(verb, || Way::Worker(link.clone()))
+            run(verb, || way.clone())
         }
         Ok(_) => {
             say("a worker launches and restarts programs, and does nothing else");

@@ -15,11 +15,17 @@
 //!   ◀── Split ────── the program needs a namespace of its own
 //!   ─── Kept ──────▶ init of one, and a link to that: from here on the worker works in there
 //!   ◀── Program ──── its pidfd, before it runs                             (then Running)
-//!   ◀── Stopped ──── it has been stopped
 //!
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
-//!      ─── Stopped, Ended, Over ──▶
+//!      ─── Ended, Over ──▶
+//! init ─── Stopped ──────▶ front    it has been stopped
+//!
+//! should the worker be killed:
+//!   ◀── Heir ─────── said in good time: what the one in its place has to know
+//!   ─── Go ────────▶ to that one, with the Heir; then Started, or Kept with the program's pidfd
+//!   ◀── Running ──── as ever
+//! init ◀── Kept ── front            its link to that one
 //! ```
 
 use super::wire;
@@ -53,6 +59,23 @@ pub struct Go {
     pub keyring: i32,
     #[prost(bytes = "vec", tag = "4")]
     pub keyring_name: Vec<u8>,
+    /// The program runs: it was the job of a worker that was killed.
+    #[prost(message, optional, tag = "5")]
+    pub heir: Option<Heir>,
+}
+
+/// What a worker knows, and the one in its place does not.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Heir {
+    /// The job's directory, from the root.
+    #[prost(bytes = "vec", tag = "1")]
+    pub dir: Vec<u8>,
+    /// [`crate::machine::Baseline::name`]; empty: none.
+    #[prost(string, tag = "2")]
+    pub cpu_baseline: String,
+    /// CPU time that the program's processes had had at the restart, in nanoseconds.
+    #[prost(uint64, tag = "3")]
+    pub cpu_time_before: u64,
 }
 
 /// The job's directory is there, and the program may run.
@@ -152,6 +175,8 @@ pub enum Word {
     Program(Run),
     #[prost(bool, tag = "18")]
     Stopped(bool),
+    #[prost(message, tag = "19")]
+    Heir(Heir),
 }
 
 impl Word {
@@ -164,7 +189,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     word: Option<Word>,
 }
 
@@ -331,6 +356,7 @@ mod tests {
             Word::Clocks(Offsets { monotonic: -1, boottime: i64::MAX }),
             Word::Fork(Fork { pid: 17, door: 40 }),
             Word::Made(-libc::EEXIST),
+            Word::Heir(Heir { dir: vec![b'/', 0xff], cpu_baseline: "v2".into(), cpu_time_before: 7 }),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

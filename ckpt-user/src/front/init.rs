@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  front ─▶ init (user, pid and mount namespace; time namespace of its children) ─▶ processes of the program
-//!             └── link ── worker, which came in from outside
+//!     └ link ┘└── link ── worker, which came in from outside
 //! ```
 //! It is a fork of the front's, in the job's control group and in its session, and so are the processes that it forks for the
 //! worker. It ends as the program's first process has ended, once nothing is left of that and the worker has had its last
@@ -24,25 +24,51 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Forks it; its process id, and the worker's end of its link. Only while this process has one thread.
+/// One that was forked.
+pub struct Made {
+    pub pid: Pid,
+    /// The front's link to it.
+    pub front: Link,
+    /// The worker's end of its link.
+    pub worker: OwnedFd,
+}
+
+/// Forks it. Only while this process has one thread.
 ///
 /// # Errors
-/// What the kernel refuses the fork for; what it refuses later is told by the link.
-pub fn fork(share: Share) -> io::Result<(Pid, OwnedFd)> {
-    let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
-    let (ours, its) = socketpair(kind.0, kind.1, None, kind.2)?;
+/// What the kernel refuses the fork for; what it refuses later is told by the worker's link.
+pub fn fork(share: Share) -> io::Result<Made> {
+    let (worker, its) = pair()?;
+    let (front, fronts) = pair()?;
     let user = FsIds::current();
     let new = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    if let Some(init) = clone::fork(new.bits() as u64, None)? {
-        return Ok((init, ours));
+    if let Some(pid) = clone::fork(new.bits() as u64, None)? {
+        return Ok(Made { pid, front: Link::new(front), worker });
     }
-    drop(ours);
-    let done = begin(&user, share, its).and_then(Init::serve);
+    drop((worker, front));
+    let done = begin(&user, share, (its, fronts)).and_then(Init::serve);
     std::process::exit(done.unwrap_or(Ended::Exited(FAILED)).exit_status().into())
 }
 
+/// Gives init a link to another worker; that one's end of it.
+///
+/// # Errors
+/// It is gone.
+pub fn link_anew(init: &Link) -> io::Result<OwnedFd> {
+    let (worker, its) = pair()?;
+    init.say(&Word::Kept(true), &[its.as_fd()])?;
+    Ok(worker)
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
 struct Init {
+    /// None once the worker is gone.
     link: Option<Link>,
+    /// None once the front is.
+    front: Option<Link>,
     signals: Signals,
     root: Option<Pid>,
     /// The worker has seen the program: what ends before that stays there to be seen.
@@ -52,17 +78,18 @@ struct Init {
     is_over: bool,
 }
 
-fn begin(user: &FsIds, share: Share, link: OwnedFd) -> io::Result<Init> {
-    let link = Link::new(link);
+fn begin(user: &FsIds, share: Share, (link, front): (OwnedFd, OwnedFd)) -> io::Result<Init> {
+    let (link, front) = (Link::new(link), Link::new(front));
     let made = namespace::furnish(user, share.last);
     let number = made.as_ref().err().map_or(0, |error| -error.raw_os_error().unwrap_or(libc::EIO));
     link.say(&Word::Made(number), &[])?;
     made?;
     // For the processes that are forked here: each begins with all that a program may have open.
     limits::raise_own();
-    link.fds().next().map_or(Ok(()), spawn::close_all_but)?;
+    spawn::close_all_but(&link.fds().chain(front.fds()).collect::<Vec<_>>())?;
     let signals = Signals::listen()?;
-    Ok(Init { link: Some(link), signals, root: None, is_known: true, ended: None, is_over: false })
+    let (link, front) = (Some(link), Some(front));
+    Ok(Init { link, front, signals, root: None, is_known: true, ended: None, is_over: false })
 }
 
 impl Init {
@@ -71,6 +98,7 @@ impl Init {
             self.sleep()?;
             while self.signals.take().is_some() {}
             self.listen();
+            self.listen_to_front();
             let is_alone = self.is_known && self.reap();
             match self.root {
                 // What was made of the program has not run: the kernel ends it with this.
@@ -94,8 +122,8 @@ impl Init {
         if !self.is_known {
             fds.clear();
         }
-        let of_link = self.link.iter().flat_map(Link::fds);
-        fds.extend(of_link.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let of_links = self.link.iter().chain(&self.front).flat_map(Link::fds);
+        fds.extend(of_links.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -137,6 +165,28 @@ impl Init {
         }
     }
 
+    /// What the front says is that there is another worker.
+    fn listen_to_front(&mut self) {
+        while let Some(front) = &self.front {
+            let Heard { word, descriptors } = match front.hear_what_waits() {
+                Ok(None) => return,
+                Ok(Some(heard)) => heard,
+                Err(_) => {
+                    self.front = None;
+                    return;
+                }
+            };
+            if matches!(word, Word::Kept(_)) {
+                self.link = descriptors.into_iter().next().map(Link::new);
+                // What the one before has heard, this one has not.
+                self.is_over = false;
+                if let Some(ended) = self.ended {
+                    self.tell(&Word::Ended(ended.to_wait()));
+                }
+            }
+        }
+    }
+
     /// Takes in what children do; true when none is left.
     fn reap(&mut self) -> bool {
         loop {
@@ -146,13 +196,20 @@ impl Init {
                         self.ended = Some(ended);
                         self.tell(&Word::Ended(ended.to_wait()));
                     }
-                    Change::Stopped => self.tell(&Word::Stopped(true)),
+                    Change::Stopped => self.tell_of_stop(),
                     Change::Continued | Change::TraceStop(_) => {}
                 },
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(_) => return true,
             }
+        }
+    }
+
+    /// Whoever waits for the front is to see it.
+    fn tell_of_stop(&self) {
+        if let Some(front) = &self.front {
+            let _ = front.say(&Word::Stopped(true), &[]);
         }
     }
 

@@ -2,17 +2,19 @@
 //!
 //! It does what takes the program's parent, and nothing else. Should its worker be gone, the program is not the worse for it.
 
+mod again;
 pub mod door;
 mod init;
 mod serve;
 
-use crate::daemon::link::{Go, Heard, Link, Run, Secret, Share, Word};
+use crate::daemon::link::{Go, Heard, Heir, Link, Run, Secret, Share, Word};
 use crate::freeze::tree;
 use crate::job::ended::{self, CannotRun, Ended};
 use crate::job::options::LaunchOptions;
 use crate::job::signals::Signals;
 use crate::sys::{challenge, clone, pidfd, spawn};
 use crate::task::keyring::{self, Keyring};
+use again::Again;
 use anyhow::{Context, bail};
 use door::{Door, NoDoor};
 use nix::fcntl::OFlag;
@@ -45,19 +47,19 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
             (root, Child::Program, kept)
         }
         Word::Split(share) => match split(share, &worker)? {
-            Split::Made(init) => (init, Child::Init, 0),
+            Split::Made(init, link) => (init, Child::Init(link), 0),
             Split::Refused(ended) => return Ok(ended),
         },
         _ => bail!("the daemon's worker says what is not to be understood"),
     };
-    let front = Front::of(child, kind, signals, (door, worker), running)?.keeping(kept);
+    let front = Front::of(child, kind, signals, (Again::of(door.clone()), worker), running)?.keeping(kept);
     front.serve().context("cannot wait for the program")
 }
 
 /// What has become of a namespace for the program.
 enum Split {
-    /// Its init.
-    Made(Pid),
+    /// Its init, and our link to that.
+    Made(Pid, Link),
     /// There is none, and the worker has ended with that.
     Refused(Ended),
 }
@@ -65,10 +67,10 @@ enum Split {
 /// A namespace for the program. That there is none is for the worker to say; what comes of it, for whoever has asked.
 fn split(share: Share, worker: &Link) -> anyhow::Result<Split> {
     match init::fork(share) {
-        Ok((init, link)) => {
-            let process = pidfd::open(init)?;
+        Ok(init::Made { pid, front, worker: link }) => {
+            let process = pidfd::open(pid)?;
             worker.say(&Word::Kept(true), &[process.as_fd(), link.as_fd()])?;
-            Ok(Split::Made(init))
+            Ok(Split::Made(pid, front))
         }
         Err(error) => {
             worker.say(&Word::Made(-error.raw_os_error().unwrap_or(libc::EIO)), &[])?;
@@ -103,17 +105,22 @@ fn begin(worker: &Link, door: &Door) -> Result<Word, NoDoor> {
         Err(error) => return Err(NoDoor::of(error)),
     };
     if let Word::Challenge(secret) = challenge {
-        match worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker, door)) {
-            // Whoever does not listen has said why.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            done => done.map_err(NoDoor::Silent)?,
-        }
+        answer(worker, secret, door, None)?;
     }
     hear()
 }
 
-/// What this process was asked for, and where it is.
-fn hand_on(worker: &Link, door: &Door) -> io::Result<()> {
+/// Shows that this process may read the secret, and hands on what is wanted.
+fn answer(worker: &Link, secret: Secret, door: &Door, heir: Option<&Heir>) -> Result<(), NoDoor> {
+    match worker.say(&Word::Answer(read(secret)), &[]).and_then(|()| hand_on(worker, door, heir)) {
+        // Whoever does not listen has said why.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(NoDoor::Silent),
+    }
+}
+
+/// What this process was asked for, and where it is; what runs of it by now, if that is for another worker.
+fn hand_on(worker: &Link, door: &Door, heir: Option<&Heir>) -> io::Result<()> {
     let asked = door.asked().written()?;
     // It may be one that can be gone through, and not read.
     let here = nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -123,7 +130,8 @@ fn hand_on(worker: &Link, door: &Door) -> io::Result<()> {
     let with: Vec<BorrowedFd<'_>> = [asked.as_fd(), here.as_fd()].into_iter().chain(streams).collect();
     let place = door.path().as_os_str().as_bytes().to_vec();
     let Keyring { serial, name, .. } = keyring::Known::own().session;
-    worker.say(&Word::Go(Go { streams: bits, place, keyring: serial, keyring_name: name }), &with)
+    let heir = heir.cloned();
+    worker.say(&Word::Go(Go { streams: bits, place, keyring: serial, keyring_name: name, heir }), &with)
 }
 
 /// The secret; nothing where it may not be read, which is an answer, too.

@@ -40,11 +40,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A program that runs, and the directory claimed for it.
-struct Found {
-    root: Pid,
-    identity: Identity,
-    claimed: Claimed,
-    path: PathBuf,
+pub(super) struct Found {
+    pub root: Pid,
+    pub identity: Identity,
+    pub claimed: Claimed,
+    pub path: PathBuf,
 }
 
 /// Supervises a program that runs.
@@ -123,7 +123,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
 }
 
 /// The program, whose it is, and its directory.
-fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
+pub(super) fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
     let root = Pid::from_raw(pid);
     let dir = ProcDir::process(reached_by(root));
     let owner = std::fs::metadata(dir.path("status"));

@@ -2,6 +2,7 @@
 
 use super::directory::{JobDir, resolve_here};
 use super::ended::{CannotRun, Ended, FAILED, NOT_FOUND, sudo_hint};
+use super::heir;
 use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
@@ -27,6 +28,7 @@ pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
     match way {
         // Its front has gone to the background.
         Way::Worker(link) => return for_front(options, link),
+        Way::Heir(link, heir) => return heir::supervise(&options.job, link, heir),
         _ if !options.detach => return begin(options, way, &mut || ()),
         _ => {}
     }

@@ -22,6 +22,7 @@ pub mod directory;
 pub mod ended;
 pub mod events;
 pub mod files;
+pub mod heir;
 pub mod identity;
 pub mod in_freeze;
 pub mod interval;

@@ -167,7 +167,6 @@ pub fn is_worker_inside() -> bool {
 pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker> {
     let ids = taken::ids(image);
     refuse_init(&ids)?;
-    ids::note_groups();
     permitted(image, &FsIds::current())?;
     let share = Share::here(&ids)?;
     let supervisor = share.supervisor;
@@ -192,6 +191,16 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
         }
         _ => bail!("init of the program's pid namespace was killed"),
     }
+    enter_by(init, keeper, Some(supervisor))
+}
+
+/// As a worker: goes on in the program's namespaces, which are those of `init`; `keeper` is a link to that, `supervisor` the process
+/// id to have in there. Only while this process has one thread.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn enter_by(init: OwnedFd, keeper: Arc<Link>, supervisor: Option<Pid>) -> anyhow::Result<Worker> {
+    ids::note_groups();
     // What this process may not see of itself from in there.
     backend::note();
     outside::note_proc()?;
@@ -201,7 +210,7 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
     setns(init, flags).context("the program's namespaces cannot be entered")?;
     // It may have been removed: what is asked for is found by descriptor then, or not at all.
     let _ = std::env::set_current_dir(here);
-    match clone::fork(0, Some(supervisor)).context("the program's namespaces cannot be entered")? {
+    match clone::fork(0, supervisor).context("the program's namespaces cannot be entered")? {
         None => {
             // Nobody would have its last word without the one outside.
             clone::end_with_outside(&outer)?;
@@ -401,7 +410,7 @@ pub(super) fn split(flags: u64, start: impl FnOnce() -> io::Result<Option<Pid>>)
 fn pass_on(supervisor: Pid, to: &OwnedFd) -> ! {
     // Failing to, it would only keep files and mounts busy.
     let _ = std::env::set_current_dir("/");
-    let _ = spawn::close_all_but(to.as_fd());
+    let _ = spawn::close_all_but(&[to.as_fd()]);
     loop {
         match wait::any_child() {
             Ok((pid, status)) if pid == supervisor => News::Status(status).tell(to.as_fd()),

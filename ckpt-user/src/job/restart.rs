@@ -5,6 +5,7 @@ use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
 use super::events::{Event, EventLog};
 use super::files;
+use super::heir;
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Lease, Purpose};
@@ -62,6 +63,7 @@ pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
             let mut running = || drop(link.say(&Word::Running(true), &[]));
             return run_again(options, Instant::now(), way, None, &mut running);
         }
+        Way::Heir(link, heir) => return heir::supervise(&options.job, link, heir),
         _ if !options.detach => return begin(options, way, &mut || ()),
         _ => {}
     }
