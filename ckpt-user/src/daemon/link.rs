@@ -18,6 +18,7 @@
 //!
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
+//!      ◀── Terminal, Foreground ──  which is its session's; each is answered by Made
 //!      ─── Ended, Over ──▶
 //! init ─── Stopped ──────▶ front    it has been stopped
 //!
@@ -45,10 +46,13 @@ pub struct Secret {
     pub address: u64,
 }
 
+/// The bit of the session's terminal in [`Go::streams`].
+pub const TERMINAL: u32 = 1 << 3;
+
 /// The command line is in a descriptor of its own ([`super::asked`]); the directory and the standard streams come with it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Go {
-    /// Standard streams that are open, as bits; so many descriptors come after the two.
+    /// Standard streams that are open, as bits, and [`TERMINAL`]; so many descriptors come after the two.
     #[prost(uint32, tag = "1")]
     pub streams: u32,
     /// Where the daemon listens.
@@ -177,6 +181,12 @@ pub enum Word {
     Stopped(bool),
     #[prost(message, tag = "19")]
     Heir(Heir),
+    /// Open the session's terminal with these flags (open(2)): it comes with the answer.
+    #[prost(int32, tag = "20")]
+    Terminal(i32),
+    /// That process group is to have it.
+    #[prost(int32, tag = "21")]
+    Foreground(i32),
 }
 
 impl Word {
@@ -189,7 +199,10 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(
+        oneof = "Word",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+    )]
     word: Option<Word>,
 }
 

@@ -4,7 +4,7 @@
 use super::asked::Asked;
 use super::become_worker;
 use super::lender;
-use super::link::{Go, Heard, Heir, Link, Secret, Word};
+use super::link::{Go, Heard, Heir, Link, Secret, TERMINAL, Word};
 use super::spawn::Assignment;
 use super::told;
 use super::wire::Refusal;
@@ -14,6 +14,7 @@ use crate::job::ended::FAILED;
 use crate::job::process::ProcessId;
 use crate::job::way::Way;
 use crate::job::{namespace, registry};
+use crate::object::terminal;
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
 use crate::task::keyring;
@@ -96,6 +97,9 @@ fn go(link: &Link) -> anyhow::Result<(Asked, Option<Heir>)> {
     for stream in 0..3 {
         let sent = if streams & 1 << stream == 0 { None } else { Some(next()?) };
         pidfd::duplicate_to_standard(sent.as_ref().unwrap_or(&nothing), stream)?;
+    }
+    if streams & TERMINAL != 0 {
+        terminal::note(next()?);
     }
     Ok((asked, heir))
 }

@@ -12,6 +12,7 @@ use crate::daemon::link::{Fork, Heard, Link, Offsets, Share, Word};
 use crate::job::ended::{Ended, FAILED};
 use crate::job::namespace;
 use crate::job::signals::Signals;
+use crate::object::terminal;
 use crate::rebuild::clocks;
 use crate::sys::ids::FsIds;
 use crate::sys::wait::{self, Change};
@@ -20,7 +21,7 @@ use crate::task::limits;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, tcsetpgrp};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -154,6 +155,18 @@ impl Init {
                     }
                     None => Err(io::ErrorKind::InvalidData.into()),
                 },
+                Word::Terminal(flags) => match terminal::opened(flags) {
+                    Ok(opened) => {
+                        // That the worker is gone is seen by the next look.
+                        let _ = link.say(&Word::Made(0), &[opened.as_fd()]);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                // Signals are blocked here, SIGTTOU among them.
+                Word::Foreground(group) => terminal::opened(libc::O_RDWR)
+                    .and_then(|terminal| Ok(tcsetpgrp(terminal, Pid::from_raw(group))?))
+                    .map(|()| 0),
                 Word::Running(_) => {
                     self.is_known = true;
                     continue;

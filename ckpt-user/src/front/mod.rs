@@ -7,11 +7,12 @@ pub mod door;
 mod init;
 mod serve;
 
-use crate::daemon::link::{Go, Heard, Heir, Link, Run, Secret, Share, Word};
+use crate::daemon::link::{Go, Heard, Heir, Link, Run, Secret, Share, TERMINAL, Word};
 use crate::freeze::tree;
 use crate::job::ended::{self, CannotRun, Ended};
 use crate::job::options::LaunchOptions;
 use crate::job::signals::Signals;
+use crate::object::terminal;
 use crate::sys::{challenge, clone, pidfd, spawn};
 use crate::task::keyring::{self, Keyring};
 use again::Again;
@@ -125,8 +126,11 @@ fn hand_on(worker: &Link, door: &Door, heir: Option<&Heir>) -> io::Result<()> {
     // It may be one that can be gone through, and not read.
     let here = nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let streams: Vec<Option<OwnedFd>> = (0..3).map(|stream| pidfd::duplicate_standard(stream).ok()).collect();
-    let bits = streams.iter().enumerate().filter(|one| one.1.is_some()).map(|one| 1 << one.0).sum();
-    let streams = streams.iter().flatten().map(AsFd::as_fd);
+    // The worker is in a session of its own, which has none.
+    let terminal = terminal::open().ok();
+    let open = streams.iter().enumerate().filter(|one| one.1.is_some()).map(|one| 1 << one.0);
+    let bits = open.chain(terminal.iter().map(|_| TERMINAL)).sum();
+    let streams = streams.iter().flatten().map(AsFd::as_fd).chain(terminal.iter().map(AsFd::as_fd));
     let with: Vec<BorrowedFd<'_>> = [asked.as_fd(), here.as_fd()].into_iter().chain(streams).collect();
     let place = door.path().as_os_str().as_bytes().to_vec();
     let Keyring { serial, name, .. } = keyring::Known::own().session;

@@ -211,7 +211,7 @@ fn run_again(
         shared.iter().try_for_each(Restored::finish)?;
         rebuilt.watchers.begin()?;
     }
-    if let Err(error) = rebuild::foreground::give(&image) {
+    if let Err(error) = rebuild::foreground::give(&image, &nursery) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
     let changed = rebuild::objects::set_streams(&image)?;

@@ -4,13 +4,14 @@ use super::clocks;
 use super::objects::Objects;
 use super::{RebuildError, Rebuilding};
 use crate::daemon::link::{Fork, Heard, Link, Offsets, Word};
+use crate::object::terminal;
 use crate::record::Clocks;
 use crate::sys::clone;
 use crate::sys::remote::Remote;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, tcsetpgrp};
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Where skeletons come from.
@@ -69,12 +70,42 @@ impl Nursery {
             }
         }
     }
+
+    /// [`terminal::opened`], in the program's session.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_terminal(&self, flags: i32) -> io::Result<File> {
+        match self {
+            Self::Ourselves => terminal::opened(flags),
+            Self::Keeper(link) => {
+                let opened = answer(link, &Word::Terminal(flags), &[])?.1.into_iter().next();
+                opened.map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into())
+            }
+        }
+    }
+
+    /// Makes a process group of the program's that of the terminal in the foreground. By a process that does not take SIGTTOU, which
+    /// stops whoever does this from the background (tcsetpgrp(3)).
+    ///
+    /// # Errors
+    /// It is none of the session's.
+    pub fn give_terminal(&self, group: Pid) -> io::Result<()> {
+        match self {
+            Self::Ourselves => Ok(tcsetpgrp(terminal::opened(libc::O_RDWR)?, group)?),
+            Self::Keeper(link) => ask(link, &Word::Foreground(group.as_raw()), &[]).map(drop),
+        }
+    }
 }
 
 fn ask(link: &Link, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<i32> {
+    Ok(answer(link, word, with)?.0)
+}
+
+fn answer(link: &Link, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<(i32, Vec<OwnedFd>)> {
     link.say(word, with)?;
     match link.hear()? {
-        Some(Heard { word: Word::Made(made), .. }) if made >= 0 => Ok(made),
+        Some(Heard { word: Word::Made(made), descriptors }) if made >= 0 => Ok((made, descriptors)),
         Some(Heard { word: Word::Made(error), .. }) => Err(io::Error::from_raw_os_error(-error)),
         _ => Err(io::Error::other("the program's parent was killed")),
     }
