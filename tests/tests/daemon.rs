@@ -275,7 +275,15 @@ fn deaths_after_a_restart() {
     sandbox.wait_for("the front to go on with it", SOON, || !state(running.pid).starts_with('T'));
     let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
     let attach = sandbox.spawn(counting.user.runs_beside(running.pid, &attach));
-    sandbox.wait_for("a supervisor", SOON, || counting.job.try_checkpoint().code() == 0);
+    counting.job.checkpoint();
+    // By a worker, too, which has gone to where the program is.
+    let (worker, inside) = workers_now();
+    assert_ne!(worker, inside);
+    for pid in [worker, inside] {
+        let look = Cmd::sh(&format!("cat /proc/{pid}/environ"));
+        let said = sandbox.run(counting.user.runs(&look)).stderr_text();
+        assert!(said.contains("Permission denied"), "{said}");
+    }
     // The front: the program goes on; with init, nothing does.
     counting.job.lose_supervisor();
     let alive = |pid: i32| sandbox.ps().iter().any(|one| one.pid == pid);

@@ -120,8 +120,12 @@ pub fn for_front(words: Vec<OsString>, way: &Way) -> u8 {
         Ok(Cli { verb: verb @ (Verb::Launch(_) | Verb::Restart(_) | Verb::Run(_)) }) => {
             run(verb, || way.clone())
         }
+        // One in the place of another has nothing else to do than that.
+        Ok(Cli { verb: verb @ (Verb::Attach(_) | Verb::Checkpoint(_)) }) if matches!(way, Way::Worker(_)) => {
+            run(verb, || way.clone())
+        }
         Ok(_) => {
-            say("a worker launches and restarts programs, and does nothing else");
+            say("a worker launches, restarts and supervises programs, and does nothing else");
             FAILED
         }
         Err(error) => usage(&error),
@@ -134,8 +138,8 @@ fn run(verb: Verb, way: impl Fn() -> Way) -> u8 {
         Verb::Launch(verb) => verb.run(&way()),
         Verb::Restart(verb) => verb.run(way),
         Verb::Run(verb) => verb.run(way),
-        Verb::Attach(verb) => verb.run(),
-        Verb::Checkpoint(verb) => verb.run(),
+        Verb::Attach(verb) => verb.run(way),
+        Verb::Checkpoint(verb) => verb.run(way),
         Verb::Status(verb) => verb.run(),
         Verb::List(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),

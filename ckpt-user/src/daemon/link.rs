@@ -27,6 +27,11 @@
 //!   ─── Go ────────▶ to that one, with the Heir; then Started, or Kept with the program's pidfd
 //!   ◀── Running ──── as ever
 //! init ◀── Kept ── front            its link to that one
+//!
+//! attach, checkpoint PID, after Go:
+//!   ◀── Show ─────── may you trace this process?
+//!   ─── Kept ──────▶ its memory, which the kernel has opened for the front  (or Made: why not)
+//!   ◀── Running ──── it is supervised; a front without a program tells signals alone
 //! ```
 
 use super::wire;
@@ -187,6 +192,9 @@ pub enum Word {
     /// That process group is to have it.
     #[prost(int32, tag = "21")]
     Foreground(i32),
+    /// Show that you may trace the process with this id ([`crate::front::beside`]).
+    #[prost(int32, tag = "22")]
+    Show(i32),
 }
 
 impl Word {
@@ -201,7 +209,7 @@ impl Word {
 struct Said {
     #[prost(
         oneof = "Word",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
     )]
     word: Option<Word>,
 }

@@ -3,6 +3,7 @@
 //! It does what takes the program's parent, and nothing else. Should its worker be gone, the program is not the worse for it.
 
 mod again;
+pub mod beside;
 pub mod door;
 mod init;
 mod serve;
@@ -27,15 +28,24 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// Has a worker do what this process was asked for. `program` is what it may ask to be run.
+/// Has a worker do what this process was asked for. `program` is what it may ask to be run; what runs already is supervised from beside.
 ///
 /// # Errors
 /// [`NoDoor`] where the daemon gives no worker: nothing has been done then; or the program cannot be run.
 pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut()) -> anyhow::Result<Ended> {
     let worker = door.worker()?;
-    let wanted = begin(&worker, door)?;
-    if let Word::Done(status) = wanted {
-        return Ok(Ended::Exited(status as u8));
+    let mut wanted = begin(&worker, door)?;
+    let mut shown = None;
+    if let Word::Show(pid) = wanted {
+        // A worker that is gone says so below.
+        let _ = beside::show(pid, &worker);
+        shown = Some(pid);
+        wanted = worker.hear()?.map(|heard| heard.word).context("the daemon's worker was killed")?;
+    }
+    match (&wanted, shown) {
+        (Word::Done(status), _) => return Ok(Ended::Exited(*status as u8)),
+        (Word::Running(_), Some(pid)) => return beside::serve(pid, &worker),
+        _ => {}
     }
     let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
     tree::note_strangers();

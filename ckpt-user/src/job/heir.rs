@@ -82,18 +82,19 @@ fn whose(front: &Link) -> anyhow::Result<Place> {
     match front.hear().context("the front is gone")?.map(|heard| (heard.word, heard.descriptors)) {
         Some((Word::Started(Started { keeper, strangers, root }), _)) => {
             let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
+            front::beside::is_child(root)?;
             tree::note_keeper(Pid::from_raw(keeper), &strangers);
             Ok(Place::Here(Pid::from_raw(root), None))
         }
         Some((Word::Kept(_), descriptors)) => {
             let [init, keeper, program] = <[OwnedFd; 3]>::try_from(descriptors)
                 .map_err(|_| anyhow!("the front has lost the namespace"))?;
-            match namespace::enter_by(init, Arc::new(Link::new(keeper)), None)? {
+            match namespace::enter_by(init, Some(Arc::new(Link::new(keeper))), None)? {
                 Worker::Outside(ended) => Ok(Place::Outside(ended)),
                 Worker::Inside(keeper) => {
                     tree::note_keeper(Pid::from_raw(1), &[]);
                     let root = pidfd::names(program.as_fd())?.context("the program is gone")?;
-                    Ok(Place::Here(root, Some(keeper)))
+                    Ok(Place::Here(root, keeper))
                 }
             }
         }

@@ -16,6 +16,7 @@ use super::terminal;
 use super::way::{Way, by_daemon};
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::tree;
+use crate::front;
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::{Context, bail};
@@ -83,6 +84,7 @@ fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended>
         Some(Heard { word: Word::Over(_), .. }) => return Ok(Ended::Exited(FAILED)),
         _ => bail!("the front is gone"),
     };
+    front::beside::is_child(root)?;
     let root = Pid::from_raw(root);
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);

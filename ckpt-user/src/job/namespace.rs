@@ -146,14 +146,14 @@ fn no_user_namespace(why: &Why) -> String {
 
 /// The two sides of [`make_by`].
 pub enum Worker {
-    /// In the namespace, with a link to its init: it does the work.
-    Inside(Arc<Link>),
+    /// In the namespace, with a link to its init where that is the front's: it does the work.
+    Inside(Option<Arc<Link>>),
     /// Outside: how the one inside has ended.
     Outside(Ended),
 }
 
 /// Held to the very end of the worker inside: init ends with it, and whoever is in the namespace with init.
-static KEEPER: OnceLock<Arc<Link>> = OnceLock::new();
+static KEEPER: OnceLock<Option<Arc<Link>>> = OnceLock::new();
 
 /// Whether this process is a worker in a program's namespace: with another one outside, which waits for it.
 pub fn is_worker_inside() -> bool {
@@ -191,15 +191,19 @@ pub fn make_by(front: &Link, image: &Image, why: &Why) -> anyhow::Result<Worker>
         }
         _ => bail!("init of the program's pid namespace was killed"),
     }
-    enter_by(init, keeper, Some(supervisor))
+    enter_by(init, Some(keeper), Some(supervisor))
 }
 
-/// As a worker: goes on in the program's namespaces, which are those of `init`; `keeper` is a link to that, `supervisor` the process
-/// id to have in there. Only while this process has one thread.
+/// As a worker: goes on in the program's namespaces, which are those of a process; `keeper` is a link to init, `supervisor` the
+/// process id to have in there. Only while this process has one thread.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn enter_by(init: OwnedFd, keeper: Arc<Link>, supervisor: Option<Pid>) -> anyhow::Result<Worker> {
+pub fn enter_by(
+    process: OwnedFd,
+    keeper: Option<Arc<Link>>,
+    supervisor: Option<Pid>,
+) -> anyhow::Result<Worker> {
     ids::note_groups();
     // What this process may not see of itself from in there.
     backend::note();
@@ -207,7 +211,7 @@ pub fn enter_by(init: OwnedFd, keeper: Arc<Link>, supervisor: Option<Pid>) -> an
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let outer = pidfd::open(Pid::this())?;
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    setns(init, flags).context("the program's namespaces cannot be entered")?;
+    setns(process, flags).context("the program's namespaces cannot be entered")?;
     // It may have been removed: what is asked for is found by descriptor then, or not at all.
     let _ = std::env::set_current_dir(here);
     match clone::fork(0, supervisor).context("the program's namespaces cannot be entered")? {

@@ -142,7 +142,7 @@ fn run_again(
             Way::Worker(front) => match namespace::make_by(front, &image, &why)? {
                 Worker::Outside(Ended::Signaled(_)) => front::lost(),
                 Worker::Outside(ended) => return Ok(ended),
-                Worker::Inside(keeper) => Some(keeper),
+                Worker::Inside(keeper) => keeper,
             },
             _ => match namespace::make(&image, &why)? {
                 Side::Outside(stand_in) => return stand_in.serve(),

@@ -415,7 +415,9 @@ impl Supervisor {
                 }
                 Ok(Some((pid, Change::Continued))) if pid == self.plan.root => self.stops_later = false,
                 Ok(Some(_)) => {}
-                Ok(None) | Err(_) if parent.is_front() => return self.is_over,
+                Ok(None) | Err(_) if self.plan.attached.is_none() && parent.is_front() => {
+                    return self.is_over;
+                }
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }
