@@ -82,7 +82,10 @@ pub fn place(pid: i32, way: &Way) -> anyhow::Result<Beside> {
         );
     }
     let process = pidfd::open(Pid::from_raw(pid)).context("the program is gone")?;
-    let (theirs, ours) = (Namespaces::of(pid)?, Namespaces::of(std::process::id() as i32)?);
+    let namespaces = |of: i32| {
+        Namespaces::of(of).with_context(|| format!("cannot look at the namespaces of process {of}"))
+    };
+    let (theirs, ours) = (namespaces(pid)?, namespaces(std::process::id() as i32)?);
     if is_in_one_of_ours(pid, &theirs, &ours).is_none() {
         return Ok(Beside::As(pid));
     }
