@@ -88,8 +88,8 @@ impl User {
     /// `command`, run by the user in its home.
     pub fn runs(&self, command: &Cmd) -> Cmd {
         let prefix = ["-m", "/bin/bash", "-c", BECOME, "become"];
-        let groups = self.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-        let cmd = Cmd::new("unshare").args(prefix).arg(&self.etc).arg(self.uid.to_string()).arg(groups);
+        let cmd = Cmd::new("unshare").args(prefix).arg(&self.etc);
+        let cmd = cmd.arg(self.uid.to_string()).arg(self.shown_groups());
         let cmd = cmd.program(command);
         cmd.cwd(&self.home).env("HOME", self.home.to_str().expect("a UTF-8 path"))
     }
@@ -102,10 +102,14 @@ impl User {
 
     /// `command`, run by the user where the process `pid` has its mounts.
     pub fn runs_beside(&self, pid: i32, command: &Cmd) -> Cmd {
-        let id = self.uid.to_string();
-        let prefix =
-            ["-t", &pid.to_string(), "-m", "setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
-        Cmd::new("nsenter").args(prefix).program(command).cwd(&self.home)
+        let (id, groups) = (self.uid.to_string(), self.shown_groups());
+        let ids = ["--reuid", &id, "--regid", &id, "--groups", &groups, "--"];
+        let cmd = Cmd::new("nsenter").args(["-t", &pid.to_string(), "-m", "setpriv"]).args(ids);
+        cmd.program(command).cwd(&self.home)
+    }
+
+    fn shown_groups(&self) -> String {
+        self.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// `sudo command`, run by the user in its home.

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Survival, Tool, fills_done, held, let_go, survive};
-use ckpt_tests::user::{UID, User};
+use ckpt_tests::scenario::{
+    Counting, Daemon, Survival, Tool, fills_done, held, let_go, survive, the_worker, workers,
+};
+use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -29,48 +31,6 @@ fn a_shell_pipeline_by_daemon() {
 #[test]
 fn sixteen_threads_by_daemon() {
     survives("threads", victim_cmd("threads16").args(["1200", "3000"]), None);
-}
-
-/// A user's counting job with a daemon's worker, and those who have to do with it.
-struct Counting<'b> {
-    job: Job<'b>,
-    user: User,
-    tool: Tool,
-    expected: Expected,
-}
-
-impl<'b> Counting<'b> {
-    fn begin(sandbox: &'b Sandbox, daemon: &Daemon<'b>, options: &[&str]) -> Self {
-        let tool = daemon.serves(Tool::of_user(sandbox));
-        let user = tool.user.clone().unwrap();
-        let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
-        let expected = Expected::of(sandbox, &program, Some("numbers"));
-        let program = user.reaches(&held(sandbox, program));
-        let job = Job::launch_by(sandbox, tool.clone(), user.home().join("images"), options, &program);
-        job.running().wait_for_output("\n50 ", SOON);
-        job.checkpoint();
-        Self { job, user, tool, expected }
-    }
-
-    /// The program goes on to its end, and has done what it does undisturbed.
-    fn ends_as_expected(mut self, sandbox: &Sandbox) {
-        let_go(sandbox);
-        self.job.wait(SOON).success();
-        assert_same("standard output", &self.expected.stdout, &self.job.stdout());
-        let file = std::fs::read(self.user.home().join("numbers")).unwrap();
-        assert_same("the file", &self.expected.file, &file);
-    }
-}
-
-fn workers(sandbox: &Sandbox, daemon: &Daemon<'_>) -> Vec<i32> {
-    let all = sandbox.ps();
-    all.iter().filter(|one| one.parent == daemon.pid()).map(|one| one.pid).collect()
-}
-
-fn the_worker(sandbox: &Sandbox, daemon: &Daemon<'_>) -> i32 {
-    let found = workers(sandbox, daemon);
-    assert_eq!(found.len(), 1, "{found:?}: {}", daemon.log());
-    found[0]
 }
 
 fn line_of(sandbox: &Sandbox, pid: i32, name: &str) -> String {
@@ -136,27 +96,6 @@ fn a_daemon_that_is_killed_harms_nobody_and_is_replaced() {
     let daemon = Daemon::begin(&sandbox, &[]);
     counting.job.restart(Mode::Eager, &[]);
     counting.ends_as_expected(&sandbox);
-    daemon.end();
-}
-
-/// kill -9 of the worker: the program goes on, which is said, and a later one takes checkpoints again.
-#[test]
-fn a_worker_that_is_killed_costs_checkpoints_alone() {
-    let sandbox = Sandbox::new("daemon_worker_killed");
-    let daemon = Daemon::begin(&sandbox, &[]);
-    let counting = Counting::begin(&sandbox, &daemon, &[]);
-    let program = counting.job.program();
-    sandbox.kill(the_worker(&sandbox, &daemon), Signal::SIGKILL as i32).unwrap();
-    let running = counting.job.running();
-    let said = format!(
-        "the daemon's worker was killed: there are no more checkpoints; for more: ckptbpf attach {program}"
-    );
-    sandbox.wait_for("word of it", SOON, || running.stderr().contains(&said));
-    let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
-    let attach = sandbox.spawn(counting.user.runs_beside(program, &attach));
-    sandbox.wait_for("a supervisor", SOON, || counting.job.try_checkpoint().code() == 0);
-    counting.ends_as_expected(&sandbox);
-    attach.wait(SOON).success();
     daemon.end();
 }
 
@@ -283,8 +222,9 @@ fn a_restarted_program_is_a_child_of_the_user_s_own() {
         let said = sandbox.run(counting.user.runs(&look)).stderr_text();
         assert!(said.contains("Permission denied"), "{said}");
     }
-    // What is sent to the front is the program's, but for the signal that is a checkpoint's.
+    // What is sent to the front is the program's, but for the signal that is a checkpoint's; it can be asked for one by its id, too.
     let front = counting.job.running();
+    sandbox.run(counting.tool.verb("checkpoint", [front.pid.to_string()])).success();
     let before = counting.job.newest();
     front.kill(Signal::SIGUSR2);
     counting.job.wait_for_checkpoint(before + 1);
@@ -311,17 +251,39 @@ fn deaths_after_a_restart() {
     counting.job.restart(Mode::Eager, &[]);
     let program = counting.job.program();
     counting.job.checkpoint();
-    // The worker inside: the program goes on, and is attached to.
-    let worker = the_worker(&sandbox, &daemon);
-    let all = sandbox.ps();
-    let inside = all.iter().find(|one| one.parent == worker).expect("one that works inside").pid;
-    sandbox.kill(inside, Signal::SIGKILL as i32).unwrap();
+    // The worker, or the one that works inside: another one takes its place, three times.
+    let workers_now = || {
+        let worker = the_worker(&sandbox, &daemon);
+        let all = sandbox.ps();
+        (worker, all.iter().find(|one| one.parent == worker).expect("one that works inside").pid)
+    };
+    for times in 1..=3 {
+        let (worker, inside) = workers_now();
+        counting.has_another_worker(&sandbox, if times == 2 { worker } else { inside }, times);
+        assert_eq!(counting.job.program(), program);
+    }
+    // Then the program goes on, and is attached to.
+    sandbox.kill(workers_now().1, Signal::SIGKILL as i32).unwrap();
     let running = counting.job.running();
     sandbox.wait_for("word of it", SOON, || running.stderr().contains("there are no more checkpoints"));
     sandbox.wait_for("the worker to be gone", SOON, || workers(&sandbox, &daemon).is_empty());
+    // The front stops with it all the same.
+    let state = |pid: i32| line_of(&sandbox, pid, "State:");
+    sandbox.kill(program, Signal::SIGSTOP as i32).unwrap();
+    sandbox.wait_for("the front to stop with the program", SOON, || state(running.pid).starts_with('T'));
+    sandbox.kill(program, Signal::SIGCONT as i32).unwrap();
+    sandbox.wait_for("the front to go on with it", SOON, || !state(running.pid).starts_with('T'));
     let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
     let attach = sandbox.spawn(counting.user.runs_beside(running.pid, &attach));
-    sandbox.wait_for("a supervisor", SOON, || counting.job.try_checkpoint().code() == 0);
+    counting.job.checkpoint();
+    // By a worker, too, which has gone to where the program is.
+    let (worker, inside) = workers_now();
+    assert_ne!(worker, inside);
+    for pid in [worker, inside] {
+        let look = Cmd::sh(&format!("cat /proc/{pid}/environ"));
+        let said = sandbox.run(counting.user.runs(&look)).stderr_text();
+        assert!(said.contains("Permission denied"), "{said}");
+    }
     // The front: the program goes on; with init, nothing does.
     counting.job.lose_supervisor();
     let alive = |pid: i32| sandbox.ps().iter().any(|one| one.pid == pid);

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Covered, Daemon, Holder, Survival, Tool, held, let_go, survive};
+use ckpt_tests::scenario::{
+    Covered, Daemon, Holder, Survival, Tool, has_another_worker, held, let_go, survive, the_worker,
+};
 use ckpt_tests::user::User;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Process, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
@@ -102,8 +104,8 @@ fn link_of(sandbox: &Sandbox, pid: i32, name: &str) -> PathBuf {
     std::fs::read_link(sandbox.see(Path::new(&format!("/proc/{pid}/{name}")))).unwrap()
 }
 
-/// It has its id, its file, the front for a parent and nothing that the user has not; the next checkpoint is a delta, and it goes on
-/// without its worker.
+/// It has its id, its file, the front for a parent and nothing that the user has not; the next checkpoint is a delta, and another
+/// worker takes the place of one that is killed.
 #[test]
 fn a_program_beside_others_is_what_it_was() {
     let sandbox = Sandbox::new("beside_same");
@@ -147,11 +149,12 @@ fn a_program_beside_others_is_what_it_was() {
         assert_eq!(line_of(&sandbox, program, "TracerPid:"), "0");
         assert_eq!(travelling.job.checkpoint().kind, "delta");
     }
-    let worker = sandbox.ps().into_iter().find(|one| one.parent == daemon.pid()).expect("a worker");
-    sandbox.kill(worker.pid, Signal::SIGKILL as i32).unwrap();
-    let running = travelling.job.running();
-    let said = format!("there are no more checkpoints; for more: ckptbpf attach {program}");
-    sandbox.wait_for("word of it", SOON, || running.stderr().contains(&said));
+    has_another_worker(&sandbox, &travelling.job, the_worker(&sandbox, &daemon), 1);
+    assert_eq!(travelling.job.program(), program);
+    // What that has checkpointed can be restarted from.
+    travelling.job.kill_all();
+    travelling.job.restart(Mode::Eager, &[]);
+    assert_eq!(travelling.job.program(), program);
     travelling.ends_as_expected();
     daemon.end();
     covered.end();

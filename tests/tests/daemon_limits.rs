@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Tool};
+use ckpt_tests::scenario::{Daemon, Tool, supervised};
 use ckpt_tests::user::{OTHER, UID, User};
 use ckpt_tests::{Cmd, Job, Sandbox, skip, victim_cmd};
 
@@ -107,12 +107,22 @@ fn who_has_used_up_their_memory_has_used_up_nobody_else_s() {
         }
     }
     assert_ne!(greedy.try_checkpoint().code(), 0);
+    let running = greedy.running();
+    let said =
+        "the daemon's worker was killed for lack of memory (--worker-memory of the daemon's): another one";
+    sandbox.wait_for("word of it", SOON, || running.stderr().contains(said));
     let said = format!(
         "the daemon's worker was killed for lack of memory (--worker-memory of the daemon's): there are no \
         more checkpoints; for more: ckptbpf attach {root}"
     );
-    let running = greedy.running();
-    sandbox.wait_for("word of it", SOON, || running.stderr().contains(&said));
+    // Those that take its place are killed for it, too.
+    sandbox.wait_for("the last word of it", SOON * 2, || {
+        let is_said = running.stderr().contains(&said);
+        if !is_said && supervised(&sandbox, greedy.dir()).is_some() {
+            greedy.try_checkpoint();
+        }
+        is_said
+    });
     assert!(!running.has_ended(), "the program goes on");
     spared.checkpoint();
     spared.checkpoint_and_end();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::{Cmd, Mode, Sandbox, assert_same, ckptbpf, matrix};
+use ckpt_tests::scenario::{Covered, Daemon, Tool};
+use ckpt_tests::{Cmd, Mode, Sandbox, assert_same, matrix};
 
 /// A little shell: reads keys one by one in a child that leads the foreground group, and says of each whether that child
 /// has the terminal, and the modes it finds. In the background it would be stopped; `q` is the end.
@@ -107,14 +108,13 @@ else:
 sys.stdout.buffer.write(shown)
 "#;
 
-#[test]
-fn foreground_group_and_modes_on_another_terminal() {
-    let sandbox = Sandbox::with_limit("terminal", Duration::from_secs(100));
-    sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
-    let program = Cmd::new("/usr/bin/python3").args(["-c", PROGRAM]);
+/// What the program prints, without ckptbpf and with it, is the same.
+fn has_its_terminal_again(sandbox: &Sandbox, tool: &Tool, program: &str) {
+    let program = Cmd::new("/usr/bin/python3").args(["-c", program]);
     let shown = |how: &str| {
-        let driver = Cmd::new("/usr/bin/python3").args(["-c", DRIVER]).arg(ckptbpf()).arg(how);
-        let ended = sandbox.run(driver.program(&program));
+        let driver = Cmd::new("/usr/bin/python3").args(["-c", DRIVER]).arg(&tool.binary).arg(how);
+        let driver = driver.program(&program);
+        let ended = sandbox.run(tool.user.as_ref().map_or_else(|| driver.clone(), |user| user.runs(&driver)));
         assert_eq!(ended.code(), 0, "{}{}", ended.stdout_text(), ended.stderr_text());
         ended.stdout
     };
@@ -124,4 +124,41 @@ fn foreground_group_and_modes_on_another_terminal() {
     // As the driver has done it.
     let restarts = [Mode::Eager, Mode::Lazy, Mode::Eager, Mode::Lazy, Mode::Lazy];
     (1..).zip(restarts).for_each(|(number, mode)| matrix::note(mode, number));
+}
+
+#[test]
+fn foreground_group_and_modes_on_another_terminal() {
+    let sandbox = Sandbox::with_limit("terminal", Duration::from_secs(100));
+    sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
+    has_its_terminal_again(&sandbox, &Tool::default(), PROGRAM);
+}
+
+/// The same by a daemon's worker, which has no terminal itself.
+#[test]
+fn foreground_group_and_modes_by_daemon() {
+    let sandbox = Sandbox::with_limit("terminal_daemon", Duration::from_secs(100));
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    // In a pid namespace of its own the program cannot name the group that ckptbpf was started in.
+    let program = PROGRAM
+        .replace("os.tcsetpgrp(0, os.getpgrp())\n", "")
+        .replace(", os.tcgetpgrp(0) == os.getpgrp(), end='.'", ", end='.'");
+    has_its_terminal_again(&sandbox, &tool, &program);
+    let log = daemon.end().stderr_text();
+    assert_eq!(log.matches(" for process ").count(), 6, "{log}");
+}
+
+/// The same where there can be no namespaces: beside all others the program sees the group that ckptbpf was started in.
+#[test]
+fn foreground_group_and_modes_beside_others() {
+    let sandbox = Sandbox::with_limit("terminal_beside", Duration::from_secs(100));
+    let covered = Covered::of(&sandbox);
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    has_its_terminal_again(&sandbox, &tool, PROGRAM);
+    let said = std::fs::read_to_string(tool.user.as_ref().unwrap().home().join("said")).unwrap();
+    assert_eq!(said.matches("the program runs beside all others").count(), 5, "{said}");
+    let log = daemon.end().stderr_text();
+    assert_eq!(log.matches(" for process ").count(), 6, "{log}");
+    covered.end();
 }

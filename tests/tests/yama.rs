@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Survival, Tool, held, let_go, survive, verb};
+use ckpt_tests::scenario::{Counting, Daemon, Survival, Tool, held, let_go, survive, the_worker, verb};
 use ckpt_tests::yama::Scope;
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, skip, victim_cmd};
 use nix::sys::signal::Signal;
@@ -65,6 +65,20 @@ fn the_worker_alone_is_let_and_outlives_the_daemon() {
     assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
     // What the one that was killed has left goes with its successor.
     Daemon::begin(&sandbox, &[]).end();
+}
+
+/// One in the place of a worker that was killed is another process, and let anew.
+#[test]
+fn another_worker_is_let_in_its_place() {
+    let Some(_scope) = set("another_worker_is_let_in_its_place", 1) else { return };
+    let sandbox = Sandbox::new("yama_again");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    for times in 1..=2 {
+        counting.has_another_worker(&sandbox, the_worker(&sandbox, &daemon), times);
+    }
+    counting.ends_as_expected(&sandbox);
+    daemon.end();
 }
 
 /// What has lost its parent comes from ckptbpf from then on, with a daemon and alone.

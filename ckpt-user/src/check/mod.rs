@@ -135,7 +135,7 @@ pub fn run() -> Report {
     let way = match way::Way::choose() {
         way::Way::Privileged => Way::Privileged,
         way::Way::Daemon(_) => Way::Daemon,
-        way::Way::Alone | way::Way::Worker(_) => Way::Alone,
+        way::Way::Alone | way::Way::Worker(_) | way::Way::Heir(..) => Way::Alone,
     };
     let mut features = privileges::probe();
     features.extend(process::probe(way));

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Status;
 use super::args::JobArgs;
-use crate::job::{self, options::AttachOptions};
+use crate::job::{self, options::AttachOptions, way::Way};
 
 /// Supervise a program that is already running
 #[derive(Debug, Clone, Args)]
@@ -21,9 +21,9 @@ pub struct Attach {
 }
 
 impl Attach {
-    pub(super) fn run(self) -> anyhow::Result<Status> {
+    pub(super) fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {
         let options = AttachOptions { job: self.job.options(), pid: self.pid };
         super::log_level(options.job.verbose);
-        Ok(job::attach(&options)?.into())
+        Ok(job::attach(&options, &way())?.into())
     }
 }

@@ -12,6 +12,7 @@ use crate::job::options::CheckpointOptions;
 use crate::job::registry::Target;
 use crate::job::request::{Taker, ask, jobs, taker};
 use crate::job::terminal::{checkpoint_line, say};
+use crate::job::way::{Way, by_daemon};
 use crate::job::{self};
 
 /// Take a checkpoint now; returns when it is durable
@@ -36,7 +37,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(super) fn run(self) -> anyhow::Result<Status> {
+    pub(super) fn run(self, way: impl Fn() -> Way) -> anyhow::Result<Status> {
         super::log_level(0);
         let target = Target::parse(&self.target);
         let done = match taker(&jobs(&target), &target, self.dir, self.kill)? {
@@ -45,12 +46,15 @@ impl Checkpoint {
                 ask(&live, self.kill)?
             }
             Taker::Once(options) => {
-                let pid = options.pid;
+                let (pid, way) = (options.pid, way());
+                if let Some(ended) = by_daemon(&way, None, &mut || ()) {
+                    return Ok(ended?.into());
+                }
                 say(&format!(
                     "nobody supervises {pid}: one full checkpoint (to take more of them: ckptbpf attach {pid})"
                 ));
-                match beside::beside(pid)? {
-                    Beside::As(pid) => job::checkpoint_once(&CheckpointOptions { pid, ..options })?,
+                match beside::place(pid, &way)? {
+                    Beside::As(pid) => job::checkpoint_once(&CheckpointOptions { pid, ..options }, &way)?,
                     Beside::Ended(ended) => return Ok(ended.into()),
                 }
             }

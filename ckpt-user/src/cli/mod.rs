@@ -29,12 +29,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::daemon::link::Link;
 use crate::image::{Kind, Summary};
 use crate::job::directory;
 use crate::job::ended::{CannotRun, Ended, FAILED};
@@ -116,14 +114,18 @@ pub fn main() -> ExitCode {
     ExitCode::from(status.unwrap_or_else(|_| compat::called_as().map_or(FAILED, |_| compat::failed())))
 }
 
-/// The same as a worker, with the command line of the front at the other end of `link`.
-pub fn for_front(words: Vec<OsString>, link: &Arc<Link>) -> u8 {
+/// The same as a worker, with the command line of its front; `way` leads to that.
+pub fn for_front(words: Vec<OsString>, way: &Way) -> u8 {
     match Cli::try_parse_from(words) {
         Ok(Cli { verb: verb @ (Verb::Launch(_) | Verb::Restart(_) | Verb::Run(_)) }) => {
-            run(verb, || Way::Worker(link.clone()))
+            run(verb, || way.clone())
+        }
+        // One in the place of another has nothing else to do than that.
+        Ok(Cli { verb: verb @ (Verb::Attach(_) | Verb::Checkpoint(_)) }) if matches!(way, Way::Worker(_)) => {
+            run(verb, || way.clone())
         }
         Ok(_) => {
-            say("a worker launches and restarts programs, and does nothing else");
+            say("a worker launches, restarts and supervises programs, and does nothing else");
             FAILED
         }
         Err(error) => usage(&error),
@@ -136,8 +138,8 @@ fn run(verb: Verb, way: impl Fn() -> Way) -> u8 {
         Verb::Launch(verb) => verb.run(&way()),
         Verb::Restart(verb) => verb.run(way),
         Verb::Run(verb) => verb.run(way),
-        Verb::Attach(verb) => verb.run(),
-        Verb::Checkpoint(verb) => verb.run(),
+        Verb::Attach(verb) => verb.run(way),
+        Verb::Checkpoint(verb) => verb.run(way),
         Verb::Status(verb) => verb.run(),
         Verb::List(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),

@@ -32,6 +32,11 @@ pub fn note_front(front: &Arc<Link>) {
     FRONT.get_or_init(|| front.clone());
 }
 
+/// Whether there is somebody to ask for leave.
+pub fn may_be_asked() -> bool {
+    FRONT.get().is_some()
+}
+
 /// Asks for leave to trace `process`, where Yama is what is in the way and there is somebody to ask.
 ///
 /// # Errors

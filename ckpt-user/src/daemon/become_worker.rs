@@ -10,6 +10,7 @@ use super::proc_fd::ProcFd;
 use super::wire::Refusal;
 use crate::job::terminal;
 use crate::sys::{caps, keyring, own};
+use crate::task::limits as resource_limits;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::unistd::{Gid, Pid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
@@ -52,6 +53,10 @@ pub fn become_worker(who: &Who, process: BorrowedFd<'_>) -> Result<(), Refusal> 
             return Err(Refusal::Namespace);
         }
     }
+    // It writes nothing that its user could not. Its other limits are the core's, as what it takes is no part of the job.
+    let limits = theirs.text("limits").map_err(|_| Refusal::Process)?;
+    resource_limits::take_file_size(&limits)
+        .map_err(|error| failed("take its limit of file sizes", error))?;
     take_ids(who).map_err(|error| failed("take its ids", error))?;
     // The core's may hold keys of root's (keyrings(7)).
     match keyring::join_new_session() {

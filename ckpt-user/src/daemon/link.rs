@@ -15,18 +15,33 @@
 //!   ◀── Split ────── the program needs a namespace of its own
 //!   ─── Kept ──────▶ init of one, and a link to that: from here on the worker works in there
 //!   ◀── Program ──── its pidfd, before it runs                             (then Running)
-//!   ◀── Stopped ──── it has been stopped
 //!
 //! and where no such namespace can be had (Made, with why):
 //!   ◀── Here ─────── its processes are to be the front's own children
 //!   ─── Started ───▶ what other children there are
-//!   ◀── Fork ─────── each of those that are the front's; answered by Made   (then Program, and as after a launch)
+//!   ◀── Fork ─────── each of those that are the front's; answered by Made
+//!   ◀── Terminal, Foreground ──  the session's; each is answered by Made    (then Program, and as after a launch)
 //!
+//! init ─── Made ────────▶ front     it is there, or why not
+//!      ─── Stopped ─────▶           the program has been stopped
 //! init ◀── Clocks, Fork ── worker   of the program's processes, which are init's; each is answered by Made
+//!      ◀── Terminal, Foreground ──  which is its session's; each is answered by Made
 //!      ◀── Root ──────────          that one is the first
-//!      ─── Stopped, Ended, Over ──▶
+//!      ─── Ended, Over ──▶
 //!
-//! worker ── Admit ──▶ front   a process that Yama does not let the worker trace; Admitted comes by a socket of its own (super::admission)
+//! a process that Yama does not let the worker trace:
+//!   ◀── Admit ────── Admitted comes by a socket of its own (super::admission)
+//!
+//! should the worker be killed:
+//!   ◀── Heir ─────── said in good time: what the one in its place has to know
+//!   ─── Go ────────▶ to that one, with the Heir; then Started, or Kept with the program's pidfd
+//!   ◀── Running ──── as ever
+//! init ◀── Kept ── front            its link to that one
+//!
+//! attach, checkpoint PID, after Go:
+//!   ◀── Show ─────── may you trace this process?
+//!   ─── Kept ──────▶ its memory, which the kernel has opened for the front  (or Made: why not)
+//!   ◀── Running ──── it is supervised; a front without a program tells signals alone
 //! ```
 
 use super::wire;
@@ -34,6 +49,7 @@ use crate::sys::packet::{self, Packet};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 use prost::Message;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -46,10 +62,13 @@ pub struct Secret {
     pub address: u64,
 }
 
+/// The bit of the session's terminal in [`Go::streams`].
+pub const TERMINAL: u32 = 1 << 3;
+
 /// The command line is in a descriptor of its own ([`super::asked`]); the directory and the standard streams come with it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Go {
-    /// Standard streams that are open, as bits; so many descriptors come after the two.
+    /// Standard streams that are open, as bits, and [`TERMINAL`]; so many descriptors come after the two.
     #[prost(uint32, tag = "1")]
     pub streams: u32,
     /// Where the daemon listens.
@@ -60,6 +79,23 @@ pub struct Go {
     pub keyring: i32,
     #[prost(bytes = "vec", tag = "4")]
     pub keyring_name: Vec<u8>,
+    /// The program runs: it was the job of a worker that was killed.
+    #[prost(message, optional, tag = "5")]
+    pub heir: Option<Heir>,
+}
+
+/// What a worker knows, and the one in its place does not.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Heir {
+    /// The job's directory, from the root.
+    #[prost(bytes = "vec", tag = "1")]
+    pub dir: Vec<u8>,
+    /// [`crate::machine::Baseline::name`]; empty: none.
+    #[prost(string, tag = "2")]
+    pub cpu_baseline: String,
+    /// CPU time that the program's processes had had at the restart, in nanoseconds.
+    #[prost(uint64, tag = "3")]
+    pub cpu_time_before: u64,
 }
 
 /// The job's directory is there, and the program may run.
@@ -175,8 +211,19 @@ pub enum Word {
     Admit(i32),
     #[prost(message, tag = "20")]
     Admitted(Admitted),
+    #[prost(message, tag = "21")]
+    Heir(Heir),
+    /// Open the session's terminal with these flags (open(2)): it comes with the answer.
+    #[prost(int32, tag = "22")]
+    Terminal(i32),
+    /// That process group is to have it.
+    #[prost(int32, tag = "23")]
+    Foreground(i32),
     #[prost(bool, tag = "24")]
     Here(bool),
+    /// Show that you may trace the process with this id ([`crate::front::beside`]).
+    #[prost(int32, tag = "25")]
+    Show(i32),
 }
 
 impl Word {
@@ -194,7 +241,10 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 24")]
+    #[prost(
+        oneof = "Word",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+    )]
     word: Option<Word>,
 }
 
@@ -232,6 +282,17 @@ impl Link {
     /// EPIPE when nobody is at the other end.
     pub fn say(&self, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<()> {
         packet::send(self.socket.as_fd(), &word.to_bytes(), with, MsgFlags::empty())
+    }
+
+    /// Says `word` with what was opened, or [`Word::Made`] with why it was not.
+    ///
+    /// # Errors
+    /// As [`Self::say`].
+    pub fn say_opened(&self, word: &Word, opened: io::Result<File>) -> io::Result<()> {
+        match opened {
+            Ok(opened) => self.say(word, &[opened.as_fd()]),
+            Err(error) => self.say(&Word::made(Err(error)), &[]),
+        }
     }
 
     /// In the place of the core, while there is no job yet.
@@ -363,7 +424,11 @@ mod tests {
             Word::Made(-libc::EEXIST),
             Word::Admit(17),
             Word::Admitted(Admitted { refused: "it does not stop".to_owned(), not_yet: true }),
+            Word::Heir(Heir { dir: vec![b'/', 0xff], cpu_baseline: "v2".into(), cpu_time_before: 7 }),
+            Word::Terminal(libc::O_RDWR),
+            Word::Foreground(4711),
             Word::Here(true),
+            Word::Show(42),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

@@ -89,7 +89,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     log_lines::init(options.verbose);
     leave::leave(options.share != Share::default());
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
-    resource_limits::raise_own();
+    // Workers have these limits of it, and once rights are laid down they stay as they are.
+    if let Err(error) = resource_limits::raise_to_most() {
+        log::info!("workers have no more open files, and no larger ones, than the daemon may have: {error}");
+    }
     // Before rights are laid down: it takes addresses of the kernel's functions.
     let teller = Teller::load()
         .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))

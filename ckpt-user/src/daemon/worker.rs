@@ -4,7 +4,7 @@
 use super::asked::Asked;
 use super::become_worker;
 use super::lender;
-use super::link::{Go, Heard, Link, Secret, Word};
+use super::link::{Go, Heard, Heir, Link, Secret, TERMINAL, Word};
 use super::spawn::Assignment;
 use super::told;
 use super::wire::Refusal;
@@ -12,7 +12,9 @@ use crate::cli;
 use crate::freeze::tree;
 use crate::job::ended::FAILED;
 use crate::job::process::ProcessId;
+use crate::job::way::Way;
 use crate::job::{namespace, registry};
+use crate::object::terminal;
 use crate::sys::challenge::Challenge;
 use crate::sys::{environment, pidfd};
 use crate::task::keyring;
@@ -51,9 +53,13 @@ pub fn main() -> anyhow::Result<u8> {
     if let Some(programs) = programs {
         told::note_core(programs);
     }
-    let asked = go(&link)?;
+    let (asked, heir) = go(&link)?;
     environment::set(asked.variables);
-    let status = cli::for_front(asked.words, &link);
+    let way = match heir {
+        Some(heir) => Way::Heir(link.clone(), heir),
+        None => Way::Worker(link.clone()),
+    };
+    let status = cli::for_front(asked.words, &way);
     if namespace::is_worker_inside() {
         // The one outside says it: this one is gone before it could.
         std::process::exit(status.into());
@@ -75,11 +81,11 @@ fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
 }
 
 /// Takes what the front sends: from here on this process is where the front is, and speaks for it.
-fn go(link: &Link) -> anyhow::Result<Asked> {
+fn go(link: &Link) -> anyhow::Result<(Asked, Option<Heir>)> {
     let Some(Heard { word: Word::Go(go), descriptors }) = link.hear()? else {
         bail!("its front went away");
     };
-    let Go { streams, place, keyring, keyring_name } = go;
+    let Go { streams, place, keyring, keyring_name, heir } = go;
     lender::note_place(OsString::from_vec(place).into());
     keyring::note_session(keyring, keyring_name);
     let mut descriptors = descriptors.into_iter();
@@ -92,5 +98,8 @@ fn go(link: &Link) -> anyhow::Result<Asked> {
         let sent = if streams & 1 << stream == 0 { None } else { Some(next()?) };
         pidfd::duplicate_to_standard(sent.as_ref().unwrap_or(&nothing), stream)?;
     }
-    Ok(asked)
+    if streams & TERMINAL != 0 {
+        terminal::note(next()?);
+    }
+    Ok((asked, heir))
 }

@@ -18,9 +18,14 @@ pub fn note_front(front: Pid) {
     FRONT.get_or_init(|| front);
 }
 
+/// The process that a person has started, where that is not this one; its id outside of namespaces of the program's own.
+pub fn noted_front() -> Option<Pid> {
+    FRONT.get().copied()
+}
+
 /// The process that a person has started.
 pub fn front() -> Pid {
-    FRONT.get().copied().unwrap_or_else(Pid::this)
+    noted_front().unwrap_or_else(Pid::this)
 }
 
 /// The process that started the program, and gets its orphans.

@@ -73,6 +73,14 @@ impl Door {
         }
     }
 
+    /// Asks once more whoever listens there.
+    ///
+    /// # Errors
+    /// As [`Self::found`].
+    pub fn found_again(&self) -> Result<Self, NoDoor> {
+        Ok(Self { words: self.words.clone(), ..Self::found(&self.path)? })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,7 +1,7 @@
 //! What clients of the daemon send, what front and worker say to each other, and what a core tells its workers.
 
 use crate::daemon::asked::Asked;
-use crate::daemon::link::{Admitted, Go, Run, Secret, Started, Word, understood};
+use crate::daemon::link::{Admitted, Go, Heir, Run, Secret, Started, Word, understood};
 use crate::daemon::wire::{self, Hello, Message, NextId, QUERY, Refusal, WORKER};
 use crate::task::iterators::lessons::Lessons;
 use crate::task::iterators::rows::{Rows, Waiting};
@@ -37,6 +37,7 @@ pub mod front_message {
             Word::Challenge(Secret { pid: 17, address: 1 << 46 }),
             Word::Answer(vec![7; 16]),
             Word::Go(Go { streams: 7, place: b"/run/d".to_vec(), ..Go::default() }),
+            Word::Go(Go { heir: Some(Heir { dir: b"/d".to_vec(), ..Heir::default() }), ..Go::default() }),
             Word::Run(Run { kept: 1 << 9 }),
             Word::Started(Started { keeper: 41, strangers: vec![1, 2, 3], root: 42 }),
             Word::Ended(256),

@@ -20,7 +20,11 @@ use super::runtime_dir::RuntimeDir;
 use super::signals::Signals;
 use super::start::{self, Start};
 use super::tracer;
+use super::way::{Way, by_daemon};
+use crate::daemon::admission;
+use crate::daemon::link::{Link, Word};
 use crate::freeze::{tree, yama};
+use crate::front;
 use crate::refusal::named;
 use crate::sys::bpf;
 use crate::sys::pidfd;
@@ -40,22 +44,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A program that runs, and the directory claimed for it.
-struct Found {
-    root: Pid,
-    identity: Identity,
-    claimed: Claimed,
-    path: PathBuf,
+pub(super) struct Found {
+    pub root: Pid,
+    pub identity: Identity,
+    pub claimed: Claimed,
+    pub path: PathBuf,
 }
 
 /// Supervises a program that runs.
-pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
-    let pid = match beside::beside(options.pid)? {
+pub fn attach(options: &AttachOptions, way: &Way) -> anyhow::Result<Ended> {
+    if let Some(ended) = by_daemon(way, None, &mut || ()) {
+        return ended;
+    }
+    let pid = match beside::place(options.pid, way)? {
         Beside::As(pid) => pid,
         Beside::Ended(ended) => return Ok(ended),
     };
     tree::note_strangers();
     let found = find(pid, &options.job)?;
-    let signals = Signals::listen().context("cannot listen for signals")?;
+    let front = front_of(way);
+    let keeper =
+        front.map_or_else(|| Signals::listen().map(Parent::Us), |link| Parent::elsewhere(link, None));
+    let keeper = keeper.context("cannot listen for signals")?;
     let pidfd = pidfd::open(found.root).context("the program is gone")?;
     let tracked = Tracked { standards_of: Some(found.root), ..Tracked::default() };
     start::supervise(Start {
@@ -64,20 +74,35 @@ pub fn attach(options: &AttachOptions) -> anyhow::Result<Ended> {
         lease: found.claimed.lease,
         path: found.path,
         root: found.root,
-        keeper: Parent::Us(signals),
+        keeper,
         // What it held before is another run's, or was taken by a supervisor that is gone: begin anew.
         parent: None,
         tracked,
         attached: Some(pidfd),
         ended: None,
-        running: &mut || (),
+        running: &mut || drop(front.map(|link| link.say(&Word::Running(true), &[]))),
     })
 }
 
+/// As a worker: the way to its front.
+fn front_of(way: &Way) -> Option<&Arc<Link>> {
+    match way {
+        Way::Worker(link) => Some(link),
+        _ => None,
+    }
+}
+
+/// As a worker: ends with whoever has asked for it.
+fn end_with(front: &Link) {
+    while matches!(front.hear(), Ok(Some(_))) {}
+    front::lost()
+}
+
 /// Takes one full checkpoint of a program that nobody supervises. Its id is as this process sees it
-/// ([`beside::beside`]).
-pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<CheckpointDone> {
+/// ([`beside::place`]).
+pub fn checkpoint_once(options: &CheckpointOptions, way: &Way) -> anyhow::Result<CheckpointDone> {
     let job = JobOptions { dir: options.dir.clone(), ..JobOptions::default() };
+    let front = front_of(way);
     let found = find(options.pid, &job)?;
     limits::raise_own();
     let lease = found.claimed.lease;
@@ -98,13 +123,16 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
         program: record.argv.first().cloned().unwrap_or_default(),
         parent: None,
         tracked: Arc::new(Mutex::new(tracked)),
-        kernel: Kernel::default(),
+        kernel: front.map_or_else(Kernel::default, |_| Kernel::of_core()),
         reconcile: Reconcile::default(),
         bpf: bpf::Options::default(),
         seen: HashSet::new(),
         is_doubtful: true,
     };
     let _as = start::as_the_user(found.root, &lease)?;
+    if let Some(link) = front.cloned() {
+        std::thread::spawn(move || end_with(&link));
+    }
     let (tracer, tasks) = tracer::channel()?;
     let after = if options.kill { After::Kill } else { After::Continue };
     let worker = std::thread::spawn(move || checkpointer.run(&tracer, after));
@@ -123,7 +151,7 @@ pub fn checkpoint_once(options: &CheckpointOptions) -> anyhow::Result<Checkpoint
 }
 
 /// The program, whose it is, and its directory.
-fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
+pub(super) fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
     let root = Pid::from_raw(pid);
     let dir = ProcDir::process(reached_by(root));
     let owner = std::fs::metadata(dir.path("status"));
@@ -135,7 +163,10 @@ fn find(pid: i32, job: &JobOptions) -> anyhow::Result<Found> {
             named(root)
         );
     }
-    yama::of(root).with_context(|| format!("cannot trace process {}", named(root)))?;
+    // A worker of the program's own front asks for leave when it is refused.
+    if !admission::may_be_asked() {
+        yama::of(root).with_context(|| format!("cannot trace process {}", named(root)))?;
+    }
     let mut argv: Vec<OsString> =
         dir.bytes("cmdline")?.split(|&b| b == 0).map(|w| OsString::from_vec(w.to_vec())).collect();
     argv.pop();

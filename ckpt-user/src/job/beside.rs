@@ -5,10 +5,14 @@
 //! that belong to another user namespace than the one judged.
 
 use super::ended::Ended;
-use super::namespace::{INIT, Side, split};
+use super::namespace::{self, INIT, Side, Worker, split};
 use super::process;
+use super::way::Way;
+use crate::freeze::tree;
+use crate::front;
 use crate::sys::clone;
 use crate::sys::ids::{self, FsIds};
+use crate::sys::pidfd;
 use crate::task::proc::{ProcDir, reached_by};
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns};
@@ -62,6 +66,42 @@ pub fn beside(pid: i32) -> anyhow::Result<Beside> {
     match side {
         Side::Inside => Ok(Beside::As(inside)),
         Side::Outside(stand_in) => Ok(Beside::Ended(stand_in.serve()?)),
+    }
+}
+
+/// The same, by whom it is done: a worker has its front show that it may.
+///
+/// # Errors
+/// As [`beside`]; the process is none that the front may trace.
+pub fn place(pid: i32, way: &Way) -> anyhow::Result<Beside> {
+    let Way::Worker(link) = way else { return beside(pid) };
+    front::beside::is_shown(pid, link)?;
+    if tree::is_above(Pid::from_raw(pid), tree::front()) {
+        bail!(
+            "process {pid} has started this ckptbpf, which would have to stop itself: start it from elsewhere"
+        );
+    }
+    let process = pidfd::open(Pid::from_raw(pid)).context("the program is gone")?;
+    let namespaces = |of: i32| {
+        Namespaces::of(of).with_context(|| format!("cannot look at the namespaces of process {of}"))
+    };
+    let (theirs, ours) = (namespaces(pid)?, namespaces(std::process::id() as i32)?);
+    if is_in_one_of_ours(pid, &theirs, &ours).is_none() {
+        return Ok(Beside::As(pid));
+    }
+    check_user(pid, &theirs)?;
+    if !theirs.belong_together() {
+        bail!("process {pid} is in namespaces of somebody else's, which are not entered");
+    }
+    // From here on it may go elsewhere: a worker is worth no more than its user, whose namespaces these are.
+    let known = process.try_clone()?;
+    match namespace::enter_by(process, None, None)? {
+        Worker::Outside(Ended::Signaled(_)) => front::lost(),
+        Worker::Outside(ended) => Ok(Beside::Ended(ended)),
+        Worker::Inside(_) => {
+            let inside = pidfd::names(known.as_fd())?.context("the program is gone")?;
+            Ok(Beside::As(inside.as_raw()))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::directory::{JobDir, resolve_here};
 use super::ended::{CannotRun, Ended, FAILED, NOT_FOUND, sudo_hint};
+use super::heir;
 use super::identity::{Identity, under_sudo};
 use super::in_freeze::Tracked;
 use super::lease::{Claim, Claimed, Lease, Purpose};
@@ -16,6 +17,7 @@ use super::way::{Way, by_daemon};
 use crate::daemon::admission;
 use crate::daemon::link::{Heard, Link, Run, Started, Word};
 use crate::freeze::{tree, yama};
+use crate::front;
 use crate::sys::clone;
 use crate::sys::spawn::{self, Detached, RunAs};
 use anyhow::{Context, bail};
@@ -29,6 +31,7 @@ pub fn launch(options: &LaunchOptions, way: &Way) -> anyhow::Result<Ended> {
     match way {
         // Its front has gone to the background.
         Way::Worker(link) => return for_front(options, link),
+        Way::Heir(link, heir) => return heir::supervise(&options.job, link, heir),
         _ if !options.detach => return begin(options, way, &mut || ()),
         _ => {}
     }
@@ -70,6 +73,7 @@ fn for_front(options: &LaunchOptions, link: &Arc<Link>) -> anyhow::Result<Ended>
         Some(Heard { word: Word::Over(_), .. }) => return Ok(Ended::Exited(FAILED)),
         _ => bail!("the front is gone"),
     };
+    front::beside::is_child(root)?;
     let root = Pid::from_raw(root);
     let strangers: Vec<Pid> = strangers.into_iter().map(Pid::from_raw).collect();
     tree::note_keeper(Pid::from_raw(keeper), &strangers);

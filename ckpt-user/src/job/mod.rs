@@ -23,6 +23,7 @@ pub mod directory;
 pub mod ended;
 pub mod events;
 pub mod files;
+pub mod heir;
 mod here;
 pub mod identity;
 pub mod in_freeze;

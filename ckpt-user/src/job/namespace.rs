@@ -145,29 +145,28 @@ pub(super) fn no_user_namespace(why: &Why) -> String {
     )
 }
 
-/// The two sides of [`make_by`].
+/// The two sides of [`enter_by`].
 pub enum Worker {
-    /// In the namespace, with a link to its init: it does the work.
-    Inside(Arc<Link>),
+    /// In the namespace, with a link to its init where that is the front's: it does the work.
+    Inside(Option<Arc<Link>>),
     /// Outside: how the one inside has ended.
     Outside(Ended),
-    /// There is none to be had, for what the kernel says. Nothing has been done.
-    Nowhere(io::Error),
 }
 
 /// Held to the very end of the worker inside: init ends with it, and whoever is in the namespace with init.
-static KEEPER: OnceLock<Arc<Link>> = OnceLock::new();
+static KEEPER: OnceLock<Option<Arc<Link>>> = OnceLock::new();
 
 /// Whether this process is a worker in a program's namespace: with another one outside, which waits for it.
 pub fn is_worker_inside() -> bool {
     KEEPER.get().is_some()
 }
 
-/// As a worker: has the front make the namespace, and goes on in it. Only while this process has one thread.
+/// As a worker: has the front make the namespace, and goes on in it; or what the kernel says where there is none to be had, and nothing
+/// has been done. Only while this process has one thread.
 ///
 /// # Errors
 /// The image is not to be restarted by this user, or the front is gone.
-pub fn make_by(front: &Link, image: &Image) -> anyhow::Result<Worker> {
+pub fn make_by(front: &Link, image: &Image) -> anyhow::Result<io::Result<Worker>> {
     let ids = taken::ids(image);
     refuse_init(&ids)?;
     permitted(image, &FsIds::current())?;
@@ -183,10 +182,23 @@ pub fn make_by(front: &Link, image: &Image) -> anyhow::Result<Worker> {
             (init, Arc::new(Link::new(keeper)))
         }
         Some((Word::Made(number), _)) => {
-            return Ok(Worker::Nowhere(io::Error::from_raw_os_error(-number)));
+            return Ok(Err(io::Error::from_raw_os_error(number.saturating_neg())));
         }
         _ => bail!("the front is gone"),
     };
+    enter_by(init, Some(keeper), Some(supervisor)).map(Ok)
+}
+
+/// As a worker: goes on in the program's namespaces, which are those of a process; `keeper` is a link to init, `supervisor` the
+/// process id to have in there. Only while this process has one thread.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn enter_by(
+    process: OwnedFd,
+    keeper: Option<Arc<Link>>,
+    supervisor: Option<Pid>,
+) -> anyhow::Result<Worker> {
     ids::note_groups();
     // What this process may not see of itself from in there.
     backend::note();
@@ -194,10 +206,10 @@ pub fn make_by(front: &Link, image: &Image) -> anyhow::Result<Worker> {
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let outer = pidfd::open(Pid::this())?;
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    setns(init, flags).context("the program's namespaces cannot be entered")?;
+    setns(process, flags).context("the program's namespaces cannot be entered")?;
     // It may have been removed: what is asked for is found by descriptor then, or not at all.
     let _ = std::env::set_current_dir(here);
-    match clone::fork(0, Some(supervisor)).context("the program's namespaces cannot be entered")? {
+    match clone::fork(0, supervisor).context("the program's namespaces cannot be entered")? {
         None => {
             // Nobody would have its last word without the one outside.
             clone::end_with_outside(&outer)?;
@@ -397,7 +409,7 @@ pub(super) fn split(flags: u64, start: impl FnOnce() -> io::Result<Option<Pid>>)
 fn pass_on(supervisor: Pid, to: &OwnedFd) -> ! {
     // Failing to, it would only keep files and mounts busy.
     let _ = std::env::set_current_dir("/");
-    let _ = spawn::close_all_but(to.as_fd());
+    let _ = spawn::close_all_but(&[to.as_fd()]);
     loop {
         match wait::any_child() {
             Ok((pid, status)) if pid == supervisor => News::Status(status).tell(to.as_fd()),

@@ -2,7 +2,7 @@
 
 use super::ended::Ended;
 use super::signals::{Meaning, Signals};
-use crate::daemon::link::{Heard, Link, Run, Word};
+use crate::daemon::link::{Heard, Heir, Link, Run, Word};
 use crate::front;
 use crate::sys::pidfd;
 use nix::unistd::Pid;
@@ -66,8 +66,7 @@ impl Parent {
             Self::Front(Elsewhere { front, keeper, signals }) => {
                 while signals.take().is_some() {}
                 // What has become of the program first: signals go by that.
-                let of_keeper = |keeper: &Arc<Link>| next(keeper, Some(front));
-                keeper.as_ref().and_then(of_keeper).or_else(|| next(front, None))
+                keeper.as_deref().and_then(next).or_else(|| next(front))
             }
         }
     }
@@ -95,6 +94,14 @@ impl Parent {
         }
     }
 
+    /// Tells what the one in this worker's place would have to know: from here on the program needs nothing of this process.
+    pub fn may_be_replaced(&self, heir: Heir) {
+        if let Self::Front(Elsewhere { front, .. }) = self {
+            // One that is gone asks for nobody.
+            let _ = front.say(&Word::Heir(heir), &[]);
+        }
+    }
+
     /// Stops as the program has stopped ([`Signals::stop_with`]). A front does so by itself.
     pub fn stop_with(&mut self, program: Pid) {
         if let Self::Us(signals) = self {
@@ -107,8 +114,8 @@ impl Parent {
     }
 }
 
-/// The next word for a supervisor; that the program has stopped is for `front`.
-fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
+/// The next word for a supervisor.
+fn next(from: &Link) -> Option<News> {
     loop {
         match from.hear_what_waits() {
             Ok(None) => return None,
@@ -119,7 +126,6 @@ fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
                 Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
                 Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
                 Word::Over(_) => return Some(News::Over),
-                Word::Stopped(_) => drop(front.map(|front| front.say(&Word::Stopped(true), &[]))),
                 _ => {}
             },
             Err(_) => front::lost(),

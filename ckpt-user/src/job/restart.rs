@@ -5,6 +5,7 @@ use super::directory::{JobDir, generation_of};
 use super::ended::Ended;
 use super::events::{Event, EventLog};
 use super::files;
+use super::heir;
 use super::here::{self, Beside};
 use super::identity::{self, Caller, Claimed, Identity, fs_ids_of};
 use super::in_freeze::Tracked;
@@ -64,6 +65,7 @@ pub fn restart(options: &RestartOptions, way: &Way) -> anyhow::Result<Ended> {
             let mut running = || drop(link.say(&Word::Running(true), &[]));
             return run_again(options, Instant::now(), way, Place::Open, &mut running);
         }
+        Way::Heir(link, heir) => return heir::supervise(&options.job, link, heir),
         _ if !options.detach => return begin(options, way, &mut || ()),
         _ => {}
     }
@@ -154,12 +156,10 @@ fn run_again(
         let inside = |keeper| Place::Inside(Inside { why: &why, chosen, keeper });
         let place = match way {
             Way::Worker(front) => match namespace::make_by(front, &image)? {
-                Worker::Outside(Ended::Signaled(_)) => front::lost(),
-                Worker::Outside(ended) => return Ok(ended),
-                Worker::Inside(keeper) => inside(Some(keeper)),
-                Worker::Nowhere(refused) => {
-                    Place::Beside(Beside { why: &why, refused, chosen, is_read: !is_lazy })
-                }
+                Ok(Worker::Outside(Ended::Signaled(_))) => front::lost(),
+                Ok(Worker::Outside(ended)) => return Ok(ended),
+                Ok(Worker::Inside(keeper)) => inside(keeper),
+                Err(refused) => Place::Beside(Beside { why: &why, refused, chosen, is_read: !is_lazy }),
             },
             _ => match namespace::make(&image, &why)? {
                 Side::Outside(stand_in) => return stand_in.serve(),
@@ -214,8 +214,6 @@ fn run_again(
     let rebuilt =
         rebuild::rebuild(&image, &chain, mode, &owner, &plan.sound, &nursery, lender).map_err(advised)?;
     lender.iter().for_each(|lender| lender.done());
-    // Nor is there more to ask of a core that gives ids.
-    drop(nursery);
     let (root, parent, pager) = (rebuilt.root, newest.header().id, rebuilt.pager.map(Arc::new));
     // Should ckptbpf be killed once it runs, it is known.
     let made_now: Vec<Pid> = rebuilt.processes.iter().map(RebuiltProcess::pid).collect();
@@ -240,9 +238,11 @@ fn run_again(
         shared.iter().try_for_each(Restored::finish)?;
         rebuilt.watchers.begin()?;
     }
-    if let Err(error) = rebuild::foreground::give(&image) {
+    if let Err(error) = rebuild::foreground::give(&image, &nursery) {
         log::warn!("the program had the terminal, and cannot be given this one: {error}");
     }
+    // A core that gives ids need not keep a place for that.
+    drop(nursery);
     let changed = rebuild::objects::set_streams(&image)?;
     let ckpt_signal = target.lease.record().options.ckpt_signal;
     parent_of_it.is_to_have(root, kept_signals(ckpt_signal, options.job.term_ends))?;

@@ -19,6 +19,7 @@ use super::retention::KEEP;
 use super::runtime_dir::RuntimeDir;
 use super::supervisor::{self, Plan};
 use super::terminal;
+use crate::daemon::link::Heir;
 use crate::freeze::tree;
 use crate::image::GenerationId;
 use crate::sys::bpf;
@@ -32,6 +33,7 @@ use anyhow::Context;
 use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -107,6 +109,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     let events = || EventLog::open(lease.dir()).map_err(|e| log::warn!("{e}")).ok();
     let lazy = tracked.pager.clone().map(|pager| Lazy::new(pager, events()));
     let ended = Arc::new(ended.map_or_else(OnceLock::new, OnceLock::from));
+    let heir = keeper.is_front().then(|| heir(&lease, &tracked));
     let checkpointer = Checkpointer {
         root,
         ended: ended.clone(),
@@ -139,6 +142,7 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
         dir: path,
         attached,
         ended,
+        heir,
     };
     let _as = as_the_user(root, &lease)?;
     let ended = supervisor::supervise(plan, &mut keeper, checkpointer)?;
@@ -146,6 +150,15 @@ pub fn supervise(start: Start<'_>) -> anyhow::Result<Ended> {
     let over = if program.runs() { Ok(()) } else { lease.end_as(ended) };
     over.unwrap_or_else(|error| log::warn!("{error}"));
     Ok(ended)
+}
+
+/// What the one in this worker's place would have to know.
+fn heir(lease: &Lease, tracked: &Tracked) -> Heir {
+    Heir {
+        dir: lease.dir().absolute().into_os_string().into_vec(),
+        cpu_baseline: tracked.cpu_baseline.map(|level| level.name().to_owned()).unwrap_or_default(),
+        cpu_time_before: u64::try_from(tracked.cpu_time_before.as_nanos()).unwrap_or(u64::MAX),
+    }
 }
 
 /// Root without CAP_DAC_OVERRIDE may not read a user's process, and that user may: its file-system ids for this thread,

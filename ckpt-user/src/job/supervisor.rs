@@ -19,6 +19,7 @@ use super::parent::{self, Parent};
 use super::signals::Meaning;
 use super::terminal;
 use super::tracer::{Tasks, channel};
+use crate::daemon::link::Heir;
 use crate::freeze::{self, tree};
 use crate::sys::pidfd;
 use crate::sys::wait::{self, Change};
@@ -46,6 +47,8 @@ pub struct Plan {
     pub attached: Option<OwnedFd>,
     /// How the first process ended, once it has.
     pub ended: Arc<OnceLock<Ended>>,
+    /// What to tell as soon as another worker could do what this one does.
+    pub heir: Option<Heir>,
 }
 
 /// How long a program that is not our child may go on after its first process, before we look again.
@@ -128,6 +131,7 @@ pub fn supervise(plan: Plan, parent: &mut Parent, checkpointer: Checkpointer) ->
 impl Supervisor {
     fn run(&mut self, parent: &mut Parent) -> std::io::Result<Ended> {
         loop {
+            self.may_be_replaced(parent);
             self.sleep(parent)?;
             self.tasks.run_all();
             while let Some(news) = parent.take() {
@@ -296,6 +300,15 @@ impl Supervisor {
         }
     }
 
+    /// Not while pages are missing that this process alone has.
+    fn may_be_replaced(&mut self, parent: &Parent) {
+        if self.plan.lazy.as_ref().is_none_or(Lazy::is_over)
+            && let Some(heir) = self.plan.heir.take()
+        {
+            parent.may_be_replaced(heir);
+        }
+    }
+
     /// Once nobody waits for pages, or for what unmaps or forks to be noticed. Should it have gone on unseen, that ends the stop at once.
     fn stop_with_the_program(&mut self, parent: &mut Parent) {
         let is_over = self.plan.lazy.as_ref().is_none_or(Lazy::is_over);
@@ -402,7 +415,9 @@ impl Supervisor {
                 }
                 Ok(Some((pid, Change::Continued))) if pid == self.plan.root => self.stops_later = false,
                 Ok(Some(_)) => {}
-                Ok(None) | Err(_) if parent.is_front() => return self.is_over,
+                Ok(None) | Err(_) if self.plan.attached.is_none() && parent.is_front() => {
+                    return self.is_over;
+                }
                 Ok(None) => return self.plan.ended.get().is_some() && tree::only_strangers_left(),
                 Err(_) => return self.plan.attached.as_ref().is_none_or(|root| self.is_over(root)),
             }

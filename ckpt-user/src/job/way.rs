@@ -3,7 +3,7 @@
 use super::ended::Ended;
 use super::options::LaunchOptions;
 use super::terminal;
-use crate::daemon::link::Link;
+use crate::daemon::link::{Heir, Link};
 use crate::daemon::place;
 use crate::front;
 use crate::front::door::{Door, NoDoor};
@@ -24,6 +24,8 @@ pub enum Way {
     Alone,
     /// Here is the worker, and this leads to its front.
     Worker(Arc<Link>),
+    /// The same in the place of a worker that was killed: whatever was asked for runs.
+    Heir(Arc<Link>, Heir),
 }
 
 impl Way {

@@ -42,6 +42,7 @@ pub mod udp;
 pub use seen::Seen;
 
 use nix::unistd::{Whence, lseek};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -126,6 +127,8 @@ pub struct Rebuilding<'a> {
     pub is_roots: bool,
     /// By index of the image's shared objects.
     pub shared: &'a [OwnedFd],
+    /// [`terminal::opened`], by somebody of the program's session.
+    pub terminal: &'a dyn Fn(i32) -> io::Result<File>,
 }
 
 /// When a description can be made.
@@ -192,7 +195,7 @@ impl Description {
             Some(Object::Event(record)) => eventfd::rebuild(record, flags),
             Some(Object::Epoll(_)) => epoll::rebuild(),
             Some(Object::Timer(record)) => timerfd::rebuild(record, flags),
-            Some(Object::Terminal(record)) => terminal::rebuild(record, flags),
+            Some(Object::Terminal(record)) => terminal::rebuild(record, flags, context.terminal),
             Some(Object::Deleted(record)) => context.deleted.rebuild(record, flags, self.position),
             Some(Object::Inotify(record)) => inotify::rebuild(record, flags),
             Some(Object::Signal(record)) => signalfd::rebuild(*record, flags),

@@ -3,11 +3,13 @@
 use super::{Object, Seen};
 use crate::task::proc::ProcDir;
 use nix::sys::termios::{self, InputFlags, LocalFlags, OutputFlags, SetArg};
+use nix::unistd::{Pid, tcsetpgrp};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
 #[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
 pub struct TerminalRecord {
@@ -32,16 +34,46 @@ pub struct Modes {
 
 const TTY: &str = "/dev/tty";
 
-/// The terminal of this session.
+/// The terminal of a front, as its worker has it, which is in another session.
+static FRONTS: OnceLock<File> = OnceLock::new();
+
+/// Notes it; the first call counts.
+pub fn note(terminal: OwnedFd) {
+    FRONTS.get_or_init(|| terminal.into());
+}
+
+/// The terminal of whoever started ckptbpf.
 ///
 /// # Errors
 /// ENXIO when there is none.
 pub fn open() -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(TTY)
+    FRONTS.get().map_or_else(|| opened(libc::O_RDWR), File::try_clone)
+}
+
+/// The terminal of this session, as a description of its own with these flags (open(2)).
+///
+/// # Errors
+/// ENXIO when there is none.
+pub fn opened(flags: i32) -> io::Result<File> {
+    let access = flags & libc::O_ACCMODE;
+    OpenOptions::new()
+        .read(access != libc::O_WRONLY)
+        .write(access != libc::O_RDONLY)
+        .custom_flags(flags & (libc::O_NONBLOCK | libc::O_APPEND) | libc::O_NOCTTY)
+        .open(TTY)
+}
+
+/// Makes a process group of this session that of its terminal in the foreground. Only where SIGTTOU is blocked, which stops whoever
+/// does this from the background (tcsetpgrp(3)).
+///
+/// # Errors
+/// ENXIO when there is none; EPERM of a group that is none of the session's.
+pub fn give(group: Pid) -> io::Result<()> {
+    Ok(tcsetpgrp(opened(libc::O_RDWR)?, group)?)
 }
 
 impl Modes {
-    /// Those of this session's terminal.
+    /// Those of the terminal as it is.
     pub fn read() -> io::Result<Self> {
         let all = termios::tcgetattr(open()?)?;
         Ok(Self {
@@ -71,16 +103,14 @@ pub fn capture(seen: &Seen, metadata: &Metadata) -> Option<Object> {
         .then(|| Object::Terminal(TerminalRecord { name: seen.target.display().to_string() }))
 }
 
-pub fn rebuild(record: &TerminalRecord, flags: u32) -> io::Result<OwnedFd> {
-    let access = flags as i32 & libc::O_ACCMODE;
-    OpenOptions::new()
-        .read(access != libc::O_WRONLY)
-        .write(access != libc::O_RDONLY)
-        .custom_flags(flags as i32 & (libc::O_NONBLOCK | libc::O_APPEND) | libc::O_NOCTTY)
-        .open(TTY)
-        .map(Into::into)
-        .map_err(|e| {
-            let why = "the program has its terminal open, and there is none here: restart it from a terminal";
-            io::Error::new(e.kind(), format!("{}: {why} ({e})", record.name))
-        })
+/// `opened` as the function of that name, by somebody of the program's session.
+pub fn rebuild(
+    record: &TerminalRecord,
+    flags: u32,
+    opened: &dyn Fn(i32) -> io::Result<File>,
+) -> io::Result<OwnedFd> {
+    opened(flags.cast_signed()).map(Into::into).map_err(|e| {
+        let why = "the program has its terminal open, and there is none here: restart it from a terminal";
+        io::Error::new(e.kind(), format!("{}: {why} ({e})", record.name))
+    })
 }

@@ -6,13 +6,14 @@ use super::objects::Objects;
 use super::{RebuildError, Rebuilding};
 use crate::daemon::link::{Fork, Heard, Link, Offsets, Word};
 use crate::daemon::numbering::Numbering;
+use crate::object::terminal;
 use crate::record::Clocks;
 use crate::sys::clone;
 use crate::sys::remote::Remote;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Where skeletons come from.
@@ -33,6 +34,15 @@ pub struct Here {
 }
 
 impl Nursery {
+    /// The way to the parent of what is made, where that is another process.
+    fn parent(&self) -> Option<&Link> {
+        match self {
+            Self::Ourselves => None,
+            Self::Keeper(link) => Some(link),
+            Self::Here(here) => Some(&here.front),
+        }
+    }
+
     /// Whether it is of this process's control group, which pays for what the program is made of.
     pub fn is_ours(&self) -> bool {
         matches!(self, Self::Ourselves)
@@ -83,13 +93,9 @@ impl Nursery {
     /// # Errors
     /// EEXIST when the id is taken, or somebody else was quicker.
     pub fn fork_waiting(&self, pid: i32, objects: &Objects) -> io::Result<Pid> {
-        let link = match self {
-            Self::Ourselves => return clone::fork_waiting(Some(Pid::from_raw(pid)), None),
-            Self::Keeper(link) => link,
-            Self::Here(here) => &here.front,
-        };
+        let Some(parent) = self.parent() else { return clone::fork_waiting(Some(Pid::from_raw(pid)), None) };
         let fork = Word::Fork(Fork { pid, door: objects.door_number() });
-        let born = self.with_id(pid, |_| ask(link, &fork, &[objects.door.there()]))?;
+        let born = self.with_id(pid, |_| ask(parent, &fork, &[objects.door.there()]))?;
         Ok(Pid::from_raw(born))
     }
 
@@ -106,12 +112,37 @@ impl Nursery {
             }
         }
     }
+
+    /// [`terminal::opened`], in the program's session.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_terminal(&self, flags: i32) -> io::Result<File> {
+        let Some(parent) = self.parent() else { return terminal::opened(flags) };
+        let opened = answer(parent, &Word::Terminal(flags), &[])?.1.into_iter().next();
+        opened.map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// [`terminal::give`], in the program's session.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn give_terminal(&self, group: Pid) -> io::Result<()> {
+        match self.parent() {
+            None => terminal::give(group),
+            Some(parent) => ask(parent, &Word::Foreground(group.as_raw()), &[]).map(drop),
+        }
+    }
 }
 
 fn ask(link: &Link, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<i32> {
+    Ok(answer(link, word, with)?.0)
+}
+
+fn answer(link: &Link, word: &Word, with: &[BorrowedFd<'_>]) -> io::Result<(i32, Vec<OwnedFd>)> {
     link.say(word, with)?;
     match link.hear()? {
-        Some(Heard { word: Word::Made(made), .. }) if made >= 0 => Ok(made),
+        Some(Heard { word: Word::Made(made), descriptors }) if made >= 0 => Ok((made, descriptors)),
         Some(Heard { word: Word::Made(error), .. }) => Err(io::Error::from_raw_os_error(-error)),
         _ => Err(io::Error::other("the program's parent was killed")),
     }

@@ -82,12 +82,14 @@ pub fn make(
         }
         restored.push(object);
     }
+    let terminal = |flags: i32| nursery.open_terminal(flags);
     let mut context = object::Rebuilding {
         pipes: object::pipe::Pipes::default(),
         deleted,
         sockets: object::socket::Sockets::default(),
         is_roots: owner.uid == 0,
         shared: &shared,
+        terminal: &terminal,
     };
     let door = Door::open().rebuilding(root, "a way for descriptors")?;
     let mut descriptions = Vec::with_capacity(image.descriptions.len());

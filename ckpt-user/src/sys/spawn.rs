@@ -111,19 +111,24 @@ pub fn detach() -> io::Result<Detached> {
     }
 }
 
-/// Closes every descriptor of this process but `kept`, its standard streams too: for a process that only waits for
+/// Closes every descriptor of this process but those `kept`, its standard streams too: for a process that only waits for
 /// others, and keeps no pipe open that they have closed. Nothing that owns one of them may be used or dropped after it.
-pub fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let kept = kept.as_raw_fd() as u32;
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
     let close = |from: u32, to: u32| {
         // SAFETY: three integers. The caller goes on without the descriptors that are closed.
         let done = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
         super::check(done).map(drop)
     };
-    if kept > 0 {
-        close(0, kept - 1)?;
+    let mut from = 0;
+    for one in kept {
+        if one > from {
+            close(from, one - 1)?;
+        }
+        from = one + 1;
     }
-    close(kept + 1, u32::MAX)
+    close(from, u32::MAX)
 }
 
 /// Closes all that this process was started with but its standard streams: before it has opened anything itself, or where nothing

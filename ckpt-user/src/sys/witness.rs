@@ -145,7 +145,7 @@ fn testify(socket: &OwnedFd) -> ! {
     // Failing to, it would only keep files and mounts busy.
     let _ = nix::unistd::chdir("/");
     let _ = nix::sys::prctl::set_name(c"ckptbpf-witness");
-    let _ = super::spawn::close_all_but(socket.as_fd());
+    let _ = super::spawn::close_all_but(&[socket.as_fd()]);
     let mask = u64::MAX;
     // SAFETY: the kernel reads eight bytes of `mask`.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };

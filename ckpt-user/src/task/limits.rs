@@ -3,7 +3,7 @@
 
 use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::io;
 
 /// Soft and hard limit of one resource; u64::MAX is unlimited.
@@ -37,6 +37,7 @@ const NAMES: [&str; 16] = [
     "Max realtime timeout",
 ];
 
+const FILE_SIZE: u32 = 1;
 pub const OPEN_FILES: u32 = 7;
 pub const LOCKED_MEMORY: u32 = 8;
 pub const NICE: u32 = 13;
@@ -85,6 +86,33 @@ pub fn raise_own() {
             let _ = setrlimit(resource, hard, hard);
         }
     }
+}
+
+/// The same for a daemon, whose workers have its limits: as many open files as the machine allows (fs.nr_open), and files of any size.
+///
+/// # Errors
+/// EPERM without CAP_SYS_RESOURCE, where the hard limits are lower than that: they stay.
+pub fn raise_to_most() -> io::Result<()> {
+    let open_files = std::fs::read_to_string("/proc/sys/fs/nr_open")?;
+    let open_files = open_files.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let wanted = [(Resource::RLIMIT_NOFILE, open_files), (Resource::RLIMIT_FSIZE, RLIM_INFINITY)];
+    let raised = wanted.map(|(resource, most)| -> io::Result<()> {
+        let (_, hard) = getrlimit(resource)?;
+        if hard < most { Ok(setrlimit(resource, most, most)?) } else { Ok(()) }
+    });
+    raise_own();
+    raised.into_iter().collect()
+}
+
+/// Takes another process's hard limit of the size of files, from its /proc/PID/limits, as far as it is the lower one.
+///
+/// # Errors
+/// As [`parse`].
+pub fn take_file_size(limits: &str) -> io::Result<()> {
+    let (_, own) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    let theirs = parse(limits)?.into_iter().find(|limit| limit.resource == FILE_SIZE);
+    let hard = theirs.map_or(own, |theirs| theirs.hard.min(own));
+    Ok(setrlimit(Resource::RLIMIT_FSIZE, hard, hard)?)
 }
 
 /// Sets the limits of the calling skeleton; only those that differ from `current`. Some are raised as far as they may be, and

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Tool, verb};
-use crate::sandbox::{Finished, Running, Sandbox};
+use crate::sandbox::{Cmd, Finished, Running, Sandbox};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -17,7 +17,13 @@ pub struct Daemon<'b> {
 impl<'b> Daemon<'b> {
     /// Starts it, and returns once it answers.
     pub fn begin(sandbox: &'b Sandbox, options: &[&str]) -> Self {
-        let running = sandbox.spawn(verb("daemon", ["-vv"]).args(options));
+        Self::begin_after(sandbox, ":", options)
+    }
+
+    /// The same by a shell that has done `first`.
+    pub fn begin_after(sandbox: &'b Sandbox, first: &str, options: &[&str]) -> Self {
+        let shell = Cmd::sh(&format!("{first}; exec \"$@\"")).arg("bash");
+        let running = sandbox.spawn(shell.program(&verb("daemon", ["-vv"]).args(options)));
         let daemon = Self { sandbox, running };
         sandbox.wait_for("the daemon to answer", SOON, || {
             assert!(!daemon.running.has_ended(), "it has ended: {}", daemon.log());

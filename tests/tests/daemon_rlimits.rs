@@ -1,0 +1,69 @@
+//! Limits of a worker (setrlimit(2)): those of its daemon, but for the size of files, which is its user's.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use ckpt_tests::scenario::{Counting, Daemon, Tool, the_worker};
+use ckpt_tests::skip::skip_part;
+use ckpt_tests::{Cmd, Job, Sandbox};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Soft and hard limit of a process, as /proc/PID/limits shows them.
+fn limit_of(sandbox: &Sandbox, pid: i32, name: &str) -> Vec<String> {
+    let limits = std::fs::read_to_string(sandbox.see(format!("/proc/{pid}/limits").as_ref())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_ascii_whitespace().take(2).map(str::to_owned).collect()
+}
+
+/// A worker has a copy of each description of all processes of the program, which may be more than one process can have.
+#[test]
+fn workers_have_as_many_open_files_as_the_machine_allows() {
+    const NAME: &str = "workers_have_as_many_open_files_as_the_machine_allows";
+    let sandbox = Sandbox::new("daemon_open_files");
+    let daemon = Daemon::begin_after(&sandbox, "ulimit -n 300; ulimit -f 100000", &[]);
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    let worker = the_worker(&sandbox, &daemon);
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().to_owned();
+    let (open_files, sizes) = match daemon.log().contains("workers have no more open files") {
+        true => {
+            skip_part(&format!("{NAME} (raised)"), "no CAP_SYS_RESOURCE");
+            ("300".to_owned(), "102400000".to_owned())
+        }
+        false => (most, "unlimited".to_owned()),
+    };
+    assert_eq!(limit_of(&sandbox, worker, "Max open files"), [open_files.clone(), open_files]);
+    assert_eq!(limit_of(&sandbox, worker, "Max file size"), [sizes.clone(), sizes]);
+    counting.ends_as_expected(&sandbox);
+    daemon.end();
+}
+
+/// A limit of its user's that no worker is to get around.
+#[test]
+fn a_worker_makes_no_file_larger_than_its_user_may() {
+    let sandbox = Sandbox::new("daemon_file_sizes");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let binary = sandbox.dir().join("with-tiny-files");
+    let line = format!("#!/bin/bash\nulimit -f 4\nexec {} \"$@\"\n", tool.binary.display());
+    std::fs::write(&binary, line).unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Cmd::sh("exec 8<> <(:); echo ready; while :; do read -t 0.1 -u 8; done");
+    let images = user.home().join("images");
+    let mut job = Job::launch_by(&sandbox, Tool { binary, ..tool }, images, &[], &program);
+    job.running().wait_for_output("ready\n", SOON);
+    job.program();
+    let worker = the_worker(&sandbox, &daemon);
+    assert_eq!(limit_of(&sandbox, worker, "Max file size"), ["4096", "4096"]);
+    for _ in 0..3 {
+        let said = job.try_checkpoint().expect_code(125).stderr_text();
+        assert!(said.contains("file-size limit") || said.contains("File too large"), "{said}");
+    }
+    assert!(!job.running().has_ended(), "{}", job.running().stderr());
+    assert_eq!(the_worker(&sandbox, &daemon), worker);
+    job.kill_all();
+    daemon.end();
+}
