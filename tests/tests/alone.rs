@@ -40,18 +40,26 @@ fn sixteen_threads_alone() {
 
 /// What takes rights that nobody lends a user is refused by name, and costs nothing.
 #[test]
-fn shared_memory_of_no_file_alone() {
-    let sandbox = Sandbox::new("alone_shared");
+fn memory_of_system_v_alone() {
+    let sandbox = Sandbox::new("alone_system_v");
     let tool = Tool::of_user(&sandbox);
     let user = tool.user.clone().unwrap();
-    let program = user.reaches(&victim_cmd("forktree").args(["40", "50000"]));
+    let line = "import ctypes, signal\n\
+        libc = ctypes.CDLL(None)\n\
+        libc.shmat.restype = ctypes.c_void_p\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+        segment = libc.shmget(0, 4096, 0o1600)\n\
+        assert libc.shmat(segment, None, 0)\n\
+        libc.shmctl(segment, 0, None)\n\
+        print('attached', flush=True)\n\
+        signal.sigwait([signal.SIGUSR1])\n";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", line]);
     let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("attached", SOON);
     job.program();
     let said = job.try_checkpoint().expect_code(125).stderr_text();
-    assert!(
-        said.contains("/dev/zero (deleted)") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"),
-        "{said}"
-    );
+    assert!(said.contains("/SYSV00000000") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"), "{said}");
+    job.signal(Signal::SIGUSR1);
     job.wait(SOON).success();
 }
 

@@ -13,5 +13,6 @@ pub mod protection_keys;
 pub mod runs;
 pub mod shared;
 pub mod sysv;
+pub mod through;
 pub mod vdso;
 pub mod vma;

@@ -1,0 +1,269 @@
+//! Shared memory that is read through its mappings ([`crate::memory::through`]): its processes are asked, by injected system calls,
+//! what /proc does not show of it.
+//!
+//! **Which pages hold something.** To read a hole of such memory fills it. mincore(2) tells which pages are in memory, whoever has
+//! touched them (`mincore_page` of mm/mincore.c); a process's own page table does not. What is in swap is not told, but smaps counts
+//! it (`shmem_swap_usage` of mm/shmem.c): it is brought back, until there is none. Nobody touches the memory meanwhile.
+//!
+//! **Whether all of it is mapped.** What no process has mapped is still there, and mremap(2) would show it again: a mapping of no old
+//! size is a second one, of any length. So the last page is mapped once more together with the one behind it, which must be none.
+//! Where there is more of it than is mapped, that cannot be saved.
+
+use super::asked::room;
+use crate::freeze::{FrozenProcess, FrozenTree};
+use crate::memory::capture::Objects;
+use crate::memory::runs::PageSet;
+use crate::memory::through::{self, Piece, Through};
+use crate::memory::vma::Vma;
+use crate::planted;
+use crate::record::Process;
+use crate::refusal::{Reading, Refusal};
+use crate::sys::ptrace::Stopped;
+use crate::task::hidden::Injector;
+use crate::task::proc::ProcDir;
+use nix::sys::sysinfo::sysinfo;
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+const PAGE: u64 = 4096;
+
+/// How long pages in swap may take to come back, while the program stands still.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the mappings show of each object that nobody opens, by its index; its size is known from then on.
+///
+/// # Errors
+/// Names memory that is not mapped as a whole, or does not come back from swap.
+pub fn look(
+    tree: &mut FrozenTree,
+    processes: &[Process],
+    objects: &mut Objects,
+    injected: &mut u64,
+) -> Result<HashMap<u32, Through>, Refusal> {
+    let mut found = HashMap::new();
+    for index in std::mem::take(&mut objects.unopened) {
+        let all = mapped(tree, processes, index);
+        let unmapped = |page: u64| {
+            let first = all.first().map_or(Pid::from_raw(0), |piece| tree.processes[piece.process].pid);
+            let what = format!("page {page} of it is mapped by no process of the program");
+            refused(first, all.first().map_or(0, |piece| piece.address), &what)
+        };
+        let pieces = through::cover(all.clone()).map_err(unmapped)?;
+        let Some(last) = pieces.last() else { continue };
+        is_whole(&mut tree.processes[last.process], &processes[last.process].mappings, last, injected)?;
+        let mut data = PageSet::new();
+        for piece in &pieces {
+            let (process, mappings) =
+                (&mut tree.processes[piece.process], &processes[piece.process].mappings);
+            data = data.union(&held(process, mappings, piece, injected)?);
+        }
+        if let Some(run) = data.runs().last().cloned().filter(|_| planted::is("lost-shared")) {
+            data.remove(&run);
+        }
+        if let Some(object) = objects.found.get_mut(index as usize) {
+            object.size = last.end() * PAGE;
+        }
+        found.insert(index, Through { pieces, data });
+    }
+    Ok(found)
+}
+
+/// All mappings of an object.
+fn mapped(tree: &FrozenTree, processes: &[Process], index: u32) -> Vec<Piece> {
+    let all = processes.iter().zip(&tree.processes).enumerate();
+    let of = |(process, (record, frozen)): (usize, (&Process, &FrozenProcess))| {
+        let pid = frozen.reached_by();
+        let its = record.mappings.iter().filter(|vma| vma.object == Some(index));
+        let piece = |vma: &Vma| {
+            let (first, count) = (vma.offset / PAGE, (vma.end - vma.start) / PAGE);
+            Piece { process, pid, address: vma.start, first, count }
+        };
+        its.map(piece).collect::<Vec<_>>()
+    };
+    all.flat_map(of).collect()
+}
+
+fn refused(pid: Pid, address: u64, why: &str) -> Refusal {
+    let what = format!("has shared memory of no file at {address:x}");
+    let reason = format!("{why}; without root (CAP_CHECKPOINT_RESTORE) it is saved only as a whole");
+    Refusal::unsupported(pid, what, reason)
+}
+
+/// Has the first thread of a process make system calls.
+fn ask<T>(
+    process: &mut FrozenProcess,
+    mappings: &[Vma],
+    injected: &mut u64,
+    calls: impl FnOnce(&mut Injector<'_>, Stopped) -> io::Result<(T, Stopped)>,
+) -> Result<T, Refusal> {
+    let (pid, room) = (process.pid, room(process, mappings)?);
+    let lost = || Refusal::NotStopped(format!("a thread of process {pid} was lost"));
+    let first = process.threads.first_mut().ok_or_else(lost)?;
+    let stopped = first.stopped.take().ok_or_else(lost)?;
+    let mut injector = Injector { memory: &process.memory, room, count: 0 };
+    let (found, stopped) = calls(&mut injector, stopped).reading(pid, "its shared memory")?;
+    // Those of a handler, if a signal has come meanwhile.
+    first.regs = stopped.regs().reading(pid, "registers")?;
+    first.stopped = Some(stopped);
+    *injected += injector.count;
+    Ok(found)
+}
+
+/// Where an object ends.
+enum End {
+    /// With the page that was asked about.
+    Here,
+    Later,
+    Before,
+    /// The result of a call that failed.
+    Unknown(i64),
+}
+
+/// # Errors
+/// The object does not end with the last page of `last`.
+fn is_whole(
+    process: &mut FrozenProcess,
+    mappings: &[Vma],
+    last: &Piece,
+    injected: &mut u64,
+) -> Result<(), Refusal> {
+    let (pid, page) = (process.pid, last.addresses().end - PAGE);
+    let refused = |why: &str| Err(refused(pid, last.address, why));
+    // A copy of a sealed mapping (mseal(2)) would stay.
+    if mappings.iter().any(|vma| vma.start == last.address && vma.has("sl")) {
+        return refused("it is sealed, so that whether all of it is mapped is not to be found out");
+    }
+    match ask(process, mappings, injected, |injector, thread| end(injector, thread, page))? {
+        End::Here => Ok(()),
+        End::Later => refused("there is more of it than any process of the program has mapped"),
+        End::Before => refused("it is mapped beyond its end"),
+        End::Unknown(result) => {
+            let error = io::Error::from_raw_os_error(-result as i32);
+            refused(&format!("whether all of it is mapped is not to be found out ({error})"))
+        }
+    }
+}
+
+/// Whether shared memory ends with the page at an address.
+fn end(injector: &mut Injector<'_>, thread: Stopped, page: u64) -> io::Result<(End, Stopped)> {
+    const BOTH: u64 = 2 * PAGE;
+    let touch = |at: u64| [at, PAGE, libc::MADV_POPULATE_READ as u64];
+    let copy = [page, 0, BOTH, libc::MREMAP_MAYMOVE as u64];
+    let (at, thread) = injector.call(thread, libc::SYS_mremap, &copy)?;
+    if at < 0 {
+        return Ok((End::Unknown(at), thread));
+    }
+    let at = at as u64;
+    let readable = [at, BOTH, libc::PROT_READ as u64];
+    let (_, thread) = injector.call(thread, libc::SYS_mprotect, &readable)?;
+    let (inside, thread) = injector.call(thread, libc::SYS_madvise, &touch(at))?;
+    let (beyond, thread) = injector.call(thread, libc::SYS_madvise, &touch(at + PAGE))?;
+    let (gone, thread) = injector.call(thread, libc::SYS_munmap, &[at, BOTH])?;
+    // What a touch gives where the program would get SIGBUS.
+    let outside = -i64::from(libc::EFAULT);
+    let end = match (gone, inside, beyond) {
+        (0, 0, 0) => End::Later,
+        (0, 0, beyond) if beyond == outside => End::Here,
+        (0, inside, _) if inside == outside => End::Before,
+        (0, 0, result) | (0, result, _) | (result, ..) => End::Unknown(result),
+    };
+    Ok((end, thread))
+}
+
+/// Which pages of a mapping hold something, by their numbers in the object.
+fn held(
+    process: &mut FrozenProcess,
+    mappings: &[Vma],
+    piece: &Piece,
+    injected: &mut u64,
+) -> Result<PageSet, Refusal> {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let (pid, addresses) = (process.pid, piece.addresses());
+    let reached_by = process.reached_by();
+    let may_be_in_swap = has_swap();
+    let begun = Instant::now();
+    loop {
+        // First this, then how many are in swap: between the two nobody brings one back.
+        let there = ask(process, mappings, injected, |injector, thread| resident(injector, thread, piece))?;
+        if !may_be_in_swap {
+            return Ok(there);
+        }
+        let smaps = ProcDir::process(reached_by).text("smaps").reading(pid, "smaps")?;
+        let away = in_swap(&smaps, &addresses).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+        if away.reading(pid, "smaps")? == 0 {
+            return Ok(there);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(refused(pid, piece.address, "part of it is in swap, and does not come back"));
+        }
+        // Into the swap cache, which mincore(2) looks at, and from there, by a touch, into the object.
+        let wanted = [addresses.start, addresses.end - addresses.start, libc::MADV_WILLNEED as u64];
+        ask(process, mappings, injected, |injector, thread| {
+            injector.call(thread, libc::SYS_madvise, &wanted)
+        })?;
+        let seen = Through { pieces: vec![*piece], data: there };
+        seen.each(&seen.data, &mut |_, _| Ok(())).reading(pid, "its shared memory")?;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// mincore(2) of a mapping: pages that are in memory, by their numbers in the object.
+fn resident(injector: &mut Injector<'_>, thread: Stopped, piece: &Piece) -> io::Result<(PageSet, Stopped)> {
+    /// A byte each, below the stack: no more than a signal's frame may take.
+    const MOST: u64 = 2048;
+    let (mut thread, mut found, mut at) = (thread, PageSet::new(), 0);
+    while at < piece.count {
+        let count = (piece.count - at).min(MOST);
+        let from = piece.address + at * PAGE;
+        let mincore = |to| (libc::SYS_mincore, vec![from, count * PAGE, to]);
+        let bytes;
+        (bytes, thread) = injector.reading(thread, count as usize, mincore)?;
+        let there = (piece.first + at..).zip(bytes).filter(|(_, byte)| byte & 1 != 0);
+        there.for_each(|(page, _)| found.insert(page..page + 1));
+        at += count;
+    }
+    Ok((found, thread))
+}
+
+/// Whether anything can be in swap. The first does not count what is being switched off, the second may be another one in a
+/// container.
+fn has_swap() -> bool {
+    let total = sysinfo().map_or(u64::MAX, |info| info.swap_total());
+    let listed = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
+    total > 0 || listed
+}
+
+/// Bytes in swap of what is mapped at these addresses, by smaps; none where that cannot be understood.
+fn in_swap(smaps: &str, addresses: &Range<u64>) -> Option<u64> {
+    let (mut sum, mut is_it) = (0, false);
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some(swapped) = line.strip_prefix("Swap:").filter(|_| is_it) {
+            sum += 1024 * swapped.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+        } else if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
+            let number = |hex| u64::from_str_radix(hex, 16).ok();
+            is_it = number(start)? < addresses.end && addresses.start < number(end)?;
+        }
+    }
+    Some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_swap_is_counted_where_it_is_mapped() {
+        let smaps = "1000-3000 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSize: 8 kB\nSwap:                  4 kB\n\
+                     SwapPss: 4 kB\nVmFlags: rd wr sh mr mw me ms sd\n\
+                     3000-4000 rw-p 00000000 00:00 0\nSwap:                 12 kB\n\
+                     7fff00-7fff80 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSwap:                  8 kB\n";
+        assert_eq!(in_swap(smaps, &(0x1000..0x3000)), Some(4096));
+        assert_eq!(in_swap(smaps, &(0x2000..0x4000)), Some(4 * 4096));
+        assert_eq!(in_swap(smaps, &(0x5000..0x6000)), Some(0));
+        assert_eq!(in_swap("1000-3000 rw-s 0 0 0\nSwap: much\n", &(0x1000..0x3000)), None);
+    }
+}
