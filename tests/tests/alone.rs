@@ -249,6 +249,25 @@ fn what_groups_allow_alone() {
     job.kill_all();
 }
 
+/// Nobody tells when an epoll_wait(2) ends: it is longer by what passes until a checkpoint meets it, and begins anew no more.
+#[test]
+fn a_wait_longer_than_the_interval_ends_alone() {
+    let sandbox = Sandbox::new("alone_waits");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("sleeps").args(["6000", "2", "epoll_wait"]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &["-i", "0.5"], &program);
+    job.running().wait_for_output("1 sleeping", SOON);
+    job.wait_for_checkpoint(job.newest() + 3);
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    let_go(&sandbox);
+    job.wait(SOON * 2).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
 /// Without namespaces nothing can be restarted, which is said before anything is made.
 #[test]
 fn no_restart_alone_where_users_have_no_namespaces() {

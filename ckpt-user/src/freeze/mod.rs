@@ -9,6 +9,7 @@
 //! Between freeze and thaw nothing is logged, compressed or written. All calls come from one OS thread.
 
 pub mod rewind;
+pub mod seen;
 pub mod spent;
 pub mod tree;
 

@@ -1,0 +1,117 @@
+//! Waits that are seen to go on, where no BPF tells when they end.
+//!
+//! epoll_wait(2) begins anew after a stop, and only the kernel knows when it would have ended ([`super::rewind`]). So between two
+//! stops it is looked who waits in it: /proc/PID/task/TID/syscall shows the timeout. As the wait had begun by then, it ends no later
+//! than that timeout after the look; and no earlier is it ended, whenever it began. At the next stop the count of context switches
+//! tells, as ever, whether it is still the same wait. So a wait grows by what passes until the first look at it: until the stop that
+//! meets it first, and its restart. Timeouts that stand in memory are not looked at: the program may have changed them since.
+
+use super::rewind::{Wait, Waits};
+use super::tree;
+use crate::task::clock;
+use crate::task::proc::ProcDir;
+use nix::unistd::Pid;
+
+/// The waits of a tree's threads that go on now.
+pub fn look(root: Pid) -> Waits {
+    let threads = tree::members(root).into_iter().flat_map(|(pid, _)| {
+        let threads = ProcDir::process(pid).numbers("task").unwrap_or_default();
+        threads.into_iter().map(move |tid| (pid, Pid::from_raw(tid)))
+    });
+    threads.filter_map(|(pid, tid)| Some((tid, wait_of(&ProcDir::thread(pid, tid))?))).collect()
+}
+
+/// None of a thread that has waited, run and waited again while it was looked at.
+fn wait_of(thread: &ProcDir) -> Option<Wait> {
+    let call = || timeout_of(&thread.text("syscall").ok()?);
+    // Most do not.
+    call()?;
+    let switches = || thread.status().ok()?.decimal("voluntary_ctxt_switches").ok();
+    let before = switches()?;
+    let (number, timeout) = call()?;
+    let now = clock::now(libc::CLOCK_MONOTONIC)? - clock::own_offsets().ok()?.0;
+    let expires = u64::try_from(now).ok()?.checked_add(timeout)?;
+    (switches()? == before).then_some(Wait { number, switches: before, expires })
+}
+
+/// Of a thread that waits in epoll_wait(2) or epoll_pwait(2), by its file `syscall`: the call, and its timeout in nanoseconds.
+fn timeout_of(syscall: &str) -> Option<(u64, u64)> {
+    let mut words = syscall.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let timeout = u64::from_str_radix(words.nth(3)?.strip_prefix("0x")?, 16).ok()?;
+    // Below 0 it never ends.
+    let milliseconds = u64::try_from(timeout as u32 as i32).ok()?;
+    [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].contains(&number).then_some(())?;
+    Some((u64::try_from(number).ok()?, milliseconds * 1_000_000))
+}
+
+/// What is known of waits after another look: of one that still goes on, the first look knows best when it ends.
+pub fn known(before: &Waits, now: Waits) -> Waits {
+    let first = |(tid, wait): (Pid, Wait)| {
+        let is_it = |known: &&Wait| (known.number, known.switches) == (wait.number, wait.switches);
+        let known = before.get(&tid).filter(is_it);
+        (tid, Wait { expires: known.map_or(wait.expires, |known| known.expires.min(wait.expires)), ..wait })
+    };
+    now.into_iter().map(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
+    use nix::unistd::gettid;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_timeout_is_read_and_none_of_who_waits_for_ever_or_in_another_call() {
+        let shown = |call: &str, timeout: &str| {
+            format!("{call} 0x3 0x7ffe0000 0x10 {timeout} 0x0 0x8 0x7ffd 0x7f00\n")
+        };
+        assert_eq!(timeout_of(&shown("232", "0x1388")), Some((232, 5_000_000_000)));
+        assert_eq!(timeout_of(&shown("281", "0x1")), Some((281, 1_000_000)));
+        for other in [
+            shown("232", "0xffffffff"),
+            shown("232", "0xffffffffffffffff"),
+            shown("7", "0x1388"),
+            "running\n".to_owned(),
+            "-1 0x7ffd 0x7f00\n".to_owned(),
+            "232 0x3\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(timeout_of(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_first_look_at_a_wait_counts() {
+        let wait = |switches, expires| Wait { number: 232, switches, expires };
+        let tid = Pid::from_raw;
+        let before = Waits::from([(tid(1), wait(5, 100)), (tid(2), wait(5, 100))]);
+        let now = Waits::from([(tid(1), wait(5, 130)), (tid(2), wait(7, 130)), (tid(3), wait(1, 130))]);
+        let known = known(&before, now);
+        let expires: Vec<u64> = [1, 2, 3].iter().map(|&id| known[&tid(id)].expires).collect();
+        assert_eq!(expires, [100, 130, 130]);
+    }
+
+    #[test]
+    fn a_wait_of_a_thread_is_seen_and_ends_no_later_than_is_said() {
+        const SECOND: u64 = 1_000_000_000;
+        let now = || clock::now(libc::CLOCK_MONOTONIC).unwrap() - clock::own_offsets().unwrap().0;
+        let (to, from) = mpsc::channel();
+        let waiting = std::thread::spawn(move || {
+            let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+            to.send((gettid(), now().unsigned_abs())).unwrap();
+            epoll.wait(&mut [EpollEvent::empty()], 1000u16).unwrap()
+        });
+        let (tid, begun) = from.recv().unwrap();
+        let thread = ProcDir::thread(Pid::this(), tid);
+        let mut seen = None;
+        while seen.is_none() && !waiting.is_finished() {
+            seen = wait_of(&thread);
+        }
+        assert_eq!(waiting.join().unwrap(), 0);
+        let wait = seen.unwrap();
+        assert!(wait.expires >= begun + SECOND);
+        assert!(wait.expires <= now().unsigned_abs() + SECOND);
+    }
+}
