@@ -92,6 +92,11 @@ impl Kernel {
         !self.state().by_core
     }
 
+    /// Whether anything is to be asked of it.
+    pub fn has_iterators(&self) -> bool {
+        self.state().iterators.is_some()
+    }
+
     /// Loads the programs unless that was tried before; at the beginning of each checkpoint.
     pub fn load(&self, options: Options) {
         let mut state = self.state();
@@ -139,7 +144,7 @@ impl Kernel {
 
     /// Without iterators: looks which threads wait, and for how long at most. While they run, after each stop of theirs.
     pub fn look_at_waits(&self, root: Pid) {
-        if self.state().iterators.is_some() {
+        if self.has_iterators() {
             return;
         }
         let now = seen::look(root);
