@@ -91,7 +91,7 @@ pub fn capture(
         }
         processes.push(record);
     }
-    let look = || unopened::look(tree, &processes, &mut objects, &mut injected);
+    let look = || unopened::look(tree, (&processes, &descriptions), &mut objects, &mut injected);
     let through = timed(&mut spent.mappings, look)?;
     control::check(&processes)?;
     surroundings::check(&processes, &descriptions)?;

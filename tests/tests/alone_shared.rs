@@ -90,6 +90,61 @@ print(i, zlib.crc32(array[:]), zlib.crc32(memory[:]), flush=True)";
     survives("open", python(&format!("{begin}{}", python_loop(800, 0.004, step))));
 }
 
+/// Semaphores and locks as Python's multiprocessing has them, mapped under names that are gone; and one that has another name.
+#[test]
+fn semaphores_alone() {
+    let begin = "
+import ctypes, multiprocessing, os
+context = multiprocessing.get_context('fork')
+lock, total = context.Lock(), context.Value('Q', 0)
+asked, told = context.SimpleQueue(), context.Queue()
+libc = ctypes.CDLL(None)
+libc.sem_open.restype = ctypes.c_void_p
+libc.sem_wait.argtypes = libc.sem_post.argtypes = [ctypes.c_void_p]
+named = libc.sem_open(b'/ckptbpf-alone', os.O_CREAT, 0o600, 1)
+def work():
+    while (number := asked.get()) is not None:
+        with lock:
+            total.value = total.value * 31 + number & 0xffffffff
+        libc.sem_post(named)
+        told.put(total.value)
+child = context.Process(target=work)
+child.start()
+";
+    let step = "
+libc.sem_wait(named)
+with lock:
+    total.value += i
+asked.put(i)
+print(i, told.get(), flush=True)";
+    let end = "asked.put(None)\nchild.join()\nlibc.sem_unlink(b'/ckptbpf-alone')\n";
+    survives("semaphores", python(&format!("{begin}{}{end}", python_loop(700, 0.004, step))));
+}
+
+/// Nothing leads to it but its mappings, one of which is of its second half, and one cannot be written.
+#[test]
+fn memory_of_memfd_without_a_descriptor_alone() {
+    let begin = "
+import mmap, os, zlib
+fd = os.memfd_create('a memory')
+os.truncate(fd, 16 * 4096)
+memory = mmap.mmap(fd, 16 * 4096)
+half = mmap.mmap(fd, 8 * 4096, offset=8 * 4096)
+seen = mmap.mmap(os.open(f'/proc/self/fd/{fd}', os.O_RDONLY), 16 * 4096, access=mmap.ACCESS_READ)
+for name in os.listdir('/proc/self/fd'):
+    link = f'/proc/self/fd/{name}'
+    if os.path.islink(link) and os.readlink(link).startswith('/memfd:'):
+        os.close(int(name))
+";
+    let step = "
+memory[i * 4099 % len(memory)] = i % 256
+half[i % len(half)] = i % 251
+assert seen[:] == memory[:]
+print(i, zlib.crc32(memory[:]), zlib.crc32(half[:]), flush=True)
+assert any('/memfd:a memory (deleted)' in line for line in open('/proc/self/maps'))";
+    survives("memfd", python(&format!("{begin}{}", python_loop(800, 0.004, step))));
+}
+
 /// A checkpoint after the first one holds the pages that have changed, after a restart too, and looking fills no hole.
 #[test]
 fn deltas_of_shared_memory_alone() {
@@ -173,7 +228,7 @@ fn memory_that_is_not_mapped_as_a_whole_is_refused_alone() {
         for _ in 0..2 {
             let said = job.try_checkpoint().expect_code(125).stderr_text();
             assert!(
-                said.contains("has shared memory of no file at ") && said.contains(words),
+                said.contains("has shared memory without a name at ") && said.contains(words),
                 "{name}: {said}"
             );
         }

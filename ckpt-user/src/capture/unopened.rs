@@ -15,6 +15,7 @@ use crate::memory::capture::Objects;
 use crate::memory::runs::PageSet;
 use crate::memory::through::{self, Piece, Through};
 use crate::memory::vma::Vma;
+use crate::object::{Description, Object};
 use crate::planted;
 use crate::record::Process;
 use crate::refusal::{Reading, Refusal};
@@ -39,12 +40,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Names memory that is not mapped as a whole, or does not come back from swap.
 pub fn look(
     tree: &mut FrozenTree,
-    processes: &[Process],
+    (processes, descriptions): (&[Process], &[Description]),
     objects: &mut Objects,
     injected: &mut u64,
 ) -> Result<HashMap<u32, Through>, Refusal> {
     let mut found = HashMap::new();
     for index in std::mem::take(&mut objects.unopened) {
+        if is_open(index, descriptions, objects) {
+            continue;
+        }
         let all = mapped(tree, processes, index);
         let unmapped = |page: u64| {
             let first = all.first().map_or(Pid::from_raw(0), |piece| tree.processes[piece.process].pid);
@@ -63,12 +67,31 @@ pub fn look(
         if let Some(run) = data.runs().last().cloned().filter(|_| planted::is("lost-shared")) {
             data.remove(&run);
         }
+        let size = last.end() * PAGE;
         if let Some(object) = objects.found.get_mut(index as usize) {
-            object.size = last.end() * PAGE;
+            object.size = size;
+            let identity = (object.device, object.inode);
+            let files = objects.deleted.iter_mut().filter(|file| file.identity() == identity);
+            files.for_each(|file| file.size = size);
         }
         found.insert(index, Through { pieces, data });
     }
     Ok(found)
+}
+
+/// Whether it is a file that another process of the program has open, which tells all there is to know of it.
+fn is_open(index: u32, descriptions: &[Description], objects: &mut Objects) -> bool {
+    let Some(object) = objects.found.get_mut(index as usize) else { return false };
+    let identity = (object.device, object.inode);
+    let mut files = descriptions.iter().filter_map(|description| match &description.object {
+        Some(Object::Deleted(file)) => Some(file),
+        _ => None,
+    });
+    let Some(known) = files.find(|file| file.identity() == identity) else { return false };
+    object.size = known.size;
+    let records = objects.deleted.iter_mut().filter(|file| file.identity() == identity);
+    records.for_each(|file| *file = known.clone());
+    true
 }
 
 /// All mappings of an object.
@@ -87,7 +110,7 @@ fn mapped(tree: &FrozenTree, processes: &[Process], index: u32) -> Vec<Piece> {
 }
 
 fn refused(pid: Pid, address: u64, why: &str) -> Refusal {
-    let what = format!("has shared memory of no file at {address:x}");
+    let what = format!("has shared memory without a name at {address:x}");
     let reason = format!("{why}; without root (CAP_CHECKPOINT_RESTORE) it is saved only as a whole");
     Refusal::unsupported(pid, what, reason)
 }

@@ -2,9 +2,10 @@
 //!
 //! That takes CAP_CHECKPOINT_RESTORE outside of all user namespaces (fs/proc/base.c, `proc_map_files_get_link`). For who has not
 //! got it, a file is looked for by the name that maps shows, and has to be the very one that maps shows by device and inode; or
-//! among the files that the process has open. Of what has neither, shared memory alone is found then, where a daemon opens it
-//! ([`crate::daemon::object`]).
+//! among the files that the process has open; or, of a tmpfs, among all that have names. Of what has neither, shared memory alone is
+//! found then, where a daemon opens it ([`crate::daemon::object`]), or through its mappings ([`super::through`]).
 
+use super::tmpfs::{self, Found};
 use super::vma::{self, Raw};
 use crate::daemon::told;
 use crate::sys::shared::Mapped;
@@ -53,12 +54,18 @@ impl Behind {
         match std::fs::metadata(&link) {
             Ok(metadata) => Ok(Ok(Self::at(pid, link.clone(), std::fs::read_link(&link)?, metadata))),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                let by_name = Self::by_name(pid, raw);
-                let by_descriptor = if by_name.is_err() { Self::by_descriptor(pid, raw)? } else { None };
-                Ok(by_descriptor.ok_or(()).or(by_name).or_else(|why| match Self::by_daemon(pid, raw) {
+                let why = match Self::by_name(pid, raw) {
+                    Err(why) => why,
+                    found => return Ok(found),
+                };
+                if let Some(found) = Self::by_descriptor(pid, raw)?.or_else(|| Self::by_other_name(pid, raw))
+                {
+                    return Ok(Ok(found));
+                }
+                Ok(match Self::by_daemon(pid, raw) {
                     Ok(found) => found.ok_or(why),
                     Err(error) => Err(format!("{why}; the daemon does not open it ({error})")),
-                }))
+                })
             }
             Err(error) => Err(error),
         }
@@ -100,6 +107,14 @@ impl Behind {
             }
         }
         Ok(None)
+    }
+
+    /// A file of a tmpfs that has lost the name that maps shows, and has another one.
+    fn by_other_name(pid: Pid, raw: &Raw) -> Option<Self> {
+        match tmpfs::look(raw)? {
+            Found::Named(path, metadata) => Some(Self::at(pid, path.clone(), path, metadata)),
+            Found::Nameless(_) => None,
+        }
     }
 
     fn by_name(pid: Pid, raw: &Raw) -> Result<Self, String> {

@@ -4,7 +4,7 @@ use super::behind::{self, Behind};
 use super::hugetlb;
 use super::posix;
 use super::sysv;
-use super::through;
+use super::through::Nameless;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::deleted::{self, DeletedRecord};
@@ -206,20 +206,24 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
 /// The record of a mapping, which begins as `vma`, of shared memory without a name that this process has not open, and nobody
 /// opens for us: another one has it open, or it can be read through its mappings. None of what is something else.
 fn unopened(raw: &Raw, mut vma: Vma, objects: &mut Objects) -> io::Result<Option<Vma>> {
+    let Some(nameless) = Nameless::of(raw) else { return Ok(None) };
     let identity = (raw.device, raw.inode);
-    let may_write = raw.flags.iter().any(|f| f == "mw");
-    let is_memory = behind::is_without_a_name(raw) && memfd::internal_device() == Some(raw.device);
-    let known = objects.found.iter().position(|o| (o.device, o.inode) == identity);
-    let index = match known {
-        Some(known) if is_memory && vma.name.is_empty() => known as u32,
-        None if through::is_such(raw) && may_write => {
-            let index = objects.index_of(identity, 0, |_| Ok(()))?;
-            objects.unopened.insert(index);
-            index
+    let known = objects.found.len() as u32;
+    let index = objects.index_of(identity, 0, |object| {
+        match &nameless {
+            Nameless::Anonymous => {}
+            Nameless::Memfd(name) => object.memfd = Some(memfd::unseen(name)),
+            Nameless::Deleted(_) => object.deleted = true,
         }
-        _ => return Ok(None),
-    };
-    vma.set_kind(if may_write { Kind::SharedObject } else { Kind::File });
+        Ok(())
+    })?;
+    if index == known {
+        objects.unopened.insert(index);
+        if let Nameless::Deleted(former) = &nameless {
+            objects.deleted.push(deleted::unseen(identity, former));
+        }
+    }
+    vma.set_kind(if raw.flags.iter().any(|f| f == "mw") { Kind::SharedObject } else { Kind::File });
     vma.object = Some(index);
     Ok(Some(vma))
 }

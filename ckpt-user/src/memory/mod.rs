@@ -14,5 +14,6 @@ pub mod runs;
 pub mod shared;
 pub mod sysv;
 pub mod through;
+pub mod tmpfs;
 pub mod vdso;
 pub mod vma;

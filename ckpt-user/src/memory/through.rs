@@ -1,26 +1,52 @@
-//! Shared memory of mmap(2) with MAP_ANONYMOUS that nobody opens for us: it is read through its mappings.
+//! Shared memory without a name that nobody opens for us: it is read through its mappings.
 //!
-//! It has no name, and its links in /proc/PID/map_files are root's to follow. But who traces a process may read what that has mapped.
-//! Which pages hold something, and whether all of it is mapped, the processes are asked (`capture/unopened.rs`).
+//! Its links in /proc/PID/map_files are root's to follow. But who traces a process may read what that has mapped. Which pages hold
+//! something, and whether all of it is mapped, the processes are asked (`capture/unopened.rs`). What else there is to know of it (modes,
+//! owners, seals, the bytes of its last page that count) a program without a descriptor of it cannot find out either.
 
 use super::behind;
 use super::pages;
 use super::runs::PageSet;
+use super::tmpfs::{self, Found};
 use super::vma::Raw;
 use crate::object::memfd;
 use crate::sys::mem::Forced;
 use nix::unistd::Pid;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 
-/// How maps shows what takes its place after a restart without rights ([`super::shared`]).
+/// How maps shows what takes the place of anonymous memory after a restart without rights ([`super::shared`]).
 const STAND_IN: &str = "/memfd:dev/zero (deleted)";
 
-/// Whether it is such memory. A restart without rights could not give it another name (PR_SET_VMA_ANON_NAME).
-pub fn is_such(raw: &Raw) -> bool {
-    raw.is_shared()
-        && [behind::ANONYMOUS, STAND_IN].contains(&raw.name.as_str())
-        && memfd::internal_device() == Some(raw.device)
+/// Shared memory that has no name.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Nameless {
+    /// Of mmap(2) with MAP_ANONYMOUS.
+    Anonymous,
+    /// Of memfd_create(2), which was given this name.
+    Memfd(Vec<u8>),
+    /// A file of a tmpfs that had this path.
+    Deleted(PathBuf),
+}
+
+impl Nameless {
+    /// What maps shows as `raw`, if it is such memory. A restart without rights could not give anonymous memory another name
+    /// (PR_SET_VMA_ANON_NAME).
+    pub fn of(raw: &Raw) -> Option<Self> {
+        if !raw.is_shared() || raw.name.contains('\\') {
+            return None;
+        }
+        if memfd::internal_device() != Some(raw.device) {
+            let Some(Found::Nameless(former)) = tmpfs::look(raw) else { return None };
+            return Some(Self::Deleted(former));
+        }
+        if [behind::ANONYMOUS, STAND_IN].contains(&raw.name.as_str()) {
+            return Some(Self::Anonymous);
+        }
+        let name = raw.name.strip_prefix(behind::MEMFD)?.strip_suffix(" (deleted)")?;
+        Some(Self::Memfd(name.as_bytes().to_vec()))
+    }
 }
 
 /// A mapping of an object.
@@ -138,25 +164,20 @@ mod tests {
     #[test]
     fn such_memory_is_told_by_its_name_and_its_file_system() {
         let device = memfd::internal_device().unwrap();
-        let line = |permissions: &str, minor: u32, name: &str| {
-            let line = format!(
-                "1000-2000 {permissions} 00000000 {:02x}:{minor:02x} 7 {name}\n",
-                libc::major(device)
-            );
-            super::super::vma::parse(&line).unwrap().remove(0)
-        };
         let minor = libc::minor(device);
-        assert!(is_such(&line("rw-s", minor, "/dev/zero (deleted)")));
-        assert!(is_such(&line("r--s", minor, "/memfd:dev/zero (deleted)")));
-        for other in [
-            line("rw-p", minor, "/dev/zero (deleted)"),
-            line("rw-s", minor + 1, "/dev/zero (deleted)"),
-            line("rw-s", minor, "/memfd:other (deleted)"),
-            line("rw-s", minor, "/SYSV00000000 (deleted)"),
-            line("rw-s", minor, "[anon_shmem:name]"),
-        ] {
-            assert!(!is_such(&other), "{other:?}");
-        }
+        let of = |permissions: &str, minor: u32, name: &str| {
+            let device = format!("{:02x}:{minor:02x}", libc::major(device));
+            let line = format!("1000-2000 {permissions} 00000000 {device} 7 {name}\n");
+            Nameless::of(&super::super::vma::parse(&line).unwrap()[0])
+        };
+        assert_eq!(of("rw-s", minor, "/dev/zero (deleted)"), Some(Nameless::Anonymous));
+        assert_eq!(of("r--s", minor, "/memfd:dev/zero (deleted)"), Some(Nameless::Anonymous));
+        assert_eq!(of("rw-s", minor, "/memfd:a b (deleted)"), Some(Nameless::Memfd(b"a b".to_vec())));
+        assert_eq!(of("rw-p", minor, "/dev/zero (deleted)"), None);
+        assert_eq!(of("rw-s", 0xf_ffff, "/dev/zero (deleted)"), None);
+        assert_eq!(of("rw-s", minor, "/SYSV00000000 (deleted)"), None);
+        assert_eq!(of("rw-s", minor, "[anon_shmem:name]"), None);
+        assert_eq!(of("rw-s", minor, "/memfd:a\\012b (deleted)"), None);
     }
 
     #[test]
