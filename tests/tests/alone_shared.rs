@@ -186,6 +186,25 @@ print(i, '' if i % 20 else zlib.crc32(memory[:]), flush=True)";
     assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
+/// One that is killed while it looks leaves a second mapping of the last page and of the one behind it, which there is not.
+#[test]
+fn what_a_look_leaves_that_was_killed_is_in_nobody_s_way_alone() {
+    let begin = "
+import ctypes, mmap, zlib
+libc = ctypes.CDLL(None)
+libc.mremap.restype = ctypes.c_long
+libc.mremap.argtypes = [ctypes.c_long] * 4
+memory = mmap.mmap(-1, 8 * 4096)
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+left = libc.mremap(at + 7 * 4096, 0, 2 * 4096, 1)
+assert left != -1
+";
+    let step = "
+memory[i * 4099 % len(memory)] = i % 256
+print(i, zlib.crc32(memory[:]), zlib.crc32(ctypes.string_at(left, 4096)), flush=True)";
+    survives("left", python(&format!("{begin}{}", python_loop(700, 0.004, step))));
+}
+
 /// What no process of the program has mapped can be mapped again, and nobody but root can read it before.
 #[test]
 fn memory_that_is_not_mapped_as_a_whole_is_refused_alone() {

@@ -24,6 +24,7 @@ use crate::task::hidden::Injector;
 use crate::task::proc::ProcDir;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::Pid;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -50,14 +51,12 @@ pub fn look(
             continue;
         }
         let all = mapped(tree, processes, index);
+        let pages = size(tree, processes, &all, injected)?;
         let unmapped = |page: u64| {
-            let first = all.first().map_or(Pid::from_raw(0), |piece| tree.processes[piece.process].pid);
-            let what = format!("page {page} of it is mapped by no process of the program");
-            refused(first, all.first().map_or(0, |piece| piece.address), &what)
+            let (pid, at) = all.first().map_or((Pid::from_raw(0), 0), |piece| (piece.pid, piece.address));
+            refused(pid, at, &format!("page {page} of it is mapped by no process of the program"))
         };
-        let pieces = through::cover(all.clone()).map_err(unmapped)?;
-        let Some(last) = pieces.last() else { continue };
-        is_whole(&mut tree.processes[last.process], &processes[last.process].mappings, last, injected)?;
+        let pieces = through::cover(all.clone(), pages).map_err(unmapped)?;
         let mut data = PageSet::new();
         for piece in &pieces {
             let (process, mappings) =
@@ -67,7 +66,7 @@ pub fn look(
         if let Some(run) = data.runs().last().cloned().filter(|_| planted::is("lost-shared")) {
             data.remove(&run);
         }
-        let size = last.end() * PAGE;
+        let size = pages * PAGE;
         if let Some(object) = objects.found.get_mut(index as usize) {
             object.size = size;
             let identity = (object.device, object.inode);
@@ -145,29 +144,41 @@ enum End {
     Unknown(i64),
 }
 
+/// How many pages an object has, all mappings of which are `all`. It ends where one of them does.
+///
 /// # Errors
-/// The object does not end with the last page of `last`.
-fn is_whole(
-    process: &mut FrozenProcess,
-    mappings: &[Vma],
-    last: &Piece,
+/// None of them shows its end.
+fn size(
+    tree: &mut FrozenTree,
+    processes: &[Process],
+    all: &[Piece],
     injected: &mut u64,
-) -> Result<(), Refusal> {
-    let (pid, page) = (process.pid, last.addresses().end - PAGE);
-    let refused = |why: &str| Err(refused(pid, last.address, why));
-    // A copy of a sealed mapping (mseal(2)) would stay.
-    if mappings.iter().any(|vma| vma.start == last.address && vma.has("sl")) {
-        return refused("it is sealed, so that whether all of it is mapped is not to be found out");
-    }
-    match ask(process, mappings, injected, |injector, thread| end(injector, thread, page))? {
-        End::Here => Ok(()),
-        End::Later => refused("there is more of it than any process of the program has mapped"),
-        End::Before => refused("it is mapped beyond its end"),
-        End::Unknown(result) => {
-            let error = io::Error::from_raw_os_error(-result as i32);
-            refused(&format!("whether all of it is mapped is not to be found out ({error})"))
+) -> Result<u64, Refusal> {
+    let mut last: Vec<&Piece> = all.iter().collect();
+    last.sort_by_key(|piece| Reverse(piece.end()));
+    last.dedup_by_key(|piece| piece.end());
+    for piece in &last {
+        let refused = |why: &str| Err(refused(piece.pid, piece.address, why));
+        let mappings = &processes[piece.process].mappings;
+        // A copy of a sealed mapping (mseal(2)) would stay.
+        if mappings.iter().any(|vma| vma.start == piece.address && vma.has("sl")) {
+            return refused("it is sealed, so that whether all of it is mapped is not to be found out");
+        }
+        let page = piece.addresses().end - PAGE;
+        let process = &mut tree.processes[piece.process];
+        match ask(process, mappings, injected, |injector, thread| end(injector, thread, page))? {
+            End::Here => return Ok(piece.end()),
+            End::Later => return refused("there is more of it than any process of the program has mapped"),
+            // A ckptbpf that was killed in the midst of this has left such a mapping.
+            End::Before => {}
+            End::Unknown(result) => {
+                let error = io::Error::from_raw_os_error(-result as i32);
+                return refused(&format!("whether all of it is mapped is not to be found out ({error})"));
+            }
         }
     }
+    let (pid, at) = last.first().map_or((Pid::from_raw(0), 0), |piece| (piece.pid, piece.address));
+    Err(refused(pid, at, "it is mapped beyond its end"))
 }
 
 /// Whether shared memory ends with the page at an address.

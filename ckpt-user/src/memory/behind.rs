@@ -101,8 +101,8 @@ impl Behind {
                 continue;
             }
             let target = std::fs::read_link(&link)?;
-            // All that is of no file system has one inode.
-            if target.is_absolute() {
+            // Others may have the same numbers: memory of System V, and all that is of no file system.
+            if target == Path::new(&raw.name) {
                 return Ok(Some(Self::at(pid, link, target, metadata)));
             }
         }
