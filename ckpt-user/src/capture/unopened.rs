@@ -14,7 +14,7 @@ use crate::freeze::{FrozenProcess, FrozenTree};
 use crate::memory::capture::Objects;
 use crate::memory::runs::PageSet;
 use crate::memory::through::{self, Piece, Through};
-use crate::memory::vma::Vma;
+use crate::memory::vma::{self, Vma};
 use crate::object::{Description, Object};
 use crate::planted;
 use crate::record::Process;
@@ -27,7 +27,6 @@ use nix::unistd::Pid;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
@@ -226,7 +225,8 @@ fn held(
             return Ok(there);
         }
         let smaps = ProcDir::process(reached_by).text("smaps").reading(pid, "smaps")?;
-        let away = in_swap(&smaps, &addresses).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+        let away = vma::in_swap(&smaps, &addresses);
+        let away = away.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
         if away.reading(pid, "smaps")? == 0 {
             return Ok(there);
         }
@@ -268,36 +268,4 @@ fn has_swap() -> bool {
     let total = sysinfo().map_or(u64::MAX, |info| info.swap_total());
     let listed = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
     total > 0 || listed
-}
-
-/// Bytes in swap of what is mapped at these addresses, by smaps; none where that cannot be understood.
-fn in_swap(smaps: &str, addresses: &Range<u64>) -> Option<u64> {
-    let (mut sum, mut is_it) = (0, false);
-    for line in smaps.lines() {
-        let first = line.split(' ').next().unwrap_or_default();
-        if let Some(swapped) = line.strip_prefix("Swap:").filter(|_| is_it) {
-            sum += 1024 * swapped.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
-        } else if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
-            let number = |hex| u64::from_str_radix(hex, 16).ok();
-            is_it = number(start)? < addresses.end && addresses.start < number(end)?;
-        }
-    }
-    Some(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_in_swap_is_counted_where_it_is_mapped() {
-        let smaps = "1000-3000 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSize: 8 kB\nSwap:                  4 kB\n\
-                     SwapPss: 4 kB\nVmFlags: rd wr sh mr mw me ms sd\n\
-                     3000-4000 rw-p 00000000 00:00 0\nSwap:                 12 kB\n\
-                     7fff00-7fff80 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSwap:                  8 kB\n";
-        assert_eq!(in_swap(smaps, &(0x1000..0x3000)), Some(4096));
-        assert_eq!(in_swap(smaps, &(0x2000..0x4000)), Some(4 * 4096));
-        assert_eq!(in_swap(smaps, &(0x5000..0x6000)), Some(0));
-        assert_eq!(in_swap("1000-3000 rw-s 0 0 0\nSwap: much\n", &(0x1000..0x3000)), None);
-    }
 }

@@ -9,6 +9,7 @@
 use super::rewind::{Wait, Waits, place_of_timeout};
 use super::tree;
 use crate::sys::mem;
+use crate::task::call::{self, InCall};
 use crate::task::clock;
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
@@ -27,12 +28,12 @@ pub fn look(root: Pid) -> Waits {
 /// None of a thread that has waited, run and waited again while it was looked at.
 fn wait_of(pid: Pid, tid: Pid) -> Option<Wait> {
     let thread = ProcDir::thread(pid, tid);
-    let call = || timeout_of(&thread.text("syscall").ok()?);
+    let waits = || timeout_of(&thread.text("syscall").ok()?);
     // Most do not.
-    call()?;
+    waits()?;
     let switches = || thread.status().ok()?.decimal("voluntary_ctxt_switches").ok();
     let before = switches()?;
-    let (number, timeout) = call()?;
+    let (number, timeout) = waits()?;
     let timeout = match timeout {
         Timeout::Nanoseconds(timeout) => timeout,
         Timeout::At(address) => timespec(tid, address)?,
@@ -52,11 +53,7 @@ enum Timeout {
 
 /// Of a thread that waits in such a call, by its file `syscall`: which, and its timeout.
 fn timeout_of(syscall: &str) -> Option<(u64, Timeout)> {
-    let mut words = syscall.split_ascii_whitespace();
-    let number: i64 = words.next()?.parse().ok()?;
-    let values = words.map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
-    let values = values.collect::<Option<Vec<u64>>>()?;
-    let [_, _, third, fourth, fifth, _, stack_pointer, _] = values[..] else { return None };
+    let InCall { number, arguments: [_, _, third, fourth, fifth, _], stack_pointer } = call::parse(syscall)?;
     let copy = |address: u64| (address == place_of_timeout(stack_pointer)).then_some(Timeout::At(address));
     let timeout = match number {
         // Below 0 it never ends.
