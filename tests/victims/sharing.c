@@ -143,14 +143,13 @@ static void divide(void)
         CHECK(munmap(moved, EIGHT * PAGE) == 0);
         twice = mremap(moved + EIGHT * PAGE, 0, EIGHT * PAGE, MREMAP_MAYMOVE);
         CHECK(twice != MAP_FAILED && mprotect(hidden, 4 * PAGE, PROT_NONE) == 0);
+        /* In three pieces, so that it is the first process that has it as one. */
+        CHECK(mprotect(sparse + 4 * PAGE, 4 * PAGE, PROT_READ) == 0);
     } else {
         char *to = mmap(NULL, EIGHT * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         CHECK(to != MAP_FAILED && munmap(hidden, 4 * PAGE) == 0);
         first_eight = mremap(moved, EIGHT * PAGE, EIGHT * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
         CHECK(first_eight == to && munmap(moved + EIGHT * PAGE, EIGHT * PAGE) == 0);
-        /* In three pieces. */
-        if (!away)
-            CHECK(mprotect(sparse + 4 * PAGE, 4 * PAGE, PROT_READ) == 0);
     }
 }
 
