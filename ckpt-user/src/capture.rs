@@ -1,12 +1,14 @@
 //! Everything but the pages, read from a stopped tree: one record a process, in the order of the tree.
 
 mod asked;
+mod unopened;
 
 use crate::freeze::spent::{Spent, timed};
 use crate::freeze::{FrozenProcess, FrozenTree, Member, tree};
 use crate::machine;
 use crate::memory::behind::Behind;
 use crate::memory::protection_keys::Keys;
+use crate::memory::through::Through;
 use crate::memory::{self, policy, sysv, vdso};
 use crate::object::{known_ends::Known, lock, owner, table, terminal::Modes};
 use crate::planted;
@@ -27,6 +29,7 @@ use crate::task::{
 };
 use asked::{ask, injected_states};
 use nix::unistd::Pid;
+use std::collections::HashMap;
 use std::time::Instant;
 
 /// The record of a whole tree, and what it took.
@@ -40,6 +43,8 @@ pub struct Captured {
     pub ends: u64,
     /// Of the freeze: descriptors, mappings and tasks.
     pub spent: Spent,
+    /// Of the image's shared objects that nobody opens: what their mappings show.
+    pub through: HashMap<u32, Through>,
 }
 
 /// `hidden` is what BPF iterators have read of the stopped tree; what is not in it is asked for by injected calls.
@@ -86,6 +91,8 @@ pub fn capture(
         }
         processes.push(record);
     }
+    let look = || unopened::look(tree, (&processes, &descriptions), &mut objects, &mut injected);
+    let through = timed(&mut spent.mappings, look)?;
     control::check(&processes)?;
     surroundings::check(&processes, &descriptions)?;
     lock::check(&processes, &descriptions, &objects.found)?;
@@ -113,7 +120,7 @@ pub fn capture(
         return Err(Refusal::unsupported(Pid::from_raw(error.0), "cannot be made again", error.to_string()));
     }
     spent.tasks = begun.elapsed() - spent.descriptors - spent.mappings;
-    Ok(Captured { image, injected, smaps, ends, spent })
+    Ok(Captured { image, injected, smaps, ends, spent, through })
 }
 
 fn capture_process(

@@ -33,6 +33,7 @@ const TABLE: &[(&str, &str, &[&str])] = &[
     ("clocks", "clocks.c", &[]),
     ("suspended", "suspended.c", THREADS),
     ("forktree", "forktree.c", &[]),
+    ("sharing", "sharing.c", &[]),
     ("family", "family.c", &[]),
     ("vfork", "vfork.c", &[]),
     ("herd", "herd.c", THREADS),

@@ -40,18 +40,26 @@ fn sixteen_threads_alone() {
 
 /// What takes rights that nobody lends a user is refused by name, and costs nothing.
 #[test]
-fn shared_memory_of_no_file_alone() {
-    let sandbox = Sandbox::new("alone_shared");
+fn memory_of_system_v_alone() {
+    let sandbox = Sandbox::new("alone_system_v");
     let tool = Tool::of_user(&sandbox);
     let user = tool.user.clone().unwrap();
-    let program = user.reaches(&victim_cmd("forktree").args(["40", "50000"]));
+    let line = "import ctypes, signal\n\
+        libc = ctypes.CDLL(None)\n\
+        libc.shmat.restype = ctypes.c_void_p\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+        segment = libc.shmget(0, 4096, 0o1600)\n\
+        assert libc.shmat(segment, None, 0)\n\
+        libc.shmctl(segment, 0, None)\n\
+        print('attached', flush=True)\n\
+        signal.sigwait([signal.SIGUSR1])\n";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", line]);
     let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    job.running().wait_for_output("attached", SOON);
     job.program();
     let said = job.try_checkpoint().expect_code(125).stderr_text();
-    assert!(
-        said.contains("/dev/zero (deleted)") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"),
-        "{said}"
-    );
+    assert!(said.contains("/SYSV00000000") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"), "{said}");
+    job.signal(Signal::SIGUSR1);
     job.wait(SOON).success();
 }
 
@@ -239,6 +247,26 @@ fn what_groups_allow_alone() {
     assert!(said.contains("looks as if it were in group 65534"), "{said}");
     assert!(!String::from_utf8(job.stdout()).unwrap().contains("closed"));
     job.kill_all();
+}
+
+/// Nobody tells when such a wait ends: it is longer by what passes until a checkpoint meets it, and begins anew no more.
+#[test]
+fn waits_longer_than_the_interval_end_alone() {
+    const KINDS: &str = "epoll_wait,epoll_pwait2,sigtimedwait,semtimedop";
+    let sandbox = Sandbox::new("alone_waits");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("sleeps").args(["6000", "2", KINDS]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let program = user.reaches(&held(&sandbox, program));
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &["-i", "0.5"], &program);
+    job.running().wait_for_output("1 sleeping", SOON);
+    job.wait_for_checkpoint(job.newest() + 3);
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    let_go(&sandbox);
+    job.wait(SOON * 2).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
 /// Without namespaces nothing can be restarted, which is said before anything is made.

@@ -51,6 +51,17 @@ fn pages_in_swap() {
     }
 }
 
+/// Of shared memory that is read through its mappings, only smaps tells that there is any in swap.
+#[test]
+fn shared_pages_in_swap_alone() {
+    let _swap = match Swap::on() {
+        Ok(swap) => swap,
+        Err(why) => return skip::skip("shared_pages_in_swap_alone", &why),
+    };
+    let program = victim_cmd("sharing").args(["600", "3000", "away"]);
+    survive(&Survival { rounds: 4, by_user: true, ..Survival::of("alone_swapped", program) });
+}
+
 /// Bugs of `planted.rs` that few programs would show, each with one that does.
 #[test]
 fn planted_bugs_of_memory_are_found() {

@@ -112,6 +112,12 @@ fn forktree() {
 }
 
 #[test]
+fn sharing() {
+    let printed = twice("sharing", &["60", "100"]);
+    assert_eq!(printed.lines().count(), 60 + 1);
+}
+
+#[test]
 fn descriptors() {
     twice("fds", &[".", "10", "100"]);
 }

@@ -139,7 +139,7 @@ fn time_timers(
 }
 
 /// Where code can be injected into a process.
-fn room(process: &FrozenProcess, mappings: &[memory::vma::Vma]) -> Result<u64, Refusal> {
+pub(super) fn room(process: &FrozenProcess, mappings: &[memory::vma::Vma]) -> Result<u64, Refusal> {
     let pid = process.pid;
     let vdso = mappings.iter().find(|v| v.kind() == memory::vma::Kind::Vdso).map(|v| v.start..v.end);
     let vdso =

@@ -9,6 +9,7 @@
 //! Between freeze and thaw nothing is logged, compressed or written. All calls come from one OS thread.
 
 pub mod rewind;
+pub mod seen;
 pub mod seize;
 pub mod spent;
 pub mod tree;
@@ -335,7 +336,7 @@ fn wait_one(pid: Pid, running: Running, until: Instant) -> Result<Result<Option<
 
 fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> Result<FrozenTree, Refusal> {
     let mut tree = FrozenTree { processes: Vec::new(), since };
-    let waits = rest.waits().clone();
+    let (waits, looks) = (rest.waits().clone(), !rest.kernel.has_iterators());
     // A thread leaves `rest` only for the tree: whatever fails, one of the two lets it run on.
     while let Some(&(pid, tid, ref thread)) = rest.stopped.last() {
         let processes = &mut tree.processes;
@@ -360,8 +361,14 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
         };
         let process = &mut processes[at];
         let is_rewound = rewind::rewind(&mut regs);
-        if is_rewound && let Some(left) = waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
-            rewind::shorten(&mut regs, left, &process.memory).reading(pid, "a timeout")?;
+        if is_rewound {
+            let memory = &process.memory;
+            let timed = match waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+                Some(left) => rewind::shorten(&mut regs, left, memory),
+                None if looks => rewind::copy_timeout(&mut regs, memory),
+                None => Ok(()),
+            };
+            timed.reading(pid, "a timeout")?;
         }
         if registers::abort_section(thread, &mut regs) || is_rewound {
             thread.set_regs(&regs).reading(pid, "registers")?;

@@ -13,8 +13,9 @@
 //! ([`crate::sys::bpf::WaitDecoder`]); after it the count of context switches tells whether the thread was still in the
 //! same wait. The timeout is then set to the rest: where it is a number, in its register; where it is a timespec,
 //! in a copy below the stack's red zone, which the kernel reads as the call begins and nobody afterwards (the
-//! program's own timespec may be constant, or shared). Without BPF, and for timeouts that sockets keep (SO_RCVTIMEO,
-//! SO_SNDTIMEO), the call begins anew with the full time.
+//! program's own timespec may be constant, or shared). Without BPF, the first stop that meets a wait has it begin anew with the full
+//! time, from such a copy, and later ones go by what was seen of it since ([`super::seen`]). For timeouts that sockets keep
+//! (SO_RCVTIMEO, SO_SNDTIMEO), the call begins anew with the full time each time.
 
 use crate::sys::mem::Forced;
 use crate::sys::regs::{ERESTARTNOHAND, Regs};
@@ -90,23 +91,51 @@ pub fn rewind(regs: &mut Regs) -> bool {
 
 /// Gives a rewound call `left` nanoseconds instead of its own timeout.
 pub fn shorten(regs: &mut Regs, left: u64, memory: &Forced) -> io::Result<()> {
-    let by_timespec: fn(&mut Regs) -> &mut u64 = match regs.orig_rax as i64 {
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
-            regs.r10 = left.div_ceil(1_000_000).min(i32::MAX as u64);
-            return Ok(());
-        }
+    if matches!(regs.orig_rax as i64, libc::SYS_epoll_wait | libc::SYS_epoll_pwait) {
+        regs.r10 = left.div_ceil(1_000_000).min(i32::MAX as u64);
+        return Ok(());
+    }
+    let mut timespec = [0; TIMESPEC];
+    timespec[..8].copy_from_slice(&(left / 1_000_000_000).to_le_bytes());
+    timespec[8..].copy_from_slice(&(left % 1_000_000_000).to_le_bytes());
+    put(regs, timespec, memory)
+}
+
+/// Has a rewound call whose timeout stands in memory take it from a copy that nobody changes. What cannot be read stays as it is.
+pub fn copy_timeout(regs: &mut Regs, memory: &Forced) -> io::Result<()> {
+    let mut timespec = [0; TIMESPEC];
+    let from = by_timespec(regs.orig_rax as i64).map_or(0, |register| *register(regs));
+    if from == 0 || memory.read(from, &mut timespec).is_err() {
+        return Ok(());
+    }
+    put(regs, timespec, memory)
+}
+
+/// Bytes of `struct timespec`.
+const TIMESPEC: usize = 16;
+
+/// Where such a copy is, for a thread with this stack pointer: below its red zone.
+pub fn place_of_timeout(stack_pointer: u64) -> u64 {
+    stack_pointer.wrapping_sub(RED_ZONE + TIMESPEC as u64) & !15
+}
+
+fn put(regs: &mut Regs, timespec: [u8; TIMESPEC], memory: &Forced) -> io::Result<()> {
+    let Some(register) = by_timespec(regs.orig_rax as i64) else { return Ok(()) };
+    let at = place_of_timeout(regs.rsp);
+    memory.write(at, &timespec)?;
+    *register(regs) = at;
+    Ok(())
+}
+
+/// Which register holds the address of the timeout of a call.
+fn by_timespec(number: i64) -> Option<fn(&mut Regs) -> &mut u64> {
+    let register: fn(&mut Regs) -> &mut u64 = match number {
         libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => |r| &mut r.r10,
         libc::SYS_rt_sigtimedwait => |r| &mut r.rdx,
         libc::SYS_io_getevents => |r| &mut r.r8,
-        _ => return Ok(()),
+        _ => return None,
     };
-    let mut timespec = [0; 16];
-    timespec[..8].copy_from_slice(&(left / 1_000_000_000).to_le_bytes());
-    timespec[8..].copy_from_slice(&(left % 1_000_000_000).to_le_bytes());
-    let at = (regs.rsp - RED_ZONE - timespec.len() as u64) & !15;
-    memory.write(at, &timespec)?;
-    *by_timespec(regs) = at;
-    Ok(())
+    Some(register)
 }
 
 #[cfg(test)]
@@ -150,6 +179,28 @@ mod tests {
         assert_eq!(regs.r10, 2);
         shorten(&mut regs, u64::MAX, &memory).unwrap();
         assert_eq!(regs.r10, i32::MAX as u64);
+    }
+
+    #[test]
+    fn a_timespec_is_copied_and_one_of_nowhere_is_left() {
+        let (stack, own) = ([0u64; 64], [3u64, 7]);
+        let memory = Forced::open(Pid::this()).unwrap();
+        let mut regs = stopped_in(libc::SYS_semtimedop, -514);
+        regs.rsp = stack.as_ptr_range().end as u64;
+        for nowhere in [0, 8] {
+            regs.r10 = nowhere;
+            copy_timeout(&mut regs, &memory).unwrap();
+            assert_eq!(regs.r10, nowhere);
+        }
+        regs.r10 = own.as_ptr() as u64;
+        // The second time it is the copy that is copied.
+        for _ in 0..2 {
+            copy_timeout(&mut regs, &memory).unwrap();
+            assert_eq!(regs.r10, place_of_timeout(regs.rsp));
+            let mut copy = [[0; 8]; 2];
+            memory.read(regs.r10, copy.as_flattened_mut()).unwrap();
+            assert_eq!(copy.map(u64::from_le_bytes), own);
+        }
     }
 
     #[test]

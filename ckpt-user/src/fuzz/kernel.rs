@@ -87,6 +87,7 @@ pub mod proc_maps {
     use super::*;
 
     pub fn run(bytes: &[u8]) {
+        let _ = vma::in_swap(&text(bytes), &(0..u64::MAX));
         let Ok(raws) = vma::parse(&text(bytes)) else { return };
         let word = |(at, raw): (u32, &vma::Raw)| Word {
             start: raw.start,

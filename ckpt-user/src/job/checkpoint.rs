@@ -128,6 +128,7 @@ impl Checkpointer {
     pub fn run(&mut self, tracer: &Tracer, after: After) -> Result<CheckpointDone, CheckpointError> {
         let begun = Instant::now();
         let result = self.make(tracer, after, begun);
+        self.kernel.look_at_waits(self.root);
         self.reconcile.detach();
         self.is_doubtful = match &result {
             Ok(_) => false,
@@ -158,6 +159,7 @@ impl Checkpointer {
             let stood = tracer
                 .run(move || in_freeze::look(root, &tracked, &kernel))
                 .ok_or(CheckpointError::NoTracer)??;
+            self.kernel.look_at_waits(self.root);
             self.event(&Event::named("look", stood));
         }
         let ends_bytes = self.read_ends();
@@ -293,6 +295,7 @@ impl Checkpointer {
         let (root, kernel) = (self.root, self.kernel.clone());
         let armed =
             tracer.run(move || arm::arm(root, &wanted, &kernel)).ok_or(CheckpointError::NoTracer)??;
+        self.kernel.look_at_waits(self.root);
         let mut tracked = self.tracked();
         for (pid, uffd) in armed {
             match (uffd, tracked.spaces.iter_mut().find(|s| s.pid == pid)) {
@@ -324,6 +327,7 @@ impl Checkpointer {
                 }
                 in_freeze::Message::Overflow(_) => {}
                 in_freeze::Message::Done(frozen) => {
+                    self.kernel.look_at_waits(self.root);
                     let mut frozen = *frozen;
                     if let Err(error) = written {
                         if let Some(tree) = frozen.as_mut().ok().and_then(|frozen| frozen.held.take()) {
@@ -369,6 +373,8 @@ impl Checkpointer {
                 writer.put_back_to_file(*space, run.start, run.end - run.start)?;
             }
         }
+        // Those that were not back in their waits right after the stop.
+        self.kernel.look_at_waits(self.root);
         writer.set_spaces(&frozen.live)?;
         sync::files(&frozen.image)?;
         let kind = if making.parent.is_some() { Kind::Delta } else { Kind::Full };

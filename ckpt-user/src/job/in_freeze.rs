@@ -10,6 +10,7 @@ use crate::machine::{self, Baseline};
 use crate::memory::pages;
 use crate::memory::runs::PageSet;
 use crate::memory::shared;
+use crate::memory::through::Through;
 use crate::memory::vma::{self, Vma};
 use crate::object::{Object, deleted::DeletedRecord, known_ends::Known};
 use crate::page::{Arrivals, Arriving, Pager};
@@ -266,7 +267,8 @@ fn inside(
     }
     for index in 0..image.objects.len() {
         let pages = shared::pages(&image, index as u32);
-        let space = shared_object(index as u32, &image, &pages, tracked, residue, &mut gone)?;
+        let content = (&pages, captured.through.get(&(index as u32)));
+        let space = shared_object(index as u32, &image, content, tracked, residue, &mut gone)?;
         image.objects[index].space = space.0;
         live.push((space, pages.runs().to_vec()));
     }
@@ -366,7 +368,7 @@ fn watched_by_us(space: &mut Space, mappings: &mut [Vma]) -> Result<(), Refusal>
 fn shared_object(
     index: u32,
     image: &Image,
-    pages: &PageSet,
+    (pages, through): (&PageSet, Option<&Through>),
     tracked: &mut Tracked,
     residue: &mut Residue,
     gone: &mut Vec<(SpaceId, Gone)>,
@@ -376,7 +378,7 @@ fn shared_object(
     if space == new {
         tracked.next_space += 1;
     }
-    let Some((pid, opened)) = objects::open(image, index) else {
+    let Some((pid, opened)) = objects::open(image, index, through) else {
         return Err(Refusal::NotStopped("shared memory was unmapped while it was looked at".to_owned()));
     };
     let opened = opened.reading(pid, "shared memory")?;

@@ -1,9 +1,11 @@
 //! What stands behind a mapping of a file: its link in /proc/PID/map_files leads to it.
 //!
 //! That takes CAP_CHECKPOINT_RESTORE outside of all user namespaces (fs/proc/base.c, `proc_map_files_get_link`). For who has not
-//! got it, a file is looked for by the name that maps shows, and has to be the very one that maps shows by device and inode.
-//! Of what has no name, shared memory alone is found then, where a daemon opens it ([`crate::daemon::object`]).
+//! got it, a file is looked for by the name that maps shows, and has to be the very one that maps shows by device and inode; or
+//! among the files that the process has open; or, of a tmpfs, among all that have names. Of what has neither, shared memory alone is
+//! found then, where a daemon opens it ([`crate::daemon::object`]), or through its mappings ([`super::through`]).
 
+use super::tmpfs::{self, Found};
 use super::vma::{self, Raw};
 use crate::daemon::told;
 use crate::sys::shared::Mapped;
@@ -52,10 +54,18 @@ impl Behind {
         match std::fs::metadata(&link) {
             Ok(metadata) => Ok(Ok(Self::at(pid, link.clone(), std::fs::read_link(&link)?, metadata))),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                Ok(Self::by_name(pid, raw).or_else(|why| match Self::by_daemon(pid, raw) {
+                let why = match Self::by_name(pid, raw) {
+                    Err(why) => why,
+                    found => return Ok(found),
+                };
+                if let Some(found) = Self::by_descriptor(pid, raw)?.or_else(|| Self::by_other_name(pid, raw))
+                {
+                    return Ok(Ok(found));
+                }
+                Ok(match Self::by_daemon(pid, raw) {
                     Ok(found) => found.ok_or(why),
                     Err(error) => Err(format!("{why}; the daemon does not open it ({error})")),
-                }))
+                })
             }
             Err(error) => Err(error),
         }
@@ -75,6 +85,36 @@ impl Behind {
         let link = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         let (target, metadata) = (std::fs::read_link(&link)?, opened.metadata()?);
         Ok(Some(Self { pid, link, target, metadata, _opened: Some(opened) }))
+    }
+
+    /// A file that the process has open, too. Nobody has shared memory of mmap(2) open.
+    fn by_descriptor(pid: Pid, raw: &Raw) -> io::Result<Option<Self>> {
+        if raw.name == ANONYMOUS {
+            return Ok(None);
+        }
+        let dir = ProcDir::process(pid);
+        for number in dir.numbers("fd")? {
+            let link = dir.path(format!("fd/{number}"));
+            // What is on a file system that does not answer any more is not looked for.
+            let Ok(metadata) = std::fs::metadata(&link) else { continue };
+            if !metadata.is_file() || (metadata.dev(), metadata.ino()) != (raw.device, raw.inode) {
+                continue;
+            }
+            let target = std::fs::read_link(&link)?;
+            // Others may have the same numbers: memory of System V, and all that is of no file system.
+            if target == Path::new(&raw.name) {
+                return Ok(Some(Self::at(pid, link, target, metadata)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A file of a tmpfs that has lost the name that maps shows, and has another one.
+    fn by_other_name(pid: Pid, raw: &Raw) -> Option<Self> {
+        match tmpfs::look(raw)? {
+            Found::Named(path, metadata) => Some(Self::at(pid, path.clone(), path, metadata)),
+            Found::Nameless(_) => None,
+        }
     }
 
     fn by_name(pid: Pid, raw: &Raw) -> Result<Self, String> {
@@ -104,6 +144,8 @@ fn is_shown_as(path: &Path, found: &Metadata, raw: &Raw) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::memfd;
+    use nix::sys::memfd::MFdFlags;
 
     /// How maps shows our own executable.
     fn own() -> Raw {
@@ -123,6 +165,23 @@ mod tests {
         for name in ["/SYSV00000000 (deleted)", "/i915 (deleted)", "/dev/zero", "/dev/shm/file", "[anon:x]"] {
             assert!(!is_such("rw-s", name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_found_by_a_descriptor() {
+        let file = memfd::own(c"ckptbpf", MFdFlags::empty()).unwrap();
+        file.set_len(4096).unwrap();
+        let mapped = Mapped::of(&file).unwrap();
+        let find = || {
+            let maps = vma::parse(&std::fs::read_to_string("/proc/self/maps").unwrap()).unwrap();
+            let raw = maps.into_iter().find(|raw| raw.start == mapped.address()).unwrap();
+            Behind::by_descriptor(Pid::this(), &raw).unwrap()
+        };
+        let found = find().unwrap();
+        assert_eq!(found.metadata.ino(), file.metadata().unwrap().ino());
+        assert!(found.target.starts_with("/memfd:ckptbpf (deleted)"), "{found:?}");
+        drop(file);
+        assert!(find().is_none());
     }
 
     #[test]

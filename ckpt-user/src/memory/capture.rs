@@ -4,6 +4,7 @@ use super::behind::{self, Behind};
 use super::hugetlb;
 use super::posix;
 use super::sysv;
+use super::through::Nameless;
 use super::vdso;
 use super::vma::{self, Kind, MappedFile, Raw, Vma};
 use crate::object::deleted::{self, DeletedRecord};
@@ -15,6 +16,7 @@ use crate::refusal::{Reading, Refusal};
 use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -29,6 +31,8 @@ pub struct Objects {
     pub deleted: Vec<DeletedRecord>,
     /// The pager of a lazy restart serves missing pages: that a mapping is watched for them means nothing.
     pub lazy: bool,
+    /// Of those found: what can be read through its mappings alone, and how large it is not known yet.
+    pub unopened: BTreeSet<u32>,
 }
 
 impl Objects {
@@ -140,8 +144,13 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
             Ok(vma)
         };
     }
-    let behind = Behind::of(pid, raw).reading(pid, "map_files")?;
-    let behind = behind.map_err(|reason| Refusal::unsupported(pid, name(), reason))?;
+    let behind = match Behind::of(pid, raw).reading(pid, "map_files")? {
+        Ok(behind) => behind,
+        Err(reason) => {
+            let seen = unopened(raw, vma, objects).reading(pid, "map_files")?;
+            return seen.ok_or_else(|| Refusal::unsupported(pid, name(), reason));
+        }
+    };
     let Behind { link, target, metadata, .. } = &behind;
     if raw.flags.iter().any(|f| f == "ht") {
         vma.huge_page = hugetlb::page_size(metadata).ok_or_else(|| {
@@ -192,6 +201,31 @@ fn describe(pid: Pid, raw: &Raw, objects: &mut Objects) -> Result<Vma, Refusal> 
         vma.file = Some(file);
     }
     Ok(vma)
+}
+
+/// The record of a mapping, which begins as `vma`, of shared memory without a name that this process has not open, and nobody
+/// opens for us: another one has it open, or it can be read through its mappings. None of what is something else.
+fn unopened(raw: &Raw, mut vma: Vma, objects: &mut Objects) -> io::Result<Option<Vma>> {
+    let Some(nameless) = Nameless::of(raw) else { return Ok(None) };
+    let identity = (raw.device, raw.inode);
+    let known = objects.found.len() as u32;
+    let index = objects.index_of(identity, 0, |object| {
+        match &nameless {
+            Nameless::Anonymous => {}
+            Nameless::Memfd(name) => object.memfd = Some(memfd::unseen(name)),
+            Nameless::Deleted(_) => object.deleted = true,
+        }
+        Ok(())
+    })?;
+    if index == known {
+        objects.unopened.insert(index);
+        if let Nameless::Deleted(former) = &nameless {
+            objects.deleted.push(deleted::unseen(identity, former));
+        }
+    }
+    vma.set_kind(if raw.flags.iter().any(|f| f == "mw") { Kind::SharedObject } else { Kind::File });
+    vma.object = Some(index);
+    Ok(Some(vma))
 }
 
 /// Why what is mapped cannot be opened again by its name.

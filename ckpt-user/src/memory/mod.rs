@@ -13,5 +13,7 @@ pub mod protection_keys;
 pub mod runs;
 pub mod shared;
 pub mod sysv;
+pub mod through;
+pub mod tmpfs;
 pub mod vdso;
 pub mod vma;

@@ -172,6 +172,22 @@ pub fn parse(text: &str) -> io::Result<Vec<Raw>> {
     Ok(all)
 }
 
+/// Bytes in swap of what is mapped at these addresses, by /proc/PID/smaps; none where that cannot be understood.
+pub fn in_swap(smaps: &str, addresses: &Range<u64>) -> Option<u64> {
+    let (mut sum, mut is_it) = (0u64, false);
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some(swapped) = line.strip_prefix("Swap:").filter(|_| is_it) {
+            let kilobytes: u64 = swapped.trim().strip_suffix(" kB")?.parse().ok()?;
+            sum = sum.checked_add(kilobytes.checked_mul(1024)?)?;
+        } else if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
+            let number = |hex| u64::from_str_radix(hex, 16).ok();
+            is_it = number(start)? < addresses.end && addresses.start < number(end)?;
+        }
+    }
+    Some(sum)
+}
+
 fn parse_line(line: &str) -> Option<Raw> {
     let mut words = line.splitn(6, ' ');
     let (start, end) = words.next()?.split_once('-')?;
@@ -284,6 +300,18 @@ mod tests {
         let names: Vec<_> = all.iter().map(Raw::given_name).collect();
         assert_eq!(names, [Some("a name: (1)"), Some("queue"), None, None]);
         assert_eq!(all.iter().map(|raw| raw.key).collect::<Vec<_>>(), [3, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_in_swap_is_counted_where_it_is_mapped() {
+        let smaps = "1000-3000 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSize: 8 kB\nSwap:                  4 kB\n\
+                     SwapPss: 4 kB\nVmFlags: rd wr sh mr mw me ms sd\n\
+                     3000-4000 rw-p 00000000 00:00 0\nSwap:                 12 kB\n\
+                     7fff00-7fff80 rw-s 00000000 00:01 7 /dev/zero (deleted)\nSwap:                  8 kB\n";
+        assert_eq!(in_swap(smaps, &(0x1000..0x3000)), Some(4096));
+        assert_eq!(in_swap(smaps, &(0x2000..0x4000)), Some(4 * 4096));
+        assert_eq!(in_swap(smaps, &(0x5000..0x6000)), Some(0));
+        assert_eq!(in_swap("1000-3000 rw-s 0 0 0\nSwap: much\n", &(0x1000..0x3000)), None);
     }
 
     #[test]

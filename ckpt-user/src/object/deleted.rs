@@ -143,6 +143,14 @@ pub fn of(link: &Path, former: &Path, metadata: &Metadata) -> Result<DeletedReco
     })
 }
 
+/// The record of a file of which nothing is known but its `identity`, and the path that it had: its size is to be told.
+pub fn unseen(identity: (u64, u64), former: &Path) -> DeletedRecord {
+    let directory = former.parent().unwrap_or(Path::new("/")).as_os_str().as_bytes().to_vec();
+    let (device, inode) = identity;
+    let (uid, gid) = (ids::UNKNOWN, ids::UNKNOWN);
+    DeletedRecord { directory, device, inode, mode: 0o600, uid, gid, ..DeletedRecord::default() }
+}
+
 /// Another name of a file that has lost the one it was opened by: a hard link in the same directory. `pid` has the file.
 ///
 /// # Errors

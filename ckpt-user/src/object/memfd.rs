@@ -91,6 +91,11 @@ pub fn of(link: &Path, name: &[u8], metadata: &Metadata) -> io::Result<Memfd> {
     Ok(Memfd { name: name.to_vec(), seals, mode, uid, gid })
 }
 
+/// The record of memory that nobody has open, so that nobody can tell what else there is to know of it.
+pub fn unseen(name: &[u8]) -> Memfd {
+    Memfd { name: name.to_vec(), seals: 0, mode: 0o777, uid: ids::UNKNOWN, gid: ids::UNKNOWN }
+}
+
 /// A descriptor of such memory; `None` when it is something else.
 pub fn capture(seen: &Seen, metadata: &Metadata, objects: &mut Objects) -> Option<Result<Object, Refusal>> {
     let target = seen.target.as_os_str().as_bytes();

@@ -18,7 +18,7 @@
 
 use super::mem::Forced;
 use super::ptrace::{O_TRACESYSGOOD, Stop, Stopped};
-use super::regs::{FIRST_KEY, Regs, Restart, has_protection_keys, key_rights, restart_of};
+use super::regs::{FIRST_KEY, Regs, Restart, has_protection_keys, key_rights, restart_of, to_words};
 use std::io;
 use std::ops::Range;
 
@@ -71,8 +71,24 @@ pub fn call(
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
 ) -> io::Result<(i64, Stopped)> {
     undisturbed(&thread)?;
-    let (result, thread) = made(memory, thread, at, call, keep)?;
+    let (result, thread) = made(memory, thread, at, call, keep, false)?;
     Ok((result?, thread))
+}
+
+/// The same with its signals held up until the thread has its registers back: none of them puts a frame where the call writes.
+/// No result: nothing was called, as the thread was stopped from outside and stands elsewhere.
+///
+/// # Errors
+/// As of [`call()`].
+pub fn call_held(
+    memory: &Forced,
+    thread: Stopped,
+    at: u64,
+    call: Call,
+) -> io::Result<(Option<i64>, Stopped)> {
+    undisturbed(&thread)?;
+    let (result, thread) = made(memory, thread, at, call, None, true)?;
+    Ok((result.ok(), thread))
 }
 
 /// What a thread gets back.
@@ -90,19 +106,22 @@ impl Original {
     }
 }
 
-/// The call itself. The inner error is that of `keep`.
+/// The call itself. The inner error is that of `keep`; or, where signals are to be held up (`holds`), that the thread has taken one
+/// before the call, which was not made then.
 fn made(
     memory: &Forced,
     thread: Stopped,
     at: u64,
     call: Call,
     keep: Option<&mut dyn FnMut(i32) -> io::Result<()>>,
+    holds: bool,
 ) -> io::Result<(io::Result<i64>, Stopped)> {
     let mut thread = thread;
     let mut original;
     // A signal may be delivered first: the thread takes it as it would have, and stops again at once.
     let entry = loop {
-        original = Original { regs: thread.regs()?, mask: held_up(&thread)? };
+        let mask = if holds { Some(thread.sigmask()?) } else { held_up(&thread)? };
+        original = Original { regs: thread.regs()?, mask };
         memory.write(at, &code(&original, keep.is_some(), at))?;
         thread.set_regs(&start(&original.regs, at, call))?;
         // Not before it stands at what undoes that.
@@ -110,7 +129,12 @@ fn made(
         let stopped = thread.syscall()?.wait_stopped()?;
         match stopped.stop() {
             Stop::Syscall => break stopped,
-            Stop::Signal(_) => thread = settle(stopped, &original)?,
+            Stop::Signal(_) => {
+                thread = settle(stopped, &original)?;
+                if holds && to_words(&thread.regs()?) != to_words(&original.regs) {
+                    return Ok((Err(io::ErrorKind::Interrupted.into()), thread));
+                }
+            }
             _ => {
                 original.give_back(&stopped)?;
                 thread = stopped;
@@ -130,7 +154,7 @@ fn made(
                 // A signal comes first: the thread takes it, then the descriptor is closed by another call.
                 let thread = settle(next, &original)?;
                 let close = Call::new(libc::SYS_close, &[result as u64]);
-                let (_, thread) = made(memory, thread, at, close, None)?;
+                let (_, thread) = made(memory, thread, at, close, None, false)?;
                 return Ok((kept.map(|()| result), thread));
             }
         }

@@ -91,18 +91,19 @@ pub struct Injector<'a> {
 pub const RED_ZONE: u64 = 128;
 
 impl Injector<'_> {
-    fn call(&mut self, thread: Stopped, number: i64, args: &[u64]) -> io::Result<(i64, Stopped)> {
+    /// Makes a call that writes nothing to memory.
+    pub fn call(&mut self, thread: Stopped, number: i64, args: &[u64]) -> io::Result<(i64, Stopped)> {
         self.count += 1;
         inject::call(self.memory, thread, self.room, Call::new(number, args), None)
     }
 
     /// Makes a call that writes `len` bytes to memory below the thread's red zone, which the ABI lets any
     /// signal overwrite; the bytes there are put back.
-    fn reading(
+    pub fn reading(
         &mut self,
         thread: Stopped,
         len: usize,
-        call: impl FnOnce(u64) -> (i64, Vec<u64>),
+        call: impl Fn(u64) -> (i64, Vec<u64>),
     ) -> io::Result<(Vec<u8>, Stopped)> {
         let (result, bytes, thread) = self.asking(thread, len, call)?;
         if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok((bytes, thread)) }
@@ -113,20 +114,30 @@ impl Injector<'_> {
         &mut self,
         thread: Stopped,
         len: usize,
-        call: impl FnOnce(u64) -> (i64, Vec<u64>),
+        call: impl Fn(u64) -> (i64, Vec<u64>),
     ) -> io::Result<(i64, Vec<u8>, Stopped)> {
-        let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
-        let mut before = vec![0; len];
-        // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
-        // the next way can read).
-        let _ = crate::sys::mem::read(thread.tid(), at, &mut before);
-        self.memory.read(at, &mut before)?;
-        let (number, args) = call(at);
-        let (result, thread) = self.call(thread, number, &args)?;
-        let mut out = vec![0; len];
-        self.memory.read(at, &mut out)?;
-        self.memory.write(at, &before)?;
-        Ok((result, out, thread))
+        /// More often a thread is not stopped from outside right before a call.
+        const TRIES: u32 = 100;
+        let mut thread = thread;
+        for _ in 0..TRIES {
+            let at = (thread.regs()?.rsp - RED_ZONE - len as u64) & !15;
+            let mut before = vec![0; len];
+            // While a lazy restart's pages arrive, only this way of reading waits for one (and fails on what only
+            // the next way can read).
+            let _ = crate::sys::mem::read(thread.tid(), at, &mut before);
+            self.memory.read(at, &mut before)?;
+            let (number, args) = call(at);
+            self.count += 1;
+            let asked = Call::new(number, &args);
+            let (result, back) = inject::call_held(self.memory, thread, self.room, asked)?;
+            thread = back;
+            let Some(result) = result else { continue };
+            let mut out = vec![0; len];
+            self.memory.read(at, &mut out)?;
+            self.memory.write(at, &before)?;
+            return Ok((result, out, thread));
+        }
+        Err(io::Error::other("it is stopped from outside again and again"))
     }
 
     /// Reads one thread's state.

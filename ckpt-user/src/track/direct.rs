@@ -67,7 +67,7 @@ enum Call {
 
 /// Of the text of /proc/PID/task/TID/syscall: number and arguments. `None` for a thread that runs, too.
 fn waits_in(text: &str) -> Option<Call> {
-    let InCall { number, arguments: [_, second, third, ..] } = call::parse(text)?;
+    let InCall { number, arguments: [_, second, third, ..], .. } = call::parse(text)?;
     match number {
         libc::SYS_read | libc::SYS_pread64 => Some(Call::Reads { address: second, length: third }),
         libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => {

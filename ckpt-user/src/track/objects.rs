@@ -1,12 +1,13 @@
-//! Shared memory objects: read through the object (SEEK_DATA), each page compared by hash with what the last
-//! committed generation holds; scans of page tables do not show writes through other mappings.
+//! Shared memory objects: read through the object (SEEK_DATA), or through its mappings where nobody opens it, each page compared by
+//! hash with what the last committed generation holds; scans of page tables do not show writes through other mappings.
 
 use crate::daemon::told;
 use crate::image::SpaceId;
 use crate::memory::runs::PageSet;
+use crate::memory::through::Through;
 use crate::memory::vma::{MappedFile, Vma};
 use crate::object::{Description, Object, reach, table::Descriptor};
-use crate::record::{Image, SharedObject};
+use crate::record::{Image, Process, SharedObject};
 use crate::task::proc::ProcDir;
 use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC,
@@ -42,20 +43,37 @@ pub struct Objects {
     known: HashMap<SpaceId, Known>,
 }
 
-/// An open object that a stopped process has mapped.
+/// An object that a stopped process has mapped.
 #[derive(Debug)]
-pub struct Opened(File);
+pub enum Opened<'t> {
+    File(File),
+    /// It can be read through its mappings alone.
+    Through(&'t Through),
+}
 
-/// Opens object number `index` through the first process of the stopped tree that has it, mapped or open.
-pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
-    let is_it = |d: &Description| matches!(&d.object, Some(Object::Shared(record)) if record.object == index);
+/// Opens object number `index` through the first process of the stopped tree that has it, mapped or open; `through` is what its
+/// mappings show where nobody opens it.
+pub fn open<'t>(
+    image: &Image,
+    index: u32,
+    through: Option<&'t Through>,
+) -> Option<(Pid, io::Result<Opened<'t>>)> {
+    let record = image.objects.get(index as usize)?;
+    let is_it = |d: &Description| match &d.object {
+        Some(Object::Shared(shared)) => shared.object == index,
+        Some(Object::Deleted(file)) => record.deleted && file.identity() == (record.device, record.inode),
+        _ => false,
+    };
+    let is_open = |d: &&Descriptor| image.descriptions.get(d.description as usize).is_some_and(is_it);
+    let open = |process: &Process| Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
     let (pid, link) = image.processes.iter().find_map(|process| {
         let mapped = process.mappings.iter().find(|v| v.object == Some(index));
         let mapped = mapped.map(|v| format!("map_files/{:x}-{:x}", v.start, v.end));
-        let is_open = |d: &&Descriptor| image.descriptions.get(d.description as usize).is_some_and(is_it);
-        let open = || Some(format!("fd/{}", process.descriptors.iter().find(is_open)?.number));
-        Some((process.reached_by(), mapped.or_else(open)?))
+        Some((process.reached_by(), mapped.or_else(|| open(process))?))
     })?;
+    if let Some(through) = through {
+        return Some((pid, Ok(Opened::Through(through))));
+    }
     // Shared memory without a name, where a daemon opens it.
     let by_daemon = |error: io::Error| {
         let is_it = |v: &&Vma| v.object == Some(index) && v.shared;
@@ -67,16 +85,25 @@ pub fn open(image: &Image, index: u32) -> Option<(Pid, io::Result<Opened>)> {
         }
     };
     let by_link = || reach::open(&ProcDir::process(pid).path(&link), pid);
-    // Where only root may go by the link, a file with a name has been found by that.
+    // Where only root may go by the link: one that has it open, too.
+    let by_descriptor = |error: io::Error| {
+        let found = image.processes.iter().find_map(|p| Some((p.reached_by(), open(p)?)));
+        match found.filter(|_| error.raw_os_error() == Some(libc::EPERM)) {
+            Some((pid, link)) => reach::open(&ProcDir::process(pid).path(&link), pid),
+            None => Err(error),
+        }
+    };
+    // A file with a name has been found by that.
     let by_name = |error: io::Error| {
-        let file = image.objects.get(index as usize).and_then(|object| object.file.as_ref());
-        let file = file.filter(|_| error.raw_os_error() == Some(libc::EPERM)).ok_or(error)?;
+        let file = record.file.as_ref().filter(|_| error.raw_os_error() == Some(libc::EPERM));
+        let file = file.ok_or(error)?;
         let opened = File::open(file.path())?;
         let now = opened.metadata()?;
         let is_it = (now.dev(), now.ino()) == (file.device, file.inode);
         if is_it { Ok(opened) } else { Err(io::Error::other("it is another file by now")) }
     };
-    Some((pid, by_link().or_else(by_name).or_else(by_daemon).map(Opened)))
+    let opened = by_link().or_else(by_descriptor).or_else(by_name).or_else(by_daemon);
+    Some((pid, opened.map(Opened::File)))
 }
 
 /// Where a file without a name is found: the first process that has it open, mapped or runs it, and a link below /proc/PID.
@@ -99,8 +126,34 @@ pub fn link_of(image: &Image, identity: (u64, u64)) -> Option<(Pid, String)> {
 }
 
 /// Opens a link below /proc/PID of a stopped process.
-pub fn open_link(pid: Pid, link: &str) -> io::Result<Opened> {
-    reach::open(&ProcDir::process(pid).path(link), pid).map(Opened)
+pub fn open_link(pid: Pid, link: &str) -> io::Result<Opened<'static>> {
+    reach::open(&ProcDir::process(pid).path(link), pid).map(Opened::File)
+}
+
+impl Opened<'_> {
+    /// Hands on those of the `wanted` pages that may hold something: number of the first, and bytes of whole pages.
+    fn each(&self, wanted: &PageSet, each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let file = match self {
+            Self::File(file) => file,
+            Self::Through(through) => return through.each(wanted, each),
+        };
+        let size = file.metadata()?.len();
+        let mut buffer = vec![0; 1 << 20];
+        let data: PageSet = data_ranges(file, size)?.into_iter().map(pages_of).collect();
+        for range in data.intersection(wanted).runs() {
+            let (mut at, end) = (range.start * 4096, range.end * 4096);
+            while at < end {
+                let bytes = &mut buffer[..((end - at) as usize).min(1 << 20)];
+                // The last page of a file may be partly there.
+                let there = (size.saturating_sub(at) as usize).min(bytes.len());
+                file.read_exact_at(&mut bytes[..there], at)?;
+                bytes[there..].fill(0);
+                each(at / 4096, bytes)?;
+                at += bytes.len() as u64;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Objects {
@@ -132,34 +185,23 @@ impl Objects {
         &mut self,
         space: SpaceId,
         wanted: &PageSet,
-        object: &Opened,
+        object: &Opened<'_>,
         mut stored: impl FnMut(u64, &[u8]) -> io::Result<()>,
-        mut zero: impl FnMut(u64),
+        zero: impl FnMut(u64),
     ) -> io::Result<()> {
         let known = self.known.entry(space).or_default();
-        let size = object.0.metadata()?.len();
         let mut hashes = Hashes::new();
-        let mut buffer = vec![0; 1 << 20];
-        let data: PageSet = data_ranges(&object.0, size)?.into_iter().map(pages_of).collect();
-        for range in data.intersection(wanted).runs() {
-            let (mut at, end) = (range.start * 4096, range.end * 4096);
-            while at < end {
-                let bytes = &mut buffer[..((end - at) as usize).min(1 << 20)];
-                // The last page of a file may be partly there.
-                let there = (size.saturating_sub(at) as usize).min(bytes.len());
-                object.0.read_exact_at(&mut bytes[..there], at)?;
-                bytes[there..].fill(0);
-                for (page, bytes) in (at / 4096..).zip(bytes.chunks_exact(4096)) {
-                    let Some(hash) = hash(bytes) else { continue };
-                    hashes.insert(page, hash);
-                    if known.committed.get(&page) != Some(&hash) {
-                        stored(page, bytes)?;
-                    }
+        object.each(wanted, &mut |first, bytes| {
+            for (page, bytes) in (first..).zip(bytes.chunks_exact(4096)) {
+                let Some(hash) = hash(bytes) else { continue };
+                hashes.insert(page, hash);
+                if known.committed.get(&page) != Some(&hash) {
+                    stored(page, bytes)?;
                 }
-                at += bytes.len() as u64;
             }
-        }
-        known.committed.keys().filter(|page| !hashes.contains_key(page)).for_each(|&page| zero(page));
+            Ok(())
+        })?;
+        known.committed.keys().filter(|page| !hashes.contains_key(page)).copied().for_each(zero);
         known.pending = Some(hashes);
         Ok(())
     }

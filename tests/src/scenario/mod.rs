@@ -83,8 +83,14 @@ impl Default for Tool {
 impl Tool {
     /// As an ordinary user has it, who is nowhere else than in this box.
     pub fn of_user(sandbox: &Sandbox) -> Self {
+        Self::default().by_user(sandbox)
+    }
+
+    /// The same by such a user.
+    #[must_use]
+    pub fn by_user(self, sandbox: &Sandbox) -> Self {
         let user = User::of(sandbox);
-        Self { binary: user.copy_of(&ckptbpf()), user: Some(user), ..Self::default() }
+        Self { binary: user.copy_of(&self.binary), user: Some(user), ..self }
     }
 
     /// Where jobs of it begin, and their images are.

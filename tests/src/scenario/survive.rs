@@ -69,7 +69,8 @@ pub fn survive(survival: &Survival) {
     let options = [&["-i", survival.interval], survival.options].concat();
     let mut program = held(&sandbox, program.clone());
     let daemon = survival.by_daemon.then(|| Daemon::begin(&sandbox, &[]));
-    let tool = if survival.by_user { Tool::of_user(&sandbox) } else { survival.tool.clone() };
+    let tool = survival.tool.clone();
+    let tool = if survival.by_user { tool.by_user(&sandbox) } else { tool };
     let tool = daemon.iter().fold(tool, |tool, daemon| daemon.serves(tool));
     if let Some(user) = &tool.user {
         program = user.reaches(&program);

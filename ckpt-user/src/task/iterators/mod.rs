@@ -16,7 +16,7 @@ use super::keyring;
 use super::posix_timers::Overruns;
 use crate::daemon::told::Told;
 use crate::freeze::rewind::Waits;
-use crate::freeze::tree;
+use crate::freeze::{seen, tree};
 use crate::memory::vma::Raw;
 use crate::sys::bpf::{Attached, BpfError, FileRow, LifecycleKind, Options, WriteFault, own_pid_namespace};
 use decode::Answer;
@@ -69,6 +69,8 @@ struct State {
     /// How often the core was late.
     late: u32,
     error: Option<BpfError>,
+    /// Waits that were seen to go on, without iterators.
+    seen: Waits,
 }
 
 /// A core that is late so often is not asked again.
@@ -88,6 +90,11 @@ impl Kernel {
     /// Whether it can tell of processes that this one does not trace.
     pub fn tells_of_all(&self) -> bool {
         !self.state().by_core
+    }
+
+    /// Whether anything is to be asked of it.
+    pub fn has_iterators(&self) -> bool {
+        self.state().iterators.is_some()
     }
 
     /// Loads the programs unless that was tried before; at the beginning of each checkpoint.
@@ -127,10 +134,22 @@ impl Kernel {
         })
     }
 
-    /// How long threads of the tree below `root` still wait.
+    /// How long threads of the tree below `root` still wait; without iterators, those that [`Self::look_at_waits`] has seen.
     pub fn waits(&self, root: Pid) -> Waits {
         let pids: Vec<Pid> = tree::members(root).into_iter().map(|m| m.0).collect();
-        self.ask(|iterators| Ok(iterators.ask(&pids, Question::Waits)?.waits()))
+        let told = self.ask(|iterators| Ok(iterators.ask(&pids, Question::Waits)?.waits()));
+        let state = self.state();
+        if state.iterators.is_none() { state.seen.clone() } else { told }
+    }
+
+    /// Without iterators: looks which threads wait, and for how long at most. While they run, after each stop of theirs.
+    pub fn look_at_waits(&self, root: Pid) {
+        if self.has_iterators() {
+            return;
+        }
+        let now = seen::look(root);
+        let mut state = self.state();
+        state.seen = seen::known(&state.seen, now);
     }
 
     /// What can be read of stopped processes.
