@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Expected, verb};
-use ckpt_tests::{Cmd, Job, Mode, Running, Sandbox, victim_cmd};
+use ckpt_tests::scenario::{Expected, steps, verb};
+use ckpt_tests::{Cmd, Job, Mode, Sandbox, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -29,15 +29,6 @@ fn require_right(sandbox: &Sandbox, printed: &[u8]) {
 /// What [`victim`] has, as seen from outside.
 fn names(sandbox: &Sandbox) -> [PathBuf; 3] {
     ["", "-2", "-3"].map(|end| sandbox.see(Path::new(&format!("/dev/shm/victim-memkinds{end}"))))
-}
-
-fn steps(sandbox: &Sandbox, running: &Running<'_>) {
-    let lines = || running.stdout().iter().filter(|&&byte| byte == b'\n').count();
-    let then = lines();
-    sandbox.wait_for("the program to go on", SOON, || {
-        assert!(!running.has_ended(), "it has ended: {}", running.stderr());
-        lines() > then + 3
-    });
 }
 
 #[test]
