@@ -44,14 +44,17 @@ fn shared_memory_of_no_file_alone() {
     let sandbox = Sandbox::new("alone_shared");
     let tool = Tool::of_user(&sandbox);
     let user = tool.user.clone().unwrap();
-    let program = user.reaches(&victim_cmd("forktree").args(["40", "50000"]));
+    let program = user.reaches(&held(&sandbox, victim_cmd("forktree").args(["40", "50000"])));
     let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &program);
+    // By then it has its memory.
+    job.running().wait_for_output("\n", SOON);
     job.program();
     let said = job.try_checkpoint().expect_code(125).stderr_text();
     assert!(
         said.contains("/dev/zero (deleted)") && said.contains("only root (CAP_CHECKPOINT_RESTORE)"),
         "{said}"
     );
+    let_go(&sandbox);
     job.wait(SOON).success();
 }
 
@@ -235,6 +238,7 @@ fn what_groups_allow_alone() {
         job.restart(Mode::Eager, &[]);
     }
     job.running().wait_for_output("shared ", SOON);
+    job.program();
     let said = job.running().stderr();
     assert!(said.contains("looks as if it were in group 65534"), "{said}");
     assert!(!String::from_utf8(job.stdout()).unwrap().contains("closed"));
