@@ -38,6 +38,15 @@ fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
 }
 
 #[test]
+fn a_line_of_json_that_nobody_takes_is_nothing_to_the_program() {
+    let sandbox = Sandbox::new("restart-json-in-vain");
+    let (_, expected, _) = killed_job(&sandbox);
+    let restart = verb("restart", ["--json", "images"]);
+    let ended = walk_through(&sandbox, Cmd::sh("exec \"$@\" 2> /dev/full").arg("sh").program(&restart));
+    ends_like(&sandbox, &expected, &ended.success().stdout);
+}
+
+#[test]
 fn somebody_looks_at_every_process_during_restarts() {
     // As ps(1) does: a look at the arguments of a process that has no page there yet makes one, of zeros.
     let sandbox = Sandbox::new("looked-at");
