@@ -399,34 +399,6 @@ fn tasks_of_one_step_are_jobs_of_their_own() {
     });
 }
 
-/// Each waits ten milliseconds for every task before it, and asks then.
-#[test]
-fn tasks_of_one_step_ask_one_after_another() {
-    by(Way::Root, "slurm_tasks_apart", |job| {
-        job.have("squeue", "echo \"$SLURM_PROCID $(date +%s%N)\" >>\"$here/times\"; echo RUNNING UNLIMITED");
-        let asked = || std::fs::read_to_string(job.fake.join("times")).unwrap_or_default();
-        let task = |number: &str| {
-            let program = Cmd::new("/bin/sh").args(["-c", "echo on; exec sleep 1000"]);
-            let step = [("SLURM_STEP_ID", "0"), ("SLURM_STEP_NUM_TASKS", "5000"), ("SLURM_PROCID", number)];
-            let cmd = job.command(&["--no-requeue"], 0, &program);
-            job.sandbox.spawn(step.into_iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value)))
-        };
-        let begun = SystemTime::now();
-        let tasks = ["4000", "200"].map(task);
-        job.sandbox.wait_for("a task to ask", SOON, || asked().ends_with('\n'));
-        let first = asked();
-        let (number, at) = first.lines().next().unwrap().split_once(' ').unwrap();
-        let at = UNIX_EPOCH + Duration::from_nanos(at.parse().unwrap());
-        assert_eq!(number, "200", "{first}");
-        assert!(at >= begun + Duration::from_secs(2), "{:?}", at.duration_since(begun));
-        for running in tasks {
-            running.wait_for_output("on\n", SOON);
-            running.kill(Signal::SIGTERM);
-            running.wait(SOON).expect_code(85);
-        }
-    });
-}
-
 /// A directory is one program's: another line of the script is not taken for it, nor is one that has come to its end run once more
 /// from its last checkpoint.
 #[test]
