@@ -64,6 +64,11 @@ pub fn binds(regs: &user_regs_struct) -> bool {
     is(regs, SYS_bind)
 }
 
+/// A process is to be the parent of its orphaned descendants: what ckptbpf does right before it starts a program.
+pub fn adopts(regs: &user_regs_struct) -> bool {
+    is(regs, nix::libc::SYS_prctl) && regs.rdi == nix::libc::PR_SET_CHILD_SUBREAPER as u64
+}
+
 fn is(regs: &user_regs_struct, number: i64) -> bool {
     regs.orig_rax == number.cast_unsigned()
 }

@@ -15,7 +15,7 @@ pub struct MemoryGroup {
 impl MemoryGroup {
     /// One with this limit in bytes; none where there is no such controller, or it cannot be had.
     pub fn make(name: &str, limit: u64) -> Option<Self> {
-        let name = format!("ckptbpf-test-{name}-{}", std::process::id());
+        let name = format!("ckptbpf-{name}-of-{}", std::process::id());
         let first = Path::new("/sys/fs/cgroup/memory");
         let is_second = !first.is_dir();
         let above = if is_second { Path::new("/sys/fs/cgroup") } else { first };

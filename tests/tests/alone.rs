@@ -243,6 +243,7 @@ fn what_groups_allow_alone() {
         job.restart(Mode::Eager, &[]);
     }
     job.running().wait_for_output("shared ", SOON);
+    job.program();
     let said = job.running().stderr();
     assert!(said.contains("looks as if it were in group 65534"), "{said}");
     assert!(!String::from_utf8(job.stdout()).unwrap().contains("closed"));

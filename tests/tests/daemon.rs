@@ -33,6 +33,14 @@ fn sixteen_threads_by_daemon() {
     survives("threads", victim_cmd("threads16").args(["1200", "3000"]), None);
 }
 
+/// Waits until the daemon counts no job of the user's, who asks it: whoever does is told of their own.
+fn wait_for_no_job(sandbox: &Sandbox, tool: &Tool) {
+    let check = tool.verb("daemon", ["--check"]);
+    sandbox.wait_for("the daemon to count no job", SOON, || {
+        sandbox.run(check.clone()).success().stdout_text().contains(": 0 of ")
+    });
+}
+
 fn line_of(sandbox: &Sandbox, pid: i32, name: &str) -> String {
     let status = sandbox.see(format!("/proc/{pid}/status").as_ref());
     let status = std::fs::read_to_string(status).unwrap();
@@ -76,8 +84,8 @@ fn the_worker_is_the_user_s_and_closed_to_the_user() {
     let kill = sandbox.run(counting.user.runs(&Cmd::sh(&format!("kill -9 {}", daemon.pid()))));
     assert!(kill.stderr_text().contains("not permitted"), "{}", kill.stderr_text());
     counting.ends_as_expected(&sandbox);
-    let log = daemon.end().stderr_text();
-    assert!(log.contains("worker over"), "{log}");
+    sandbox.wait_for("word of the worker's end", SOON, || daemon.log().contains("worker over"));
+    daemon.end();
 }
 
 /// kill -9 of the daemon itself: its jobs go on with their checkpoints, and a new daemon takes its place.
@@ -106,9 +114,8 @@ fn a_front_that_is_killed_leaves_nothing_in_the_daemon() {
     let daemon = Daemon::begin(&sandbox, &[]);
     let mut counting = Counting::begin(&sandbox, &daemon, &["-i", "0.05"]);
     let program = counting.job.kill_supervisor();
-    sandbox
-        .wait_for("the worker to be gone", Duration::from_secs(2), || workers(&sandbox, &daemon).is_empty());
-    assert!(daemon.check().stdout_text().contains("0 of 32 jobs"));
+    sandbox.wait_for("the worker to be gone", SOON, || workers(&sandbox, &daemon).is_empty());
+    wait_for_no_job(&sandbox, &counting.tool);
     let attach = Cmd::new(&counting.tool.binary).arg("attach").arg(program.to_string());
     counting.job.attach_by(counting.user.runs_beside(program, &attach));
     counting.job.checkpoint();
@@ -173,9 +180,11 @@ fn who_is_held_back_goes_on_without() {
         user.runs(&inner)
     };
     is_said(within(&["unshare", "--user", "--map-current-user"], "a"), "user or pid namespace");
+    wait_for_no_job(&sandbox, &tool);
     let counting = Counting::begin(&sandbox, &daemon, &[]);
     is_said(user.runs(&launch("b")), "as many jobs with it as a user may have");
     counting.ends_as_expected(&sandbox);
+    wait_for_no_job(&sandbox, &tool);
     // Nothing is said where nobody is to be asked.
     let said = sandbox.run(tool.verb("launch", ["-d", "c", "--", "/bin/true"])).success().stderr_text();
     assert_eq!(said, "");

@@ -78,7 +78,8 @@ fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Dae
     let before = open_files(&sandbox, daemon.pid());
     attack(&sandbox, &daemon, &tool);
     sandbox.wait_for("the daemon to have nothing of it left", SOON, || {
-        open_files(&sandbox, daemon.pid()) == before
+        // A connection of before may still have been open.
+        open_files(&sandbox, daemon.pid()) <= before
     });
     assert_eq!(job.checkpoint().kind, "delta");
     let_go(&sandbox);

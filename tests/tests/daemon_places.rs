@@ -2,12 +2,15 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use ckpt_tests::calls::{Calls, From, adopts, binds};
 use ckpt_tests::memory_group::MemoryGroup;
 use ckpt_tests::scenario::{Daemon, Tool, ckptbpf, verb};
 use ckpt_tests::user::User;
 use ckpt_tests::{Cmd, Job, Mode, Running, Sandbox, skip, victim_cmd};
+use nix::libc::SYS_clock_nanosleep;
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -53,15 +56,20 @@ fn in_group<'b>(
     command: &Cmd,
 ) -> Option<(Running<'b>, MemoryGroup)> {
     let group = MemoryGroup::make(name, limit)?;
+    let (running, gate) = behind_a_gate(sandbox, user, command);
+    group.take(sandbox, running.pid);
+    std::fs::write(&gate, "go\n").unwrap();
+    Some((running, group))
+}
+
+/// A shell of the user's that becomes the command once a word is written to the FIFO.
+fn behind_a_gate<'b>(sandbox: &'b Sandbox, user: &User, command: &Cmd) -> (Running<'b>, PathBuf) {
     let gate = sandbox.dir().join("gate");
     let _ = std::fs::remove_file(&gate);
     nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
     let line = format!("read -r word < {}; exec \"$@\"", gate.display());
     let shell = Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(command);
-    let running = sandbox.spawn(user.runs(&shell));
-    group.take(sandbox, running.pid);
-    std::fs::write(&gate, "go\n").unwrap();
-    Some((running, group))
+    (sandbox.spawn(user.runs(&shell)), gate)
 }
 
 /// Shared memory is charged to who touches it first: at a restart that is the program, and not the daemon.
@@ -147,6 +155,45 @@ fn a_worker_that_is_hidden_from_its_user_is_asked() {
     sandbox.run("mount -o remount,hidepid=0 /proc").success();
 }
 
+/// The program has said a word, and its worker, which its user does not see, cannot be asked yet: who asks waits for that.
+#[test]
+fn a_worker_that_is_hidden_from_its_user_is_waited_for_while_it_starts() {
+    let sandbox = Sandbox::new("daemon_hidden_start");
+    sandbox.run("mount -o remount,hidepid=2 /proc").success();
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "1000000", "2000"]));
+    let launch = Cmd::new(&tool.binary).args(["launch", "-d", "images", "--"]).program(&program);
+    let (running, gate) = behind_a_gate(&sandbox, &user, &launch);
+    let front = running.outside_pid().unwrap();
+    let (front, front_is_held) = Calls::held_before(front, From::Exec, adopts);
+    std::fs::write(&gate, "go\n").unwrap();
+    front_is_held.wait();
+    // By now its worker waits for the program.
+    let worker = sandbox.ps().into_iter().find(|one| one.parent == daemon.pid()).expect("a worker").pid;
+    let outside = sandbox.outside_pid(worker).unwrap();
+    let (supervisor, supervisor_is_held) = Calls::held_before(outside, From::Now, binds);
+    front_is_held.let_go();
+    supervisor_is_held.wait();
+    running.wait_for_output("\n", SOON);
+    let seen = sandbox.run(user.runs(&Cmd::sh(&format!("ls /proc/{worker}"))));
+    assert_ne!(seen.code(), 0, "it is to be hidden: {}", seen.stdout_text());
+    let asked = sandbox.spawn(tool.verb("checkpoint", ["images"]));
+    let call = format!("/proc/{}/syscall", asked.outside_pid().unwrap());
+    sandbox.wait_for("it to sleep", SOON, || {
+        assert!(!asked.has_ended(), "{}", asked.stderr());
+        std::fs::read_to_string(&call).is_ok_and(|text| text.starts_with(&format!("{SYS_clock_nanosleep} ")))
+    });
+    supervisor_is_held.let_go();
+    asked.wait(SOON).success();
+    running.kill(Signal::SIGTERM);
+    running.wait(SOON).expect_code(143);
+    assert!(front.end() && supervisor.end());
+    daemon.end();
+    sandbox.run("mount -o remount,hidepid=0 /proc").success();
+}
+
 /// A daemon of a Slurm job serves that job alone, as its control groups tell.
 #[test]
 fn a_daemon_of_one_job() {
@@ -159,13 +206,8 @@ fn a_daemon_of_one_job() {
         let daemon = Daemon::begin(&sandbox, &["--job", job]);
         let tool = daemon.serves(Tool::of_user(&sandbox));
         let user = tool.user.clone().unwrap();
-        let gate = sandbox.dir().join("gate");
-        let _ = std::fs::remove_file(&gate);
-        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
-        let line = format!("read -r word < {}; exec \"$@\"", gate.display());
         let launch = Cmd::new(&tool.binary).args(["launch", "-d", job, "--", "/bin/true"]);
-        let running =
-            sandbox.spawn(user.runs(&Cmd::new("/bin/sh").args(["-c", &line, "sh"]).program(&launch)));
+        let (running, gate) = behind_a_gate(&sandbox, &user, &launch);
         group.take_below("job_8", &sandbox, running.pid);
         std::fs::write(&gate, "go\n").unwrap();
         let said = running.wait(SOON).success().stderr_text();

@@ -114,7 +114,7 @@ fn files_that_were_replaced_while_they_are_run_and_mapped() {
 #[test]
 fn a_lock_that_somebody_else_has_is_refused_at_restart_by_name() {
     let sandbox = Sandbox::new("locked");
-    let script = "exec 7> mine; flock 7; exec 8<> <(:); for i in $(seq 1000); do echo $i; read -t 0.01 -u 8 || :; done";
+    let script = "exec 7> mine; flock 7; exec 8<> <(:); for ((i = 1; ; i++)); do echo $i; read -t 0.01 -u 8 || :; done";
     let mut job = Job::launch(&sandbox, &[], &Cmd::sh(script));
     job.running().wait_for_output("\n3\n", SOON);
     job.checkpoint();
@@ -354,7 +354,7 @@ fn a_file_that_was_replaced_is_refused_at_restart_by_name() {
     let sandbox = Sandbox::new("replaced");
     let input = sandbox.dir().join("input");
     std::fs::write(&input, "one\ntwo\n").unwrap();
-    let script = "exec 7< input 8<> <(:); for i in $(seq 1000); do echo $i; read -t 0.01 -u 8 || :; done";
+    let script = "exec 7< input 8<> <(:); for ((i = 1; ; i++)); do echo $i; read -t 0.01 -u 8 || :; done";
     let mut job = Job::launch(&sandbox, &[], &Cmd::sh(script));
     job.running().wait_for_output("\n3\n", SOON);
     job.checkpoint();

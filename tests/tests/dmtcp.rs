@@ -101,6 +101,30 @@ fn scripts_of_users_with_a_daemon() {
     daemon.end();
 }
 
+/// For want of a namespace for the program, and by the worker.
+#[test]
+fn restarts_by_a_daemon_that_are_refused_are_failures_too() {
+    let sandbox = Sandbox::new("dmtcp_daemon_refused");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let scripts = Scripts::of(&sandbox, tool, 2000, 2000);
+    scripts.start("dmtcp_launch -i 1 --exit-after-ckpt ./count").wait(SOON).success();
+    let refused = |line: &str, words: &str| {
+        let said = scripts.run(line).expect_code(99).stderr_text();
+        assert_eq!(said.matches(words).count(), 1, "{line}: {said}");
+    };
+    // Who may have no more processes than these has no init of a namespace (EAGAIN of clone(2)).
+    let alone = "exec prlimit --nproc=1 dmtcp_restart -i 0 ckpt_*.dmtcp";
+    refused(alone, "a user namespace of its own, in which a user may choose, cannot be had");
+    scripts.run("mv numbers aside").success();
+    refused("dmtcp_restart -i 0 ckpt_*.dmtcp", "/numbers");
+    scripts.run("mv aside numbers").success();
+    let_go(&sandbox);
+    let last = scripts.start("dmtcp_restart -i 0 ckpt_*.dmtcp").wait(SOON).success();
+    scripts.is_whole(&last.stdout);
+    daemon.end();
+}
+
 /// Scripts restart by the script that DMTCP leaves, too: from where it is, from a copy, with options.
 #[test]
 fn the_restart_script() {

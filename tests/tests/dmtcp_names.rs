@@ -8,9 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use ckpt_tests::scenario::{Scripts, Tool, let_go, verb};
+use ckpt_tests::scenario::{Scripts, Tool, ckptbpf, let_go, verb};
 use ckpt_tests::skip::skip;
-use ckpt_tests::{Running, Sandbox};
+use ckpt_tests::{Cmd, Running, Sandbox};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -185,6 +185,31 @@ fn options_in_vain_and_options_that_cannot_be_had() {
     assert!(help.contains("--exit-after-ckpt") && help.contains("Usage: dmtcp_launch"), "{help}");
     let version = scripts.run("dmtcp_restart --version").success().stdout_text();
     assert!(version.starts_with("dmtcp_restart (ckptbpf "), "{version}");
+}
+
+/// A panic is a failure of ckptbpf's own, under each of its names.
+#[test]
+fn planted_bugs_that_panic_have_the_status_of_a_failure() {
+    const NAME: &str = "planted_bugs_that_panic_have_the_status_of_a_failure";
+    if std::env::var_os("CKPTBPF_PLANTED").is_none() {
+        return skip(NAME, "needs ckptbpf built once more: cargo xtask soak");
+    }
+    let sandbox = Sandbox::new("dmtcp_panic");
+    let planted = ckptbpf().with_file_name("ckptbpf-planted");
+    for name in ["dmtcp_launch", "dmtcp_command", "any"] {
+        std::os::unix::fs::symlink(&planted, sandbox.dir().join(name)).unwrap();
+    }
+    for (line, status) in [
+        ("./dmtcp_launch /bin/true", 99),
+        ("DMTCP_FAIL_RC=7 ./dmtcp_launch /bin/true", 7),
+        ("./dmtcp_command -s", 99),
+        ("./any launch -- /bin/true", 125),
+    ] {
+        let panics = Cmd::sh(line).env("CKPTBPF_PLANT", "panic");
+        let said = sandbox.run(panics).expect_code(status).stderr_text();
+        assert!(said.contains("a planted one"), "{line}: {said}");
+    }
+    sandbox.run("./dmtcp_launch /bin/true").success();
 }
 
 /// What it starts is in its checkpoints already.

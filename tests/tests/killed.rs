@@ -13,7 +13,7 @@ use ckpt_tests::calls::{
 };
 use ckpt_tests::deeds::{children, children_of, grandchildren, guardian, itself, never, strikes};
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{Generation, supervised, verb};
+use ckpt_tests::scenario::{Generation, kill_all, supervised, verb};
 use ckpt_tests::{Cmd, Expected, Job, Running, Sandbox, victim_cmd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -65,7 +65,8 @@ impl<'b> Herd<'b> {
 
     fn lines(&self) -> usize {
         let printed = std::fs::read_to_string(&self.stdout).unwrap_or_default();
-        printed.lines().filter(|line| *line != "ready").count()
+        // One may be there in part.
+        printed.split_inclusive('\n').filter(|line| line.ends_with('\n') && *line != "ready\n").count()
     }
 
     /// Whether the program lives: then it takes its next step, and that is right. Otherwise nothing of it is left.
@@ -117,7 +118,7 @@ impl<'b> Herd<'b> {
         if self.tasks(now) == self.tasks(whole.0) && now > whole.0 {
             self.whole = (now, self.step);
             let running = self.restart(&[]);
-            self.kill_all(running);
+            kill_all(self.sandbox, running);
         }
         self.whole = whole;
     }
@@ -156,17 +157,6 @@ impl<'b> Herd<'b> {
     fn half_written(&self) -> usize {
         let names = std::fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name());
         names.filter(|name| name.to_string_lossy().ends_with(".tmp")).count()
-    }
-
-    fn kill_all(&self, running: Running) {
-        self.sandbox.wait_for("everybody's end", SOON, || {
-            let left = self.sandbox.ps();
-            for process in &left {
-                let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
-            }
-            left.is_empty()
-        });
-        running.wait(SOON);
     }
 
     /// Restarts it, and it takes the step after the checkpoint's.
@@ -221,7 +211,7 @@ fn ckptbpf_is_killed_in_a_checkpoint(name: &str, options: &[&str], kind: Kind) {
         number += 1;
     }
     assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
 }
 
 #[test]
@@ -316,11 +306,13 @@ fn the_program_is_killed(name: &str, kind: Kind, strikes: fn(&str, u64) -> Vec<u
         if number == 0 {
             at.extend(strikes(name, calls.seen()));
         }
+        // First: the deed may be done at any moment, of a call beside the checkpoint.
+        let has_ended = running.has_ended();
         if calls.is_done() && number % 2 == 0 {
             running.wait(SOON).expect_code(137);
         } else {
-            assert!(!running.has_ended(), "{}", running.stderr());
-            herd.kill_all(running);
+            assert!(!has_ended, "{}", running.stderr());
+            kill_all(&sandbox, running);
         }
         if calls.end() {
             struck += 1;
@@ -332,7 +324,7 @@ fn the_program_is_killed(name: &str, kind: Kind, strikes: fn(&str, u64) -> Vec<u
         number += 1;
     }
     assert!(struck > 0, "every checkpoint had fewer calls than the strikes wait for");
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
 }
 
 #[test]
@@ -354,7 +346,7 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
     let (mut herd, mut running) = Herd::launch(&sandbox, &[]);
     herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     running = herd.restart(&[]);
     let mut half_written = 0;
     for (phase, kind) in OF_A_CHECKPOINT {
@@ -364,14 +356,14 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_checkpoint() {
             assert!(done, "no checkpoint came to {phase}");
             assert!(herd.lives_or_dies() || !spares, "ckptbpf killed in {phase}: the program is gone");
             herd.verify();
-            herd.kill_all(running);
+            kill_all(&sandbox, running);
             half_written += herd.half_written();
             running = herd.restart(&[]);
             assert_eq!(herd.half_written(), 0, "killed in {phase}: it has left something");
         }
     }
     assert!(half_written > 0, "nobody was killed while writing");
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
 }
 
 /// The same of restarts: what is left lives, as it does while its pages arrive, or is nothing.
@@ -381,7 +373,7 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_restart() {
     let (mut herd, running) = Herd::launch(&sandbox, &[]);
     herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     for mode in [&[][..], &["--lazy"]] {
         for (phase, kind) in OF_A_RESTART {
             for deed in [itself, children] {
@@ -391,13 +383,13 @@ fn ckptbpf_or_the_program_in_each_phase_of_a_restart() {
                 });
                 assert!(calls.is_done(), "no restart came to {phase}: {mode:?}, {}", running.stderr());
                 herd.goes_on(&running);
-                herd.kill_all(running);
+                kill_all(&sandbox, running);
                 calls.end();
                 herd.verify();
             }
         }
         let running = herd.restart(mode);
-        herd.kill_all(running);
+        kill_all(&sandbox, running);
     }
 }
 
@@ -407,12 +399,12 @@ fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
     let (mut herd, running) = Herd::launch(&sandbox, &[]);
     herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     let (running, calls) = herd.traced_restart(mode, (any, 0), never);
     herd.wait_for_supervisor(&running);
     let all = calls.seen();
     assert!(herd.goes_on(&running));
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     calls.end();
     let mut died = 0;
     for at in strikes(name, all) {
@@ -421,13 +413,13 @@ fn killed_in_a_restart(name: &str, mode: &[&str], deed: fn(i32) -> Deed) {
             running.has_ended() || supervised(&sandbox, &herd.dir) == Some(herd.pid)
         });
         died += u64::from(!herd.goes_on(&running));
-        herd.kill_all(running);
+        kill_all(&sandbox, running);
         calls.end();
         herd.verify_whole();
     }
     assert!(died > 0, "no strike came before the program ran");
     let running = herd.restart(mode);
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
 }
 
 /// SIGSTOP to each process that it traces at that moment, as one to all of a batch job comes.
@@ -450,11 +442,11 @@ fn skeletons_that_are_stopped_go_on() {
     let (mut herd, running) = Herd::launch(&sandbox, &[]);
     herd.traced_checkpoint(&running, (any, 0), never(0));
     herd.verify_whole();
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     let (running, calls) = herd.traced_restart(&[], (injects, 0), never);
     herd.wait_for_supervisor(&running);
     let all = calls.seen();
-    herd.kill_all(running);
+    kill_all(&sandbox, running);
     calls.end();
     // An odd number: entries and ends of calls take turns.
     for at in (1..=all).step_by((all as usize / 20) | 1) {
@@ -465,7 +457,7 @@ fn skeletons_that_are_stopped_go_on() {
             let _ = sandbox.kill(process.pid, Signal::SIGCONT as i32);
         }
         assert!(herd.goes_on(&running), "stopped before call {at} of {all}: the program is gone");
-        herd.kill_all(running);
+        kill_all(&sandbox, running);
         calls.end();
     }
 }

@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Tool, ckptbpf, verb};
+use ckpt_tests::scenario::{Tool, ckptbpf, steps, verb};
 use ckpt_tests::skip::skip;
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 
@@ -55,6 +55,48 @@ fn a_soft_limit_of_file_sizes_is_the_program_s_and_not_ckptbpf_s() {
     }
     job.running().wait_for_output("102400 True\n", SOON);
     job.kill_all();
+}
+
+#[test]
+fn memory_beyond_the_hard_limit_of_file_sizes_is_refused_by_name() {
+    let sandbox = Sandbox::new("file_sizes_made");
+    let begin = "fd = os.memfd_create('large', 0)\nos.write(fd, bytes([7]) * (1 << 20))";
+    let mut job = launch(&sandbox, Tool::default(), &python(begin, "os.fstat(fd).st_size"));
+    job.running().wait_for_output("1048576\n", SOON);
+    job.checkpoint();
+    job.kill_all();
+    let limited = after(&sandbox, "with-small-files", "ulimit -f 512");
+    let said = refused(&sandbox, &limited.verb("restart", [job.dir()]));
+    assert!(said.contains("of 1048576 bytes") && said.contains("ulimit -f unlimited"), "{said}");
+    job.restart(Mode::Eager, &[]);
+    job.running().wait_for_output("1048576\n", SOON);
+    job.kill_all();
+}
+
+/// A file that is there is only opened, and what the program has done to it by its mapping is undone by one.
+#[test]
+fn a_mapped_file_beyond_the_hard_limit_of_file_sizes_is_no_larger_one_that_is_made() {
+    let sandbox = Sandbox::new("file_sizes_mapped");
+    std::fs::write(sandbox.dir().join("large"), vec![7; 40 << 20]).unwrap();
+    // 32 MiB.
+    let tool = after(&sandbox, "with-smaller-files", "ulimit -f 32768");
+    let begin = "file = os.open('large', os.O_RDWR)\nmemory = mmap.mmap(file, 40 << 20)\nmemory[-9:] = b'%9d' % 0\n\
+                 def step():\n    memory[-9:] = b'%9d' % (int(memory[-9:]) + 1)\n    return int(memory[-9:])";
+    let mut job = launch(&sandbox, tool, &python(begin, "step()"));
+    for mode in [Mode::Eager, Mode::Lazy] {
+        steps(&sandbox, job.running());
+        job.checkpoint();
+        // That is undone.
+        steps(&sandbox, job.running());
+        job.kill_all();
+        job.restart(mode, &[]);
+    }
+    steps(&sandbox, job.running());
+    job.kill_all();
+    let printed = String::from_utf8(job.stdout()).unwrap();
+    let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
+    let expected: String = (1..=whole.lines().count()).map(|step| format!("{step}\n")).collect();
+    assert_eq!(whole, expected);
 }
 
 /// The kernel sends ckptbpf SIGXFSZ then, which is not for the program.

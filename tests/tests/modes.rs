@@ -3,13 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::chown;
-use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::{Cmd, Running, Sandbox, User, ckptbpf};
-use nix::sys::signal::Signal;
-
-const SOON: Duration = Duration::from_secs(30);
+use ckpt_tests::scenario::{kill_all, steps};
+use ckpt_tests::{Cmd, Sandbox, User, ckptbpf};
 
 /// As git(1) does, which makes its objects read-only and then writes them.
 const PROGRAM: &str = "
@@ -33,26 +30,6 @@ for i in range(10 ** 8):
     print(i, flush=True)
     select.select([], [], [], 0.005)
 ";
-
-fn steps(sandbox: &Sandbox, running: &Running<'_>) {
-    let lines = || running.stdout().iter().filter(|&&byte| byte == b'\n').count();
-    let then = lines();
-    sandbox.wait_for("the program to go on", SOON, || {
-        assert!(!running.has_ended(), "{}", running.stderr());
-        lines() > then + 3
-    });
-}
-
-fn kill_all(sandbox: &Sandbox, running: Running<'_>) {
-    sandbox.wait_for("nobody to be left", SOON, || {
-        let left = sandbox.ps();
-        for process in &left {
-            let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
-        }
-        left.is_empty()
-    });
-    running.wait(SOON);
-}
 
 #[test]
 fn files_that_are_open_for_more_than_their_modes_allow() {

@@ -32,6 +32,9 @@ const INJECTED: &str = "system calls are injected for what eBPF would read";
 const LOOKED_FOR: &str = "forks, execs and exits are looked for, not reported";
 const UNREPORTED: &str = "write faults are not reported";
 const ANEW: &str = "waits that only the kernel knows the end of begin anew";
+const HIDDEN: &str =
+    "interrupted sleeps begin anew after a restart: this kernel shows nobody where its functions are";
+const UNTOLD: &str = "this kernel does not tell how long waits still go";
 const UNCOUNTED: &str = "how often POSIX timers have rung is not saved";
 const SMAPS: &str = "/proc/PID/smaps is read of each process";
 const FROM_PROC: &str = "descriptors are read from /proc";
@@ -158,6 +161,25 @@ fn tracepoints() {
 fn all_of_a_kind() {
     goes_on_without(ITERATORS, &victim_cmd("taskstate").args(["controls", "150", "3000"]), &[INJECTED]);
     goes_on_without(TRACEPOINTS, &victim_cmd("forktree").args(["15", "20000"]), &[LOOKED_FOR, UNREPORTED]);
+}
+
+/// A kernel that shows nobody where its functions are, as with kernel.kptr_restrict=2, which is a setting of the whole machine.
+#[test]
+fn addresses_of_functions() {
+    let sandbox = Sandbox::with_limit("without_addresses", Duration::from_secs(170));
+    let status = || {
+        let report = sandbox.run(verb("check", ["--json"])).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let mut features = report["features"].as_array().unwrap().iter();
+        features.find(|feature| feature["name"] == "kallsyms").unwrap()["status"].clone()
+    };
+    assert_eq!(status(), "ok");
+    sandbox.run("sed 's/^[0-9a-f]*/0000000000000000/' /proc/kallsyms > hidden").success();
+    sandbox.run("mount --bind hidden /proc/kallsyms").success();
+    assert_eq!(status(), "fallback");
+    let program = victim_cmd("signals").args(["150", "3000"]);
+    goes_on(&sandbox, "addresses", ckptbpf(), &program, &[HIDDEN, UNTOLD]);
+    sandbox.run("umount /proc/kallsyms").success();
 }
 
 /// A kernel that says nothing of its types has no place for any of them.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
-use ckpt_tests::scenario::{ckptbpf, verb};
+use ckpt_tests::scenario::{ckptbpf, kill_all, steps, verb};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 use nix::sys::signal::Signal;
 
@@ -34,19 +34,13 @@ print('have', flush=True)
 select.select([], [], [], 1000)
 ";
 
-fn steps(sandbox: &Sandbox, job: &Job<'_>) {
-    let lines = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
-    let then = lines();
-    sandbox.wait_for("the program to go on", SOON, || lines() > then + 3);
-}
-
 /// A job of [`PROGRAM`] that has a checkpoint, has written more, and was killed.
 fn killed_job(sandbox: &Sandbox) -> Job<'_> {
     std::fs::write(sandbox.dir().join("page"), vec![7; 4096]).unwrap();
     let mut job = Job::launch(sandbox, &[], &Cmd::new("/usr/bin/python3").args(["-c", PROGRAM]));
     job.running().wait_for_output("\n9\n", SOON);
     job.checkpoint();
-    steps(sandbox, &job);
+    steps(sandbox, job.running());
     job.kill_all();
     job
 }
@@ -76,7 +70,7 @@ fn a_file_that_somebody_else_writes_to_is_refused_at_restart_by_name() {
     }
     for mode in [Mode::Eager, Mode::Lazy] {
         job.restart(mode, &[]);
-        steps(&sandbox, &job);
+        steps(&sandbox, job.running());
         job.checkpoint();
         job.kill_all();
     }
@@ -89,7 +83,7 @@ fn a_file_that_somebody_else_writes_to_is_kept_as_it_is_where_that_is_asked_for(
     let other = sandbox.spawn("exec 7>> rows; echo a row of mine >&7; echo have; sleep 1000");
     other.wait_for_output("have\n", SOON);
     job.restart(Mode::Eager, &["--files", "keep"]);
-    steps(&sandbox, &job);
+    steps(&sandbox, job.running());
     let said = job.running().stderr();
     assert!(said.contains("/rows: process ") && said.contains("has it open for writing"), "{said}");
     job.kill_all();
@@ -122,15 +116,7 @@ fn who_has_started_the_restart_is_nobody_else() {
             sandbox.run(verb("checkpoint", ["images"])).code() == 0
         });
         more();
-        running.kill_group(Signal::SIGKILL);
-        running.wait(SOON);
-        sandbox.wait_for("nobody to be left", SOON, || {
-            let left = sandbox.ps();
-            for process in &left {
-                let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
-            }
-            left.is_empty()
-        });
+        kill_all(&sandbox, running);
     }
 }
 
@@ -158,7 +144,7 @@ for i in range(10 ** 8):
     for mode in [Mode::Eager, Mode::Lazy] {
         let _other = another();
         job.restart_at(1, mode, &[]);
-        steps(&sandbox, &job);
+        steps(&sandbox, job.running());
         job.kill_all();
     }
     // Once the other one has added to it, that would be cut off.

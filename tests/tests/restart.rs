@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{stepper, verb, walk, walk_through, walk_until};
+use ckpt_tests::scenario::{stepper, steps, verb, walk, walk_through, walk_until};
 use ckpt_tests::{Cmd, Expected, Job, Mode, Sandbox, assert_same, victim_cmd};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -35,6 +35,15 @@ fn killed_job(sandbox: &Sandbox) -> (Cmd, Expected, u64) {
 fn ends_like(sandbox: &Sandbox, expected: &Expected, restarted: &[u8]) {
     assert!(expected.stdout.ends_with(restarted) && !restarted.is_empty(), "not the end of the same output");
     assert_same("the file", &expected.file, &std::fs::read(sandbox.dir().join("f")).unwrap());
+}
+
+#[test]
+fn a_line_of_json_that_nobody_takes_is_nothing_to_the_program() {
+    let sandbox = Sandbox::new("restart-json-in-vain");
+    let (_, expected, _) = killed_job(&sandbox);
+    let restart = verb("restart", ["--json", "images"]);
+    let ended = walk_through(&sandbox, Cmd::sh("exec \"$@\" 2> /dev/full").arg("sh").program(&restart));
+    ends_like(&sandbox, &expected, &ended.success().stdout);
 }
 
 #[test]
@@ -252,24 +261,16 @@ fn a_file_that_is_mapped_to_be_read_and_was_added_to_is_cut_back() {
         let sandbox = Sandbox::new("mapped_log");
         let program = Cmd::new("/usr/bin/python3").args(["-c", MAPPER, &kind.to_string(), closes]);
         let mut job = Job::launch(&sandbox, &[], &program);
-        let steps = |job: &Job<'_>| {
-            let lines = || job.running().stdout().iter().filter(|&&byte| byte == b'\n').count();
-            let then = lines();
-            sandbox.wait_for("it to write more", SOON, || {
-                assert!(!job.running().has_ended(), "{}", job.running().stderr());
-                lines() > then + 3
-            });
-        };
-        steps(&job);
+        steps(&sandbox, job.running());
         job.checkpoint();
-        steps(&job);
+        steps(&sandbox, job.running());
         job.kill_all();
         if closes == "stays" {
             for mode in [Mode::Eager, Mode::Lazy, Mode::Eager] {
                 job.restart(mode, &[]);
-                steps(&job);
+                steps(&sandbox, job.running());
                 job.checkpoint();
-                steps(&job);
+                steps(&sandbox, job.running());
                 job.kill_all();
             }
             sandbox.run("printf X | dd of=log conv=notrunc status=none").success();

@@ -32,6 +32,8 @@ fn tell(sandbox: &Sandbox, job: &Job<'_>, statements: &str, done: &str) {
         fifo.and_then(|mut fifo| fifo.write_all(text.as_bytes()))
     };
     let line = format!("{statements}\nselect '{done}', count(*), sum(b) from t;\n");
+    // While it is restarted, whoever has the FIFO open is somebody else who uses it.
+    job.program();
     sandbox.wait_for("sqlite3 to read", SOON, || {
         assert!(!job.running().has_ended(), "it has ended: {}", job.running().stderr());
         write(&line).is_ok()

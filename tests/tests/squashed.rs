@@ -6,14 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::time::Duration;
 
 use ckpt_tests::sandbox::Leak;
+use ckpt_tests::scenario::{kill_all, steps};
 use ckpt_tests::skip::skip;
-use ckpt_tests::{Cmd, Running, Sandbox, User, ckptbpf};
-use nix::sys::signal::Signal;
-
-const SOON: Duration = Duration::from_secs(30);
+use ckpt_tests::{Cmd, Sandbox, User, ckptbpf};
 
 /// Mounts `disk` at `mounted`, for the user and the group of the given id alone.
 const MOUNT: &str = "
@@ -59,26 +56,6 @@ for i in range(10 ** 8):
     print(i, flush=True)
     select.select([], [], [], 0.005)
 ";
-
-fn steps(sandbox: &Sandbox, running: &Running<'_>) {
-    let lines = || running.stdout().iter().filter(|&&byte| byte == b'\n').count();
-    let then = lines();
-    sandbox.wait_for("the program to go on", SOON, || {
-        assert!(!running.has_ended(), "{}", running.stderr());
-        lines() > then + 3
-    });
-}
-
-fn kill_all(sandbox: &Sandbox, running: Running<'_>) {
-    sandbox.wait_for("nobody to be left", SOON, || {
-        let left = sandbox.ps();
-        for process in &left {
-            let _ = sandbox.kill(process.pid, Signal::SIGKILL as i32);
-        }
-        left.is_empty()
-    });
-    running.wait(SOON);
-}
 
 #[test]
 fn files_of_a_directory_that_is_closed_to_root_are_saved_by_their_names() {

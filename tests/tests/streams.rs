@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Expected, MODES, ckptbpf, held, let_go, python_loop, supervised, verb};
+use ckpt_tests::scenario::{
+    Expected, MODES, ckptbpf, fills_done, held, let_go, python_loop, supervised, verb,
+};
 use ckpt_tests::{Cmd, Job, Mode, Sandbox, matrix};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -65,17 +67,19 @@ fn leads_to_its_own(name: &str, program: &Cmd) {
     assert!(expected.ends_with(b"\n299\n"));
     let mut job = Job::launch(&sandbox, &[], &held(&sandbox, program.clone()));
     let log = || std::fs::read(sandbox.dir().join("log")).unwrap_or_default();
+    let mut lazy = 0;
     for mode in [MODES, MODES].concat() {
         let before = log().len();
         sandbox.wait_for("a line in the log", SOON, || log().len() > before || log().ends_with(b"\n298\n"));
         // Without whom those that are missing would never come.
         job.program();
-        sandbox.wait_for("all pages", SOON, || job.pages_missing() == 0);
+        sandbox.wait_for("all pages", SOON, || fills_done(&sandbox, &job) >= lazy);
         let program = job.kill_supervisor();
         job.attach(program, &[]);
         job.checkpoint();
         job.kill_all();
         job.restart(mode, &[]);
+        lazy += usize::from(mode == Mode::Lazy);
     }
     let_go(&sandbox);
     job.wait(SOON).success();
@@ -148,17 +152,19 @@ fn a_standard_stream_that_is_a_fifo_of_the_program_s() {
     let mut job = Job::launch(&sandbox, &[], &Cmd::sh(line).arg("sh").program(&python(script)));
     job.running().wait_for_output("ready\n", SOON);
     // Before it runs, whoever opens the FIFO is somebody else who uses it.
+    let mut lazy = 0;
     for (number, mode) in (0..).zip(MODES) {
         job.program();
         sandbox.run(&*format!("echo {number} > cmd")).success();
         let heard = format!("heard {number}\n");
         sandbox.wait_for("what was told", SOON, || String::from_utf8_lossy(&job.stdout()).contains(&heard));
-        sandbox.wait_for("all pages", SOON, || job.pages_missing() == 0);
+        sandbox.wait_for("all pages", SOON, || fills_done(&sandbox, &job) >= lazy);
         let program = job.kill_supervisor();
         job.attach(program, &[]);
         job.checkpoint();
         job.kill_all();
         job.restart(*mode, &[]);
+        lazy += usize::from(*mode == Mode::Lazy);
     }
     job.program();
     sandbox.run("echo last > cmd").success();

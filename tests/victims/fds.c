@@ -93,31 +93,31 @@ static pid_t set_up(const char *dir)
     return start_child(pair[0], back[1]);
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(a, b); }
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* What /proc/self/fdinfo says, but what depends on the moment or on this run's numbers. Sorted: the kernel lists what
- * an epoll watches in the order of addresses. */
+ * an epoll watches in the order of addresses. By one read: a restart between two would go on in another text. */
 static int fdinfo(int fd, char *to, size_t size)
 {
     static const char *const varies[] = {"mnt_id:", "ino:", "eventfd-id:", "ticks:", "it_value:", "settime flags:"};
-    char path[64], lines[16][128];
+    char path[64], text[4096] = "", *lines[16], *rest = NULL;
     int n = 0, count = 0;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-    FILE *file = fopen(path, "r");
-    CHECK(file);
-    while (count < 16 && fgets(lines[count], sizeof *lines, file)) {
-        char *line = lines[count], *position = strstr(line, "pos:");
+    int file = open(path, O_RDONLY);
+    CHECK(file >= 0 && read(file, text, sizeof text - 1) > 0 && close(file) == 0);
+    for (char *line = strtok_r(text, "\n", &rest); line && count < 16; line = strtok_r(NULL, "\n", &rest)) {
+        char *position = strstr(line, "pos:");
         if (!strncmp(line, "tfd:", 4) && position)
-            strcpy(position, "\n");
+            *position = 0;
         int skip = 0;
         for (int i = 0; i < 6; i++)
             skip |= !strncmp(line, varies[i], strlen(varies[i]));
+        lines[count] = line;
         count += !skip;
     }
-    fclose(file);
     qsort(lines, count, sizeof *lines, by_text);
     for (int i = 0; i < count; i++)
-        n += snprintf(to + n, size - n, "  %s", lines[i]);
+        n += snprintf(to + n, size - n, "  %s\n", lines[i]);
     return n;
 }
 

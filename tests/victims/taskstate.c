@@ -41,14 +41,14 @@ static void may(const char *what, long result)
 
 static void show_status(pid_t tid, const char *field)
 {
-    char path[64], line[256];
+    char path[64], text[8192] = "", *rest = NULL;
     snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
-    FILE *status = fopen(path, "r");
-    CHECK(status);
-    while (fgets(line, sizeof line, status))
+    /* By one read: a restart between two would go on at the same byte of another text. */
+    int status = open(path, O_RDONLY);
+    CHECK(status >= 0 && read(status, text, sizeof text - 1) > 0 && close(status) == 0);
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (strncmp(line, field, strlen(field)) == 0)
-            show("%s", line);
-    fclose(status);
+            show("%s\n", line);
 }
 
 /* --- prctl: every thread and the process ------------------------------------------------------------------------- */
@@ -250,9 +250,12 @@ static void look_all_ids(void)
 
 static int to_parent[2], from_parent[2];
 
+static volatile sig_atomic_t is_told;
+
 static void on_death(int signal)
 {
     say(1, "told by signal %d\n", signal);
+    is_told = 1;
 }
 
 /* The grandchild prints after its parent's death, when it has been told, and only then the program ends. */
@@ -268,7 +271,8 @@ static void set_death(void)
             signal(SIGUSR2, on_death);
             CHECK(prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0);
             write_all(to_parent[1], "r", 1);
-            for (pid_t parent = getppid(); getppid() == parent;)
+            /* It has another parent a moment before it is told. */
+            for (pid_t parent = getppid(); getppid() == parent || !is_told;)
                 sleep_us(1000);
             _exit(0);
         }

@@ -102,9 +102,9 @@ fn planted_bugs() -> Result<()> {
     let build =
         ["build", "--release", "-p", "ckpt-user", "--features", "planted-bugs", "--bin", "ckptbpf-planted"];
     cmd::run(&mut cargo(&build))?;
-    let test = ["test", "--release", "-p", "ckpt-tests", "--test", "random_ops", "--test", "paged", "--"];
-    let mut test = cargo(&test);
-    cmd::run(test.args(["--nocapture", "planted_bugs"]).env("CKPTBPF_PLANTED", "1"))
+    let mut test = cargo(&["test", "--release", "-p", "ckpt-tests"]);
+    test.args(["random_ops", "paged", "dmtcp_names"].iter().flat_map(|file| ["--test", *file]));
+    cmd::run(test.args(["--", "--nocapture", "planted_bugs"]).env("CKPTBPF_PLANTED", "1"))
 }
 
 /// The part of a test's name that selects it: `ckpt-tests::file function`, `crate::module::function`.

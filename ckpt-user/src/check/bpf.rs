@@ -1,9 +1,10 @@
 //! The eBPF programs: each is loaded, and none attached.
 use super::Feature;
-use crate::sys::bpf::{Bpf, BpfError, Kernel, Layout, Options, Program};
+use crate::sys::bpf::{Bpf, BpfError, Kernel, Layout, Options, Program, RestartDecoder};
 
 const INSTEAD: &str = "system calls run inside the program are used instead";
 const ALLOW: &str = "run it as root; in a container add CAP_BPF and CAP_PERFMON";
+const SHOW: &str = "have root set it: sysctl kernel.kptr_restrict=1";
 const OTHERS: &str = "nothing needs to be done; please report this kernel's name";
 
 pub(super) fn probe() -> Vec<Feature> {
@@ -20,7 +21,13 @@ pub(super) fn probe() -> Vec<Feature> {
         Err(BpfError::Load { reason }) => object.fallback(format!("{reason}; {INSTEAD}"), ALLOW),
         Err(e) => object.fallback(format!("{e}; {INSTEAD}"), ALLOW),
     };
-    let mut features = vec![btf, object];
+    let addresses = Feature::new("kallsyms", "how long interrupted sleeps and waits still go");
+    let addresses = match loaded.as_ref().map(|bpf| RestartDecoder::new(bpf.offsets())) {
+        Ok(Ok(_)) => addresses,
+        Ok(Err(e)) => addresses.fallback(format!("{e}; they begin anew"), SHOW),
+        Err(_) => addresses.fallback("no eBPF here", ""),
+    };
+    let mut features = vec![btf, object, addresses];
     features.extend(Program::ALL.iter().map(|&program| feature(program, loaded.as_ref().ok())));
     features
 }

@@ -39,6 +39,7 @@ use crate::job::ended::{CannotRun, Ended, FAILED};
 use crate::job::identity::Identity;
 use crate::job::terminal::{init_log, say};
 use crate::job::way::Way;
+use crate::planted;
 use crate::sys::ids::Assumed;
 
 pub use version::version_string;
@@ -103,6 +104,9 @@ pub fn command() -> clap::Command {
 /// panics is ckptbpf's own failure, too, and must not look like a status of the program's.
 pub fn main() -> ExitCode {
     let status = std::panic::catch_unwind(|| {
+        if planted::is("panic") {
+            panic!("a planted one");
+        }
         if let Some(program) = compat::called_as() {
             return compat::main(program);
         }

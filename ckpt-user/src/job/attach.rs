@@ -42,6 +42,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 
 /// A program that runs, and the directory claimed for it.
 pub(super) struct Found {
@@ -131,11 +132,13 @@ pub fn checkpoint_once(options: &CheckpointOptions, way: &Way) -> anyhow::Result
     };
     let _as = start::as_the_user(found.root, &lease)?;
     if let Some(link) = front.cloned() {
-        std::thread::spawn(move || end_with(&link));
+        let end = Builder::new().spawn(move || end_with(&link));
+        end.context("cannot start a thread that listens to its front")?;
     }
     let (tracer, tasks) = tracer::channel()?;
     let after = if options.kill { After::Kill } else { After::Continue };
-    let worker = std::thread::spawn(move || checkpointer.run(&tracer, after));
+    let worker = Builder::new().spawn(move || checkpointer.run(&tracer, after));
+    let worker = worker.context("cannot start a thread for the checkpoint")?;
     while !worker.is_finished() {
         tasks.wait();
         tasks.run_all();

@@ -49,6 +49,7 @@ use crate::task::xstate::{self, Unfit};
 use crate::track::space::{Held, Space};
 use anyhow::{Context, anyhow, bail};
 use nix::unistd::Pid;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -271,7 +272,8 @@ fn run_again(
             "pages_eager": tracked.iter().map(|t| t.saved.len()).sum::<u64>() - lazy,
             "pages_lazy": lazy,
         });
-        eprintln!("{line}");
+        // As with every other line: whether anybody takes it is not the program's concern.
+        let _ = writeln!(io::stderr(), "{line}");
     }
     let tracked = tracker(&image, tracked, shared, target.same_directory, pager);
     // The locks of its generations go with it; a pager has its own until it is done.

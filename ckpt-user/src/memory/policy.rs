@@ -7,9 +7,8 @@ use super::vma::{Kind, Raw, Vma};
 use crate::record::{Process, SharedObject};
 use crate::refusal::Refusal;
 use crate::sys::bpf::VmaRow;
-use crate::sys::inject::Call;
 use crate::sys::remote::Remote;
-use crate::task::policy::NODES;
+use crate::task::policy::{NODES, allowed, of_nodes_here, say_other};
 use nix::unistd::Pid;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -90,15 +89,22 @@ pub fn rebuild(mappings: &[Vma], remote: &mut Remote) -> io::Result<()> {
         };
         let (start, len) = (vma.start, vma.end - vma.start);
         let nodes = policy.nodes.get(..NODES).unwrap_or(&policy.nodes);
-        let at = remote.data(nodes)?;
-        // The kernel takes one bit less than it is told.
-        let bits = 8 * nodes.len() as u64 + 1;
-        let bind = Call::new(libc::SYS_mbind, &[start, len, u64::from(policy.mode), at, bits, 0]);
-        remote.call(bind.number, &bind.args).map_err(|e| failed("mbind(2)", e))?;
+        let bind = |remote: &mut Remote, nodes: &[u8]| {
+            let at = remote.data(nodes)?;
+            // The kernel takes one bit less than it is told.
+            let bits = 8 * nodes.len() as u64 + 1;
+            remote.call(libc::SYS_mbind, &[start, len, u64::from(policy.mode), at, bits, 0]).map(drop)
+        };
+        let mut is_other = of_nodes_here(remote, nodes, bind, allowed).map_err(|e| failed("mbind(2)", e))?;
         if let Some(home) = policy.home {
-            remote
-                .call(SYS_SET_MEMPOLICY_HOME_NODE, &[start, len, u64::from(home), 0])
-                .map_err(|e| failed("set_mempolicy_home_node(2)", e))?;
+            match remote.call(SYS_SET_MEMPOLICY_HOME_NODE, &[start, len, u64::from(home), 0]) {
+                // There is no such node here.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => is_other = true,
+                done => done.map(drop).map_err(|e| failed("set_mempolicy_home_node(2)", e))?,
+            }
+        }
+        if is_other {
+            say_other();
         }
     }
     Ok(())

@@ -17,7 +17,9 @@ use crate::record::{Image, SharedObject};
 use crate::sys::mem::Forced;
 use crate::sys::remote::Remote;
 use crate::sys::shared;
+use crate::task::limits::own_hard;
 use crate::track::objects::{self, Hashes};
+use nix::sys::resource::Resource;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -212,7 +214,9 @@ impl Restored {
             (None, None) => return Ok(()),
         };
         let only_compare = only_compare && self.backing.is_some();
-        let target = Target::of(&self.file, self.is_huge).rebuilding(0, "shared memory")?;
+        // The program has written it by its mapping: there is no limit of that.
+        let is_large = size > own_hard(Resource::RLIMIT_FSIZE);
+        let target = Target::of(&self.file, self.is_huge || is_large).rebuilding(0, "shared memory")?;
         let stored = self.each_stored(chain, |file, first, bytes| {
             let mut there = vec![0; bytes.len()];
             read_to_end(file, first * 4096, &mut there)?;
@@ -310,8 +314,8 @@ enum Target {
 }
 
 impl Target {
-    fn of(file: &File, is_huge: bool) -> io::Result<Self> {
-        if is_huge { shared::Mapped::of(file).map(Self::Mapped) } else { file.try_clone().map(Self::File) }
+    fn of(file: &File, is_mapped: bool) -> io::Result<Self> {
+        if is_mapped { shared::Mapped::of(file).map(Self::Mapped) } else { file.try_clone().map(Self::File) }
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {

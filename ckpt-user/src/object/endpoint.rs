@@ -4,6 +4,7 @@
 //! file that was not there, and nobody is let in before the program is about to run. A process listens itself, so that
 //! SO_PEERCRED tells who it is.
 
+use super::apart::apart;
 use super::connection::Connections;
 use super::new_sockets::NewSockets;
 use super::option::{self, Kind, SocketOption};
@@ -425,8 +426,7 @@ fn bind_from(directory: &Path, record: &EndpointRecord, fd: &OwnedFd, is_roots: 
         std::env::set_current_dir(directory)?;
         bind(record, fd, is_roots)
     };
-    let done = std::thread::scope(|scope| scope.spawn(there).join());
-    done.unwrap_or_else(|_| Err(io::Error::other("binding a socket failed")))
+    apart(there, "binding a socket failed")
 }
 
 impl Seen {

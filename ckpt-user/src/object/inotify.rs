@@ -3,6 +3,7 @@
 //!
 //! Events that nobody has read cannot be looked at without taking them: then the checkpoint is refused.
 
+use super::apart::apart;
 use super::file::FileRecord;
 use super::reach::leads_to;
 use super::{Object, Seen};
@@ -133,8 +134,7 @@ fn find(all: &[Shown], pid: Pid) -> io::Result<Vec<Option<Found>>> {
         let mounts = read_mounts();
         Ok(all.iter().map(|shown| shown.find(&mounts, pid)).collect())
     };
-    let done = std::thread::scope(|scope| scope.spawn(look).join());
-    done.unwrap_or_else(|_| Err(io::Error::other("looking for what is watched failed")))
+    apart(look, "looking for what is watched failed")
 }
 
 /// Whole file systems before parts of them.

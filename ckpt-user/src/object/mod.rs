@@ -5,6 +5,7 @@
 //!
 //! An *open file description* (open(2)) is what descriptors refer to: flags, position, object.
 
+mod apart;
 pub mod carried;
 pub mod connection;
 pub mod deleted;

@@ -1,6 +1,7 @@
 //! Connected Unix sockets that have names, as connect(2) and accept(2) make them: a name of the file system is needed while
 //! they are made, not after. So they are made where no file is anybody's, and nobody else sees the name.
 
+use super::apart::apart;
 use crate::sys::{diag, socket};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -24,9 +25,7 @@ pub fn pair(kind: i32, own: &[u8], peer: &[u8]) -> io::Result<(OwnedFd, OwnedFd)
             connected(kind, own, peer)
         }
     };
-    // Directories and mounts of this thread alone, which ends with it.
-    let done = std::thread::scope(|scope| scope.spawn(make).join());
-    done.unwrap_or_else(|_| Err(io::Error::other("connecting two sockets failed")))
+    apart(make, "connecting two sockets failed")
 }
 
 /// The address, without the length that every kind has.

@@ -5,16 +5,12 @@ use super::objects::above_all;
 use super::taken;
 use crate::object::Object;
 use crate::record::Image;
-use crate::task::limits::{self, Limit, OPEN_FILES};
-use nix::sys::resource::{Resource, getrlimit};
+use crate::task::limits::{self, Limit, OPEN_FILES, own_hard};
+use nix::sys::resource::Resource;
 
 /// A setting of the kernel; none where it is not told.
 fn setting(name: &str) -> Option<u64> {
     std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().parse().ok()
-}
-
-fn own_hard(resource: Resource) -> u64 {
-    getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard)
 }
 
 /// Before anything is made: whether there is room for the program's descriptors and for the largest of its files that are made or

@@ -22,6 +22,23 @@ pub fn get() -> io::Result<(u32, Nodes)> {
     Ok((mode as u32, nodes))
 }
 
+/// MPOL_F_MEMS_ALLOWED: what is asked for is which nodes a policy may have.
+pub const MEMS_ALLOWED: u64 = 4;
+
+/// The nodes that this thread may use (cpuset(7)).
+///
+/// # Errors
+/// ENOSYS where the kernel knows of no nodes.
+pub fn allowed() -> io::Result<Nodes> {
+    let mut nodes = Nodes::default();
+    // SAFETY: the kernel writes no more than `BITS` of a set that is as large; neither a mode nor an address is asked about.
+    let got = unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, 0usize, nodes.as_mut_ptr(), BITS - 1, 0usize, MEMS_ALLOWED)
+    };
+    super::check(got)?;
+    Ok(nodes)
+}
+
 /// # Errors
 /// EINVAL for one that this machine cannot have, ENOSYS where the kernel knows of no nodes.
 pub fn set(mode: u32, nodes: &Nodes) -> io::Result<()> {

@@ -115,6 +115,11 @@ pub fn take_file_size(limits: &str) -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_FSIZE, hard, hard)?)
 }
 
+/// What this process may have of it at most; all, where that is not told.
+pub fn own_hard(resource: Resource) -> u64 {
+    getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard)
+}
+
 /// Sets the limits of the calling skeleton; only those that differ from `current`. Some are raised as far as they may be, and
 /// wait for [`rebuild_last`].
 ///

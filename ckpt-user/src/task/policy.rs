@@ -1,7 +1,7 @@
 //! The memory policy of a thread (set_mempolicy(2)): from which NUMA nodes its memory comes.
 
 use crate::record::Image;
-use crate::sys::mempolicy::{self, Nodes};
+use crate::sys::mempolicy::{self, MEMS_ALLOWED, Nodes};
 use crate::sys::remote::Remote;
 use std::io;
 use std::marker::PhantomData;
@@ -36,19 +36,64 @@ impl Policy {
 pub fn rebuild(wanted: Option<&Policy>, remote: &mut Remote) -> io::Result<()> {
     let default = Policy::default();
     let wanted = wanted.unwrap_or(&default);
-    let (at, bits) = match wanted.nodes.len() {
-        0 => (0, 0),
-        // The kernel takes one bit less than it is told.
-        len => (remote.data(&wanted.nodes)?, 8 * len as u64 + 1),
+    let set = |remote: &mut Remote, nodes: &[u8]| {
+        let (at, bits) = match nodes.len() {
+            0 => (0, 0),
+            // The kernel takes one bit less than it is told.
+            len => (remote.data(nodes)?, 8 * len as u64 + 1),
+        };
+        remote.call(libc::SYS_set_mempolicy, &[u64::from(wanted.mode), at, bits]).map(drop)
     };
-    let result = remote.call(libc::SYS_set_mempolicy, &[u64::from(wanted.mode), at, bits]);
-    match result {
+    match of_nodes_here(remote, &wanted.nodes, set, allowed) {
         // A kernel without NUMA has the default alone.
         Err(e) if wanted.mode == 0 && e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        other => other
-            .map(drop)
-            .map_err(|e| io::Error::new(e.kind(), format!("the memory policy (set_mempolicy(2)): {e}"))),
+        Err(e) => Err(io::Error::new(e.kind(), format!("the memory policy (set_mempolicy(2)): {e}"))),
+        Ok(true) => {
+            say_other();
+            Ok(())
+        }
+        Ok(false) => Ok(()),
     }
+}
+
+/// Has `set` give a policy of `nodes`. Those of them that may not be used `here` (cpuset(7)) the kernel leaves out. Where none is left it
+/// refuses the policy, and it becomes one of all nodes that may be, as `allowed` tells; whether it has.
+///
+/// # Errors
+/// What `set` says of the nodes that are wanted.
+pub fn of_nodes_here<H>(
+    here: &mut H,
+    nodes: &[u8],
+    set: impl Fn(&mut H, &[u8]) -> io::Result<()>,
+    allowed: impl FnOnce(&mut H) -> io::Result<Vec<u8>>,
+) -> io::Result<bool> {
+    match set(here, nodes) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && nodes.iter().any(|byte| *byte != 0) => {
+            let others = allowed(here)?;
+            set(here, &others).map(|()| true).map_err(|_| error)
+        }
+        done => done.map(|()| false),
+    }
+}
+
+/// The nodes that the skeleton may use.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn allowed(remote: &mut Remote) -> io::Result<Vec<u8>> {
+    let mut nodes = vec![0; NODES];
+    let at = remote.data(&nodes)?;
+    remote.call(libc::SYS_get_mempolicy, &[0, at, NODE_BITS, 0, MEMS_ALLOWED])?;
+    remote.read(at, &mut nodes)?;
+    Ok(nodes)
+}
+
+/// For a person, once.
+pub fn say_other() {
+    log::warn!(
+        "the program has bound memory to NUMA nodes of which none may be used here: it comes from all that may be \
+         (set_mempolicy(2), mbind(2), cpuset.mems)"
+    );
 }
 
 /// Gives the thread its own policy back when dropped. Bound to its thread.
@@ -76,12 +121,20 @@ pub fn assume_common(image: &Image) -> Option<Assumed> {
 
 fn assume(policy: &Policy) -> io::Result<Assumed> {
     let back = Assumed { own: mempolicy::get()?, thread: PhantomData };
+    let set = |_: &mut (), nodes: &[u8]| mempolicy::set(policy.mode, &of_bytes(nodes));
+    let allowed = |_: &mut ()| -> io::Result<Vec<u8>> {
+        Ok(mempolicy::allowed()?.iter().flat_map(|word| word.to_le_bytes()).collect())
+    };
+    of_nodes_here(&mut (), &policy.nodes, set, allowed)?;
+    Ok(back)
+}
+
+fn of_bytes(bytes: &[u8]) -> Nodes {
     let mut nodes = Nodes::default();
-    for (word, bytes) in nodes.iter_mut().zip(policy.nodes.chunks(8)) {
+    for (word, bytes) in nodes.iter_mut().zip(bytes.chunks(8)) {
         *word = bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
     }
-    mempolicy::set(policy.mode, &nodes)?;
-    Ok(back)
+    nodes
 }
 
 #[cfg(test)]
@@ -111,6 +164,12 @@ mod tests {
             assert_eq!(std::thread::spawn(mempolicy::get).join().unwrap().unwrap(), now);
         }
         assert_eq!(mempolicy::get().unwrap(), own);
+        // No machine has that one.
+        let far = Some(Policy { mode: INTERLEAVE, nodes: [vec![0; 127], vec![0x80]].concat(), home: None });
+        {
+            let _assumed = assume_common(&image(&[far])).unwrap();
+            assert_eq!(mempolicy::get().unwrap(), (INTERLEAVE, mempolicy::allowed().unwrap()));
+        }
         let other = Some(Policy { mode: INTERLEAVE, nodes: vec![3], home: None });
         for differ in [&[first.clone(), None][..], &[None, first.clone()], &[None], &[], &[first, other]] {
             assert!(assume_common(&image(differ)).is_none());

@@ -123,19 +123,23 @@ fn is_of_another(name: &str) -> bool {
     name.rsplit_once("-of-").is_some_and(|(_, pid)| pid != std::process::id().to_string())
 }
 
-/// Cgroups with our name and no process in them: the one of a job that runs is in use.
+/// Cgroups with our name and no process in them or below them: the one of a job that runs is in use.
 fn our_empty_cgroups() -> BTreeSet<PathBuf> {
-    fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
+    /// Whether there is a process below.
+    fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) -> bool {
+        let Ok(entries) = std::fs::read_dir(folder) else { return false };
+        let mut has_any = false;
         for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             let path = entry.path();
             let procs = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.contains("ckptbpf") && procs.is_empty() && !is_of_another(&name) {
-                found.insert(path.clone());
+            let is_used = walk(&path, found) || !procs.is_empty();
+            if name.contains("ckptbpf") && !is_used && !is_of_another(&name) {
+                found.insert(path);
             }
-            walk(&path, found);
+            has_any |= is_used;
         }
+        has_any
     }
     let mut found = BTreeSet::new();
     walk(Path::new("/sys/fs/cgroup"), &mut found);

@@ -17,6 +17,7 @@ mod listener;
 mod listing;
 mod scripts;
 mod stepper;
+mod steps;
 mod survive;
 
 use std::collections::HashMap;
@@ -40,6 +41,8 @@ pub use listener::listener;
 pub use listing::Generation;
 pub use scripts::Scripts;
 pub use stepper::{stepper, walk, walk_through, walk_until};
+use steps::kill_all_but;
+pub use steps::{kill_all, steps};
 pub use survive::{Survival, survive};
 
 /// How long a checkpoint or a restart may take in a test.
@@ -271,15 +274,7 @@ impl<'b> Job<'b> {
             let _ = self.sandbox.kill(pid, Signal::SIGKILL as i32);
         }
         running.wait(PATIENCE).expect_code(137);
-        // A process may have been started between the look and the kill.
-        self.sandbox.wait_for("the job to be dead", PATIENCE, || {
-            let mut left = self.sandbox.ps();
-            left.retain(|process| Some(process.pid) != self.tool.spared);
-            for process in &left {
-                let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
-            }
-            left.is_empty()
-        });
+        kill_all_but(self.sandbox, self.tool.spared);
         self.note_checkpoints();
     }
 

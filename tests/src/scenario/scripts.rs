@@ -4,13 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
+use super::steps::kill_all_but;
 use super::{Expected, Tool, held};
 use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::{assert_same, victim, victim_cmd};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// What `./count` writes.
 const FILE: &str = "numbers";
 
@@ -103,14 +101,7 @@ impl<'b> Scripts<'b> {
     /// kill -9 of all that runs in the box, as often as it takes.
     pub fn kill_everything(&self) {
         self.sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");
-        self.sandbox.wait_for("everything to be dead", PATIENCE, || {
-            let mut left = self.sandbox.ps();
-            left.retain(|process| Some(process.pid) != self.tool.spared);
-            for process in &left {
-                let _ = self.sandbox.kill(process.pid, Signal::SIGKILL as i32);
-            }
-            left.is_empty()
-        });
+        kill_all_but(self.sandbox, self.tool.spared);
     }
 
     /// What it has written to its file is, from the first byte on, what an undisturbed run writes.

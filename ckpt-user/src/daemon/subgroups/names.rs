@@ -53,8 +53,7 @@ mod tests {
         let gone = Names(ProcessId { start_time: names.0.start_time + 1, ..names.0 });
         assert!(names.is_left_over(&gone.of_user(1000)));
         assert!(!gone.is_left_over(&own), "one that runs");
-        for foreign in
-            ["ckptbpf", "ckptbpf-test-job-77", "ckptbpf-1-2-3", "ckptbpf-1-2-u3-4", "ckptbpf-0-1-u"]
+        for foreign in ["ckptbpf", "ckptbpf-job-of-77", "ckptbpf-1-2-3", "ckptbpf-1-2-u3-4", "ckptbpf-0-1-u"]
         {
             assert_eq!(daemon_of(foreign), None, "{foreign}");
         }

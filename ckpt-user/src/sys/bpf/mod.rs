@@ -111,6 +111,9 @@ pub enum BpfError {
         /// The system's word.
         source: io::Error,
     },
+    /// Of pointers that the kernel has kept nobody knows what they point to.
+    #[error("this kernel shows nobody where its functions are (kernel.kptr_restrict)")]
+    Hidden,
 }
 
 /// An error with its causes in one line; of a verifier's log only the end, which is where it says why.

@@ -133,11 +133,14 @@ impl RestartDecoder {
     /// Reads the functions' addresses from `/proc/kallsyms` (about 20 ms), before anything is frozen.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// It cannot be read, or shows no addresses.
     pub fn new(offsets: &Offsets) -> Result<Self, BpfError> {
         let proc = |source| BpfError::Proc { path: KALLSYMS, source };
         let symbols = File::open(KALLSYMS).map(BufReader::new).map_err(proc)?;
         let functions = functions(symbols, FUNCTIONS).map_err(proc)?;
+        if functions.is_empty() {
+            return Err(BpfError::Hidden);
+        }
         Ok(Self { functions, offsets: offsets.clone() })
     }
 
