@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::kernels::Kernel;
 use super::vmlinux;
@@ -14,6 +14,8 @@ use crate::cmd;
 /// Releases of Debian and what their kernels are called there: 5.10, 6.1, 6.12, and all newer ones.
 const SUITES: &[&str] =
     &["bullseye-security", "bookworm", "bookworm-security", "trixie", "trixie-security", "trixie-backports"];
+/// The archive of all of them.
+const DEBIAN: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The kernels without drivers of real hardware: a third of the size.
 const FLAVOUR: &str = "-cloud-amd64";
@@ -82,7 +84,7 @@ impl Apt {
             fs::create_dir_all(cache.join(folder)).with_context(|| cache.display().to_string())?;
         }
         let mut apt = Self { cache: cache.into(), config: cache.join("apt.conf"), names: Vec::new() };
-        let sources = sources(&mirror()?);
+        let sources = Archives::of_this_machine().sources();
         let list = cache.join("sources.list");
         let is_known = fs::read_to_string(&list).is_ok_and(|text| text == sources);
         fs::write(&list, sources).with_context(|| list.display().to_string())?;
@@ -186,36 +188,56 @@ fn find(folder: &Path, prefix: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {prefix}… in {}", folder.display()))
 }
 
-/// The archive that this machine's package manager uses already.
-fn mirror() -> Result<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(
-        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
-    );
-    let is_read = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "list" || kind == "sources");
-    let texts = files.iter().filter(is_read).filter_map(|path| fs::read_to_string(path).ok());
-    for text in texts {
-        if let Some(found) = text.lines().find_map(archive) {
-            return Ok(found);
-        }
+/// Where packages come from.
+#[derive(Debug, PartialEq, Eq)]
+struct Archives {
+    /// Of releases.
+    main: String,
+    /// Of what has come since for the sake of security.
+    security: String,
+}
+
+impl Archives {
+    /// Those that this machine's package manager uses already; Debian's own where it uses none of Debian, as Ubuntu's.
+    fn of_this_machine() -> Self {
+        let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+        files.extend(
+            fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
+        );
+        let is_read =
+            |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "list" || kind == "sources");
+        let texts = files.iter().filter(is_read).filter_map(|path| fs::read_to_string(path).ok());
+        Self::named_in(&texts.collect::<Vec<_>>())
     }
-    bail!("neither /etc/apt/sources.list nor a file beside it names an archive of Debian")
+
+    fn named_in(texts: &[String]) -> Self {
+        let find = |folder: &str| {
+            texts
+                .iter()
+                .flat_map(|text| text.lines())
+                .find_map(|line| address(line, folder))
+                .map(str::to_owned)
+        };
+        let main = find("/debian").unwrap_or_else(|| format!("{DEBIAN}/debian"));
+        // Mirrors have both, one beside the other.
+        let security = find("/debian-security").unwrap_or_else(|| format!("{main}-security"));
+        Self { main, security }
+    }
+
+    fn sources(&self) -> String {
+        let line = |suite: &&str| {
+            let archive = if suite.ends_with("-security") { &self.security } else { &self.main };
+            format!("deb [signed-by={KEYRING}] {archive} {suite} main\n")
+        };
+        SUITES.iter().map(line).collect()
+    }
 }
 
-/// What stands before `/debian` in a line of the older or the newer format; sources.list(5).
-fn archive(line: &str) -> Option<String> {
+/// The address that ends in `folder` in a line of the older or the newer format; sources.list(5).
+fn address<'a>(line: &'a str, folder: &str) -> Option<&'a str> {
     let is_source = line.starts_with("URIs:") || line.starts_with("deb ");
-    let words = line.split_whitespace().filter(|_| is_source);
-    let address = words.map(|word| word.trim_end_matches('/')).find(|word| word.ends_with("/debian"))?;
-    address.strip_suffix("/debian").map(str::to_owned)
-}
-
-fn sources(mirror: &str) -> String {
-    let line = |suite: &&str| {
-        let folder = if suite.ends_with("-security") { "debian-security" } else { "debian" };
-        format!("deb [signed-by={KEYRING}] {mirror}/{folder} {suite} main\n")
-    };
-    SUITES.iter().map(line).collect()
+    let mut words = line.split_whitespace().filter(|_| is_source).map(|word| word.trim_end_matches('/'));
+    words.find(|word| word.ends_with(folder))
 }
 
 fn config(cache: &Path) -> String {
@@ -246,10 +268,31 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_is_found_in_both_formats() {
-        assert_eq!(archive("URIs: http://archive.test/debian").as_deref(), Some("http://archive.test"));
-        assert_eq!(archive("deb [a=b] http://a.test/debian/ x main").as_deref(), Some("http://a.test"));
-        assert_eq!(archive("# deb http://a.test/debian/ x main"), None);
-        assert_eq!(archive("URIs: http://archive.test/debian-security"), None);
+    fn archives_are_found_in_both_formats() {
+        assert_eq!(
+            address("URIs: http://archive.test/debian", "/debian"),
+            Some("http://archive.test/debian")
+        );
+        assert_eq!(
+            address("deb [a=b] http://a.test/debian/ x main", "/debian"),
+            Some("http://a.test/debian")
+        );
+        assert_eq!(address("# deb http://a.test/debian/ x main", "/debian"), None);
+        assert_eq!(address("URIs: http://archive.test/debian-security", "/debian"), None);
+    }
+
+    #[test]
+    fn a_machine_without_an_archive_of_debian_has_debians_own() {
+        let archives = |texts: &[&str]| {
+            let found = Archives::named_in(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+            [found.main, found.security]
+        };
+        let own = ["http://deb.debian.org/debian", "http://deb.debian.org/debian-security"];
+        assert_eq!(archives(&["deb http://archive.ubuntu.com/ubuntu noble main\n"]), own);
+        assert_eq!(archives(&[]), own);
+        let mirror = ["http://a.test/debian", "http://a.test/debian-security"];
+        assert_eq!(archives(&["deb http://a.test/debian x main\n"]), mirror);
+        let apart = ["deb http://a.test/debian x main\n", "URIs: http://s.test/debian-security\n"];
+        assert_eq!(archives(&apart), ["http://a.test/debian", "http://s.test/debian-security"]);
     }
 }
