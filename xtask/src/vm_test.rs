@@ -151,7 +151,7 @@ impl Guest<'_> {
         let share = is_shared.then(|| Share::begin("/usr", "usr")).transpose()?;
         let machine = Machine { share: share.as_ref(), ..Machine::new(&self.fetched.vmlinux, &initrd) };
         let results = guest::run(&self.kernel.name, &machine, &console)?;
-        let column = Column::new(&self.kernel.name, &self.fetched.version, &self.plan, results);
+        let column = Column::new(&self.kernel.name, self.fetched, &self.plan, results);
         if !keep {
             std::fs::remove_file(&initrd)?;
         }

@@ -12,6 +12,8 @@ use super::route::Route;
 use super::systemd::Systemd;
 
 const FILE: &str = "vm-test/kernels.toml";
+/// The name that stands for whatever is newest of all that can be had.
+pub const NEWEST: &str = "newest";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,8 +37,11 @@ pub struct Matrix {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// The beginning of its version, or `newest`: whatever is newest of all that can be had.
+    /// The beginning of its version, where nothing else is said.
     pub name: String,
+    /// The first numbers of the oldest that will do, as archives move on: it is the newest of all if it is called so, and
+    /// otherwise of the oldest series that there is from there on.
+    pub from: Option<String>,
     /// Features, as suites name them.
     #[serde(default)]
     pub lacks: Vec<String>,
@@ -95,6 +100,9 @@ impl Matrix {
         let unknown = |name: &&String| self.kernels.iter().all(|kernel| kernel.name != **name);
         if let Some(name) = self.suites.iter().flat_map(|suite| &suite.under).find(unknown) {
             anyhow::bail!("a suite under {name}: no such kernel");
+        }
+        for kernel in &self.kernels {
+            ensure!(kernel.name != NEWEST || kernel.from.is_some(), "the newest kernel: from which one on?");
         }
         for route in &self.routes {
             let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
@@ -172,6 +180,7 @@ mod tests {
         short = true
         [[kernel]]
         name = "newest"
+        from = "7"
         [[suite]]
         package = "ckpt-tests"
         binary = "count"
