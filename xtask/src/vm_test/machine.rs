@@ -60,7 +60,8 @@ impl<'a> Machine<'a> {
             command.args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={}", share.tag)]);
         }
         let words: String = self.words.iter().map(|(name, value)| format!(" vm.{name}={value}")).collect();
-        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet{words}"));
+        // Warnings and worse are printed (`guest.rs` looks for them), and nothing else.
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 loglevel=5{words}"));
         command
     }
 
@@ -149,4 +150,18 @@ pub fn wait_for_socket(path: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_prints_its_warnings() {
+        let command = Machine::new(Path::new("vmlinux"), Path::new("initrd")).qemu("stdio");
+        let words = command.get_args().last().map(|word| word.to_string_lossy().into_owned());
+        let words = words.unwrap_or_default();
+        assert!(words.split(' ').any(|word| word == "loglevel=5"), "{words}");
+        assert!(!words.split(' ').any(|word| word == "quiet"), "{words}");
+    }
 }
