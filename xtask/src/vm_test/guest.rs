@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::machine::{Machine, Next};
+use super::machine::{LONGEST, Machine, Next};
 
 /// A machine that says nothing for so long says nothing any more: its first process ends tests after ten minutes.
 pub const SILENCE: Duration = Duration::from_secs(660);
@@ -48,6 +48,10 @@ pub fn run(name: &str, machine: &Machine, console: &Path) -> Result<Results> {
             Next::End => break,
             Next::Silence => {
                 report.wrong = Some(format!("has said nothing for {} s", SILENCE.as_secs()));
+                break;
+            }
+            Next::Late => {
+                report.wrong = Some(format!("has not ended within {} s", LONGEST.as_secs()));
                 break;
             }
         }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::guest::{self, Report, SILENCE};
 use super::journey::{Arrival, Disk, Ground, label};
-use super::machine::{Machine, Next};
+use super::machine::{LONGEST, Machine, Next};
 
 /// How long after a checkpoint that was told the machine may be cut off: some checkpoints are made in it, and merged.
 const LATEST: Duration = Duration::from_millis(2500);
@@ -136,6 +136,7 @@ fn cut_off(
             // The time has come.
             Next::Silence if left.is_some() => {}
             Next::Silence => bail!("the machine says nothing for {} s", SILENCE.as_secs()),
+            Next::Late => bail!("the machine has not ended within {} s", LONGEST.as_secs()),
             // What it still had to say is said.
             Next::End if is_off => break,
             Next::End => return Ok(Err(())),
