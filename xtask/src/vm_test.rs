@@ -23,6 +23,7 @@ mod systemd;
 mod table;
 mod vmlinux;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,8 +89,12 @@ pub fn run(args: &Args) -> Result<()> {
         }
         guests.push(Guest { kernel, fetched, plan, files: folder.join(&kernel.name) });
     }
-    let columns = two_at_a_time(&guests, |guest| guest.run(&programs, args.keep))?;
-    let table = Table::new(columns);
+    // Those with most to do first: so no processor waits for the other one at the end.
+    let mut queue: Vec<(usize, &Guest)> = guests.iter().enumerate().collect();
+    queue.sort_by_key(|(_, guest)| Reverse(guest.plan.tests.len()));
+    let mut columns = two_at_a_time(&queue, |(place, guest)| Ok((*place, guest.run(&programs, args.keep)?)))?;
+    columns.sort_by_key(|(place, _)| *place);
+    let table = Table::new(columns.into_iter().map(|(_, column)| column).collect());
     if !guests.is_empty() {
         println!("\n{table}");
     }

@@ -218,8 +218,17 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_right() {
+    fn programs_without_a_distribution_run_under_every_kernel_that_tells_of_rseq() {
         crate::cmd::enter_repository().unwrap();
-        Matrix::read().unwrap();
+        let matrix = Matrix::read().unwrap();
+        for test in ["count_static_survives", "count_survives", "count_in_rust_survives", "count_in_busybox"]
+        {
+            let is_its = |suite: &&Suite| suite.tests.iter().any(|name| name == test);
+            let suites: Vec<&Suite> = matrix.suites.iter().filter(is_its).collect();
+            for kernel in matrix.kernels.iter().filter(|kernel| !kernel.lacks.contains(&"rseq".to_owned())) {
+                let runs = suites.iter().filter(|suite| kernel.skips(suite, test).is_none()).count();
+                assert_eq!(runs, 1, "{test} under {}", kernel.name);
+            }
+        }
     }
 }
