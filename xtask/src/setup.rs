@@ -53,6 +53,9 @@ const VIRTUAL_MACHINES: &[(&str, &str)] = &[
     ("python3", "checkpointing a Python program in them"),
 ];
 
+/// What shows them folders of this machine, where that is no part of QEMU's packages.
+const SHARED_FOLDERS: (&str, &str) = ("virtiofsd", "virtual machines that see this machine's programs");
+
 /// `apt-get …`, as root, that starts no service (policy-rc.d of invoke-rc.d(8)): packages are here for their programs.
 const WITHOUT_SERVICES: &str = r#"policy=/usr/sbin/policy-rc.d made=
 [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" && made=1; }
@@ -93,6 +96,16 @@ pub fn programs() -> Result<()> {
 /// What other kernels are tried in, and what builds what they run.
 pub fn virtual_machines() -> Result<()> {
     packages(&needed_by_virtual_machines(), false)
+}
+
+/// What shows virtual machines folders of this machine, where there is a package of that name.
+pub fn shared_folders() -> Result<()> {
+    let (name, _) = SHARED_FOLDERS;
+    if !cmd::succeeds(Command::new("apt-cache").args(["show", name])) {
+        println!("setup: there is no package {name} here: what needs it is skipped");
+        return Ok(());
+    }
+    packages(&[SHARED_FOLDERS], false)
 }
 
 fn needed_by_virtual_machines() -> Vec<(&'static str, &'static str)> {

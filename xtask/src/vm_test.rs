@@ -69,6 +69,9 @@ pub fn run(args: &Args) -> Result<()> {
     matrix.select(&args.kernel, args.short)?;
     step("virtual machines");
     setup::virtual_machines()?;
+    if !share::is_possible() {
+        setup::shared_folders()?;
+    }
     let cache = cache()?;
     println!("kernels are kept in {}", cache.display());
     let (fetched, busybox) = fetch::all(&matrix.kernels, &cache)?;
@@ -107,10 +110,16 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut journeys = Journey::all(&matrix, args.planted);
     journeys.retain(|journey| plan::is_wanted(&args.filter, &journey.to_string()));
+    let mut counts = table.counts();
+    journeys.retain(|journey| {
+        let Some(why) = journey.obstacle(share::is_possible()) else { return true };
+        println!("{journey}: skipped: {why}");
+        counts.skipped += 1;
+        false
+    });
     // What goes wrong with one is no reason to be silent about the others.
     let go = |journey: &Journey| Ok(journey.go(&ground).unwrap_or_else(|error| Err(format!("{error:#}"))));
     let arrived = two_at_a_time(&journeys, go)?;
-    let mut counts = table.counts();
     for (journey, arrival) in journeys.iter().zip(&arrived) {
         match arrival {
             Ok(()) => println!("{journey}: ok"),
