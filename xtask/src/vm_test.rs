@@ -35,6 +35,7 @@ use fetch::Fetched;
 use journey::{Ground, Journey};
 use kernels::{Kernel, Matrix};
 use machine::Machine;
+pub use plan::is_wanted;
 use plan::{Plan, Programs};
 use share::Share;
 use table::{Column, Table};
@@ -42,7 +43,7 @@ use table::{Column, Table};
 /// Two emulated machines keep two processors busy.
 const AT_ONCE: usize = 2;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Only these kernels of vm-test/kernels.toml, as in 6.1,6.12
     #[arg(long, value_delimiter = ',')]
@@ -109,7 +110,7 @@ pub fn run(args: &Args) -> Result<()> {
         folder,
     };
     let mut journeys = Journey::all(&matrix, args.planted);
-    journeys.retain(|journey| plan::is_wanted(&args.filter, &journey.to_string()));
+    journeys.retain(|journey| is_wanted(&args.filter, &journey.to_string()));
     let mut counts = table.counts();
     journeys.retain(|journey| {
         let Some(why) = journey.obstacle(share::is_possible()) else { return true };
@@ -135,6 +136,18 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("not everything passes under other kernels");
     }
     Ok(())
+}
+
+/// Names the journeys of machines with systemd, and no test.
+pub const SYSTEMD: &str = "systemd";
+
+/// The machines with systemd, and nothing else.
+///
+/// # Errors
+/// They cannot be had, or have failed.
+pub fn with_systemd() -> Result<()> {
+    let kernel = Matrix::read()?.systemds.into_iter().map(|systemd| systemd.kernel).collect();
+    run(&Args { kernel, filter: vec![SYSTEMD.to_owned()], ..Args::default() })
 }
 
 /// The first of the kernels with a shell, which has what tests have.
@@ -215,4 +228,20 @@ fn cache() -> Result<PathBuf> {
         .context("neither CKPTBPF_VM_CACHE, XDG_CACHE_HOME nor HOME is set: where is the cache to be?")?;
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     Ok(std::fs::canonicalize(folder)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soak_has_the_machines_with_systemd_and_no_other() {
+        crate::cmd::enter_repository().unwrap();
+        let matrix = Matrix::read().unwrap();
+        let is_named = |journey: &&Journey| is_wanted(&[SYSTEMD.to_owned()], &journey.to_string());
+        let journeys = Journey::all(&matrix, false);
+        let named: Vec<&Journey> = journeys.iter().filter(is_named).collect();
+        assert!(!named.is_empty() && named.iter().all(|one| matches!(one, Journey::Systemd(_))));
+        assert!(matrix.systemds.iter().all(|one| matrix.kernels.iter().any(|row| row.name == one.kernel)));
+    }
 }
