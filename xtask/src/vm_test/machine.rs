@@ -102,7 +102,7 @@ pub enum Next {
 
 impl Running {
     /// Starts it, with its output at `console`, too.
-    fn of(mut command: Command, console: &Path, at_most: Duration) -> Result<Self> {
+    pub fn of(mut command: Command, console: &Path, at_most: Duration) -> Result<Self> {
         let end = Instant::now() + at_most;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = Watched(command.spawn().context("starting qemu-system-x86_64")?);
