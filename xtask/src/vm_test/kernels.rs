@@ -118,6 +118,9 @@ impl Matrix {
         for power in &self.powers {
             ensure!(power.cuts > 0 && power.short != Some(0), "{power}: no cut");
         }
+        for planted in &self.planted {
+            ensure!(!planted.says.is_empty(), "{planted}: by what is it known?");
+        }
         Ok(())
     }
 
