@@ -171,7 +171,7 @@ fn options_in_vain_and_options_that_cannot_be_had() {
         ("dmtcp_launch ./none", "./none: not found"),
         ("dmtcp_restart", "no checkpoint was named"),
         ("dmtcp_command", "no order was given"),
-        ("dmtcp_coordinator x", "options alone"),
+        ("dmtcp_coordinator x", "x: dmtcp_coordinator takes options, and a port at the end"),
     ] {
         let said = scripts.run(line).expect_code(99).stderr_text();
         assert!(said.contains(words) && said.starts_with("ckptbpf: "), "{line}: {said}");
