@@ -372,34 +372,6 @@ fn a_new_job_goes_on_from_another_one() {
     });
 }
 
-/// Another node has another name, and the job's TMPDIR there is another one: that of the run before is gone.
-#[test]
-fn a_job_goes_on_under_another_hostname_and_without_its_old_tmpdir() {
-    by(Way::Root, "slurm_elsewhere", |job| {
-        let expected = Expected::of(job.sandbox, &counter(), Some("numbers"));
-        let folder = |name: &str| job.sandbox.dir().join(format!("tmp-{name}"));
-        let on = |name: &str, restarts: u32, program: &Cmd| {
-            std::fs::create_dir(folder(name)).unwrap();
-            let cmd = job.command(&["-i", "0.1"], restarts, program);
-            let cmd = cmd.env("TMPDIR", folder(name).to_str().unwrap());
-            let line = "hostname \"$1\" && shift && exec \"$@\"";
-            Cmd::new("unshare").args(["--uts", "/bin/sh", "-c", line, "sh", name]).program(&cmd)
-        };
-        let first = job.sandbox.spawn(on("first", 0, &held(job.sandbox, counter())));
-        first.wait_for_output("\n", SOON);
-        job.wait_for_checkpoint(&first);
-        assert_eq!(job.record()["host"], "first");
-        first.kill(Signal::SIGUSR1);
-        let printed = first.wait(SOON).success().stdout;
-        std::fs::remove_dir_all(folder("first")).unwrap();
-        let_go(job.sandbox);
-        let second = job.sandbox.run(on("second", 1, &counter())).success();
-        assert_same("standard output", &expected.stdout, &[printed, second.stdout].concat());
-        assert_same("the file", &expected.file, &std::fs::read(job.home().join("numbers")).unwrap());
-        assert_eq!(job.record()["host"], "second");
-    });
-}
-
 /// A program in a step of several tasks has a directory of its own, ends nobody else, and is not run again when it has come to its end.
 #[test]
 fn tasks_of_one_step_are_jobs_of_their_own() {
