@@ -25,6 +25,8 @@ mod planted;
 pub mod rebuild;
 pub mod record;
 pub mod refusal;
+#[cfg(test)]
+mod skipped;
 pub mod sys;
 pub mod task;
 pub mod track;

@@ -80,6 +80,7 @@ fn scripts_of_users_with_a_daemon() {
     let running = scripts.start("rm *.dmtcp\ndmtcp_launch -i 1 ./count\n");
     scripts.wait_for_checkpoint(&running, 0, SOON);
     assert!(scripts.run("dmtcp_command -s").success().stdout_text().contains("RUNNING=yes"));
+    scripts.no_port_is_open();
     scripts.kill_everything();
     running.wait(SOON).expect_code(137);
     let before = scripts.newest();

@@ -124,6 +124,7 @@ fn a_coordinator_is_no_process_unless_it_is_in_the_foreground() {
     scripts.run("dmtcp_launch --new-coordinator -p 7779 ./count").expect_code(99);
     let job = scripts.start("dmtcp_launch --join-coordinator ./count");
     scripts.wait_for_checkpoint(&job, 0, SOON);
+    scripts.no_port_is_open();
     let said = scripts.run("dmtcp_coordinator --daemon").expect_code(99).stderr_text();
     assert!(said.contains("dmtcp_command -p 7779 -q"), "{said}");
     scripts.run("dmtcp_command -q").success();
@@ -137,6 +138,7 @@ fn a_coordinator_is_no_process_unless_it_is_in_the_foreground() {
     // In the foreground, and by what is typed there.
     let coordinator = scripts.start("exec dmtcp_coordinator");
     sandbox.wait_for("the coordinator", SOON, || scripts.run("dmtcp_command -s").code() == 0);
+    scripts.no_port_is_open();
     scripts.run("dmtcp_command -q").success();
     coordinator.wait(SOON).success();
     let typed = scripts.run("echo slq | dmtcp_coordinator -p 0").success().stdout_text();
@@ -171,7 +173,7 @@ fn options_in_vain_and_options_that_cannot_be_had() {
         ("dmtcp_launch ./none", "./none: not found"),
         ("dmtcp_restart", "no checkpoint was named"),
         ("dmtcp_command", "no order was given"),
-        ("dmtcp_coordinator x", "options alone"),
+        ("dmtcp_coordinator x", "x: dmtcp_coordinator takes options, and a port at the end"),
     ] {
         let said = scripts.run(line).expect_code(99).stderr_text();
         assert!(said.contains(words) && said.starts_with("ckptbpf: "), "{line}: {said}");

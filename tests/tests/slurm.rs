@@ -3,6 +3,7 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const SCENARIOS: &[Scenario] = &[
     ("a daemon that is killed", a_job_whose_daemon_is_killed_has_another_one),
     ("other users, other jobs", other_users_and_other_jobs_get_nothing),
     ("ten megabytes", a_job_of_ten_megabytes_has_enough),
+    ("the task prolog", a_job_is_told_where_its_daemon_is),
+    ("the examples", each_example_is_a_job_that_comes_to_its_end),
 ];
 
 #[test]
@@ -212,6 +215,59 @@ fn a_cancelled_job_leaves_its_checkpoints_and_nothing_else(slurm: &Slurm<'_>) {
     });
     assert_eq!((job.field("Restarts").as_str(), job.state().as_str()), ("0", "CANCELLED"));
     job.ckptbpf(&["verify", job.dir().to_str().unwrap()]).success();
+}
+
+/// By the task prolog: the script, and each task of its steps. What a person has set stays.
+fn a_job_is_told_where_its_daemon_is(slurm: &Slurm<'_>) {
+    let folder = slurm.folder(&slurm.user, "told");
+    let lines = "echo \"script $CKPTBPF_SOCKET\"\nsrun -n 1 sh -c 'echo \"task $CKPTBPF_SOCKET\"'\n\
+         CKPTBPF_SOCKET=/own srun -n 1 sh -c 'echo \"own $CKPTBPF_SOCKET\"'";
+    let job = slurm.submit(&slurm.user, &folder, &["-w", slurm.node(0)], lines);
+    job.wait_for_state("COMPLETED", SOON);
+    let socket = format!("/run/ckptbpf/slurm/{}-{}.sock", slurm.node(0), job.number());
+    let told = String::from_utf8(job.output()).unwrap();
+    assert_eq!(told, format!("script {socket}\ntask {socket}\nown /own\n"), "{}", job.errors());
+}
+
+/// As `slurm/examples` has them, but for the folder of ckptbpf and the node, on which nobody takes another one's place.
+fn each_example_is_a_job_that_comes_to_its_end(slurm: &Slurm<'_>) {
+    let few = ["few", "100", "2000"];
+    let expected = Expected::of(slurm.sandbox, &victim_cmd("count_static").args(few), Some("few")).file;
+    let path = format!("PATH={}:$PATH\n", slurm.tool.parent().unwrap().display());
+    let node = format!("#SBATCH --nodelist={}\n", slurm.node(0));
+    let program = slurm.user.copy_of(&victim("count_static"));
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("slurm").join("examples");
+    let submit = |example: PathBuf| {
+        let name = example.file_stem().unwrap().to_str().unwrap().to_owned();
+        let folder = slurm.folder(&slurm.user, &format!("example-{name}"));
+        let count = format!("#!/bin/sh\nexec {} \"$1\" {} {}\n", program.display(), few[1], few[2]);
+        std::fs::write(folder.join("count"), count).unwrap();
+        std::fs::set_permissions(folder.join("count"), PermissionsExt::from_mode(0o755)).unwrap();
+        let text = std::fs::read_to_string(example).unwrap();
+        // Behind the comments, among which are the options of sbatch.
+        let (comments, body): (Vec<&str>, Vec<&str>) =
+            text.split_inclusive('\n').partition(|line| line.starts_with('#'));
+        let script = format!("{}{node}{path}{}", comments.concat(), body.concat());
+        (name, slurm.submit_as_it_is(&slurm.user, &folder, &script))
+    };
+    let entries = std::fs::read_dir(examples).unwrap().flatten();
+    let jobs: Vec<(String, Batch)> = entries.map(|entry| submit(entry.path())).collect();
+    assert_eq!(jobs.len(), 5);
+    for (name, job) in &jobs {
+        if name == "array" {
+            (0..4).for_each(|number| job.task(number).wait_for_state("COMPLETED", SOON));
+        } else {
+            job.wait_for_state("COMPLETED", SOON);
+        }
+        let files: Vec<String> = match name.as_str() {
+            "array" | "steps" => (0..4).map(|number| format!("count-{number}.txt")).collect(),
+            _ => vec!["count.txt".to_owned()],
+        };
+        for file in files {
+            let written = std::fs::read(job.folder.join(&file)).unwrap();
+            assert_same(&format!("{file} of the example {name}"), &expected, &written);
+        }
+    }
 }
 
 fn a_job_whose_daemon_is_killed_has_another_one(slurm: &Slurm<'_>) {

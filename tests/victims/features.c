@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
 #include <signal.h>
@@ -150,6 +151,20 @@ static int traces_from_beside(void) {
     return ok;
 }
 
+// A program of two instructions: zero, and the end.
+static int loads_programs(void) {
+    struct bpf_insn code[2] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K}, {.code = BPF_JMP | BPF_EXIT}};
+    union bpf_attr load;
+    memset(&load, 0, sizeof load);
+    load.prog_type = BPF_PROG_TYPE_TRACEPOINT;
+    load.insns = (uintptr_t)code;
+    load.insn_cnt = 2;
+    load.license = (uintptr_t)"GPL";
+    int fd = syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load);
+    close(fd);
+    return fd >= 0;
+}
+
 static int exists(const char *path) { return access(path, F_OK) == 0; }
 
 int main(void) {
@@ -166,6 +181,7 @@ int main(void) {
     say("PAGEMAP_SCAN", scans());
     say("soft-dirty", marks_dirty());
     say("BTF", exists("/sys/kernel/btf/vmlinux"));
+    say("eBPF", loads_programs());
     say("clone3 set_tid", chooses_ids());
     say("pid namespace", unshares(CLONE_NEWPID));
     say("time namespace", unshares(0x80));

@@ -47,7 +47,14 @@ const PROGRAMS: &[(&str, &str)] = &[
 const VIRTUAL_MACHINES: &[(&str, &str)] = &[
     ("qemu-system-x86", "virtual machines with other kernels"),
     ("seabios", "the same: what such a machine starts with"),
+    ("debian-archive-keyring", "the kernels' packages, which are signed"),
+    ("e2fsprogs", "the disks of virtual machines"),
+    ("iproute2", "the network between two of them"),
+    ("python3", "checkpointing a Python program in them"),
 ];
+
+/// What shows them folders of this machine, where that is no part of QEMU's packages.
+const SHARED_FOLDERS: (&str, &str) = ("virtiofsd", "virtual machines that see this machine's programs");
 
 /// `apt-get …`, as root, that starts no service (policy-rc.d of invoke-rc.d(8)): packages are here for their programs.
 const WITHOUT_SERVICES: &str = r#"policy=/usr/sbin/policy-rc.d made=
@@ -74,8 +81,11 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Only what building needs. The eBPF object is committed: no toolchain for it.
 pub fn to_build() -> Result<()> {
-    let wanted: Vec<_> = PACKAGES.iter().filter(|(name, _)| TO_BUILD.contains(name)).copied().collect();
-    packages(&wanted, false)
+    packages(&needed_to_build(), false)
+}
+
+fn needed_to_build() -> Vec<(&'static str, &'static str)> {
+    PACKAGES.iter().filter(|(name, _)| TO_BUILD.contains(name)).copied().collect()
 }
 
 /// What the soak runs beside that.
@@ -83,9 +93,23 @@ pub fn programs() -> Result<()> {
     packages(PROGRAMS, false)
 }
 
-/// What other kernels are tried in.
+/// What other kernels are tried in, and what builds what they run.
 pub fn virtual_machines() -> Result<()> {
-    packages(VIRTUAL_MACHINES, false)
+    packages(&needed_by_virtual_machines(), false)
+}
+
+/// What shows virtual machines folders of this machine, where there is a package of that name.
+pub fn shared_folders() -> Result<()> {
+    let (name, _) = SHARED_FOLDERS;
+    if !cmd::succeeds(Command::new("apt-cache").args(["show", name])) {
+        println!("setup: there is no package {name} here: what needs it is skipped");
+        return Ok(());
+    }
+    packages(&[SHARED_FOLDERS], false)
+}
+
+fn needed_by_virtual_machines() -> Vec<(&'static str, &'static str)> {
+    [needed_to_build(), VIRTUAL_MACHINES.to_vec()].concat()
 }
 
 fn packages(wanted: &[(&str, &str)], only_check: bool) -> Result<()> {
@@ -140,4 +164,23 @@ fn install(missing: &[(&str, &str)]) -> Result<()> {
     cmd::run(&mut apt(&["update"]))?;
     let mut install = apt(&["install", "--no-install-recommends"]);
     cmd::run(install.args(missing.iter().map(|package| package.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_builds_is_a_part_of_what_is_installed() {
+        assert_eq!(needed_to_build().len(), TO_BUILD.len());
+    }
+
+    #[test]
+    fn virtual_machines_are_to_be_had_where_nothing_is_installed() {
+        let needed: Vec<&str> = needed_by_virtual_machines().iter().map(|package| package.0).collect();
+        let disks_and_signatures = ["qemu-system-x86", "e2fsprogs", "debian-archive-keyring"];
+        for package in TO_BUILD.iter().chain(&disks_and_signatures) {
+            assert!(needed.contains(package), "{package}");
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! `cargo xtask soak`: the integration tests again and again, with fresh seeds, on a machine that may be busy, and with
-//! the sizes and repetitions that would take too long in CI.
+//! the sizes and repetitions that would take too long in CI; at the end, once, jobs as services of a machine with systemd.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cmd::{self, cargo, step};
 use crate::counts::Counts;
 use crate::load::Load;
-use crate::{setup, support, test};
+use crate::{setup, support, test, vm_test};
 
 /// A busy machine is this much slower before a test may call it a failure.
 const BUSY_SCALE: u32 = 6;
@@ -93,6 +93,14 @@ pub fn run(args: &Args) -> Result<()> {
     let tests = runs / rounds;
     let busy = if args.busy { " beside a load" } else { "" };
     println!("\nsoak: {tests} tests x {rounds} rounds = {runs} runs{busy}, {} s", begin.elapsed().as_secs());
+    if vm_test::is_wanted(&args.filters, vm_test::SYSTEMD)
+        && let Err(error) = vm_test::with_systemd()
+    {
+        let name = format!("cargo xtask vm-test --filter {}", vm_test::SYSTEMD);
+        println!("{name}: {error:#}");
+        total.failures.push(name);
+        total.failed += 1;
+    }
     test::conclude(&total)
 }
 

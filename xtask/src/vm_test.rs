@@ -23,6 +23,7 @@ mod systemd;
 mod table;
 mod vmlinux;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +35,7 @@ use fetch::Fetched;
 use journey::{Ground, Journey};
 use kernels::{Kernel, Matrix};
 use machine::Machine;
+pub use plan::is_wanted;
 use plan::{Plan, Programs};
 use share::Share;
 use table::{Column, Table};
@@ -41,7 +43,7 @@ use table::{Column, Table};
 /// Two emulated machines keep two processors busy.
 const AT_ONCE: usize = 2;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Only these kernels of vm-test/kernels.toml, as in 6.1,6.12
     #[arg(long, value_delimiter = ',')]
@@ -68,6 +70,9 @@ pub fn run(args: &Args) -> Result<()> {
     matrix.select(&args.kernel, args.short)?;
     step("virtual machines");
     setup::virtual_machines()?;
+    if !share::is_possible() {
+        setup::shared_folders()?;
+    }
     let cache = cache()?;
     println!("kernels are kept in {}", cache.display());
     let (fetched, busybox) = fetch::all(&matrix.kernels, &cache)?;
@@ -88,8 +93,12 @@ pub fn run(args: &Args) -> Result<()> {
         }
         guests.push(Guest { kernel, fetched, plan, files: folder.join(&kernel.name) });
     }
-    let columns = two_at_a_time(&guests, |guest| guest.run(&programs, args.keep))?;
-    let table = Table::new(columns);
+    // Those with most to do first: so no processor waits for the other one at the end.
+    let mut queue: Vec<(usize, &Guest)> = guests.iter().enumerate().collect();
+    queue.sort_by_key(|(_, guest)| Reverse(guest.plan.tests.len()));
+    let mut columns = two_at_a_time(&queue, |(place, guest)| Ok((*place, guest.run(&programs, args.keep)?)))?;
+    columns.sort_by_key(|(place, _)| *place);
+    let table = Table::new(columns.into_iter().map(|(_, column)| column).collect());
     if !guests.is_empty() {
         println!("\n{table}");
     }
@@ -101,11 +110,17 @@ pub fn run(args: &Args) -> Result<()> {
         folder,
     };
     let mut journeys = Journey::all(&matrix, args.planted);
-    journeys.retain(|journey| plan::is_wanted(&args.filter, &journey.to_string()));
+    journeys.retain(|journey| is_wanted(&args.filter, &journey.to_string()));
+    let mut counts = table.counts();
+    journeys.retain(|journey| {
+        let Some(why) = journey.obstacle(share::is_possible()) else { return true };
+        println!("{journey}: skipped: {why}");
+        counts.skipped += 1;
+        false
+    });
     // What goes wrong with one is no reason to be silent about the others.
     let go = |journey: &Journey| Ok(journey.go(&ground).unwrap_or_else(|error| Err(format!("{error:#}"))));
     let arrived = two_at_a_time(&journeys, go)?;
-    let mut counts = table.counts();
     for (journey, arrival) in journeys.iter().zip(&arrived) {
         match arrival {
             Ok(()) => println!("{journey}: ok"),
@@ -121,6 +136,18 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("not everything passes under other kernels");
     }
     Ok(())
+}
+
+/// Names the journeys of machines with systemd, and no test.
+pub const SYSTEMD: &str = "systemd";
+
+/// The machines with systemd, and nothing else.
+///
+/// # Errors
+/// They cannot be had, or have failed.
+pub fn with_systemd() -> Result<()> {
+    let kernel = Matrix::read()?.systemds.into_iter().map(|systemd| systemd.kernel).collect();
+    run(&Args { kernel, filter: vec![SYSTEMD.to_owned()], ..Args::default() })
 }
 
 /// The first of the kernels with a shell, which has what tests have.
@@ -151,7 +178,7 @@ impl Guest<'_> {
         let share = is_shared.then(|| Share::begin("/usr", "usr")).transpose()?;
         let machine = Machine { share: share.as_ref(), ..Machine::new(&self.fetched.vmlinux, &initrd) };
         let results = guest::run(&self.kernel.name, &machine, &console)?;
-        let column = Column::new(&self.kernel.name, &self.fetched.version, &self.plan, results);
+        let column = Column::new(&self.kernel.name, self.fetched, &self.plan, results);
         if !keep {
             std::fs::remove_file(&initrd)?;
         }
@@ -201,4 +228,20 @@ fn cache() -> Result<PathBuf> {
         .context("neither CKPTBPF_VM_CACHE, XDG_CACHE_HOME nor HOME is set: where is the cache to be?")?;
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     Ok(std::fs::canonicalize(folder)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soak_has_the_machines_with_systemd_and_no_other() {
+        crate::cmd::enter_repository().unwrap();
+        let matrix = Matrix::read().unwrap();
+        let is_named = |journey: &&Journey| is_wanted(&[SYSTEMD.to_owned()], &journey.to_string());
+        let journeys = Journey::all(&matrix, false);
+        let named: Vec<&Journey> = journeys.iter().filter(is_named).collect();
+        assert!(!named.is_empty() && named.iter().all(|one| matches!(one, Journey::Systemd(_))));
+        assert!(matrix.systemds.iter().all(|one| matrix.kernels.iter().any(|row| row.name == one.kernel)));
+    }
 }

@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn shared_memory_of_what_is_traced_can_be_read_and_nothing_else() {
-        if !nix::unistd::geteuid().is_root() {
+        if crate::skipped::without_root() {
             return;
         }
         let (mut child, mappings) = sharing();

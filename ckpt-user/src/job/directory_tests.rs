@@ -101,7 +101,7 @@ fn a_damaged_record_is_named() {
 
 #[test]
 fn root_makes_and_opens_it_as_the_user_it_is_for() {
-    if !nix::unistd::geteuid().is_root() {
+    if crate::skipped::without_root() {
         return;
     }
     let nobody = fs_ids_of(65534).unwrap();

@@ -50,7 +50,9 @@ mod tests {
         let (one, other) = (dir.path().join("one"), dir.path().join("other"));
         std::fs::write(&one, "").unwrap();
         std::fs::write(&other, "").unwrap();
-        let Ok(first) = of(&one, 0) else { return };
+        let Ok(first) = of(&one, 0) else {
+            return crate::skipped::because("this file system gives no handles");
+        };
         assert_eq!(of(&one, 0).unwrap(), first);
         assert_ne!(of(&other, 0).unwrap(), first);
         std::fs::hard_link(&one, dir.path().join("again")).unwrap();

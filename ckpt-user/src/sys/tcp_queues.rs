@@ -238,7 +238,7 @@ mod tests {
     /// Killed at any moment of it, and the sockets are put right all the same.
     #[test]
     fn whoever_looks_may_be_killed() {
-        if !nix::unistd::geteuid().is_root() {
+        if crate::skipped::without_root() {
             return;
         }
         let (mut sender, mut receiver) = pair();
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn both_queues_together_are_what_was_sent_and_all_is_as_it_was() {
-        if !nix::unistd::geteuid().is_root() {
+        if crate::skipped::without_root() {
             return;
         }
         let (mut sender, mut receiver) = pair();

@@ -196,10 +196,10 @@ mod tests {
     /// Bits of kernels that are known: 15 and 16, since Linux 6.18 20 and 21, for instructions; 10, then 12, for the cache.
     #[test]
     fn what_is_learnt_is_little_and_denials_are_among_it() {
-        if !nix::unistd::geteuid().is_root() {
+        if crate::skipped::without_root() {
             return;
         }
-        let Ok(mut kernel) = bpf::Kernel::load() else { return };
+        let Ok(mut kernel) = bpf::Kernel::load() else { return crate::skipped::because("no eBPF here") };
         let learnt = Learnt::new(&mut kernel).unwrap();
         assert!((1..=4).contains(&learnt.thread.count_ones()), "{:#x}", learnt.thread);
         assert!(learnt.may_be_denied(learnt.thread) && !learnt.may_be_denied(0));

@@ -6,6 +6,7 @@ mod lifecycle;
 mod load;
 mod log;
 mod pids;
+mod refused;
 mod rows;
 mod support;
 mod sys;

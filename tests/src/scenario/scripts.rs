@@ -98,6 +98,14 @@ impl<'b> Scripts<'b> {
         });
     }
 
+    /// Nobody in the box, whose network is its own, has a socket of TCP.
+    pub fn no_port_is_open(&self) {
+        let table = self.run("cat /proc/net/tcp /proc/net/tcp6").stdout_text();
+        let (headings, sockets): (Vec<&str>, Vec<&str>) =
+            table.lines().partition(|line| line.contains("local_address"));
+        assert!(!headings.is_empty() && sockets.is_empty(), "{table}");
+    }
+
     /// kill -9 of all that runs in the box, as often as it takes.
     pub fn kill_everything(&self) {
         self.sandbox.tolerate(Leak::Run, "kill -9 of a supervisor leaves its socket behind");

@@ -56,13 +56,13 @@ fn tests() -> anyhow::Result<usize> {
     modules::load()?;
     mounts::disks()?;
     let plan = plan::read()?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    println!("VM-TEST kernel {} tests {}", release.trim(), plan.tests.len());
     if let [only] = &plan.tests[..]
         && only.name == plan::INSTEAD
     {
         return Err(run::instead(only, &plan.environment));
     }
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!("VM-TEST kernel {} tests {}", release.trim(), plan.tests.len());
     let counts = run::all(&plan)?;
     println!(
         "VM-TEST verdict {} passed, {} failed, {} skipped",

@@ -40,19 +40,31 @@ pub fn unfounded(readme: &Source, sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// A file by its path, or a function by its name, be it one that a macro makes of a row `name: …` in a test.
+/// A file by its path, or a test by its name: a function that is one, what a macro makes of a row `name: …` in a test, or what a
+/// test does of a row `("…", name),`.
 fn exists(name: &str, sources: &[Source]) -> bool {
     if name.contains('/') && sources.iter().any(|source| source.path.starts_with(name)) {
         return true;
     }
-    let function = format!("fn {}", name.rsplit("::").next().unwrap_or(name));
-    let row = format!("    {name}: ");
-    let has_function = |source: &&Source| {
-        let is_row = |line: &str| line.starts_with(&row) && source.path.starts_with("tests/");
-        source.path.ends_with(".rs")
-            && source.text.lines().any(|line| is_row(line) || has_word(&code(line), &function))
+    let name = name.rsplit("::").next().unwrap_or(name);
+    let function = format!("fn {name}");
+    let rows = [format!("    {name}: "), format!("\", {name}),")];
+    let has_test = |source: &Source| {
+        let lines: Vec<&str> = source.text.lines().collect();
+        let is_row = |line: &str| {
+            source.path.starts_with("tests/") && (line.starts_with(&rows[0]) || line.ends_with(&rows[1]))
+        };
+        let names = |line: &str| line.contains(&function) && has_word(&code(line), &function);
+        let is_it = |(at, line): (usize, &&str)| is_row(line) || (names(line) && is_test(&lines[..at]));
+        lines.iter().enumerate().any(is_it)
     };
-    sources.iter().any(|source| source.path == name) || sources.iter().any(|source| has_function(&source))
+    sources.iter().filter(|source| source.path.ends_with(".rs")).any(has_test)
+}
+
+/// Whether what stands right before a function makes it a test.
+fn is_test(before: &[&str]) -> bool {
+    let above = before.iter().rev().map(|line| line.trim());
+    above.take_while(|line| line.starts_with("#[") || line.starts_with("//")).any(|line| line == "#[test]")
 }
 
 #[cfg(test)]
@@ -62,7 +74,7 @@ mod tests {
     #[test]
     fn a_state_that_is_saved_without_a_test_is_found() {
         let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
-        let sources = [source("tests/tests/a.rs", "fn it_holds() {}\nrows! {\n    a_row: 1;\n}\n")];
+        let sources = [source("tests/tests/a.rs", "#[test]\nfn it_holds() {}\nrows! {\n    a_row: 1;\n}\n")];
         let found = |row: &str| {
             let text =
                 format!("x\n\n| state | eager | lazy | test |\n|---|---|---|---|\n{row}\n\n| a | yes | |\n");
@@ -77,13 +89,16 @@ mod tests {
     #[test]
     fn a_promise_without_its_test_is_found() {
         let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
-        let sources = [source("tests/tests/a.rs", "#[test]\nfn it_holds() {}\n")];
+        let text = "#[test]\n#[cfg(unix)]\n/// It does.\nfn it_holds() {}\nfn it_helps() {}\n\
+                    const ALL: &[Scenario] = &[\n    (\"so\", as_a_scenario),\n];\n";
+        let sources = [source("tests/tests/a.rs", text)];
         let table =
             |tests| source("SPECIFICATION.md", &format!("| promise | test |\n|---|---|\n| so | {tests} |\n"));
-        for good in ["`it_holds`", "`a::it_holds`, `tests/tests/a.rs`"] {
+        for good in ["`it_holds`", "`a::it_holds`, `tests/tests/a.rs`", "`as_a_scenario`"] {
             assert!(broken(&table(good), &sources).is_empty(), "{good}");
         }
         assert_eq!(broken(&table("`it_hold`"), &sources), ["3: there is no test or benchmark it_hold"]);
+        assert_eq!(broken(&table("`it_helps`"), &sources), ["3: there is no test or benchmark it_helps"]);
         assert_eq!(broken(&table("somewhere"), &sources), ["3: a promise without a test or benchmark"]);
     }
 }

@@ -9,6 +9,7 @@ pub const ALL: &[fn(&Source) -> Vec<String>] = &[
     images_know_no_process,
     nothing_is_left_undone,
     no_sleep_and_hope,
+    no_skip_in_silence,
 ];
 
 const MAX_LINES: usize = 500;
@@ -83,6 +84,19 @@ fn no_sleep_and_hope(source: &Source) -> Vec<String> {
     })
 }
 
+/// A test that takes root's rights says so where there are none.
+fn no_skip_in_silence(source: &Source) -> Vec<String> {
+    let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+    let is_one = |two: &[&str]| {
+        two[0].starts_with("if !") && two[0].ends_with("geteuid().is_root() {") && two[1] == "return;"
+    };
+    if !is_rust(source) {
+        return Vec::new();
+    }
+    let numbered = lines.windows(2).enumerate().filter(|(_, two)| is_one(two));
+    numbered.map(|(i, _)| format!("{}: a test that is skipped in silence", i + 1)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +139,15 @@ mod tests {
         let text = ["// TO", "DO: later\n#[ign", "ore]\n"].concat();
         assert_eq!(nothing_is_left_undone(&source("a.rs", &text)).len(), 2);
         assert!(nothing_is_left_undone(&source("README.md", &text)).is_empty());
+    }
+
+    #[test]
+    fn a_skip_in_silence_is_found() {
+        let silent = "fn a() {\n    if !nix::unistd::geteuid().is_root() {\n        return;\n    }\n}\n";
+        let found = no_skip_in_silence(&source("ckpt-user/src/sys/ids.rs", silent));
+        assert_eq!(found, ["2: a test that is skipped in silence"]);
+        let named = silent.replace("!nix::unistd::geteuid().is_root()", "crate::skipped::without_root()");
+        assert!(no_skip_in_silence(&source("ckpt-user/src/sys/ids.rs", &named)).is_empty());
     }
 
     #[test]

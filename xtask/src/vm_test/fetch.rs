@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, NEWEST};
 use super::vmlinux;
 use crate::cmd;
 
 /// Releases of Debian and what their kernels are called there: 5.10, 6.1, 6.12, and all newer ones.
 const SUITES: &[&str] =
     &["bullseye-security", "bookworm", "bookworm-security", "trixie", "trixie-security", "trixie-backports"];
+/// The archive of all of them.
+const DEBIAN: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The kernels without drivers of real hardware: a third of the size.
 const FLAVOUR: &str = "-cloud-amd64";
@@ -27,21 +29,28 @@ pub struct Fetched {
     pub vmlinux: PathBuf,
     /// Where its modules lie.
     pub modules: PathBuf,
+    /// What was wanted and cannot be had, where this is in its place.
+    pub wanting: Option<String>,
 }
 
 /// Finds and fetches every kernel, and busybox, or takes them from the cache.
 pub fn all(kernels: &[Kernel], cache: &Path) -> Result<(Vec<Fetched>, PathBuf)> {
     let apt = Apt::prepare(cache)?;
     let known = apt.versions()?;
-    let named = |kernel: &Kernel| one(&apt, &known, kernel).with_context(|| format!("Linux {}", kernel.name));
-    Ok((kernels.iter().map(named).collect::<Result<_>>()?, apt.busybox()?))
+    let mut all: Vec<Fetched> = Vec::new();
+    for kernel in kernels {
+        let mut fetched = one(&apt, &known, kernel).with_context(|| format!("Linux {}", kernel.name))?;
+        let same = kernels.iter().zip(&all).find(|(_, other)| other.version == fetched.version);
+        fetched.wanting = wanting(kernel, &fetched.version, same.map(|(other, _)| other.name.as_str()));
+        all.push(fetched);
+    }
+    Ok((all, apt.busybox()?))
 }
 
-/// The newest of that name that can really be had: lists name packages that are gone from the archive.
+/// The first choice that can really be had: lists name packages that are gone from the archive.
 fn one(apt: &Apt, known: &[String], kernel: &Kernel) -> Result<Fetched> {
-    let versions = known.iter().rev().filter(|version| is_called(version, &kernel.name));
     let mut refused = None;
-    for version in versions.take(4) {
+    for version in choices(known, kernel).into_iter().take(4) {
         match apt.kernel(version) {
             Ok(fetched) => return Ok(fetched),
             Err(error) => {
@@ -53,10 +62,44 @@ fn one(apt: &Apt, known: &[String], kernel: &Kernel) -> Result<Fetched> {
     Err(refused.unwrap_or_else(|| anyhow::anyhow!("no package of it in {}", SUITES.join(", "))))
 }
 
+/// The versions that may be taken for a kernel of kernels.toml, the first choice first. `known`: the oldest first.
+fn choices<'a>(known: &'a [String], kernel: &Kernel) -> Vec<&'a str> {
+    let mut versions: Vec<&str> = known.iter().rev().map(String::as_str).collect();
+    let Some(from) = &kernel.from else {
+        versions.retain(|version| is_called(version, &kernel.name));
+        return versions;
+    };
+    if kernel.name != NEWEST {
+        let newest = versions.first().map(|version| series(version));
+        // The oldest series that will do; that of the newest, which has a name of its own, if there is no other one. Within a
+        // series, and where none will do, they stay as they are.
+        versions.sort_by_key(|version| match series(version) {
+            old if old < series(from) => (2, (0, 0)),
+            last if Some(last) == newest => (1, last),
+            other => (0, other),
+        });
+    }
+    versions
+}
+
+/// What of `kernel` cannot be had, if `version` is all that there is for it; `same`: who has that already.
+fn wanting(kernel: &Kernel, version: &str, same: Option<&str>) -> Option<String> {
+    let from = kernel.from.as_deref()?;
+    if series(version) < series(from) {
+        return Some(format!("Linux {from} or newer: the archive has none"));
+    }
+    same.map(|same| format!("another kernel than that of {same}: the archive has none"))
+}
+
+/// The first two numbers of a version.
+fn series(version: &str) -> (u64, u64) {
+    let mut numbers = numbers(version).into_iter();
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// Whether `version` begins with all numbers of `name`.
 fn is_called(version: &str, name: &str) -> bool {
-    name == "newest"
-        || version.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+    version.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Numbers in a version, by which versions are ordered: 6.12.9 before 6.12.10.
@@ -82,7 +125,7 @@ impl Apt {
             fs::create_dir_all(cache.join(folder)).with_context(|| cache.display().to_string())?;
         }
         let mut apt = Self { cache: cache.into(), config: cache.join("apt.conf"), names: Vec::new() };
-        let sources = sources(&mirror()?);
+        let sources = Archives::of_this_machine().sources();
         let list = cache.join("sources.list");
         let is_known = fs::read_to_string(&list).is_ok_and(|text| text == sources);
         fs::write(&list, sources).with_context(|| list.display().to_string())?;
@@ -145,7 +188,7 @@ impl Apt {
         let folders = ["usr/lib/modules", "lib/modules"].map(|folder| root.join(folder));
         let modules =
             folders.into_iter().find(|folder| folder.is_dir()).context("a kernel without modules")?;
-        Ok(Fetched { version: version.into(), vmlinux, modules })
+        Ok(Fetched { version: version.into(), vmlinux, modules, wanting: None })
     }
 
     /// One that is linked statically.
@@ -186,36 +229,56 @@ fn find(folder: &Path, prefix: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {prefix}… in {}", folder.display()))
 }
 
-/// The archive that this machine's package manager uses already.
-fn mirror() -> Result<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(
-        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
-    );
-    let is_read = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "list" || kind == "sources");
-    let texts = files.iter().filter(is_read).filter_map(|path| fs::read_to_string(path).ok());
-    for text in texts {
-        if let Some(found) = text.lines().find_map(archive) {
-            return Ok(found);
-        }
+/// Where packages come from.
+#[derive(Debug, PartialEq, Eq)]
+struct Archives {
+    /// Of releases.
+    main: String,
+    /// Of what has come since for the sake of security.
+    security: String,
+}
+
+impl Archives {
+    /// Those that this machine's package manager uses already; Debian's own where it uses none of Debian, as Ubuntu's.
+    fn of_this_machine() -> Self {
+        let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+        files.extend(
+            fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
+        );
+        let is_read =
+            |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "list" || kind == "sources");
+        let texts = files.iter().filter(is_read).filter_map(|path| fs::read_to_string(path).ok());
+        Self::named_in(&texts.collect::<Vec<_>>())
     }
-    bail!("neither /etc/apt/sources.list nor a file beside it names an archive of Debian")
+
+    fn named_in(texts: &[String]) -> Self {
+        let find = |folder: &str| {
+            texts
+                .iter()
+                .flat_map(|text| text.lines())
+                .find_map(|line| address(line, folder))
+                .map(str::to_owned)
+        };
+        let main = find("/debian").unwrap_or_else(|| format!("{DEBIAN}/debian"));
+        // Mirrors have both, one beside the other.
+        let security = find("/debian-security").unwrap_or_else(|| format!("{main}-security"));
+        Self { main, security }
+    }
+
+    fn sources(&self) -> String {
+        let line = |suite: &&str| {
+            let archive = if suite.ends_with("-security") { &self.security } else { &self.main };
+            format!("deb [signed-by={KEYRING}] {archive} {suite} main\n")
+        };
+        SUITES.iter().map(line).collect()
+    }
 }
 
-/// What stands before `/debian` in a line of the older or the newer format; sources.list(5).
-fn archive(line: &str) -> Option<String> {
+/// The address that ends in `folder` in a line of the older or the newer format; sources.list(5).
+fn address<'a>(line: &'a str, folder: &str) -> Option<&'a str> {
     let is_source = line.starts_with("URIs:") || line.starts_with("deb ");
-    let words = line.split_whitespace().filter(|_| is_source);
-    let address = words.map(|word| word.trim_end_matches('/')).find(|word| word.ends_with("/debian"))?;
-    address.strip_suffix("/debian").map(str::to_owned)
-}
-
-fn sources(mirror: &str) -> String {
-    let line = |suite: &&str| {
-        let folder = if suite.ends_with("-security") { "debian-security" } else { "debian" };
-        format!("deb [signed-by={KEYRING}] {mirror}/{folder} {suite} main\n")
-    };
-    SUITES.iter().map(line).collect()
+    let mut words = line.split_whitespace().filter(|_| is_source).map(|word| word.trim_end_matches('/'));
+    words.find(|word| word.ends_with(folder))
 }
 
 fn config(cache: &Path) -> String {
@@ -236,7 +299,43 @@ mod tests {
     fn names_are_beginnings_of_versions() {
         assert!(is_called("6.1.0-57", "6.1"));
         assert!(!is_called("6.12.1", "6.1"));
-        assert!(is_called("7.3.4+deb13", "newest"));
+    }
+
+    fn kernel(name: &str, from: Option<&str>) -> Kernel {
+        Kernel {
+            name: name.into(),
+            from: from.map(str::to_owned),
+            lacks: vec![],
+            skips: vec![],
+            short: false,
+        }
+    }
+
+    #[test]
+    fn archives_move_on() {
+        let first = |known: &[&str], kernel: &Kernel| {
+            let known: Vec<String> = known.iter().map(|version| (*version).to_owned()).collect();
+            choices(&known, kernel).first().map(|version| (*version).to_owned()).unwrap_or_default()
+        };
+        let (between, newest) = (kernel("6.18+", Some("6.18")), kernel("newest", Some("7")));
+        let now = ["6.12.118", "6.17.13", "6.18.9", "6.18.15", "6.19.14", "7.2.12", "7.3.4"];
+        assert_eq!((first(&now, &between), first(&now, &newest)), ("6.18.15".into(), "7.3.4".into()));
+        assert_eq!(first(&now, &kernel("6.12", None)), "6.12.118");
+        assert_eq!(first(&["6.12.118", "7.2.6", "7.2.12", "7.3.4"], &between), "7.2.12");
+        assert_eq!(first(&["6.12.118", "7.3.3", "7.3.4"], &between), "7.3.4");
+        assert_eq!(first(&["6.12.117", "6.12.118"], &between), "6.12.118");
+        assert_eq!(first(&["6.12.118", "7.3.4"], &kernel("6.18", None)), "");
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_named() {
+        let (between, newest) = (kernel("6.18+", Some("6.18")), kernel("newest", Some("7")));
+        assert_eq!(wanting(&between, "6.18.15", None), None);
+        assert_eq!(wanting(&newest, "7.3.4", None), None);
+        let said = |kernel: &Kernel, version, same| wanting(kernel, version, same).unwrap_or_default();
+        assert!(said(&newest, "7.3.4", Some("6.18+")).contains("another kernel than that of 6.18+"));
+        assert!(said(&newest, "6.19.14", None).contains("Linux 7 or newer"));
+        assert!(said(&between, "6.12.118", Some("6.12")).contains("Linux 6.18 or newer"));
     }
 
     #[test]
@@ -246,10 +345,31 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_is_found_in_both_formats() {
-        assert_eq!(archive("URIs: http://archive.test/debian").as_deref(), Some("http://archive.test"));
-        assert_eq!(archive("deb [a=b] http://a.test/debian/ x main").as_deref(), Some("http://a.test"));
-        assert_eq!(archive("# deb http://a.test/debian/ x main"), None);
-        assert_eq!(archive("URIs: http://archive.test/debian-security"), None);
+    fn archives_are_found_in_both_formats() {
+        assert_eq!(
+            address("URIs: http://archive.test/debian", "/debian"),
+            Some("http://archive.test/debian")
+        );
+        assert_eq!(
+            address("deb [a=b] http://a.test/debian/ x main", "/debian"),
+            Some("http://a.test/debian")
+        );
+        assert_eq!(address("# deb http://a.test/debian/ x main", "/debian"), None);
+        assert_eq!(address("URIs: http://archive.test/debian-security", "/debian"), None);
+    }
+
+    #[test]
+    fn a_machine_without_an_archive_of_debian_has_debians_own() {
+        let archives = |texts: &[&str]| {
+            let found = Archives::named_in(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+            [found.main, found.security]
+        };
+        let own = ["http://deb.debian.org/debian", "http://deb.debian.org/debian-security"];
+        assert_eq!(archives(&["deb http://archive.ubuntu.com/ubuntu noble main\n"]), own);
+        assert_eq!(archives(&[]), own);
+        let mirror = ["http://a.test/debian", "http://a.test/debian-security"];
+        assert_eq!(archives(&["deb http://a.test/debian x main\n"]), mirror);
+        let apart = ["deb http://a.test/debian x main\n", "URIs: http://s.test/debian-security\n"];
+        assert_eq!(archives(&apart), ["http://a.test/debian", "http://s.test/debian-security"]);
     }
 }

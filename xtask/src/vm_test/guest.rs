@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::machine::{Machine, Next};
+use super::machine::{LONGEST, Machine, Next};
 
 /// A machine that says nothing for so long says nothing any more: its first process ends tests after ten minutes.
 pub const SILENCE: Duration = Duration::from_secs(660);
@@ -50,6 +50,10 @@ pub fn run(name: &str, machine: &Machine, console: &Path) -> Result<Results> {
                 report.wrong = Some(format!("has said nothing for {} s", SILENCE.as_secs()));
                 break;
             }
+            Next::Late => {
+                report.wrong = Some(format!("has not ended within {} s", LONGEST.as_secs()));
+                break;
+            }
         }
     }
     if report.wrong.is_none() {
@@ -71,19 +75,24 @@ pub fn run(name: &str, machine: &Machine, console: &Path) -> Result<Results> {
 pub struct Report {
     tests: Vec<(String, Outcome)>,
     pub wrong: Option<String>,
+    /// Whether its first process runs: what the kernel warns of before that nothing of ours has made.
+    has_begun: bool,
     has_verdict: bool,
 }
 
 impl Report {
     /// Takes a line; what to show of it.
     pub fn see(&mut self, line: &str) -> Option<String> {
-        if line.contains("Kernel panic") || line.contains("BUG:") || line.contains("WARNING: CPU") {
+        if is_grave(line) || (self.has_begun && is_warning(line)) {
             self.wrong = Some(format!("the kernel says: {}", line.trim()));
             return None;
         }
         let (kind, rest) = line.strip_prefix("VM-TEST ")?.split_once(' ')?;
         let outcome = match kind {
-            "kernel" => return Some(rest.to_owned()),
+            "kernel" => {
+                self.has_begun = true;
+                return Some(rest.to_owned());
+            }
             "error" => {
                 self.wrong = Some(rest.to_owned());
                 return None;
@@ -108,9 +117,39 @@ impl Report {
     }
 }
 
+/// What a kernel says that cannot go on, or not as it should.
+fn is_grave(line: &str) -> bool {
+    ["Kernel panic", "BUG:", "Oops:"].iter().any(|word| line.contains(word))
+}
+
+/// What WARN(9) prints (kernel/panic.c, `__warn`): the processor stands before the place, and behind it in newer kernels.
+fn is_warning(line: &str) -> bool {
+    let said = line.split_once("WARNING: ").map(|(_, said)| said);
+    said.is_some_and(|said| said.starts_with("CPU: ") || said.contains(", CPU#"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_of_the_kernel_are_seen_once_something_runs() {
+        const OLD: &str = "[   21.1] WARNING: CPU: 1 PID: 77 at mm/memory.c:120 zap_pte_range+0x1/0x2";
+        const NEW: &str = "[   21.1] WARNING: mm/memory.c:120 at zap_pte_range+0x1/0x2, CPU#1: count/77";
+        for line in [OLD, NEW] {
+            let mut report = Report::default();
+            report.see(line);
+            assert_eq!(report.wrong, None, "nothing ran yet");
+            report.see("VM-TEST kernel 6.12.9 tests 1");
+            report.see("ckptbpf says: WARNING: not of the kernel");
+            assert_eq!(report.wrong, None);
+            report.see(line);
+            assert!(report.wrong.is_some(), "{line}");
+        }
+        let mut report = Report::default();
+        report.see("[   69.4] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI");
+        assert!(report.wrong.is_some());
+    }
 
     #[test]
     fn lines_of_the_machine_are_understood() {

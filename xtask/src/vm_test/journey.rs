@@ -17,8 +17,7 @@ use super::plan::{Plan, Programs, Test};
 use super::planted::Planted;
 use super::power::Power;
 use super::route::Route;
-use super::share;
-use super::systemd::Systemd;
+use super::systemd::{self, Systemd};
 use crate::cmd;
 
 const SCRIPTS: &str = "vm-test/guest";
@@ -43,12 +42,17 @@ impl<'a> Journey<'a> {
         let routes = matrix.routes.iter().map(Journey::Route);
         let powers = matrix.powers.iter().map(Journey::Power);
         let nodes = matrix.nodes.iter().map(Journey::Nodes);
-        let systemds: Vec<_> = matrix.systemds.iter().map(Journey::Systemd).collect();
-        let (can, cannot): (Vec<_>, Vec<_>) = systemds.into_iter().partition(|_| share::is_possible());
-        for journey in cannot {
-            println!("skipped: {journey}: there is no virtiofsd here");
+        let systemds = matrix.systemds.iter().map(Journey::Systemd);
+        routes.chain(powers).chain(nodes).chain(systemds).collect()
+    }
+
+    /// Why it cannot be made here, if so; `shares`: whether machines may see folders of this one.
+    pub fn obstacle(&self, shares: bool) -> Option<&'static str> {
+        match self {
+            Self::Systemd(_) if !shares => Some("there is no virtiofsd here"),
+            Self::Systemd(_) if !systemd::is_here() => Some("there is no systemd here"),
+            _ => None,
         }
-        routes.chain(powers).chain(nodes).chain(can).collect()
     }
 
     pub fn go(&self, ground: &Ground) -> Result<Arrival> {
@@ -151,5 +155,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // It is in the way of nobody.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journey_that_needs_a_folder_of_this_machine_is_skipped_without() {
+        let systemd = Systemd { kernel: "6.12".into() };
+        assert!(Journey::Systemd(&systemd).obstacle(false).is_some_and(|why| why.contains("virtiofsd")));
+        let nodes = Nodes { origin: "6.1".into(), target: "6.12".into(), short: false };
+        assert_eq!(Journey::Nodes(&nodes).obstacle(false), None);
     }
 }

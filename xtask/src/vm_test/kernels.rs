@@ -12,6 +12,8 @@ use super::route::Route;
 use super::systemd::Systemd;
 
 const FILE: &str = "vm-test/kernels.toml";
+/// The name that stands for whatever is newest of all that can be had.
+pub const NEWEST: &str = "newest";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,8 +37,11 @@ pub struct Matrix {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// The beginning of its version, or `newest`: whatever is newest of all that can be had.
+    /// The beginning of its version, where nothing else is said.
     pub name: String,
+    /// The first numbers of the oldest that will do, as archives move on: it is the newest of all if it is called so, and
+    /// otherwise of the oldest series that there is from there on.
+    pub from: Option<String>,
     /// Features, as suites name them.
     #[serde(default)]
     pub lacks: Vec<String>,
@@ -96,6 +101,9 @@ impl Matrix {
         if let Some(name) = self.suites.iter().flat_map(|suite| &suite.under).find(unknown) {
             anyhow::bail!("a suite under {name}: no such kernel");
         }
+        for kernel in &self.kernels {
+            ensure!(kernel.name != NEWEST || kernel.from.is_some(), "the newest kernel: from which one on?");
+        }
         for route in &self.routes {
             let there = |name: &String| self.kernels.iter().any(|kernel| kernel.name == *name);
             ensure!(
@@ -109,6 +117,9 @@ impl Matrix {
         }
         for power in &self.powers {
             ensure!(power.cuts > 0 && power.short != Some(0), "{power}: no cut");
+        }
+        for planted in &self.planted {
+            ensure!(!planted.says.is_empty(), "{planted}: by what is it known?");
         }
         Ok(())
     }
@@ -172,6 +183,7 @@ mod tests {
         short = true
         [[kernel]]
         name = "newest"
+        from = "7"
         [[suite]]
         package = "ckpt-tests"
         binary = "count"
@@ -209,8 +221,17 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_right() {
+    fn programs_without_a_distribution_run_under_every_kernel_that_tells_of_rseq() {
         crate::cmd::enter_repository().unwrap();
-        Matrix::read().unwrap();
+        let matrix = Matrix::read().unwrap();
+        for test in ["count_static_survives", "count_survives", "count_in_rust_survives", "count_in_busybox"]
+        {
+            let is_its = |suite: &&Suite| suite.tests.iter().any(|name| name == test);
+            let suites: Vec<&Suite> = matrix.suites.iter().filter(is_its).collect();
+            for kernel in matrix.kernels.iter().filter(|kernel| !kernel.lacks.contains(&"rseq".to_owned())) {
+                let runs = suites.iter().filter(|suite| kernel.skips(suite, test).is_none()).count();
+                assert_eq!(runs, 1, "{test} under {}", kernel.name);
+            }
+        }
     }
 }

@@ -15,6 +15,8 @@ use super::share::Share;
 pub const WHOLE: &str = "max";
 /// In MiB.
 const MEMORY: &str = "1536";
+/// What no machine takes from its start to its verdict, however much it prints: the longest ones take a quarter of that.
+pub const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What a machine is started with.
 pub struct Machine<'a> {
@@ -60,7 +62,8 @@ impl<'a> Machine<'a> {
             command.args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={}", share.tag)]);
         }
         let words: String = self.words.iter().map(|(name, value)| format!(" vm.{name}={value}")).collect();
-        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet{words}"));
+        // Warnings and worse are printed (`guest.rs` looks for them), and nothing else.
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 loglevel=5{words}"));
         command
     }
 
@@ -75,7 +78,32 @@ impl<'a> Machine<'a> {
 
     /// Starts it; what it prints goes to the file `console`, too.
     pub fn start(&self, console: &Path) -> Result<Running> {
-        let mut command = self.qemu("stdio");
+        Running::of(self.qemu("stdio"), console, LONGEST)
+    }
+}
+
+pub struct Running {
+    child: Watched,
+    lines: Receiver<String>,
+    log: File,
+    /// When it has to be over.
+    end: Instant,
+}
+
+pub enum Next {
+    Line(String),
+    /// Nothing was printed for as long as was waited.
+    Silence,
+    /// It still runs, and no machine takes so long.
+    Late,
+    /// It has ended, and all that it has printed was seen.
+    End,
+}
+
+impl Running {
+    /// Starts it, with its output at `console`, too.
+    pub fn of(mut command: Command, console: &Path, at_most: Duration) -> Result<Self> {
+        let end = Instant::now() + at_most;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = Watched(command.spawn().context("starting qemu-system-x86_64")?);
         let output = child.0.stdout.take().context("what the machine prints")?;
@@ -89,32 +117,21 @@ impl<'a> Machine<'a> {
                 }
             }
         });
-        Ok(Running { child, lines, log })
+        Ok(Self { child, lines, log, end })
     }
-}
 
-pub struct Running {
-    child: Watched,
-    lines: Receiver<String>,
-    log: File,
-}
-
-pub enum Next {
-    Line(String),
-    /// Nothing was printed for as long as was waited.
-    Silence,
-    /// It has ended, and all that it has printed was seen.
-    End,
-}
-
-impl Running {
     pub fn next(&mut self, at_most: Duration) -> Result<Next> {
-        Ok(match self.lines.recv_timeout(at_most) {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Next::Late);
+        }
+        Ok(match self.lines.recv_timeout(at_most.min(left)) {
             Ok(line) => {
                 writeln!(self.log, "{line}")?;
                 Next::Line(line)
             }
-            Err(RecvTimeoutError::Timeout) => Next::Silence,
+            Err(RecvTimeoutError::Timeout) if at_most < left => Next::Silence,
+            Err(RecvTimeoutError::Timeout) => Next::Late,
             Err(RecvTimeoutError::Disconnected) => Next::End,
         })
     }
@@ -149,4 +166,42 @@ pub fn wait_for_socket(path: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Until it ends, or nobody waits any longer.
+    fn last(line: &str, at_most: Duration) -> Next {
+        let console = std::env::temp_dir().join(format!("ckptbpf-console-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        let mut running = Running::of(command, &console, at_most).unwrap();
+        let next = loop {
+            match running.next(Duration::from_secs(60)).unwrap() {
+                Next::Line(_) => {}
+                other => break other,
+            }
+        };
+        drop(running);
+        std::fs::remove_file(&console).unwrap();
+        next
+    }
+
+    #[test]
+    fn a_machine_that_prints_for_ever_is_late() {
+        assert!(matches!(last("while :; do echo so; done", Duration::from_millis(300)), Next::Late));
+        assert!(matches!(last("exec sleep 1000", Duration::from_millis(300)), Next::Late));
+        assert!(matches!(last("echo so", Duration::from_secs(60)), Next::End));
+    }
+
+    #[test]
+    fn the_kernel_prints_its_warnings() {
+        let command = Machine::new(Path::new("vmlinux"), Path::new("initrd")).qemu("stdio");
+        let all: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words = all.iter().find(|word| word.starts_with("console=")).unwrap();
+        assert!(words.split(' ').any(|word| word == "loglevel=5"), "{words}");
+        assert!(!words.split(' ').any(|word| word == "quiet"), "{words}");
+    }
 }

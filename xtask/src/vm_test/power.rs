@@ -15,10 +15,12 @@ use serde::Deserialize;
 
 use super::guest::{self, Report, SILENCE};
 use super::journey::{Arrival, Disk, Ground, label};
-use super::machine::{Machine, Next};
+use super::machine::{LONGEST, Machine, Next, Running};
 
 /// How long after a checkpoint that was told the machine may be cut off: some checkpoints are made in it, and merged.
 const LATEST: Duration = Duration::from_millis(2500);
+/// What power.sh says when there was no room for a checkpoint.
+const NO_ROOM: &str = "power: no room for a checkpoint";
 
 /// One row of kernels.toml.
 #[derive(Debug, Deserialize)]
@@ -89,7 +91,9 @@ impl Power {
                 if guest::run(&self.kernel, &machine, &console)?.are_good() { Ok(told) } else { Err(()) }
             } else {
                 let delay = Duration::from_micros(random(&mut seed) % u64::try_from(LATEST.as_micros())?);
-                cut_off(&machine, &console, told, delay)?
+                // Every second life of a disk that is to be full ends once it was: a cut before that shows nothing of it.
+                let is_filled = self.room == Room::Full && life % 2 == 0;
+                cut_off(machine.start(&console)?, told, delay, is_filled)?
             };
             match ended {
                 Ok(newest) => told = newest,
@@ -108,14 +112,14 @@ impl Power {
     }
 }
 
-/// Runs a machine until it has told of a newer checkpoint than `told`, and for `delay` after that; the newest that it has told of.
+/// Watches a machine until it has told of a newer checkpoint than `told`, or with `is_filled` until there was no room for one, and for
+/// `delay` after that; the newest that it has told of.
 fn cut_off(
-    machine: &Machine,
-    console: &std::path::Path,
+    mut running: Running,
     mut told: u64,
     delay: Duration,
+    is_filled: bool,
 ) -> Result<std::result::Result<u64, ()>> {
-    let mut running = machine.start(console)?;
     let mut report = Report::default();
     let mut end = None;
     let mut is_off = false;
@@ -128,14 +132,17 @@ fn cut_off(
         match running.next(left.unwrap_or(SILENCE))? {
             Next::Line(line) => {
                 report.see(&line);
-                if let Some(id) = checkpoint(&line).filter(|id| *id > told) {
-                    told = id;
+                let newer = checkpoint(&line).filter(|id| *id > told);
+                told = newer.unwrap_or(told);
+                let has_come = if is_filled { line == NO_ROOM } else { newer.is_some() };
+                if has_come {
                     end.get_or_insert(Instant::now() + delay);
                 }
             }
             // The time has come.
             Next::Silence if left.is_some() => {}
             Next::Silence => bail!("the machine says nothing for {} s", SILENCE.as_secs()),
+            Next::Late => bail!("the machine has not ended within {} s", LONGEST.as_secs()),
             // What it still had to say is said.
             Next::End if is_off => break,
             Next::End => return Ok(Err(())),
@@ -166,6 +173,27 @@ fn random(state: &mut u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What becomes of a machine that prints so and does not end, or ends with `exit`.
+    fn watched(prints: &str, is_filled: bool) -> std::result::Result<u64, ()> {
+        let console = std::env::temp_dir().join(format!("ckptbpf-power-{}", std::process::id()));
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("{prints}; exec sleep 1000")]);
+        let running = Running::of(command, &console, Duration::from_secs(60)).unwrap();
+        let became = cut_off(running, 0, Duration::ZERO, is_filled).unwrap();
+        std::fs::remove_file(console).unwrap();
+        became
+    }
+
+    #[test]
+    fn a_disk_that_is_to_be_full_has_refused_a_checkpoint_before_it_is_cut_off() {
+        let told = "echo 'ckptbpf: checkpoint 1 (full): 281 pages'";
+        assert_eq!(watched(told, false), Ok(1));
+        assert_eq!(watched(&format!("{told}; exit 1"), true), Err(()));
+        assert_eq!(watched(&format!("{told}; echo '{NO_ROOM}'"), true), Ok(1));
+        let script = include_str!("../../../vm-test/guest/power.sh");
+        assert!(script.contains(&NO_ROOM.replace("power", "$name")));
+    }
 
     #[test]
     fn what_was_told_is_understood() {

@@ -15,6 +15,13 @@ const DISK_MIB: u64 = 512;
 /// Runs in place of the machine's first process.
 const INSTEAD: &str = "instead";
 
+/// Of this machine, whose root the virtual one has.
+const PROGRAM: &str = "/lib/systemd/systemd";
+
+pub fn is_here() -> bool {
+    std::path::Path::new(PROGRAM).exists()
+}
+
 /// One row of kernels.toml.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::fetch::Fetched;
 use super::guest::{Outcome, Results};
 use super::plan::Plan;
 
@@ -38,19 +39,22 @@ pub struct Column {
     names: Vec<String>,
     cells: BTreeMap<String, Outcome>,
     wrong: Option<String>,
+    /// What was wanted of this kernel and cannot be had.
+    wanting: Option<String>,
     seconds: u64,
 }
 
 impl Column {
-    pub fn new(kernel: &str, version: &str, plan: &Plan, results: Results) -> Self {
+    pub fn new(kernel: &str, fetched: &Fetched, plan: &Plan, results: Results) -> Self {
         let mut cells: BTreeMap<String, Outcome> = results.tests.into_iter().collect();
         cells.extend(plan.skipped.iter().map(|(name, why)| (name.clone(), Outcome::Skipped(why.clone()))));
         Self {
             kernel: kernel.into(),
-            version: version.into(),
+            version: fetched.version.clone(),
             names: plan.names().into_iter().map(str::to_owned).collect(),
             cells,
             wrong: results.wrong,
+            wanting: fetched.wanting.clone(),
             seconds: results.took.as_secs(),
         }
     }
@@ -80,10 +84,11 @@ impl Table {
         };
         // What went wrong with a machine as a whole is a failure beside those of its tests.
         let machines = self.columns.iter().filter(|column| column.wrong.is_some()).count();
+        let wanting = self.columns.iter().filter(|column| column.wanting.is_some()).count();
         Counts {
             passed: sum(|outcome| *outcome == Outcome::Passed),
             failed: sum(|outcome| *outcome == Outcome::Failed) + machines,
-            skipped: sum(|outcome| matches!(outcome, Outcome::Skipped(_))),
+            skipped: sum(|outcome| matches!(outcome, Outcome::Skipped(_))) + wanting,
         }
     }
 
@@ -124,6 +129,9 @@ impl fmt::Display for Table {
             if let Some(wrong) = &column.wrong {
                 write!(f, "; FAILED: {wrong}")?;
             }
+            if let Some(wanting) = &column.wanting {
+                write!(f, "\n  skipped: {wanting}")?;
+            }
             for name in &column.names {
                 if let Some(Outcome::Skipped(why)) = column.cell(name) {
                     write!(f, "\n  skipped: {name}: {why}")?;
@@ -136,6 +144,7 @@ impl fmt::Display for Table {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::time::Duration;
 
     use super::*;
@@ -148,14 +157,27 @@ mod tests {
             wrong: wrong.map(str::to_owned),
             took: Duration::ZERO,
         };
-        let mut column = Column::new("6.1", "6.1.0-1", &plan, results(None));
+        let fetched = |version: &str, wanting: Option<&str>| Fetched {
+            version: version.into(),
+            vmlinux: PathBuf::new(),
+            modules: PathBuf::new(),
+            wanting: wanting.map(str::to_owned),
+        };
+        let mut column = Column::new("6.1", &fetched("6.1.0-1", None), &plan, results(None));
         assert!(!column.has_failed());
         column.names.push("a".into());
         column.names.push("silent".into());
-        let table = Table::new(vec![column, Column::new("7", "7.0.1", &plan, results(Some("has panicked")))]);
+        let newest = fetched("6.19.1", Some("Linux 7 or newer: the archive has none"));
+        let newest = Column::new("newest", &newest, &plan, results(Some("has panicked")));
+        let table = Table::new(vec![column, newest]);
         assert!(table.columns.iter().all(Column::has_failed));
-        assert_eq!(table.counts().to_string(), "1 passed, 2 failed, 2 skipped");
+        assert_eq!(table.counts().to_string(), "1 passed, 2 failed, 3 skipped");
         let shown = table.to_string();
-        assert!(shown.contains("silent    FAILED") && shown.contains("skipped: b: no scan"), "{shown}");
+        let said = [
+            "silent    FAILED",
+            "skipped: b: no scan",
+            "\n  skipped: Linux 7 or newer: the archive has none",
+        ];
+        assert!(said.iter().all(|words| shown.contains(words)), "{shown}");
     }
 }

@@ -24,7 +24,7 @@ use std::path::Path;
 /// There is one already, or its state cannot be written.
 pub fn run(asked: &Asked) -> anyhow::Result<()> {
     if let Some(word) = asked.rest.first() {
-        bail!("{}: dmtcp_coordinator takes options alone", word.to_string_lossy());
+        bail!("{}: dmtcp_coordinator takes options, and a port at the end", word.to_string_lossy());
     }
     let caller = Identity::of_caller(None)?.fs_ids();
     let (name, state) = joined::joined(asked, &caller)?;

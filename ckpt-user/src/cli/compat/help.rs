@@ -17,7 +17,7 @@ pub fn text(program: Program) -> String {
     let (rest, what) = match program {
         Program::Launch => ("[--] PROGRAM [ARG]...", "Runs a program, and takes checkpoints of it"),
         Program::Restart => ("ckpt_*.dmtcp", "Runs a program again from its last checkpoint"),
-        Program::Coordinator => ("", "Says what the jobs of a port begin with; it takes no process"),
+        Program::Coordinator => ("[PORT]", "Says what the jobs of a port begin with; it takes no process"),
         Program::Command => ("ORDER...", "Asks the running jobs of a port"),
     };
     let mut text = format!("{what} (ckptbpf, by the name of DMTCP's)\n\nUsage: {name} [OPTIONS] {rest}\n");

@@ -156,6 +156,13 @@ pub fn parse(program: Program, words: &[OsString]) -> Result<Asked, String> {
         }
     }
     asked.rest = words.cloned().collect();
+    // A coordinator's port may stand by itself at the end.
+    if let (Program::Coordinator, [last]) = (program, &asked.rest[..])
+        && last.as_bytes().iter().all(u8::is_ascii_digit)
+    {
+        asked.port = Some(port("PORT", last)?);
+        asked.rest.clear();
+    }
     Ok(asked)
 }
 

@@ -20,7 +20,13 @@ fn lines_of_job_scripts_are_understood() {
     assert_eq!((restart.host.as_deref(), restart.port, restart.rest.len()), (Some("node1"), Some(7779), 2));
     let coordinator = asked(Coordinator, "--exit-after-ckpt --daemon --exit-on-last -q -q").unwrap();
     assert!(coordinator.exit_after_checkpoint && coordinator.is_daemon && coordinator.exit_on_last);
-    assert!(coordinator.is_quiet);
+    assert!(coordinator.is_quiet && coordinator.port.is_none());
+    let coordinator = asked(Coordinator, "-c dir --daemon -p 4711 4712").unwrap();
+    assert_eq!((coordinator.port, coordinator.rest.len()), (Some(4712), 0));
+    assert_eq!(coordinator.in_vain, ["-c"]);
+    let plugins =
+        "--disable-ipc-plugin --disable-svipc-plugin --disable-timer-plugin --disable-pid-plugin ./a";
+    assert_eq!(asked(Launch, plugins).unwrap().rest, ["./a"]);
     assert_eq!(asked(Launch, "-c dir ./a").unwrap().checkpoint_dir, Some("dir".into()));
     assert_eq!(asked(Restart, "-d dir a.dmtcp").unwrap().checkpoint_dir, Some("dir".into()));
     let in_vain = asked(Launch, "--rm --ckpt-signal 10 --ckpt-open-files ./a").unwrap();
@@ -56,7 +62,8 @@ fn what_is_not_to_be_had_is_an_error_by_name() {
         (Launch, "-p 70000 ./a", "-p: there is no port 70000"),
         (Command, "--gzip", "--gzip: there is no such option"),
         (Command, "dance", "dance: there is no such option"),
-        (Coordinator, "-c dir", "-c: there is no such option"),
+        (Coordinator, "--gzip", "--gzip: there is no such option"),
+        (Coordinator, "70000", "PORT: there is no port 70000"),
     ] {
         let error = asked(program, line).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");

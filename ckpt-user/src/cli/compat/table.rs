@@ -80,13 +80,14 @@ pub const OPTIONS: &[Row] = &[
     // What the program writes is cut back at a restart.
     row(&["--ckpt-open-files", "--checkpoint-open-files", "--allow-file-overwrite"], &[Launch], Had),
     row(&["--no-plugins", "--disable-all-plugins", "--disable-alloc-plugin"], JOBS, Had),
-    row(&["--disable-dl-plugin"], JOBS, Had),
+    row(&["--disable-dl-plugin", "--disable-ipc-plugin", "--disable-svipc-plugin"], JOBS, Had),
+    row(&["--disable-timer-plugin", "--disable-pid-plugin"], JOBS, Had),
     row(&["--no-strict-checking", "--no-strict-uid-checking"], JOBS, InVain),
     row(&["--no-coordinator"], JOBS, InVain),
     // A signal of DMTCP's own, which its library in the program takes.
     row(&["--ckpt-signal"], JOBS, InVainWith),
     row(&["-t", "--tmpdir"], LONG_LIVED, InVainWith),
-    row(&["--ckptdir", "--timeout", "--stale-timeout"], &[Coordinator], InVainWith),
+    row(&["-c", "--ckptdir", "--timeout", "--stale-timeout"], &[Coordinator], InVainWith),
     row(&["--coord-logfile"], LONG_LIVED, InVainWith),
     row(&["--rm", "--batch-queue", "--ib", "--infiniband"], JOBS, InVain),
     row(&["--debug-restart-pause"], &[Restart], InVainWith),

@@ -145,8 +145,7 @@ fn readers_beside_a_writer_that_prunes_always_find_a_whole_chain() {
 #[test]
 fn root_does_not_make_a_users_image_its_own() {
     use std::os::unix::fs::chown;
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can give files away");
+    if crate::skipped::without_root() {
         return;
     }
     let dir = scratch();

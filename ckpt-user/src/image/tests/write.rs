@@ -174,7 +174,8 @@ impl Mount {
         match mount(Some("ckptbpf-test"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options)) {
             Ok(()) => Some(Mount(dir)),
             Err(error) => {
-                eprintln!("SKIPPED: a full and a read-only disk need a tmpfs of their own: {error}");
+                let why = format!("a full and a read-only disk need a tmpfs of their own: {error}");
+                crate::skipped::because(&why);
                 None
             }
         }

@@ -1,0 +1,88 @@
+//! What Slurm's daemons call on a node, without a Slurm: prologs that would wait for ever, and what is left of daemons that nobody has ended.
+// Helpers beside the tests may panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ckpt_tests::user::UID;
+use ckpt_tests::{Cmd, Sandbox, ckptbpf};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// All that a daemon of a job may have.
+const FILES: [&str; 5] = ["sock", "sock.lock", "pid", "log", "err"];
+
+/// `slurm/NAME` as slurmd calls it on the node n1, with ckptbpf from the folder `bin`.
+fn hook(name: &str, bin: &Path, job: &str) -> Cmd {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("slurm").join(name);
+    let cmd = Cmd::new("/bin/sh").arg(script).env("CKPTBPF_PATH", bin.to_str().unwrap());
+    cmd.env("SLURMD_NODENAME", "n1").env("SLURM_JOB_ID", job).env("SLURM_JOB_UID", &UID.to_string())
+}
+
+/// A daemon that never comes: the job begins, and no process and no file of it is left.
+#[test]
+fn a_prolog_whose_daemon_hangs_lets_the_job_begin() {
+    let sandbox = Sandbox::new("slurm_prolog");
+    let fake = sandbox.dir().join("fake");
+    std::fs::create_dir(&fake).unwrap();
+    let write = |name: &str, text: &str| {
+        std::fs::write(fake.join(name), text).unwrap();
+        std::fs::set_permissions(fake.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    write("ckptbpf", "#!/bin/sh\n[ \"$2\" = --check ] && exit 1\nexec sleep 1000\n");
+    // As the prolog has it, with less patience.
+    let hasty = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"\nshift 3\nexec /usr/bin/timeout -k 1 1 \"$@\"\n";
+    write("timeout", hasty);
+    sandbox.run(hook("prolog", &fake, "41")).success();
+    let asked = std::fs::read_to_string(fake.join("asked")).unwrap();
+    assert!(asked.contains("-k 5 60 ckptbpf daemon --job 41 "), "{asked}");
+    assert!(!of_job(&sandbox, "41", "err").exists());
+}
+
+/// Ended by kill -9, without a number, or about to write one: the epilog of another job tells them apart, and the own one ends what runs.
+#[test]
+fn what_daemons_leave_without_an_epilog_goes_and_what_runs_stays() {
+    let sandbox = Sandbox::new("slurm_epilog");
+    let bin = ckptbpf().parent().unwrap().to_owned();
+    for job in ["7", "8"] {
+        sandbox.run(hook("prolog", &bin, job)).success();
+    }
+    let [dead, alive] = ["7", "8"].map(|job| {
+        let number = std::fs::read_to_string(of_job(&sandbox, job, "pid")).unwrap();
+        number.trim().parse::<i32>().unwrap()
+    });
+    let runs = |pid: i32| sandbox.ps().iter().any(|process| process.pid == pid);
+    sandbox.kill(dead, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("the end of a daemon", SOON, || !runs(dead));
+    sandbox.run("rm /run/ckptbpf/slurm/n1-7.pid /run/ckptbpf/slurm/n1-8.pid").success();
+    assert!(of_job(&sandbox, "7", "sock.lock").exists());
+    sandbox.run(hook("epilog", &bin, "9")).success();
+    assert!(FILES.iter().all(|end| !of_job(&sandbox, "7", end).exists()));
+    assert!(
+        ["sock", "sock.lock", "log"].iter().all(|end| of_job(&sandbox, "8", end).exists()) && runs(alive)
+    );
+    sandbox.run(hook("epilog", &bin, "8")).success();
+    sandbox.wait_for("the end of the other one", SOON, || !runs(alive));
+    assert!(FILES.iter().all(|end| !of_job(&sandbox, "8", end).exists()));
+}
+
+/// A log without a daemon is there to be read for a day.
+#[test]
+fn a_log_that_nobody_writes_any_more_goes_after_a_day() {
+    let sandbox = Sandbox::new("slurm_logs");
+    let bin = ckptbpf().parent().unwrap().to_owned();
+    let old = "cd /run/ckptbpf/slurm && touch n1-3.log && touch -d '25 hours ago' n1-4.log n1-5.err";
+    sandbox.run(format!("mkdir -p /run/ckptbpf/slurm && {old}").as_str()).success();
+    sandbox.run(hook("epilog", &bin, "9")).success();
+    assert!(of_job(&sandbox, "3", "log").exists());
+    assert!(!of_job(&sandbox, "4", "log").exists() && !of_job(&sandbox, "5", "err").exists());
+    sandbox.run("rm /run/ckptbpf/slurm/n1-3.log").success();
+}
+
+/// A file of a job's daemon, by its ending.
+fn of_job(sandbox: &Sandbox, job: &str, ending: &str) -> PathBuf {
+    sandbox.see(Path::new(&format!("/run/ckptbpf/slurm/n1-{job}.{ending}")))
+}
