@@ -17,7 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::sys::ids;
+use crate::sys::{ids, socket};
 use crate::task::outside;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -425,8 +425,11 @@ fn too_long() -> io::Error {
 pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Result<Reply, ControlError> {
     let shown = path.display().to_string();
     let gone = |source| ControlError::Gone { path: shown.clone(), source };
-    let mut stream =
-        UnixStream::connect(path).map_err(|source| ControlError::Connect { path: shown.clone(), source })?;
+    // Whoever may listen there may also have the queue full, and nobody who takes anything out of it.
+    let connected = socket::connect_within(path, libc::SOCK_STREAM, CLIENT_TIME);
+    let mut stream = connected
+        .map(UnixStream::from)
+        .map_err(|source| ControlError::Connect { path: shown.clone(), source })?;
     // As it was when it began to listen.
     let by = getsockopt(&stream, PeerCredentials).map_err(|errno| gone(errno.into()))?.pid();
     if supervisor.is_some_and(|pid| outside::known_as(by).ok() != Some(pid)) {
@@ -435,7 +438,6 @@ pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Resul
     let not_understood = |source| ControlError::NotUnderstood { path: shown.clone(), source };
     let mut line = serde_json::to_vec(request).map_err(not_understood)?;
     line.push(b'\n');
-    stream.set_write_timeout(Some(CLIENT_TIME)).map_err(gone)?;
     stream.write_all(&line).map_err(gone)?;
     let time = match request {
         Request::Checkpoint { .. } => None,
