@@ -61,8 +61,8 @@ pub struct Options {
 }
 
 /// What the core needs: ids and namespaces of workers (SETGID, SETUID, SYS_CHROOT, SYS_ADMIN), looking at clients
-/// (SYS_PTRACE).
-const KEPT: &[u32] = &[6, 7, 18, 19, 21];
+/// (SYS_PTRACE), and ending workers that have outlived them (KILL).
+const KEPT: &[u32] = &[5, 6, 7, 18, 19, 21];
 
 /// Serves until it is asked to end.
 ///

@@ -17,8 +17,11 @@ use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::process::Child;
 use tokio::task::spawn_blocking;
 
 /// How long a client may take to say what it wants, in milliseconds.
@@ -26,6 +29,9 @@ const HELLO: i32 = 5000;
 
 /// How long it may have a device without asking for anything.
 const IDLE: i32 = 600_000;
+
+/// How long a worker may go on whose front is gone.
+const WITHOUT_FRONT: Duration = Duration::from_secs(10);
 
 /// Between two tries to accept where there is no descriptor left for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -162,15 +168,16 @@ fn answer(client: &OwnedFd, message: Message) {
 
 async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let served = spawn_blocking(move || served(seat, peer, client)).await;
-    let Ok(Some((seat, Worker { mut process, questions }))) = served else { return };
+    let Ok(Some((seat, Worker { process, front, questions }))) = served else { return };
     let mut questions = questions.map(Arc::new);
+    let mut over = pin!(over(process, front));
     let ended = tokio::select! {
-        ended = process.wait() => ended,
+        ended = &mut over => ended,
         () = told(&seat, questions.clone()) => {
             // At once: who asks on is not to wait for an answer.
             let closed = questions.take();
             let _ = spawn_blocking(move || drop(closed)).await;
-            process.wait().await
+            over.await
         }
     };
     // What waits in it may take long to close: not here, and before the seat is free.
@@ -179,6 +186,33 @@ async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let (core, uid) = (seat.core.clone(), seat.uid);
     drop(seat);
     leave_group(&core, uid).await;
+}
+
+/// How a worker has ended. It ends with its front; one that does not, as its user has stopped it, is ended.
+async fn over(mut process: Child, front: OwnedFd) -> io::Result<ExitStatus> {
+    tokio::select! {
+        ended = process.wait() => return ended,
+        () = left_alone(front) => {}
+    }
+    let number = process.id().unwrap_or_default();
+    match process.start_kill() {
+        Ok(()) => log::warn!("worker {number} has not ended with its front, and is ended"),
+        Err(error) => {
+            log::error!("worker {number} has not ended with its front, and cannot be ended: {error}")
+        }
+    }
+    process.wait().await
+}
+
+/// Until a process has been gone for as long as a worker may take to see that.
+async fn left_alone(front: OwnedFd) {
+    if let Ok(front) = packet::watched(Arc::new(front))
+        && front.readable().await.is_ok()
+    {
+        return tokio::time::sleep(WITHOUT_FRONT).await;
+    }
+    // It cannot be watched.
+    std::future::pending().await
 }
 
 /// A user's group goes with the last worker. What that has forked may be there a moment longer; after that, the next worker of anybody's
@@ -239,7 +273,7 @@ fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Worker> {
             lend(seat, client);
             return None;
         }
-        Ok((_, (who, process))) => start(seat, &who, &process, client),
+        Ok((_, (who, process))) => start(seat, &who, process, client),
         Err(refusal) => Err(refusal),
     };
     started
@@ -288,12 +322,12 @@ fn wanted(first: &Packet) -> Result<u32, Refusal> {
 }
 
 /// Starts a worker, if the client may have one more.
-fn start(seat: &mut Seat, who: &Who, process: &OwnedFd, client: &OwnedFd) -> Result<Worker, Refusal> {
+fn start(seat: &mut Seat, who: &Who, process: OwnedFd, client: &OwnedFd) -> Result<Worker, Refusal> {
     seat.promote().map_err(|_full| Refusal::Workers)?;
     packet::take_descriptors(client, true);
     let has_programs = seat.core.teller.is_some();
     let subgroups = seat.core.subgroups.as_deref();
-    let started = spawn::start(who, client.as_fd(), process.as_fd(), has_programs, subgroups);
+    let started = spawn::start(who, client.as_fd(), process, has_programs, subgroups);
     let worker = started.map_err(|error| {
         log::error!("uid {}: cannot start a worker: {error}", who.uid);
         Refusal::Failed

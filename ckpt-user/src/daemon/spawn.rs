@@ -28,21 +28,23 @@ pub struct Assignment {
     pub programs: Option<OwnedFd>,
 }
 
-/// A worker, and the connection that it asks by.
+/// A worker, whose it is, and the connection that it asks by.
 #[derive(Debug)]
 pub struct Worker {
     pub process: Child,
+    /// Its front's pidfd.
+    pub front: OwnedFd,
     pub questions: Option<OwnedFd>,
 }
 
-/// Starts one for the client at the other end of `front`.
+/// Starts one for the client at the other end of `front`, which is `process`.
 ///
 /// # Errors
 /// What the kernel says; InvalidData for more groups than a message has room for.
 pub fn start(
     who: &Who,
     front: BorrowedFd<'_>,
-    process: BorrowedFd<'_>,
+    process: OwnedFd,
     has_programs: bool,
     subgroups: Option<&Subgroups>,
 ) -> io::Result<Worker> {
@@ -67,9 +69,9 @@ pub fn start(
         subgroups.enter(who.uid, pid)?;
     }
     let with: Vec<BorrowedFd<'_>> =
-        [front, process].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
+        [front, process.as_fd()].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
     packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
-    Ok(Worker { process: worker, questions })
+    Ok(Worker { process: worker, front: process, questions })
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
