@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
-use ckpt_tests::user::UID;
+use ckpt_tests::user::{OTHER, UID};
 use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -63,7 +63,8 @@ fn open_files(sandbox: &Sandbox, pid: i32) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// Somebody else's job beside the attack, which goes on as if nothing were.
+/// Somebody else's job beside the attack, which goes on as if nothing were. The attack is that of a user who has nothing in common with
+/// the job's.
 fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Daemon<'_>, &Tool)) {
     let sandbox = Sandbox::new(name);
     let daemon = Daemon::begin(&sandbox, options);
@@ -76,7 +77,7 @@ fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Dae
     job.running().wait_for_output("\n50 ", SOON);
     job.checkpoint();
     let before = open_files(&sandbox, daemon.pid());
-    attack(&sandbox, &daemon, &tool);
+    attack(&sandbox, &daemon, &Tool { user: Some(user.other()), ..tool });
     sandbox.wait_for("the daemon to have nothing of it left", SOON, || {
         open_files(&sandbox, daemon.pid()) == before
     });
@@ -119,7 +120,7 @@ while asked(hello(QUERY))[0] != WELCOME:
 /// Connections without a word, and clients that read nothing.
 #[test]
 fn connections_without_number() {
-    beside_a_job("attack_connections", &[], |sandbox, daemon, tool| {
+    beside_a_job("attack_connections", &[], |sandbox, _daemon, tool| {
         let lines = "
 held = []
 for _ in range(400):
@@ -132,8 +133,9 @@ for client in held:
 ";
         let attack = sandbox.spawn(python(tool, lines));
         attack.wait_for_output("held", SOON);
-        // Another user is answered at once.
-        daemon.check().success();
+        // Another user, who is not root either, is answered at once.
+        let said = sandbox.run(Tool::of_user(sandbox).verb("daemon", ["--check"])).success().stdout_text();
+        assert!(said.contains(": 1 of 32 jobs of this user"), "{said}");
         attack.wait(SOON).success();
     });
 }
@@ -163,6 +165,63 @@ for wrong in (b'', word(2, b''), word(3, b''), hello(WORKER), os.urandom(40)):
     send(client, wrong or b'x')
     client.close()
 begun().close()
+";
+        sandbox.run(python(tool, lines)).success();
+    });
+}
+
+/// Who traces what a worker has shown to its front keeps that from being gone: it is one of their jobs as long as they do.
+#[test]
+fn challenges_that_are_kept_are_jobs_of_their_user() {
+    beside_a_job("attack_kept", &["--jobs", "2"], |sandbox, _daemon, tool| {
+        let lines = "
+import ctypes, select
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+def begun():
+    client = connect()
+    try:
+        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
+    except PermissionError:
+        send(client, hello(WORKER))
+    kind, body, _ = answer(client)
+    return client, kind, body
+def number(data):
+    value = 0
+    for place, byte in enumerate(data):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value
+def stat(pid):
+    with open(f'/proc/{pid}/stat') as file:
+        return file.read().rsplit(')', 1)[1].split()
+def wait_for(what, is_so):
+    until = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until, what
+        select.select([], [], [], 0.01)
+kept = []
+for _ in range(2):
+    client, kind, body = begun()
+    assert (kind, body[0], body[2]) == (256, 10, 8), (kind, body)
+    shown = number(body[3:])
+    worker = stat(shown)[1]
+    assert libc.ptrace(0x4206, shown, None, None) == 0, ctypes.get_errno()
+    client.close()
+    wait_for('the worker to be gone', lambda: not os.path.exists(f'/proc/{worker}'))
+    assert stat(shown)[0] == 'Z'
+    kept.append(shown)
+for _ in range(20):
+    client, kind, body = begun()
+    assert (kind, struct.unpack('I', body[:4])[0]) == (REFUSED, 5), (kind, body)
+    select.select([], [], [], 0.05)
+for shown in kept:
+    os.waitpid(shown, 0x40000000)
+def is_served():
+    client, kind, _ = begun()
+    client.close()
+    return kind == 256
+wait_for('a worker', is_served)
 ";
         sandbox.run(python(tool, lines)).success();
     });
@@ -254,7 +313,7 @@ fn who_is_held_back_has_no_worker() {
             let said = sandbox.run(cmd).success().stderr_text();
             assert!(said.contains("is done without: ") && said.contains(words), "{said}");
         };
-        let id = UID.to_string();
+        let id = OTHER.to_string();
         // As a set-group-id program has it.
         let ids = ["--reuid", &id, "--rgid", &id, "--egid", "4343", "--clear-groups", "--"];
         let as_group = Cmd::new("setpriv").args(ids).program(&launch("/tmp/a"));
@@ -262,7 +321,7 @@ fn who_is_held_back_has_no_worker() {
         // Directories of this machine's in another root.
         let line = "set -e; new=$1; shift; mkdir $new; for one in usr bin lib lib64 proc run dev tmp var; do \
             [ -e /$one ] || continue; mkdir $new/$one; mount --rbind /$one $new/$one; done; \
-            exec chroot --userspec=4242:4242 $new \"$@\"";
+            exec chroot --userspec=4243:4243 $new \"$@\"";
         let root = sandbox.dir().join("root");
         let within = Cmd::new("unshare").args(["-m", "sh", "-c", line, "sh"]).arg(&root);
         is_said(within.program(&launch("/tmp/d")), "a root directory of its own");

@@ -11,7 +11,7 @@ use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::packet::{self, Packet};
-use crate::sys::socket;
+use crate::sys::{pidfd, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ const IDLE: i32 = 600_000;
 /// How long a worker may go on whose front is gone.
 const WITHOUT_FRONT: Duration = Duration::from_secs(10);
 
-/// Between two tries to accept where there is no descriptor left for it.
+/// Between two tries to accept where there is no descriptor left for it, and between two looks at what is kept from being gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Before each try to take a group away, in milliseconds.
@@ -168,7 +168,7 @@ fn answer(client: &OwnedFd, message: Message) {
 
 async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let served = spawn_blocking(move || served(seat, peer, client)).await;
-    let Ok(Some((seat, Worker { process, front, questions }))) = served else { return };
+    let Ok(Some((seat, Worker { process, front, told: by, questions }))) = served else { return };
     let mut questions = questions.map(Arc::new);
     let mut over = pin!(over(process, front));
     let ended = tokio::select! {
@@ -183,6 +183,7 @@ async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     // What waits in it may take long to close: not here, and before the seat is free.
     let _ = spawn_blocking(move || drop(questions)).await;
     log::info!("uid {}: worker over: {ended:?}", seat.uid);
+    shown_is_gone(seat.uid, by).await;
     let (core, uid) = (seat.core.clone(), seat.uid);
     drop(seat);
     leave_group(&core, uid).await;
@@ -213,6 +214,19 @@ async fn left_alone(front: OwnedFd) {
     }
     // It cannot be watched.
     std::future::pending().await
+}
+
+/// Until the process that a worker has shown to its front is gone, too. Whoever traces that has to wait for it, and may take their time;
+/// it counts as the daemon's meanwhile, and as one of its user's jobs.
+async fn shown_is_gone(uid: u32, by: OwnedFd) {
+    let Some(shown) = spawn::shown(by.as_fd()) else { return };
+    let is_there = || pidfd::names(shown.as_fd()).is_ok_and(|named| named.is_some());
+    if is_there() {
+        log::warn!("uid {uid}: somebody traces what a worker has shown, and is yet to wait for its end");
+    }
+    while is_there() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// A user's group goes with the last worker. What that has forked may be there a moment longer; after that, the next worker of anybody's

@@ -17,6 +17,9 @@ use tokio::process::{Child, Command};
 /// eBPF programs by, if it has any.
 const ASSIGNMENT: u16 = 0x80;
 
+/// What the worker tells the core, by the same socket: the process that it shows to its front (a pidfd).
+const SHOWN: u16 = 0x81;
+
 /// Whose worker it is to be.
 #[derive(Debug)]
 pub struct Assignment {
@@ -34,6 +37,8 @@ pub struct Worker {
     pub process: Child,
     /// Its front's pidfd.
     pub front: OwnedFd,
+    /// Our end of the socket that it has its assignment by.
+    pub told: OwnedFd,
     pub questions: Option<OwnedFd>,
 }
 
@@ -71,7 +76,21 @@ pub fn start(
     let with: Vec<BorrowedFd<'_>> =
         [front, process.as_fd()].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
     packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
-    Ok(Worker { process: worker, front: process, questions })
+    Ok(Worker { process: worker, front: process, told: ours, questions })
+}
+
+/// As a worker: tells the core of a process that its user may keep from being gone, before they can.
+///
+/// # Errors
+/// The core is gone.
+pub fn tell_shown(core: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::Result<()> {
+    packet::send(core, &wire::join(SHOWN, &[]), &[process], MsgFlags::MSG_DONTWAIT)
+}
+
+/// As the core: what a worker has told by [`tell_shown`].
+pub fn shown(by: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let told = packet::receive(by, wire::LIMIT, MsgFlags::MSG_DONTWAIT).ok().flatten()?;
+    told.descriptors.into_iter().next()
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
