@@ -353,7 +353,7 @@ os.execv(sys.argv[1], sys.argv[1:])
     });
 }
 
-/// Fifty jobs at once, and a daemon that is killed and replaced under them.
+/// Fifty jobs at once, and a daemon that is killed and replaced under them: their workers go on.
 #[test]
 fn fifty_jobs_and_a_daemon_that_is_killed() {
     const JOBS: usize = 50;
@@ -363,9 +363,9 @@ fn fifty_jobs_and_a_daemon_that_is_killed() {
     let user = tool.user.clone().unwrap();
     let program = victim_cmd("count_static").args(["numbers", "400", "1000"]);
     let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let program = user.reaches(&program);
+    let program = user.reaches(&held(&sandbox, program));
     let line = format!(
-        "mkdir $1 && cd $1 && shift && exec {} launch -i 0.5 -d images -- \"$@\"",
+        "mkdir $1 && cd $1 && shift && exec {} launch -i 3 -d images -- \"$@\"",
         tool.binary.display()
     );
     let begin = |job: usize| {
@@ -373,12 +373,24 @@ fn fifty_jobs_and_a_daemon_that_is_killed() {
         sandbox.spawn(user.runs(&Cmd::new("/bin/sh").args(["-c", &line, "sh", &job]).program(&program)))
     };
     let jobs: Vec<_> = (0..JOBS).map(begin).collect();
+    let check = tool.verb("daemon", ["--check"]);
     sandbox.wait_for("all to have a worker", SOON * 2, || {
-        daemon.check();
-        daemon.log().matches(": worker ").count() >= JOBS
+        sandbox.run(&check).stdout_text().contains(": 50 of 64 jobs of this user")
     });
     daemon.kill();
+    let newest = |job: usize| -> u64 {
+        let files = std::fs::read_dir(user.home().join(format!("job{job}/images"))).into_iter().flatten();
+        let names = files.flatten().filter_map(|file| file.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_suffix(".ckpt")?.parse::<u64>().ok()).max().unwrap_or(0)
+    };
+    let before: Vec<u64> = (0..JOBS).map(newest).collect();
     let daemon = Daemon::begin(&sandbox, &["--jobs", "64"]);
+    sandbox.wait_for("a checkpoint of each without their daemon", SOON * 2, || {
+        (0..JOBS).all(|job| newest(job) > before[job])
+    });
+    // The new one knows nothing of them.
+    assert!(sandbox.run(&check).success().stdout_text().contains(": 0 of 64 jobs of this user"));
+    let_go(&sandbox);
     for (number, job) in jobs.into_iter().enumerate() {
         let ended = job.wait(SOON * 3).success();
         assert_same(&format!("output of job {number}"), &expected.stdout, &ended.stdout);
