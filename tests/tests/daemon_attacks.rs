@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
 use ckpt_tests::user::{OTHER, UID};
-use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, skip, victim_cmd};
+use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -137,6 +138,63 @@ for client in held:
         let said = sandbox.run(Tool::of_user(sandbox).verb("daemon", ["--check"])).success().stdout_text();
         assert!(said.contains(": 1 of 32 jobs of this user"), "{said}");
         attack.wait(SOON).success();
+    });
+}
+
+/// Connections with something in them that takes an hour to be closed, more than the daemon has threads: those who are refused, too.
+#[test]
+fn connections_that_linger() {
+    const NAME: &str = "connections_that_linger";
+    beside_a_job("attack_linger", &[], |sandbox, _daemon, tool| {
+        let lines = "
+import resource, select
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+listener.bind(('127.0.0.1', 0))
+listener.listen(16)
+held = []
+def lingering():
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    one.connect(listener.getsockname())
+    held.append(listener.accept()[0])
+    one.setblocking(False)
+    try:
+        while True:
+            one.send(bytes(4096))
+    except BlockingIOError:
+        pass
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 3600))
+    return one
+for _ in range(700):
+    client = connect()
+    with lingering() as one:
+        try:
+            send(client, b'x', [one.fileno()])
+        except PermissionError:
+            print('refused by the kernel', flush=True)
+            sys.exit()
+        except BrokenPipeError:
+            pass
+    client.close()
+print('all sent', flush=True)
+select.select([], [], [])
+";
+        let attack = sandbox.spawn(python(tool, lines));
+        attack.wait_for_output("\n", SOON);
+        if String::from_utf8_lossy(&attack.stdout()).contains("refused by the kernel") {
+            skip::skip_part(NAME, "this kernel (Linux 6.16 or later) takes no descriptors for the daemon");
+            attack.wait(SOON).success();
+            return;
+        }
+        let victim = Tool::of_user(sandbox);
+        sandbox.run(victim.verb("daemon", ["--check"])).success();
+        let images = victim.user.clone().unwrap().home().join("images");
+        sandbox.run(victim.verb("checkpoint", [images])).success();
+        attack.kill(Signal::SIGKILL);
+        attack.wait(SOON).expect_code(137);
     });
 }
 

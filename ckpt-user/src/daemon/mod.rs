@@ -42,6 +42,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::runtime::Builder;
 
 pub use serve::Rules;
 use subgroups::{Share, Subgroups};
@@ -63,6 +64,9 @@ pub struct Options {
 /// What the core needs: ids and namespaces of workers (SETGID, SETUID, SYS_CHROOT, SYS_ADMIN), looking at clients
 /// (SYS_PTRACE), and ending workers that have outlived them (KILL).
 const KEPT: &[u32] = &[5, 6, 7, 18, 19, 21];
+
+/// Threads that answer questions of workers: of one user one at a time. As many are there for what takes long beside clients.
+const TELLERS: usize = 512;
 
 /// Serves until it is asked to end.
 ///
@@ -92,14 +96,18 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .ok();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
     let subgroups = Subgroups::begin(options.share).map(Arc::new);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // One thread for each connection that there may be, so that nobody waits for somebody else's.
+    let threads = options.rules.limits.all as usize + TELLERS;
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(threads).build()?;
+    let tellers = Builder::new_current_thread().max_blocking_threads(TELLERS).build()?;
+    let told = (teller, tellers.handle().clone());
     let ended = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         running.told()?;
         log::info!("listening at {}", place.path().display());
         tokio::select! {
-            served = serve::serve(listener, options.rules, teller, subgroups.clone()) => served,
+            served = serve::serve(listener, options.rules, told, subgroups.clone()) => served,
             _ = term.recv() => Ok(()),
             _ = int.recv() => Ok(()),
         }
@@ -108,6 +116,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     place.leave();
     // Clients that take their time are not waited for.
     runtime.shutdown_background();
+    tellers.shutdown_background();
     if let Some(subgroups) = &subgroups {
         subgroups.end();
     }

@@ -1,7 +1,8 @@
 //! The core: accepts, judges, answers.
 //!
-//! One thread accepts and waits for workers; each client has one of a pool's. For what a client sends may have any descriptor with
-//! it, and to close that may take as long as the client likes (FUSE, SO_LINGER).
+//! One thread accepts and waits for workers; each client has one of a pool's, which has one for each that there may be. For what a client
+//! sends may have any descriptor with it, and to close that may take as long as the client likes (FUSE, SO_LINGER). What a client
+//! leaves unread is closed by [`Closer`]. Workers' questions have a pool of their own.
 
 use super::faults;
 use super::limits::{Full, Limits, Usage};
@@ -10,6 +11,7 @@ use super::spawn::{self, Worker};
 use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
 use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use crate::sys::closer::Closer;
 use crate::sys::packet::{self, Packet};
 use crate::sys::{pidfd, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,6 +24,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::process::Child;
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 /// How long a client may take to say what it wants, in milliseconds.
@@ -56,12 +59,21 @@ struct Core {
     usage: Mutex<Usage>,
     /// None where the kernel has no eBPF for it.
     teller: Option<Arc<Teller>>,
+    tellers: Handle,
     turns: Mutex<HashMap<u32, Turn>>,
     /// None where a user's workers may have all that the daemon has.
     subgroups: Option<Arc<Subgroups>>,
+    closer: Closer,
 }
 
 impl Core {
+    /// At once, whatever waits in it; where that cannot be, by somebody else.
+    fn close(&self, client: OwnedFd) {
+        if let Err(client) = self.closer.close(client) {
+            drop(spawn_blocking(move || drop(client)));
+        }
+    }
+
     /// The turn of a user's workers. Those of users who have none any more are forgotten.
     fn turn(&self, uid: u32) -> Turn {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,22 +86,25 @@ impl Core {
     }
 }
 
-/// Serves whoever connects, until this future is dropped.
+/// Serves whoever connects, until this future is dropped. Workers' questions are answered by blocking threads of `tellers`.
 ///
 /// # Errors
 /// The listening socket cannot be waited for.
 pub async fn serve(
     listener: OwnedFd,
     rules: Rules,
-    teller: Option<Teller>,
+    (teller, tellers): (Option<Teller>, Handle),
     subgroups: Option<Arc<Subgroups>>,
 ) -> io::Result<()> {
+    let closer = Closer::start()?;
     let core = Arc::new(Core {
         rules,
         usage: Mutex::new(Usage::new(rules.limits)),
         teller: teller.map(Arc::new),
+        tellers,
         turns: Mutex::default(),
         subgroups,
+        closer,
     });
     let listener = packet::watched(Arc::new(listener))?;
     loop {
@@ -109,8 +124,11 @@ pub async fn serve(
 fn begin(core: &Arc<Core>, client: OwnedFd) {
     match admitted(core, &client) {
         Some(Ok((seat, peer))) => drop(tokio::spawn(client_life(seat, peer, client))),
-        Some(Err(refusal)) => drop(spawn_blocking(move || answer(&client, refusal.into()))),
-        None => drop(spawn_blocking(move || drop(client))),
+        Some(Err(refusal)) => {
+            answer(&client, refusal.into());
+            core.close(client);
+        }
+        None => core.close(client),
     }
 }
 
@@ -246,20 +264,17 @@ async fn leave_group(core: &Core, uid: u32) {
 /// Answers the questions of a worker that has a connection for it.
 async fn told(seat: &Seat, questions: Option<Arc<OwnedFd>>) {
     if let (Some(teller), Some(questions)) = (seat.core.teller.clone(), questions) {
-        let served = teller::serve(teller, seat.core.turn(seat.uid), seat.uid, questions).await;
+        let (pool, turn) = (seat.core.tellers.clone(), seat.core.turn(seat.uid));
+        let served = teller::serve(teller, pool, turn, seat.uid, questions).await;
         served.unwrap_or_else(|error| log::warn!("uid {}: a worker's questions: {error}", seat.uid));
     }
 }
 
 /// Does what the client wants; a worker, if it is that. Until its connection is closed it has its seat.
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "closing it may take long: here, and before the seat is free"
-)]
 fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Worker)> {
     let worker = answered(&mut seat, peer, &client);
     // Of a worker's connection nothing stays here: that it ends is to be seen by the other end.
-    drop(client);
+    seat.core.close(client);
     worker.map(|worker| (seat, worker))
 }
 
