@@ -26,7 +26,7 @@ def connect():
 def message(kind, body, version=1, length=None, magic=b"CKD1"):
     return magic + struct.pack("HHI", version, kind, len(body) if length is None else length) + body
 def hello(wants):
-    return message(HELLO, struct.pack("II", wants, 0))
+    return message(HELLO, struct.pack("II", wants, BUILD))
 def send(client, data, fds=()):
     with_fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     client.sendmsg([data], with_fds)
@@ -52,6 +52,7 @@ def asked(data, fds=()):
 def refusal(data, fds=()):
     kind, body, fds = asked(data, fds)
     return struct.unpack("I", body[:4])[0] if kind == REFUSED else (kind, len(fds))
+BUILD = struct.unpack("I", asked(message(HELLO, struct.pack("II", QUERY, 0)))[1][16:])[0]
 "#;
 
 fn python(tool: &Tool, lines: &str) -> Cmd {
@@ -98,7 +99,9 @@ assert refusal(b'x') == 1
 assert refusal(os.urandom(64)) == 1
 assert refusal(message(HELLO, b'')) == 1
 assert refusal(message(HELLO, struct.pack('II', 9, 0))) == 1
-assert refusal(message(HELLO, struct.pack('II', QUERY, 1))) == 1
+for wants in (WORKER, FAULTS):
+    assert refusal(message(HELLO, struct.pack('II', wants, BUILD ^ 1)), [os.pidfd_open(os.getpid())]) in (1, 2)
+    assert refusal(message(HELLO, struct.pack('II', wants, BUILD ^ 1))) == 2
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), version=2)) == 2
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), length=9)) == 1
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), magic=b'DMTC')) == 1

@@ -10,7 +10,7 @@ use super::peer::{Peer, Who};
 use super::spawn::{self, Worker};
 use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
-use super::wire::{FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use super::wire::{BUILD, FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::closer::Closer;
 use crate::sys::packet::{self, Packet};
 use crate::sys::{pidfd, socket};
@@ -168,7 +168,8 @@ impl Seat {
         let killed = self.core.subgroups.as_ref().map_or(0, |groups| groups.killed(self.uid));
         let usage = self.core.usage();
         let pid = std::process::id().cast_signed();
-        Welcome { workers: usage.workers(self.uid), most: usage.most_workers(), pid, killed }
+        let (workers, most) = (usage.workers(self.uid), usage.most_workers());
+        Welcome { workers, most, pid, killed, build: BUILD }
     }
 }
 
@@ -345,7 +346,10 @@ fn lend(seat: &Seat, client: &OwnedFd) {
 /// What the client wants: [`QUERY`], [`WORKER`] or [`FAULTS`].
 fn wanted(first: &Packet) -> Result<u32, Refusal> {
     match Message::parse(&first.bytes)? {
-        Message::Hello(Hello { wants: wants @ (QUERY | WORKER | FAULTS), reserved: 0 }) => Ok(wants),
+        // Who only asks who is there is told of which build.
+        Message::Hello(Hello { wants: QUERY, .. }) => Ok(QUERY),
+        Message::Hello(Hello { wants: wants @ (WORKER | FAULTS), build: BUILD }) => Ok(wants),
+        Message::Hello(Hello { wants: WORKER | FAULTS, .. }) => Err(Refusal::Version),
         _ => Err(Refusal::Malformed),
     }
 }

@@ -16,6 +16,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"CKD1");
 /// Of the messages here and in [`super::link`]: both sides have the same, or do not talk.
 pub const VERSION: u16 = 1;
+/// Of what this was made of (`build.rs`). A worker is told its front's command line, so a client that wants more than a word has to be of
+/// the same build.
+pub const BUILD: u32 = match u32::from_str_radix(env!("CKPTBPF_BUILD"), 16) {
+    Ok(build) => build,
+    Err(_) => panic!("build.rs writes a number"),
+};
 /// The longest message, its header included.
 pub const LIMIT: usize = 64 << 10;
 
@@ -48,7 +54,8 @@ pub mod kind {
 pub struct Hello {
     /// [`QUERY`], [`WORKER`] or [`FAULTS`].
     pub wants: u32,
-    pub reserved: u32,
+    /// The client's [`BUILD`].
+    pub build: u32,
 }
 
 /// Only: who is there?
@@ -85,6 +92,8 @@ pub struct Welcome {
     pub pid: i32,
     /// Processes of this user's workers that the kernel has killed for lack of memory, as far as users have groups of their own.
     pub killed: u32,
+    /// The core's [`BUILD`].
+    pub build: u32,
 }
 
 /// Why the core does not do it; the client has the words ([`Refusal::told`]).
@@ -93,7 +102,7 @@ pub struct Welcome {
 pub enum Refusal {
     /// Not a message of ours.
     Malformed = 1,
-    /// Of another version.
+    /// Of another version, or another build of it.
     Version = 2,
     /// The daemon is for another user.
     OtherUser = 3,
@@ -252,8 +261,8 @@ mod tests {
     #[test]
     fn messages_come_out_as_they_went_in() {
         let all = [
-            Message::Hello(Hello { wants: WORKER, reserved: 0 }),
-            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, killed: 2 }),
+            Message::Hello(Hello { wants: WORKER, build: BUILD }),
+            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, killed: 2, build: BUILD }),
             Refusal::SetId.into(),
             Message::Device(Outcome { error: 0, reserved: 0 }),
             Message::Features(Features { features: 1 << 40 }),
@@ -270,7 +279,7 @@ mod tests {
 
     #[test]
     fn what_is_half_longer_foreign_or_of_another_version_is_refused() {
-        let whole = Message::Hello(Hello { wants: QUERY, reserved: 0 }).to_bytes();
+        let whole = Message::Hello(Hello { wants: QUERY, build: BUILD }).to_bytes();
         for length in 0..whole.len() {
             assert_eq!(Message::parse(&whole[..length]), Err(Refusal::Malformed), "{length} bytes");
         }

@@ -3,7 +3,7 @@
 use crate::daemon::asked::Asked;
 use crate::daemon::link::{Link, Refused};
 use crate::daemon::place;
-use crate::daemon::wire::{Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use crate::daemon::wire::{BUILD, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
 use crate::sys::{packet, pidfd};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
@@ -65,6 +65,7 @@ impl Door {
             Message::parse(&packet.bytes).map_err(|refusal| io::Error::other(Refused(refusal)))
         };
         match answered().map_err(NoDoor::of)? {
+            Message::Welcome(welcome) if welcome.build != BUILD => Err(Refused(Refusal::Version).into()),
             Message::Welcome(welcome) => Ok(Self { path: path.to_owned(), welcome, words: None }),
             Message::Refused(refused) => {
                 Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
@@ -131,7 +132,7 @@ pub fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
     }
     let own = pidfd::open(Pid::this()).map_err(NoDoor::Silent)?;
     let with = if wants == QUERY { &[] } else { &[own.as_fd()][..] };
-    let hello = Message::Hello(Hello { wants, reserved: 0 });
+    let hello = Message::Hello(Hello { wants, build: BUILD });
     let say = |with| packet::send(socket.as_fd(), &hello.to_bytes(), with, MsgFlags::empty());
     // A daemon that takes none knows who we are.
     let is_refused = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);
