@@ -5,59 +5,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
+use ckpt_tests::scenario::{Daemon, Tool, daemon_client, held, let_go};
 use ckpt_tests::user::{OTHER, UID};
 use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, skip, victim_cmd};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What a client of the daemon's can say, in the words of ckpt-user/src/daemon/wire.rs.
-const CLIENT: &str = r#"
-import array, os, socket, struct, sys, time
-PLACE = "/run/ckptbpf/daemon.sock"
-HELLO, WELCOME, REFUSED, DEVICE, FEATURES, DONE = 1, 2, 3, 4, 5, 6
-QUERY, WORKER, FAULTS = 1, 2, 3
-def connect():
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    client.connect(PLACE)
-    client.settimeout(20)
-    return client
-def message(kind, body, version=1, length=None, magic=b"CKD1"):
-    return magic + struct.pack("HHI", version, kind, len(body) if length is None else length) + body
-def hello(wants):
-    return message(HELLO, struct.pack("II", wants, BUILD))
-def send(client, data, fds=()):
-    with_fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    client.sendmsg([data], with_fds)
-def answer(client):
-    try:
-        data, fds, _, _ = socket.recv_fds(client, 65536, 8)
-    except ConnectionResetError:
-        return None, b"", []
-    if not data:
-        return None, b"", []
-    return struct.unpack("H", data[6:8])[0], data[12:], fds
-def asked(data, fds=()):
-    client = connect()
-    try:
-        send(client, data, fds)
-    except BrokenPipeError:
-        pass
-    except PermissionError:
-        # Linux 6.16: the kernel takes no descriptors for it.
-        assert fds
-        return REFUSED, struct.pack("II", 1, 0), []
-    return answer(client)
-def refusal(data, fds=()):
-    kind, body, fds = asked(data, fds)
-    return struct.unpack("I", body[:4])[0] if kind == REFUSED else (kind, len(fds))
-BUILD = struct.unpack("I", asked(message(HELLO, struct.pack("II", QUERY, 0)))[1][16:])[0]
-"#;
-
 fn python(tool: &Tool, lines: &str) -> Cmd {
-    let script = format!("{CLIENT}{lines}");
-    tool.user.clone().unwrap().runs(&Cmd::new("/usr/bin/python3").args(["-c", &script]))
+    daemon_client(tool.user.as_ref().unwrap(), lines)
 }
 
 fn open_files(sandbox: &Sandbox, pid: i32) -> usize {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Tool};
+use ckpt_tests::scenario::{Daemon, Tool, daemon_client, verb};
 use ckpt_tests::{Cmd, Job, Sandbox, User, victim_cmd};
 use nix::sys::signal::Signal;
 
@@ -52,4 +52,86 @@ fn a_worker_that_is_stopped_ends_with_its_front() {
     sandbox.kill(program, Signal::SIGKILL as i32).unwrap();
     let log = daemon.end().stderr_text();
     assert!(log.contains("has not ended with its front, and is ended"), "{log}");
+}
+
+/// Each of a user's jobs begins as a process of root's, and has lines in the log: of those that end at once there are not many.
+#[test]
+fn jobs_without_number_begin_only_so_often() {
+    let sandbox = Sandbox::new("misuse_often");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let lines = "
+import select
+def begun():
+    client = connect()
+    try:
+        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
+    except PermissionError:
+        send(client, hello(WORKER))
+    kind, body, _ = answer(client)
+    client.close()
+    return kind == 256 or struct.unpack('I', body[:4])[0]
+begin = time.monotonic()
+count = 0
+while (said := begun()) != 16:
+    # Too many are there at once.
+    assert said in (True, 5), said
+    if said == 5:
+        select.select([], [], [], 0.01)
+    count += said is True
+    assert count <= 64 + 4 * (time.monotonic() - begin) + 1, count
+assert count >= 64, count
+";
+    sandbox.run(daemon_client(&user, lines)).success();
+    // Nobody else notices.
+    let other = Tool { user: Some(user.other()), ..tool };
+    let said = sandbox.run(other.verb("launch", ["-d", "a", "--", "/bin/true"])).success().stderr_text();
+    assert_eq!(said, "");
+    daemon.end();
+}
+
+/// A log that is a file of its own has an end; then it begins anew.
+#[test]
+fn a_log_does_not_grow_for_ever() {
+    let sandbox = Sandbox::new("misuse_log");
+    let at = |name: &str| sandbox.dir().join(name);
+    let [socket, pidfile, log] = ["d.sock", "d.pid", "d.log"].map(at);
+    std::fs::File::create(&log).unwrap().set_len(17 << 20).unwrap();
+    let begin = verb("daemon", ["--socket"]).arg(&socket).arg("--pidfile").arg(&pidfile);
+    sandbox.run(begin.arg("--log").arg(&log)).success();
+    let length = || std::fs::metadata(&log).unwrap().len();
+    sandbox.wait_for("the log to be short", SOON, || length() < 1 << 20);
+    let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
+    sandbox.kill(pid, Signal::SIGTERM as i32).unwrap();
+    sandbox.wait_for("its end", SOON, || sandbox.ps().is_empty());
+    assert!(std::fs::read_to_string(&log).unwrap().contains("info: ended"));
+}
+
+/// Nobody waits for whoever does not read the log.
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    let sandbox = Sandbox::new("misuse_pipe");
+    let line = "
+import fcntl, os, sys
+reading, writing = os.pipe()
+fcntl.fcntl(writing, 1031, 4096)
+os.dup2(writing, 2)
+# Open, so that it is not over.
+os.set_inheritable(reading, True)
+os.execv(sys.argv[1], [sys.argv[1], 'daemon', '-vv'])
+";
+    let binary = ckpt_tests::ckptbpf();
+    let daemon = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", line]).arg(&binary));
+    let check = || sandbox.run(verb("daemon", ["--check"])).code() == 0;
+    sandbox.wait_for("the daemon to answer", SOON, check);
+    let lines = "
+for _ in range(500):
+    assert refusal(b'x') == 1
+";
+    let user = User::of(&sandbox);
+    sandbox.run(daemon_client(&user, lines)).success();
+    assert!(check());
+    daemon.kill(Signal::SIGTERM);
+    daemon.wait(SOON).success();
 }

@@ -1,6 +1,14 @@
 //! How much of the daemon one user may have. Pure: what counts and when is the caller's.
 
+use super::rates::Rates;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// A user's jobs may begin one after each such pause, or faster for a while: each is a process that begins as root, and lines in the log.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// So many at least may begin at once, and else twice as many as there may be.
+const AT_ONCE: u32 = 64;
 
 /// What one user, and all together, may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +39,7 @@ pub struct Usage {
     limits: Limits,
     of: HashMap<u32, Used>,
     all: u32,
+    begun: Rates,
 }
 
 /// What there is no room for.
@@ -38,11 +47,14 @@ pub struct Usage {
 pub enum Full {
     Connections,
     Workers,
+    /// Workers have begun too often.
+    Often,
 }
 
 impl Usage {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, of: HashMap::new(), all: 0 }
+        let begun = Rates::new(limits.workers.saturating_mul(2).max(AT_ONCE), PAUSE);
+        Self { limits, of: HashMap::new(), all: 0, begun }
     }
 
     /// A connection of this user's begins.
@@ -76,6 +88,14 @@ impl Usage {
         self.disconnect(uid);
         self.of.entry(uid).or_default().workers += 1;
         Ok(())
+    }
+
+    /// A worker of this user's is about to begin.
+    ///
+    /// # Errors
+    /// It is not to, as too many have.
+    pub fn begin(&mut self, uid: u32, now: Instant) -> Result<(), Full> {
+        if self.begun.take(uid, now) { Ok(()) } else { Err(Full::Often) }
     }
 
     /// A worker has ended.

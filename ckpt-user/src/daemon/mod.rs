@@ -26,6 +26,7 @@ mod peer;
 pub mod place;
 mod proc_fd;
 mod questions;
+mod rates;
 mod serve;
 mod spawn;
 pub mod subgroups;
@@ -86,7 +87,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let mut running = background::begin(options)?;
     umask(Mode::from_bits_truncate(0o022));
-    log_lines::init(options.verbose);
+    log_lines::init(options.verbose, options.log.is_some());
     leave::leave();
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
     resource_limits::raise_own();
@@ -95,6 +96,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))
         .ok();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
+    log_lines::begin_writing().context("cannot start a thread")?;
     let subgroups = Subgroups::begin(options.share).map(Arc::new);
     // One thread for each connection that there may be, so that nobody waits for somebody else's.
     let threads = options.rules.limits.all as usize + TELLERS;
@@ -121,5 +123,6 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         subgroups.end();
     }
     log::info!("ended; what it had started for jobs goes on");
+    log::logger().flush();
     Ok(ended?)
 }

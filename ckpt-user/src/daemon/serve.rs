@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::Child;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -159,9 +159,10 @@ impl Seat {
     }
 
     fn promote(&mut self) -> Result<(), Full> {
-        self.core.usage().promote(self.uid)?;
+        let mut usage = self.core.usage();
+        usage.promote(self.uid)?;
         self.is_worker = true;
-        Ok(())
+        usage.begin(self.uid, Instant::now())
     }
 
     fn welcome(&self) -> Welcome {
@@ -356,7 +357,10 @@ fn wanted(first: &Packet) -> Result<u32, Refusal> {
 
 /// Starts a worker, if the client may have one more.
 fn start(seat: &mut Seat, who: &Who, process: OwnedFd, client: &OwnedFd) -> Result<Worker, Refusal> {
-    seat.promote().map_err(|_full| Refusal::Workers)?;
+    seat.promote().map_err(|full| match full {
+        Full::Often => Refusal::Often,
+        Full::Workers | Full::Connections => Refusal::Workers,
+    })?;
     packet::take_descriptors(client, true);
     let has_programs = seat.core.teller.is_some();
     let subgroups = seat.core.subgroups.as_deref();

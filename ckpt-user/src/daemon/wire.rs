@@ -130,6 +130,8 @@ pub enum Refusal {
     IsRoot = 14,
     /// It lends no userfaultfd.
     NoFaults = 15,
+    /// Too many of this user's have begun just now.
+    Often = 16,
 }
 
 /// [`Refusal`] as it is sent.
@@ -141,7 +143,7 @@ pub struct Refused {
 }
 
 impl Refusal {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Malformed,
         Self::Version,
         Self::OtherUser,
@@ -157,6 +159,7 @@ impl Refusal {
         Self::Failed,
         Self::IsRoot,
         Self::NoFaults,
+        Self::Often,
     ];
 
     /// The one with this number.
@@ -182,6 +185,7 @@ impl Refusal {
             Self::Failed => "it cannot start a process for it; its log says why",
             Self::IsRoot => "root needs none",
             Self::NoFaults => "its administrator does not want lazy restarts (--no-lazy)",
+            Self::Often => "too many of your jobs have begun with it just now",
         }
     }
 }
@@ -274,7 +278,7 @@ mod tests {
         for refusal in Refusal::ALL {
             assert_eq!(Refusal::of(refusal as u32), Some(refusal));
         }
-        assert_eq!((Refusal::of(0), Refusal::of(16)), (None, None));
+        assert_eq!((Refusal::of(0), Refusal::of(17)), (None, None));
     }
 
     #[test]

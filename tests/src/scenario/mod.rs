@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod client;
 mod daemon;
 mod fill;
 mod hold;
@@ -28,6 +29,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::skip::skip_part;
 use crate::user::User;
 
+pub use client::daemon_client;
 pub use daemon::Daemon;
 pub use fill::{fills_done, missing_pages, time_of_a_fill};
 pub use hold::{VARIABLE as HELD_BY, held, let_go, python_loop};
