@@ -138,3 +138,81 @@ for _ in range(500):
     daemon.kill(Signal::SIGTERM);
     daemon.wait(SOON).success();
 }
+
+/// Limits, nice value and processors of a user's process are those of their worker.
+#[test]
+fn a_worker_has_no_more_than_its_peer_of_what_bounds_processes() {
+    let sandbox = Sandbox::new("misuse_bounds");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let read = |path: &str| std::fs::read_to_string(sandbox.see(path.as_ref())).unwrap();
+    let line = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{text}"));
+        line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = line(&std::fs::read_to_string("/proc/self/status").unwrap(), "Cpus_allowed_list:");
+    let last = own[0].rsplit([',', '-']).next().unwrap().to_owned();
+    let program = user.reaches(&victim_cmd("count_static").args(["numbers", "1000000", "2000"]));
+    let launch = Cmd::new(&tool.binary).args(["launch", "-d", "images", "--"]).program(&program);
+    let limits = ["--fsize=536870912:1073741824", "--nproc=4000", "--core=0", "--"];
+    let bounded = Cmd::new("prlimit").args(limits).args(["taskset", "-c", &last, "nice", "-n", "7"]);
+    let running = sandbox.spawn(user.runs(&bounded.program(&launch)));
+    running.wait_for_output("\n50 ", SOON);
+    let worker = worker(&sandbox, &daemon).expect("a worker");
+    let limits = read(&format!("/proc/{worker}/limits"));
+    assert_eq!(line(&limits, "Max file size")[1], "1073741824");
+    assert_eq!(line(&limits, "Max processes")[..2], ["4000", "4000"]);
+    assert_eq!(line(&limits, "Max core file size")[..2], ["0", "0"]);
+    let of_core = line(&read(&format!("/proc/{}/limits", daemon.pid())), "Max open files");
+    assert_eq!(line(&limits, "Max open files"), of_core, "it needs many");
+    let stat = read(&format!("/proc/{worker}/stat"));
+    assert_eq!(stat.rsplit(')').next().unwrap().split_ascii_whitespace().nth(16), Some("7"));
+    let status = read(&format!("/proc/{worker}/status"));
+    assert_eq!(line(&status, "Cpus_allowed_list:"), [last]);
+    running.kill(Signal::SIGTERM);
+    running.wait(SOON).expect_code(143);
+    daemon.end();
+}
+
+/// Where a setting opens whoever becomes another user to that user, there is no worker, also if it was changed meanwhile.
+#[test]
+fn no_worker_is_open_to_its_user_for_a_moment() {
+    let sandbox = Sandbox::new("misuse_dumpable");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    // The setting itself is the whole machine's.
+    let show = "echo 1 > setting && mount --bind setting /proc/sys/fs/suid_dumpable";
+    sandbox.run(show).success();
+    let launch = |dir: &str| sandbox.run(tool.verb("launch", ["-d", dir, "--", "/bin/true"])).success();
+    let said = launch("a").stderr_text();
+    assert!(said.contains("is done without: it cannot start a process for it"), "{said}");
+    assert!(daemon.log().contains("fs.suid_dumpable is 1"), "{}", daemon.log());
+    sandbox.run("umount /proc/sys/fs/suid_dumpable").success();
+    assert_eq!(launch("b").stderr_text(), "");
+    daemon.end();
+}
+
+/// Who asks for something has a thread of the worker's, and workers of all users share what the daemon may have.
+#[test]
+fn a_worker_has_few_threads_for_those_who_ask_it() {
+    let sandbox = Sandbox::new("misuse_clients");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let Counting { mut job, user, .. } = Counting::begin(&sandbox, &daemon);
+    let lines = "
+import glob, socket
+[place] = glob.glob('/tmp/ckptbpf-*/*.sock') + glob.glob('/run/ckptbpf/*/*.sock')
+clients = []
+for _ in range(60):
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(place)
+    clients.append(client)
+said = [client.recv(4096) for client in clients]
+few = sum(b'too many requests at once' in one for one in said)
+assert few >= 40, (few, said)
+";
+    sandbox.run(user.runs(&Cmd::new("/usr/bin/python3").args(["-c", lines]))).success();
+    job.checkpoint();
+    job.kill_all();
+    daemon.end();
+}

@@ -14,6 +14,7 @@
 pub mod asked;
 mod background;
 mod become_worker;
+mod bounds;
 mod faults;
 mod groups;
 mod leave;

@@ -25,6 +25,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
+use super::registry;
 use super::runtime_dir::RuntimeDir;
 
 /// The longest request or reply, its newline included.
@@ -35,6 +36,8 @@ const CLIENT_TIME: Duration = Duration::from_secs(5);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Clients at a time; more are told to come again.
 const CLIENTS: usize = 64;
+/// Of a daemon's worker: each has a thread, and workers of all users share what the daemon may have.
+const CLIENTS_OF_WORKER: usize = 16;
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,7 +316,8 @@ impl Server {
 
     fn welcome(self, mut client: UnixStream) {
         let count = self.clients.clone();
-        if count.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+        let most = if registry::front().is_some() { CLIENTS_OF_WORKER } else { CLIENTS };
+        if count.fetch_add(1, Ordering::Relaxed) >= most {
             count.fetch_sub(1, Ordering::Relaxed);
             let _ = client.set_nonblocking(true);
             answer(&mut client, &error("too many requests at once; ask again"));

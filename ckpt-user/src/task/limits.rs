@@ -87,6 +87,38 @@ pub fn raise_own() {
     }
 }
 
+/// Those of whoever a process works for that are its own, too, by their numbers: all but CPU time and open files.
+const TAKEN_OVER: [(u32, Resource); 14] = [
+    (1, Resource::RLIMIT_FSIZE),
+    (2, Resource::RLIMIT_DATA),
+    (3, Resource::RLIMIT_STACK),
+    (4, Resource::RLIMIT_CORE),
+    (5, Resource::RLIMIT_RSS),
+    (6, Resource::RLIMIT_NPROC),
+    (LOCKED_MEMORY, Resource::RLIMIT_MEMLOCK),
+    (9, Resource::RLIMIT_AS),
+    (10, Resource::RLIMIT_LOCKS),
+    (11, Resource::RLIMIT_SIGPENDING),
+    (12, Resource::RLIMIT_MSGQUEUE),
+    (NICE, Resource::RLIMIT_NICE),
+    (REALTIME_PRIORITY, Resource::RLIMIT_RTPRIO),
+    (15, Resource::RLIMIT_RTTIME),
+];
+
+/// Lowers this process's own to another one's, where that has less ([`TAKEN_OVER`]).
+///
+/// # Errors
+/// getrlimit(2), setrlimit(2).
+pub fn lower_own(theirs: &[Limit]) -> io::Result<()> {
+    for (number, resource) in TAKEN_OVER {
+        let Some(limit) = theirs.iter().find(|limit| limit.resource == number) else { continue };
+        let (soft, hard) = getrlimit(resource)?;
+        let lower = hard.min(limit.hard);
+        setrlimit(resource, soft.min(limit.soft).min(lower), lower)?;
+    }
+    Ok(())
+}
+
 /// Sets the limits of the calling skeleton; only those that differ from `current`. Some are raised as far as they may be, and
 /// wait for [`rebuild_last`].
 ///
