@@ -107,8 +107,12 @@ fn a_daemon_in_the_background() {
     let check = || sandbox.run(daemon().arg("--check"));
     assert!(check().expect_code(1).stdout_text().contains("no daemon at"));
     let begin = daemon().arg("-v").arg("--pidfile").arg(&pidfile).arg("--log").arg(&log);
+    // Of one that is gone: whoever reads it meanwhile reads that, and never nothing.
+    std::fs::write(&pidfile, "1\n").unwrap();
+    std::fs::hard_link(&pidfile, at("as-it-was")).unwrap();
     let said = sandbox.run(begin.clone()).success();
     assert_eq!(said.stderr_text(), "");
+    assert_eq!(std::fs::read_to_string(at("as-it-was")).unwrap(), "1\n");
     let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
     assert!(check().success().stdout_text().contains(&format!("daemon {pid} at")));
     // One more is refused, and says why.

@@ -49,10 +49,14 @@ impl Running {
     /// The process id cannot be written.
     pub fn told(&mut self) -> std::io::Result<()> {
         if let Some(path) = &self.pidfile {
+            // Beside it, so that nobody reads an empty one, and takes this for a daemon that is gone.
+            let mut beside = path.clone().into_os_string();
+            beside.push(".new");
             let mut options = File::options();
             options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-            let mut file = options.open(path)?;
+            let mut file = options.open(&beside)?;
             writeln!(file, "{}", std::process::id())?;
+            fs::rename(&beside, path)?;
         }
         if let Some(ready) = self.ready.take() {
             let nothing = OwnedFd::from(File::options().read(true).write(true).open("/dev/null")?);
