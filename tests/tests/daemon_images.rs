@@ -45,7 +45,8 @@ fn images_of_root_s_are_nothing_to_a_user_s_worker() {
         assert!(refused.stdout.is_empty(), "{}", what.display());
         sandbox.wait_for("nothing of it to be left", SOON, || sandbox.ps().len() == 1);
     }
-    assert_eq!(daemon.log().matches(" for process ").count(), 4, "{}", daemon.log());
+    let begun = || daemon.log().matches(" for process ").count();
+    sandbox.wait_for("word of a worker for each", SOON, || begun() == 4);
     assert_eq!(std::fs::read(sandbox.dir().join("f")).unwrap(), written);
     daemon.end();
 }
