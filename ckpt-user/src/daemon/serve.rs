@@ -31,7 +31,7 @@ use tokio::task::spawn_blocking;
 const HELLO: i32 = 5000;
 
 /// How long it may have a device without asking for anything.
-const IDLE: i32 = 600_000;
+const IDLE: i32 = 60_000;
 
 /// How long a worker may go on whose front is gone.
 const WITHOUT_FRONT: Duration = Duration::from_secs(10);

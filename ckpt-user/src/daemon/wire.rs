@@ -108,7 +108,7 @@ pub enum Refusal {
     OtherUser = 3,
     /// The daemon is for another job.
     OtherJob = 4,
-    /// As many as this user may have.
+    /// As many as this user, or all together, may have.
     Workers = 5,
     /// As many connections as there may be.
     Connections = 6,
@@ -174,7 +174,9 @@ impl Refusal {
             Self::Version => "it is of another version than this ckptbpf",
             Self::OtherUser => "it is there for another user",
             Self::OtherJob => "it is there for another job",
-            Self::Workers => "you have as many jobs with it as a user may have",
+            Self::Workers => {
+                "you have as many jobs with it as a user may have, or all together have as many as there may be"
+            }
             Self::Connections => "there are as many connections to it as there may be",
             Self::Process => "it cannot tell which process this is",
             Self::SetId => "this process has the rights of a set-user-id or set-group-id program",
