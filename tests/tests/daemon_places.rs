@@ -2,6 +2,7 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::path::Path;
 use std::time::Duration;
 
 use ckpt_tests::memory_group::MemoryGroup;
@@ -207,5 +208,38 @@ fn a_daemon_leaves_the_control_groups_of_a_job() {
     // Where there are control groups of the second version, one of its own.
     for group in ["/sys/fs/cgroup/ckptbpf/core", "/sys/fs/cgroup/ckptbpf"] {
         let _ = std::fs::remove_dir(group);
+    }
+}
+
+/// systemd is told when it serves, also by a socket without a file, and SIGHUP has it open its log again (logrotate).
+#[test]
+fn a_daemon_tells_systemd_and_opens_its_log_again() {
+    let sandbox = Sandbox::new("daemon_notify");
+    let at = |name: &str| sandbox.dir().join(name);
+    let [log, moved, place] = ["d.log", "d.log.1", "notify"].map(at);
+    let lines = "
+import socket, sys
+place = sys.argv[1]
+server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+server.bind(chr(0) + place[1:] if place[0] == '@' else place)
+print('waits', flush=True)
+assert server.recv(100) == b'READY=1'
+";
+    for place in [place.to_str().unwrap(), "@ckptbpf-notify"] {
+        let systemd = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", lines, place]));
+        systemd.wait_for_output("waits", SOON);
+        let begin = verb("daemon", ["--log"]).arg(&log).env("NOTIFY_SOCKET", place);
+        let daemon = sandbox.spawn(begin);
+        systemd.wait(SOON).success();
+        // What is told is so.
+        sandbox.run(verb("daemon", ["--check"])).success();
+        std::fs::rename(&log, &moved).unwrap();
+        daemon.kill(Signal::SIGHUP);
+        let said = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        sandbox.wait_for("the log to be opened again", SOON, || said(&log).contains("opened again"));
+        daemon.kill(Signal::SIGTERM);
+        daemon.wait(SOON).success();
+        assert!(said(&log).contains("info: ended") && !said(&moved).contains("info: ended"));
+        std::fs::remove_file(&log).unwrap();
     }
 }

@@ -3,10 +3,12 @@
 //! What users do has lines in it. So nobody waits for them to be written: a thread does that, and lines beyond those that may wait for it
 //! are lost, which is told. And a log of the daemon's own never grows beyond a size.
 
+use super::background;
 use crate::image::rfc3339;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::sys::stat::fstat;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -111,6 +113,15 @@ pub fn init(verbose: u8, is_own: bool) {
             1 => LevelFilter::Debug,
             _ => LevelFilter::Trace,
         });
+    }
+}
+
+/// Goes on in the file that is at `path` now, if the log is one.
+pub fn open_again(path: Option<&Path>) {
+    let Some(path) = path else { return };
+    match background::open_log(path) {
+        Ok(()) => log::info!("the log was opened again"),
+        Err(error) => log::warn!("{}: it cannot be opened again: {error}", path.display()),
     }
 }
 

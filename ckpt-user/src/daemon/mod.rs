@@ -43,6 +43,7 @@ use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::runtime::Builder;
 
@@ -107,12 +108,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
         running.told()?;
         log::info!("listening at {}", place.path().display());
-        tokio::select! {
-            served = serve::serve(listener, options.rules, told, subgroups.clone()) => served,
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
+        let mut served = pin!(serve::serve(listener, options.rules, told, subgroups.clone()));
+        loop {
+            tokio::select! {
+                served = &mut served => return served,
+                _ = term.recv() => return Ok(()),
+                _ = int.recv() => return Ok(()),
+                _ = hangup.recv() => log_lines::open_again(options.log.as_deref()),
+            }
         }
     });
     running.over();
