@@ -116,9 +116,8 @@ pub fn init(verbose: u8, is_own: bool) {
     }
 }
 
-/// Goes on in the file that is at `path` now, if the log is one.
-pub fn open_again(path: Option<&Path>) {
-    let Some(path) = path else { return };
+/// Goes on in the file that is at `path` now.
+pub fn open_again(path: &Path) {
     match background::open_log(path) {
         Ok(()) => log::info!("the log was opened again"),
         Err(error) => log::warn!("{}: it cannot be opened again: {error}", path.display()),

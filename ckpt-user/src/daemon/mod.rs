@@ -117,7 +117,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 served = &mut served => return served,
                 _ = term.recv() => return Ok(()),
                 _ = int.recv() => return Ok(()),
-                _ = hangup.recv() => log_lines::open_again(options.log.as_deref()),
+                _ = hangup.recv() => match &options.log {
+                    Some(log) => log_lines::open_again(log),
+                    None => return Ok(()),
+                },
             }
         }
     });
