@@ -406,8 +406,9 @@ fn fifty_jobs_and_a_daemon_that_is_killed() {
     sandbox.wait_for("a checkpoint of each without their daemon", SOON * 2, || {
         (0..JOBS).all(|job| newest(job) > before[job])
     });
-    // The new one knows nothing of them.
-    assert!(sandbox.run(&check).success().stdout_text().contains(": 0 of 64 jobs of this user"));
+    sandbox.wait_for("all to ask the new one", SOON * 2, || {
+        sandbox.run(&check).stdout_text().contains(": 50 of 64 jobs of this user")
+    });
     let_go(&sandbox);
     for (number, job) in jobs.into_iter().enumerate() {
         let ended = job.wait(SOON * 3).success();

@@ -8,6 +8,7 @@
 //!   ◀── Run ──────── the job's directory is claimed                        (or Done: it has said why not)
 //!   ─── Started ───▶ the program's process id                              (or Over: it cannot be run)
 //!   ◀── Running ──── others can find the job
+//!   ─── Programs ──▶ a connection with the eBPF programs of another core    (asked for by the same word)
 //!   ─── Signal, Ended, Over ──▶     a signal of the job's; its first process has ended; nothing is left of it
 //!   ◀── Done ─────── what to exit with
 //!
@@ -152,6 +153,9 @@ pub enum Word {
     Program(Run),
     #[prost(bool, tag = "18")]
     Stopped(bool),
+    /// A worker whose core is gone wants another one's programs; the connection comes with the answer, if there is one.
+    #[prost(bool, tag = "30")]
+    Programs(bool),
 }
 
 impl Word {
@@ -164,7 +168,7 @@ impl Word {
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Said {
-    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Word", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 30")]
     word: Option<Word>,
 }
 
@@ -331,6 +335,7 @@ mod tests {
             Word::Clocks(Offsets { monotonic: -1, boottime: i64::MAX }),
             Word::Fork(Fork { pid: 17, door: 40 }),
             Word::Made(-libc::EEXIST),
+            Word::Programs(true),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

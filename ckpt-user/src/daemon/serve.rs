@@ -10,7 +10,9 @@ use super::peer::{Peer, Who};
 use super::spawn::{self, Worker};
 use super::subgroups::Subgroups;
 use super::teller::{self, Teller, Turn};
-use super::wire::{BUILD, FAULTS, Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use super::wire::{
+    BUILD, FAULTS, Hello, LIMIT, Message, Outcome, PROGRAMS, QUERY, ROWS, Refusal, WORKER, Welcome,
+};
 use crate::sys::closer::Closer;
 use crate::sys::packet::{self, Packet};
 use crate::sys::{pidfd, socket};
@@ -158,11 +160,11 @@ impl Seat {
         Ok(Self { core: core.clone(), uid, is_worker: false })
     }
 
-    fn promote(&mut self) -> Result<(), Full> {
+    fn promote(&mut self) -> Result<(), Refusal> {
         let mut usage = self.core.usage();
-        usage.promote(self.uid)?;
+        usage.promote(self.uid).map_err(|_full| Refusal::Workers)?;
         self.is_worker = true;
-        usage.begin(self.uid, Instant::now())
+        usage.begin(self.uid, Instant::now()).map_err(|_full| Refusal::Often)
     }
 
     fn welcome(&self) -> Welcome {
@@ -188,7 +190,11 @@ fn answer(client: &OwnedFd, message: Message) {
 
 async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let served = spawn_blocking(move || served(seat, peer, client)).await;
-    let Ok(Some((seat, Worker { process, front, told: by, questions }))) = served else { return };
+    let Ok(Some((seat, served))) = served else { return };
+    let Worker { process, front, told: by, questions } = match served {
+        Served::Worker(worker) => *worker,
+        Served::Asks(client) => return asker_life(seat, client).await,
+    };
     let mut questions = questions.map(Arc::new);
     let mut over = pin!(over(process, front));
     let ended = tokio::select! {
@@ -207,6 +213,15 @@ async fn client_life(seat: Seat, peer: Peer, client: OwnedFd) {
     let (core, uid) = (seat.core.clone(), seat.uid);
     drop(seat);
     leave_group(&core, uid).await;
+}
+
+/// Of a worker that another core has started, and that asks this one.
+async fn asker_life(seat: Seat, client: OwnedFd) {
+    let client = Arc::new(client);
+    told(&seat, Some(client.clone())).await;
+    if let Some(client) = Arc::into_inner(client) {
+        seat.core.close(client);
+    }
 }
 
 /// How a worker has ended. It ends with its front; one that does not, as its user has stopped it, is ended.
@@ -272,15 +287,37 @@ async fn told(seat: &Seat, questions: Option<Arc<OwnedFd>>) {
     }
 }
 
-/// Does what the client wants; a worker, if it is that. Until its connection is closed it has its seat.
-fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Worker)> {
-    let worker = answered(&mut seat, peer, &client);
-    // Of a worker's connection nothing stays here: that it ends is to be seen by the other end.
-    seat.core.close(client);
-    worker.map(|worker| (seat, worker))
+/// What goes on once a client is answered.
+enum Served {
+    Worker(Box<Worker>),
+    /// Questions by its connection.
+    Asks(OwnedFd),
 }
 
-fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Worker> {
+/// Does what the client wants. Until its connection is closed it has its seat.
+fn served(mut seat: Seat, peer: Peer, client: OwnedFd) -> Option<(Seat, Served)> {
+    match answered(&mut seat, peer, &client) {
+        Some(Started::Asks) => Some((seat, Served::Asks(client))),
+        Some(Started::Worker(worker)) => {
+            // Of its connection nothing stays here: that it ends is to be seen by the other end.
+            seat.core.close(client);
+            Some((seat, Served::Worker(worker)))
+        }
+        None => {
+            seat.core.close(client);
+            None
+        }
+    }
+}
+
+/// What a client gets that wants more than an answer.
+enum Started {
+    Worker(Box<Worker>),
+    /// It may ask from here on.
+    Asks,
+}
+
+fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Started> {
     let first = match next(client, HELLO) {
         Ok(Some(packet)) => packet,
         Ok(None) => return None,
@@ -304,7 +341,8 @@ fn answered(seat: &mut Seat, peer: Peer, client: &OwnedFd) -> Option<Worker> {
             lend(seat, client);
             return None;
         }
-        Ok((_, (who, process))) => start(seat, &who, process, client),
+        Ok((PROGRAMS, _)) => begin_telling(seat, client).map(|()| Started::Asks),
+        Ok((_, (who, process))) => start(seat, &who, process, client).map(Box::new).map(Started::Worker),
         Err(refusal) => Err(refusal),
     };
     started
@@ -344,23 +382,35 @@ fn lend(seat: &Seat, client: &OwnedFd) {
     }
 }
 
-/// What the client wants: [`QUERY`], [`WORKER`] or [`FAULTS`].
+/// What the client wants: [`QUERY`], [`WORKER`], [`FAULTS`] or [`PROGRAMS`].
 fn wanted(first: &Packet) -> Result<u32, Refusal> {
     match Message::parse(&first.bytes)? {
         // Who only asks who is there is told of which build.
         Message::Hello(Hello { wants: QUERY, .. }) => Ok(QUERY),
         Message::Hello(Hello { wants: wants @ (WORKER | FAULTS), build: BUILD }) => Ok(wants),
-        Message::Hello(Hello { wants: WORKER | FAULTS, .. }) => Err(Refusal::Version),
+        Message::Hello(Hello { wants: PROGRAMS, build: ROWS }) => Ok(PROGRAMS),
+        Message::Hello(Hello { wants: WORKER | FAULTS | PROGRAMS, .. }) => Err(Refusal::Version),
         _ => Err(Refusal::Malformed),
     }
 }
 
+/// From here on questions come by this connection: of whoever has it, each with its sender's credentials ([`teller`]). Whoever asks is
+/// told of what they trace, as a worker of this core is, and counts as one.
+fn begin_telling(seat: &mut Seat, client: &OwnedFd) -> Result<(), Refusal> {
+    if seat.core.teller.is_none() {
+        return Err(Refusal::NoPrograms);
+    }
+    seat.promote()?;
+    packet::tell_senders(client).map_err(|_| Refusal::Failed)?;
+    packet::take_descriptors(client, true);
+    log::info!("uid {}: a worker of another daemon asks", seat.uid);
+    answer(client, Message::Done(Outcome { error: 0, reserved: 0 }));
+    Ok(())
+}
+
 /// Starts a worker, if the client may have one more.
 fn start(seat: &mut Seat, who: &Who, process: OwnedFd, client: &OwnedFd) -> Result<Worker, Refusal> {
-    seat.promote().map_err(|full| match full {
-        Full::Often => Refusal::Often,
-        Full::Workers | Full::Connections => Refusal::Workers,
-    })?;
+    seat.promote()?;
     packet::take_descriptors(client, true);
     let has_programs = seat.core.teller.is_some();
     let subgroups = seat.core.subgroups.as_deref();

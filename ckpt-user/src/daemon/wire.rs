@@ -5,6 +5,7 @@
 //!        ── Hello{worker} + pidfd ────▶ core ─▶ worker, which has this very socket from then on   (or Refused)
 //!        ── Hello{faults} ────────────▶ core        answer: Device + a descriptor of /dev/userfaultfd
 //!             then any number of: Features + a userfaultfd ─▶ Done
+//!        ── Hello{programs} ──────────▶ core        answer: Done; then questions by this very socket ([`super::questions`])
 //! ```
 //! No text and no length of the sender's comes to the core: a message is the header and a struct, or it is refused. All
 //! numbers are in the machine's own order; both sides are on one machine. What front and worker say to each other has the
@@ -18,12 +19,18 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"CKD1");
 pub const VERSION: u16 = 1;
 /// Of what this was made of (`build.rs`). A worker is told its front's command line, so a client that wants more than a word has to be of
 /// the same build.
-pub const BUILD: u32 = match u32::from_str_radix(env!("CKPTBPF_BUILD"), 16) {
-    Ok(build) => build,
-    Err(_) => panic!("build.rs writes a number"),
-};
+pub const BUILD: u32 = number(env!("CKPTBPF_BUILD"));
+/// The same of what questions and their answers are made of: other builds may have the same.
+pub const ROWS: u32 = number(env!("CKPTBPF_ROWS"));
 /// The longest message, its header included.
 pub const LIMIT: usize = 64 << 10;
+
+const fn number(text: &str) -> u32 {
+    match u32::from_str_radix(text, 16) {
+        Ok(number) => number,
+        Err(_) => panic!("build.rs writes a number"),
+    }
+}
 
 /// What every message begins with: 12 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -52,9 +59,9 @@ pub mod kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Hello {
-    /// [`QUERY`], [`WORKER`] or [`FAULTS`].
+    /// [`QUERY`], [`WORKER`], [`FAULTS`] or [`PROGRAMS`].
     pub wants: u32,
-    /// The client's [`BUILD`].
+    /// The client's [`BUILD`]; [`ROWS`] for [`PROGRAMS`].
     pub build: u32,
 }
 
@@ -65,6 +72,9 @@ pub const WORKER: u32 = 2;
 
 /// What it takes to serve page faults.
 pub const FAULTS: u32 = 3;
+
+/// For a worker of another core, that is gone: what the core's eBPF programs tell.
+pub const PROGRAMS: u32 = 4;
 
 /// Have a userfaultfd, which comes with it, agree on these features (UFFDIO_API).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -132,6 +142,8 @@ pub enum Refusal {
     NoFaults = 15,
     /// Too many of this user's have begun just now.
     Often = 16,
+    /// It has no eBPF programs.
+    NoPrograms = 17,
 }
 
 /// [`Refusal`] as it is sent.
@@ -143,7 +155,7 @@ pub struct Refused {
 }
 
 impl Refusal {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Malformed,
         Self::Version,
         Self::OtherUser,
@@ -160,6 +172,7 @@ impl Refusal {
         Self::IsRoot,
         Self::NoFaults,
         Self::Often,
+        Self::NoPrograms,
     ];
 
     /// The one with this number.
@@ -187,6 +200,7 @@ impl Refusal {
             Self::Failed => "it cannot start a process for it; its log says why",
             Self::IsRoot => "root needs none",
             Self::NoFaults => "its administrator does not want lazy restarts (--no-lazy)",
+            Self::NoPrograms => "it has no eBPF programs; its log says why",
             Self::Often => "too many of your jobs have begun with it just now",
         }
     }
@@ -280,7 +294,7 @@ mod tests {
         for refusal in Refusal::ALL {
             assert_eq!(Refusal::of(refusal as u32), Some(refusal));
         }
-        assert_eq!((Refusal::of(0), Refusal::of(17)), (None, None));
+        assert_eq!((Refusal::of(0), Refusal::of(18)), (None, None));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub fn main() -> anyhow::Result<u8> {
     // One that is gone is not to be found.
     let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
     if let Some(programs) = programs {
-        told::note_core(programs);
+        told::note_core(programs, &link);
     }
     let asked = go(&link)?;
     environment::set(asked.variables);

@@ -193,6 +193,11 @@ impl<'a> Front<'a> {
                     self.is_known = true;
                     (self.running)();
                 }
+                Word::Programs(_) => {
+                    let programs = self.door.programs().ok();
+                    let with: Vec<BorrowedFd<'_>> = programs.iter().map(AsFd::as_fd).collect();
+                    self.tell(&Word::Programs(programs.is_some()), &with);
+                }
                 Word::Stopped(_) => {
                     if let Some((_, program)) = self.program {
                         self.signals.stop_with(program);

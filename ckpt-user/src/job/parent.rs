@@ -3,6 +3,7 @@
 use super::ended::Ended;
 use super::signals::{Meaning, Signals};
 use crate::daemon::link::{Heard, Link, Run, Word};
+use crate::daemon::told;
 use crate::front;
 use crate::sys::pidfd;
 use nix::unistd::Pid;
@@ -110,13 +111,14 @@ fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
     loop {
         match from.hear_what_waits() {
             Ok(None) => return None,
-            Ok(Some(Heard { word, .. })) => match word {
+            Ok(Some(Heard { word, descriptors })) => match word {
                 Word::Signal(signal) if signal < 0 => {
                     return Some(News::Signal(Meaning::Everyones(signal.saturating_neg())));
                 }
                 Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
                 Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
                 Word::Over(_) => return Some(News::Over),
+                Word::Programs(_) => descriptors.into_iter().take(1).for_each(told::note_another),
                 Word::Stopped(_) => drop(front.map(|front| front.say(&Word::Stopped(true), &[]))),
                 _ => {}
             },
