@@ -34,6 +34,9 @@ static FRONT: OnceLock<Arc<Link>> = OnceLock::new();
 /// There is another connection than when it was asked last ([`is_another`]).
 static IS_ANOTHER: AtomicBool = AtomicBool::new(false);
 
+/// The front has been asked, and has not answered yet.
+static IS_ASKED: AtomicBool = AtomicBool::new(false);
+
 static ASKING: Mutex<()> = Mutex::new(());
 
 /// Of the last question of this process.
@@ -49,10 +52,13 @@ pub fn note_core(connection: OwnedFd, front: &Arc<Link>) {
     *core() = Some(Arc::new(connection));
 }
 
-/// Notes one with another core.
-pub fn note_another(connection: OwnedFd) {
-    *core() = Some(Arc::new(connection));
-    IS_ANOTHER.store(true, Ordering::Relaxed);
+/// Notes the front's answer: a connection with another core, or that there is none now.
+pub fn note_another(connection: Option<OwnedFd>) {
+    if let Some(connection) = connection {
+        *core() = Some(Arc::new(connection));
+        IS_ANOTHER.store(true, Ordering::Relaxed);
+    }
+    IS_ASKED.store(false, Ordering::Relaxed);
 }
 
 /// Whether there is another core than when this was asked last.
@@ -62,7 +68,9 @@ pub fn is_another() -> bool {
 
 /// Has the front ask for another core where there is none any more. Its answer comes when it may ([`note_another`]).
 pub fn ask_for_another() {
-    if let Some(front) = FRONT.get().filter(|_| core().is_none()) {
+    if let Some(front) = FRONT.get().filter(|_| core().is_none())
+        && !IS_ASKED.swap(true, Ordering::Relaxed)
+    {
         // One that is gone is noticed by the supervisor.
         let _ = front.say(&Word::Programs(true), &[]);
     }
@@ -136,7 +144,7 @@ impl Told {
 
     fn is_gone(&self) {
         let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
-        core().take_if(|core| Arc::ptr_eq(core, &self.core));
+        drop(core().take_if(|core| Arc::ptr_eq(core, &self.core)));
         ask_for_another();
     }
 }

@@ -118,7 +118,7 @@ fn next(from: &Link, front: Option<&Arc<Link>>) -> Option<News> {
                 Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
                 Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
                 Word::Over(_) => return Some(News::Over),
-                Word::Programs(_) => descriptors.into_iter().take(1).for_each(told::note_another),
+                Word::Programs(_) => told::note_another(descriptors.into_iter().next()),
                 Word::Stopped(_) => drop(front.map(|front| front.say(&Word::Stopped(true), &[]))),
                 _ => {}
             },
