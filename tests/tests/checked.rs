@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use ckpt_tests::scenario::verb;
-use ckpt_tests::{Sandbox, victim_cmd};
+use ckpt_tests::scenario::{Daemon, Tool, verb};
+use ckpt_tests::{Cmd, Sandbox, victim_cmd};
 
 #[test]
 fn check_agrees_with_an_independent_probe() {
@@ -28,4 +28,22 @@ fn check_agrees_with_an_independent_probe() {
         count += 1;
     }
     assert!(count > 15, "{count}");
+}
+
+/// By which way jobs are checkpointed is that of whoever asks: root's, a daemon's, or a user's alone.
+#[test]
+fn check_says_by_which_way() {
+    let sandbox = Sandbox::new("checked_ways");
+    let way = |check: Cmd| {
+        let printed = sandbox.run(check).success().stdout_text();
+        let report: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        report["way"].as_str().unwrap().to_owned()
+    };
+    let user = Tool::of_user(&sandbox);
+    let asked = || [way(verb("check", ["--json"])), way(user.verb("check", ["--json"]))];
+    assert_eq!(asked(), ["privileged", "alone"]);
+    let daemon = Daemon::begin(&sandbox, &[]);
+    assert_eq!(asked(), ["privileged", "daemon"]);
+    daemon.end();
+    assert_eq!(asked(), ["privileged", "alone"]);
 }

@@ -5,57 +5,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Daemon, Tool, held, let_go};
-use ckpt_tests::user::UID;
-use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, victim_cmd};
+use ckpt_tests::scenario::{Daemon, Tool, daemon_client, held, let_go};
+use ckpt_tests::user::{OTHER, UID};
+use ckpt_tests::{Cmd, Expected, Job, Sandbox, assert_same, skip, victim_cmd};
+use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What a client of the daemon's can say, in the words of ckpt-user/src/daemon/wire.rs.
-const CLIENT: &str = r#"
-import array, os, socket, struct, sys, time
-PLACE = "/run/ckptbpf/daemon.sock"
-HELLO, WELCOME, REFUSED, DEVICE, FEATURES, DONE, NEXT_ID = 1, 2, 3, 4, 5, 6, 10
-QUERY, WORKER, FAULTS, IDS = 1, 2, 3, 8
-def connect():
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    client.connect(PLACE)
-    client.settimeout(20)
-    return client
-def message(kind, body, version=1, length=None, magic=b"CKD1"):
-    return magic + struct.pack("HHI", version, kind, len(body) if length is None else length) + body
-def hello(wants):
-    return message(HELLO, struct.pack("II", wants, 0))
-def send(client, data, fds=()):
-    with_fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    client.sendmsg([data], with_fds)
-def answer(client):
-    try:
-        data, fds, _, _ = socket.recv_fds(client, 65536, 8)
-    except ConnectionResetError:
-        return None, b"", []
-    if not data:
-        return None, b"", []
-    return struct.unpack("H", data[6:8])[0], data[12:], fds
-def asked(data, fds=()):
-    client = connect()
-    try:
-        send(client, data, fds)
-    except BrokenPipeError:
-        pass
-    except PermissionError:
-        # Linux 6.16: the kernel takes no descriptors for it.
-        assert fds
-        return REFUSED, struct.pack("II", 1, 0), []
-    return answer(client)
-def refusal(data, fds=()):
-    kind, body, fds = asked(data, fds)
-    return struct.unpack("I", body[:4])[0] if kind == REFUSED else (kind, len(fds))
-"#;
-
 fn python(tool: &Tool, lines: &str) -> Cmd {
-    let script = format!("{CLIENT}{lines}");
-    tool.user.clone().unwrap().runs(&Cmd::new("/usr/bin/python3").args(["-c", &script]))
+    daemon_client(tool.user.as_ref().unwrap(), lines)
 }
 
 fn open_files(sandbox: &Sandbox, pid: i32) -> usize {
@@ -63,7 +21,8 @@ fn open_files(sandbox: &Sandbox, pid: i32) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// Somebody else's job beside the attack, which goes on as if nothing were.
+/// Somebody else's job beside the attack, which goes on as if nothing were. The attack is that of a user who has nothing in common with
+/// the job's.
 fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Daemon<'_>, &Tool)) {
     let sandbox = Sandbox::new(name);
     let daemon = Daemon::begin(&sandbox, options);
@@ -76,7 +35,7 @@ fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Dae
     job.running().wait_for_output("\n50 ", SOON);
     job.checkpoint();
     let before = open_files(&sandbox, daemon.pid());
-    attack(&sandbox, &daemon, &tool);
+    attack(&sandbox, &daemon, &Tool { user: Some(user.other()), ..tool });
     sandbox.wait_for("the daemon to have nothing of it left", SOON, || {
         // A connection of before may still have been open.
         open_files(&sandbox, daemon.pid()) <= before
@@ -97,7 +56,9 @@ assert refusal(b'x') == 1
 assert refusal(os.urandom(64)) == 1
 assert refusal(message(HELLO, b'')) == 1
 assert refusal(message(HELLO, struct.pack('II', 9, 0))) == 1
-assert refusal(message(HELLO, struct.pack('II', QUERY, 1))) == 1
+for wants in (WORKER, FAULTS, IDS):
+    assert refusal(message(HELLO, struct.pack('II', wants, BUILD ^ 1)), [os.pidfd_open(os.getpid())]) in (1, 2)
+    assert refusal(message(HELLO, struct.pack('II', wants, BUILD ^ 1))) == 2
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), version=2)) == 2
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), length=9)) == 1
 assert refusal(message(HELLO, struct.pack('II', QUERY, 0), magic=b'DMTC')) == 1
@@ -120,7 +81,7 @@ while asked(hello(QUERY))[0] != WELCOME:
 /// Connections without a word, and clients that read nothing.
 #[test]
 fn connections_without_number() {
-    beside_a_job("attack_connections", &[], |sandbox, daemon, tool| {
+    beside_a_job("attack_connections", &[], |sandbox, _daemon, tool| {
         let lines = "
 held = []
 for _ in range(400):
@@ -133,9 +94,68 @@ for client in held:
 ";
         let attack = sandbox.spawn(python(tool, lines));
         attack.wait_for_output("held", SOON);
-        // Another user is answered at once.
-        daemon.check().success();
+        // Another user, who is not root either, is answered at once.
+        let said = sandbox.run(Tool::of_user(sandbox).verb("daemon", ["--check"])).success().stdout_text();
+        assert!(said.contains(": 1 of 32 jobs of this user"), "{said}");
         attack.wait(SOON).success();
+    });
+}
+
+/// Connections with something in them that takes an hour to be closed, more than the daemon has threads: those who are refused, too.
+#[test]
+fn connections_that_linger() {
+    const NAME: &str = "connections_that_linger";
+    beside_a_job("attack_linger", &[], |sandbox, _daemon, tool| {
+        let lines = "
+import resource, select, threading
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+listener.bind(('127.0.0.1', 0))
+listener.listen(16)
+held = []
+def lingering():
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    one.connect(listener.getsockname())
+    held.append(listener.accept()[0])
+    one.setblocking(False)
+    try:
+        while True:
+            one.send(bytes(4096))
+    except BlockingIOError:
+        pass
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 3600))
+    return one
+for _ in range(700):
+    client, one = connect(), lingering()
+    try:
+        send(client, b'x', [one.fileno()])
+        # Should it be the last one by now, this takes an hour, too.
+        threading.Thread(target=one.close, daemon=True).start()
+    except PermissionError:
+        print('refused by the kernel', flush=True)
+        os._exit(0)
+    except BrokenPipeError:
+        held.append(one)
+    client.close()
+print('all sent', flush=True)
+select.select([], [], [])
+";
+        let attack = sandbox.spawn(python(tool, lines));
+        attack.wait_for_output("\n", SOON);
+        if String::from_utf8_lossy(&attack.stdout()).contains("refused by the kernel") {
+            skip::skip_part(NAME, "this kernel (Linux 6.16 or later) takes no descriptors for the daemon");
+            attack.wait(SOON).success();
+            return;
+        }
+        let victim = Tool::of_user(sandbox);
+        sandbox.run(victim.verb("daemon", ["--check"])).success();
+        let images = victim.user.clone().unwrap().home().join("images");
+        sandbox.run(victim.verb("checkpoint", [images])).success();
+        attack.kill(Signal::SIGKILL);
+        attack.wait(SOON).expect_code(137);
     });
 }
 
@@ -164,6 +184,63 @@ for wrong in (b'', word(2, b''), word(3, b''), hello(WORKER), os.urandom(40)):
     send(client, wrong or b'x')
     client.close()
 begun().close()
+";
+        sandbox.run(python(tool, lines)).success();
+    });
+}
+
+/// Who traces what a worker has shown to its front keeps that from being gone: it is one of their jobs as long as they do.
+#[test]
+fn challenges_that_are_kept_are_jobs_of_their_user() {
+    beside_a_job("attack_kept", &["--jobs", "2"], |sandbox, _daemon, tool| {
+        let lines = "
+import ctypes, select
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+def begun():
+    client = connect()
+    try:
+        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
+    except PermissionError:
+        send(client, hello(WORKER))
+    kind, body, _ = answer(client)
+    return client, kind, body
+def number(data):
+    value = 0
+    for place, byte in enumerate(data):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value
+def stat(pid):
+    with open(f'/proc/{pid}/stat') as file:
+        return file.read().rsplit(')', 1)[1].split()
+def wait_for(what, is_so):
+    until = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until, what
+        select.select([], [], [], 0.01)
+kept = []
+for _ in range(2):
+    client, kind, body = begun()
+    assert (kind, body[0], body[2]) == (256, 10, 8), (kind, body)
+    shown = number(body[3:])
+    worker = stat(shown)[1]
+    assert libc.ptrace(0x4206, shown, None, None) == 0, ctypes.get_errno()
+    client.close()
+    wait_for('the worker to be gone', lambda: not os.path.exists(f'/proc/{worker}'))
+    assert stat(shown)[0] == 'Z'
+    kept.append(shown)
+for _ in range(20):
+    client, kind, body = begun()
+    assert (kind, struct.unpack('I', body[:4])[0]) == (REFUSED, 5), (kind, body)
+    select.select([], [], [], 0.05)
+for shown in kept:
+    os.waitpid(shown, 0x40000000)
+def is_served():
+    client, kind, _ = begun()
+    client.close()
+    return kind == 256
+wait_for('a worker', is_served)
 ";
         sandbox.run(python(tool, lines)).success();
     });
@@ -328,7 +405,7 @@ fn who_is_held_back_has_no_worker() {
             let said = sandbox.run(cmd).success().stderr_text();
             assert!(said.contains("is done without: ") && said.contains(words), "{said}");
         };
-        let id = UID.to_string();
+        let id = OTHER.to_string();
         // As a set-group-id program has it.
         let ids = ["--reuid", &id, "--rgid", &id, "--egid", "4343", "--clear-groups", "--"];
         let as_group = Cmd::new("setpriv").args(ids).program(&launch("/tmp/a"));
@@ -336,7 +413,7 @@ fn who_is_held_back_has_no_worker() {
         // Directories of this machine's in another root.
         let line = "set -e; new=$1; shift; mkdir $new; for one in usr bin lib lib64 proc run dev tmp var; do \
             [ -e /$one ] || continue; mkdir $new/$one; mount --rbind /$one $new/$one; done; \
-            exec chroot --userspec=4242:4242 $new \"$@\"";
+            exec chroot --userspec=4243:4243 $new \"$@\"";
         let root = sandbox.dir().join("root");
         let within = Cmd::new("unshare").args(["-m", "sh", "-c", line, "sh"]).arg(&root);
         is_said(within.program(&launch("/tmp/d")), "a root directory of its own");
@@ -368,7 +445,7 @@ os.execv(sys.argv[1], sys.argv[1:])
     });
 }
 
-/// Fifty jobs at once, and a daemon that is killed and replaced under them.
+/// Fifty jobs at once, and a daemon that is killed and replaced under them: their workers go on.
 #[test]
 fn fifty_jobs_and_a_daemon_that_is_killed() {
     const JOBS: usize = 50;
@@ -378,9 +455,9 @@ fn fifty_jobs_and_a_daemon_that_is_killed() {
     let user = tool.user.clone().unwrap();
     let program = victim_cmd("count_static").args(["numbers", "400", "1000"]);
     let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let program = user.reaches(&program);
+    let program = user.reaches(&held(&sandbox, program));
     let line = format!(
-        "mkdir $1 && cd $1 && shift && exec {} launch -i 0.5 -d images -- \"$@\"",
+        "mkdir $1 && cd $1 && shift && exec {} launch -i 3 -d images -- \"$@\"",
         tool.binary.display()
     );
     let begin = |job: usize| {
@@ -388,12 +465,25 @@ fn fifty_jobs_and_a_daemon_that_is_killed() {
         sandbox.spawn(user.runs(&Cmd::new("/bin/sh").args(["-c", &line, "sh", &job]).program(&program)))
     };
     let jobs: Vec<_> = (0..JOBS).map(begin).collect();
+    let check = tool.verb("daemon", ["--check"]);
     sandbox.wait_for("all to have a worker", SOON * 2, || {
-        daemon.check();
-        daemon.log().matches(": worker ").count() >= JOBS
+        sandbox.run(&check).stdout_text().contains(": 50 of 64 jobs of this user")
     });
     daemon.kill();
+    let newest = |job: usize| -> u64 {
+        let files = std::fs::read_dir(user.home().join(format!("job{job}/images"))).into_iter().flatten();
+        let names = files.flatten().filter_map(|file| file.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_suffix(".ckpt")?.parse::<u64>().ok()).max().unwrap_or(0)
+    };
+    let before: Vec<u64> = (0..JOBS).map(newest).collect();
     let daemon = Daemon::begin(&sandbox, &["--jobs", "64"]);
+    sandbox.wait_for("a checkpoint of each without their daemon", SOON * 2, || {
+        (0..JOBS).all(|job| newest(job) > before[job])
+    });
+    sandbox.wait_for("all to ask the new one", SOON * 2, || {
+        sandbox.run(&check).stdout_text().contains(": 50 of 64 jobs of this user")
+    });
+    let_go(&sandbox);
     for (number, job) in jobs.into_iter().enumerate() {
         let ended = job.wait(SOON * 3).success();
         assert_same(&format!("output of job {number}"), &expected.stdout, &ended.stdout);

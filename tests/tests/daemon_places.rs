@@ -2,7 +2,7 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ckpt_tests::calls::{Calls, From, adopts, binds};
@@ -115,8 +115,12 @@ fn a_daemon_in_the_background() {
     let check = || sandbox.run(daemon().arg("--check"));
     assert!(check().expect_code(1).stdout_text().contains("no daemon at"));
     let begin = daemon().arg("-v").arg("--pidfile").arg(&pidfile).arg("--log").arg(&log);
+    // Of one that is gone: whoever reads it meanwhile reads that, and never nothing.
+    std::fs::write(&pidfile, "1\n").unwrap();
+    std::fs::hard_link(&pidfile, at("as-it-was")).unwrap();
     let said = sandbox.run(begin.clone()).success();
     assert_eq!(said.stderr_text(), "");
+    assert_eq!(std::fs::read_to_string(at("as-it-was")).unwrap(), "1\n");
     let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
     assert!(check().success().stdout_text().contains(&format!("daemon {pid} at")));
     // One more is refused, and says why.
@@ -245,5 +249,38 @@ fn a_daemon_leaves_the_control_groups_of_a_job() {
     // Where there are control groups of the second version, one of its own.
     for group in ["/sys/fs/cgroup/ckptbpf/core", "/sys/fs/cgroup/ckptbpf"] {
         let _ = std::fs::remove_dir(group);
+    }
+}
+
+/// systemd is told when it serves, also by a socket without a file, and SIGHUP has it open its log again (logrotate).
+#[test]
+fn a_daemon_tells_systemd_and_opens_its_log_again() {
+    let sandbox = Sandbox::new("daemon_notify");
+    let at = |name: &str| sandbox.dir().join(name);
+    let [log, moved, place] = ["d.log", "d.log.1", "notify"].map(at);
+    let lines = "
+import socket, sys
+place = sys.argv[1]
+server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+server.bind(chr(0) + place[1:] if place[0] == '@' else place)
+print('waits', flush=True)
+assert server.recv(100) == b'READY=1'
+";
+    for place in [place.to_str().unwrap(), "@ckptbpf-notify"] {
+        let systemd = sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", lines, place]));
+        systemd.wait_for_output("waits", SOON);
+        let begin = verb("daemon", ["--log"]).arg(&log).env("NOTIFY_SOCKET", place);
+        let daemon = sandbox.spawn(begin);
+        systemd.wait(SOON).success();
+        // What is told is so.
+        sandbox.run(verb("daemon", ["--check"])).success();
+        std::fs::rename(&log, &moved).unwrap();
+        daemon.kill(Signal::SIGHUP);
+        let said = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        sandbox.wait_for("the log to be opened again", SOON, || said(&log).contains("opened again"));
+        daemon.kill(Signal::SIGTERM);
+        daemon.wait(SOON).success();
+        assert!(said(&log).contains("info: ended") && !said(&moved).contains("info: ended"));
+        std::fs::remove_file(&log).unwrap();
     }
 }

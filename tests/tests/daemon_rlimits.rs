@@ -1,4 +1,4 @@
-//! Limits of a worker (setrlimit(2)): those of its daemon, but for the size of files, which is its user's.
+//! Limits of a worker (setrlimit(2)) on files: open ones, of which it needs many, and their size, which is its user's.
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

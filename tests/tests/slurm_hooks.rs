@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 const SOON: Duration = Duration::from_secs(30);
 
 /// All that a daemon of a job may have.
-const FILES: [&str; 5] = ["sock", "sock.lock", "pid", "log", "err"];
+const FILES: [&str; 6] = ["sock", "sock.lock", "pid", "pid.new", "log", "err"];
 
 /// `slurm/NAME` as slurmd calls it on the node n1, with ckptbpf from the folder `bin`.
 fn hook(name: &str, bin: &Path, job: &str) -> Cmd {
@@ -57,7 +57,7 @@ fn what_daemons_leave_without_an_epilog_goes_and_what_runs_stays() {
     let runs = |pid: i32| sandbox.ps().iter().any(|process| process.pid == pid);
     sandbox.kill(dead, Signal::SIGKILL as i32).unwrap();
     sandbox.wait_for("the end of a daemon", SOON, || !runs(dead));
-    sandbox.run("rm /run/ckptbpf/slurm/n1-7.pid /run/ckptbpf/slurm/n1-8.pid").success();
+    sandbox.run("cd /run/ckptbpf/slurm && mv n1-7.pid n1-7.pid.new && rm n1-8.pid").success();
     assert!(of_job(&sandbox, "7", "sock.lock").exists());
     sandbox.run(hook("epilog", &bin, "9")).success();
     assert!(FILES.iter().all(|end| !of_job(&sandbox, "7", end).exists()));

@@ -38,6 +38,7 @@ const TESTED: &[(&[&str], &[&str], &str, &str)] = &[
     (&["restart", "run"], &["--detach"], "restart.rs", "detached_it_returns"),
     (&["checkpoint"], &["--kill", "--dir", "--json"], "orphan.rs", "a_pid_that_nobody_supervises"),
     (&["status"], &["--json"], "orphan.rs", "status_clears_what_a_killed_supervisor_left"),
+    (&["status"], &["--clear"], "held_up.rs", "root_waits_for_nobody_s_supervisor_and_an_epilog_asks_none"),
     (&["list"], &["--json"], "restart.rs", "a_branch_has_a_directory_of_its_own"),
     (&["inspect"], &["--json"], "count.rs", "count_survives"),
     (&["verify"], &[], "status.rs", "damage_is_found"),

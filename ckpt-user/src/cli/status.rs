@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Status as Exit, print};
 use crate::job::control::JobStatus;
-use crate::job::registry::{Live, Target, find, live};
+use crate::job::registry::{Live, Target, clear, find, live};
 use crate::job::runtime_dir::RuntimeDir;
 use crate::job::terminal::{duration, say};
 
@@ -19,6 +19,9 @@ pub struct Status {
     /// JSON: an array of all jobs, or the object of the one that is named
     #[arg(long)]
     json: bool,
+    /// Clear what jobs that are over have left, ask nobody, and show nothing
+    #[arg(long, conflicts_with_all = ["json", "target"])]
+    clear: bool,
     /// A job's directory, or any process of it
     #[arg(value_name = "DIR|PID")]
     target: Option<OsString>,
@@ -26,6 +29,10 @@ pub struct Status {
 
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
+        if self.clear {
+            clear(&RuntimeDir::visible());
+            return Ok(Exit::DONE);
+        }
         let mut jobs = live(&RuntimeDir::visible());
         if let Some(target) = &self.target {
             let shown = target.to_string_lossy();

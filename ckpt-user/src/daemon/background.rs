@@ -1,14 +1,17 @@
-//! A daemon that returns to whoever has started it once it listens: a prolog does not wait for its end.
+//! Word of the daemon to whoever has started it, once it listens: it returns (a prolog does not wait for its end), and tells systemd.
 
 use super::Options;
 use crate::sys::pidfd;
 use crate::sys::spawn::{self, Detached, Ready};
 use anyhow::Context;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
 
 /// Word of the daemon to who has started it.
 pub struct Running {
@@ -34,12 +37,31 @@ pub fn begin(options: &Options) -> anyhow::Result<Running> {
         }
     };
     if let Some(path) = &options.log {
-        let log =
-            File::options().append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path);
-        let log = log.with_context(|| format!("{}: cannot write the log", path.display()))?;
-        pidfd::duplicate_to_standard(&OwnedFd::from(log), 2)?;
+        open_log(path).with_context(|| format!("{}: cannot write the log", path.display()))?;
     }
     Ok(Running { ready, pidfile: options.pidfile.clone(), has_log: options.log.is_some() })
+}
+
+/// Opens the log at `path`, where there may be another file by now (logrotate(8)), in the place of standard error.
+///
+/// # Errors
+/// It cannot be written; what was open stays.
+pub fn open_log(path: &Path) -> io::Result<()> {
+    let log =
+        File::options().append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    pidfd::duplicate_to_standard(&OwnedFd::from(log), 2)
+}
+
+/// Tells systemd that it serves, where that wants to know (sd_notify(3)). It is never waited for.
+fn notify() -> io::Result<()> {
+    let Some(place) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    let address = match place.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&place)?,
+    };
+    socket.send_to_addr(b"READY=1", &address).map(drop)
 }
 
 impl Running {
@@ -47,12 +69,16 @@ impl Running {
     ///
     /// # Errors
     /// The process id cannot be written.
-    pub fn told(&mut self) -> std::io::Result<()> {
+    pub fn told(&mut self) -> io::Result<()> {
         if let Some(path) = &self.pidfile {
+            // Beside it, so that nobody reads an empty one, and takes this for a daemon that is gone.
+            let mut beside = path.clone().into_os_string();
+            beside.push(".new");
             let mut options = File::options();
             options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-            let mut file = options.open(path)?;
+            let mut file = options.open(&beside)?;
             writeln!(file, "{}", std::process::id())?;
+            fs::rename(&beside, path)?;
         }
         if let Some(ready) = self.ready.take() {
             let nothing = OwnedFd::from(File::options().read(true).write(true).open("/dev/null")?);
@@ -61,6 +87,9 @@ impl Running {
                 pidfd::duplicate_to_standard(&nothing, stream)?;
             }
             ready.tell();
+        }
+        if let Err(error) = notify() {
+            log::warn!("systemd is not told that it serves: {error}");
         }
         Ok(())
     }

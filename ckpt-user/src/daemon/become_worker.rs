@@ -5,18 +5,22 @@
 //! control groups: out of the job's, in its user's ([`super::subgroups`]) or in the core's. That is why nobody may trace it, its
 //! own user neither: a program put into it would escape the job's limits.
 
+use super::bounds;
 use super::peer::{Who, held_back};
 use super::proc_fd::ProcFd;
 use super::wire::Refusal;
 use crate::job::terminal;
 use crate::sys::{caps, keyring, own};
-use crate::task::limits as resource_limits;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::unistd::{Gid, Pid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
+
+/// Where it is 1, whoever becomes another user is open to that for a moment.
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
 
 /// Becomes a process of `who`'s, in the namespaces of `process`, which is who's.
 ///
@@ -34,6 +38,8 @@ pub fn become_worker(who: &Who, process: BorrowedFd<'_>) -> Result<(), Refusal> 
     own::note().map_err(|error| failed("look at its own memory", error))?;
     let (theirs, ours) = (ProcFd::of(who.pid), ProcFd::of(Pid::this()));
     let (theirs, ours) = (theirs.map_err(|_| Refusal::Process)?, ours.map_err(|_| Refusal::Process)?);
+    let suid_dumpable =
+        File::open(SUID_DUMPABLE).map_err(|error| failed("look at fs.suid_dumpable", error))?;
     // Rather than anybody else it is a worker that goes where memory is short.
     let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     let shared = CloneFlags::CLONE_NEWNS
@@ -53,10 +59,12 @@ pub fn become_worker(who: &Who, process: BorrowedFd<'_>) -> Result<(), Refusal> 
             return Err(Refusal::Namespace);
         }
     }
-    // It writes nothing that its user could not. Its other limits are the core's, as what it takes is no part of the job.
-    let limits = theirs.text("limits").map_err(|_| Refusal::Process)?;
-    resource_limits::take_file_size(&limits)
-        .map_err(|error| failed("take its limit of file sizes", error))?;
+    bounds::take_over(who.pid, &theirs, &ours).map_err(|error| failed("take over its limits", error))?;
+    // Then what was taken over was this process's.
+    theirs.text("stat").map_err(|_| Refusal::Process)?;
+    if io::read_to_string(suid_dumpable).is_ok_and(|mode| mode.trim() == "1") {
+        return Err(failed("be closed to its user", io::Error::other("fs.suid_dumpable is 1: set it to 0")));
+    }
     take_ids(who).map_err(|error| failed("take its ids", error))?;
     // The core's may hold keys of root's (keyrings(7)).
     match keyring::join_new_session() {

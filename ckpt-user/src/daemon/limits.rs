@@ -1,6 +1,14 @@
 //! How much of the daemon one user may have. Pure: what counts and when is the caller's.
 
+use super::rates::Rates;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// A user's jobs may begin one after each such pause, or faster for a while: each is a process that begins as root, and lines in the log.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// So many at least may begin at once, and else twice as many as there may be.
+const AT_ONCE: u32 = 64;
 
 /// What one user, and all together, may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +17,7 @@ pub struct Limits {
     pub workers: u32,
     /// Connections of one user that have no worker.
     pub connections: u32,
-    /// Connections of all users.
+    /// Connections of all users that have no worker, and workers of all users.
     pub all: u32,
 }
 
@@ -31,6 +39,8 @@ pub struct Usage {
     limits: Limits,
     of: HashMap<u32, Used>,
     all: u32,
+    all_workers: u32,
+    begun: Rates,
 }
 
 /// What there is no room for.
@@ -38,11 +48,14 @@ pub struct Usage {
 pub enum Full {
     Connections,
     Workers,
+    /// Workers have begun too often.
+    Often,
 }
 
 impl Usage {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, of: HashMap::new(), all: 0 }
+        let begun = Rates::new(limits.workers.saturating_mul(2).max(AT_ONCE), PAUSE);
+        Self { limits, of: HashMap::new(), all: 0, all_workers: 0, begun }
     }
 
     /// A connection of this user's begins.
@@ -70,16 +83,26 @@ impl Usage {
     /// # Errors
     /// There is no room for it, and nothing has changed.
     pub fn promote(&mut self, uid: u32) -> Result<(), Full> {
-        if self.workers(uid) >= self.limits.workers {
+        if self.workers(uid) >= self.limits.workers || self.all_workers >= self.limits.all {
             return Err(Full::Workers);
         }
         self.disconnect(uid);
+        self.all_workers += 1;
         self.of.entry(uid).or_default().workers += 1;
         Ok(())
     }
 
+    /// A worker of this user's is about to begin.
+    ///
+    /// # Errors
+    /// It is not to, as too many have.
+    pub fn begin(&mut self, uid: u32, now: Instant) -> Result<(), Full> {
+        if self.begun.take(uid, now) { Ok(()) } else { Err(Full::Often) }
+    }
+
     /// A worker has ended.
     pub fn ended(&mut self, uid: u32) {
+        self.all_workers = self.all_workers.saturating_sub(1);
         self.give_back(uid, |used| &mut used.workers);
     }
 
@@ -126,13 +149,22 @@ mod tests {
         assert_eq!((usage.workers(1), usage.workers(2)), (2, 1));
         usage.ended(1);
         usage.promote(1).unwrap();
+        // All together.
+        for uid in 3..5 {
+            usage.connect(uid).unwrap();
+            usage.promote(uid).unwrap();
+        }
+        usage.connect(5).unwrap();
+        assert_eq!(usage.promote(5), Err(Full::Workers));
+        usage.ended(3);
+        usage.promote(5).unwrap();
     }
 
     proptest! {
         /// Whatever comes and goes, nobody has more than the limits, and nothing is left at the end.
         #[test]
         fn nobody_has_more_than_the_limits(steps in prop::collection::vec((0u8..4, 0u32..3), 0..200)) {
-            let limits = Limits { workers: 2, connections: 3, all: 6 };
+            let limits = Limits { workers: 2, connections: 3, all: 5 };
             let mut usage = Usage::new(limits);
             let (mut connected, mut working) = ([0u32; 3], [0u32; 3]);
             for (step, uid) in steps {
@@ -156,13 +188,14 @@ mod tests {
                 prop_assert!(connected.iter().all(|n| *n <= limits.connections));
                 prop_assert!(working.iter().all(|n| *n <= limits.workers));
                 prop_assert!(connected.iter().sum::<u32>() <= limits.all);
+                prop_assert!(working.iter().sum::<u32>() <= limits.all);
                 prop_assert_eq!(usage.workers(uid), working[at]);
             }
             for uid in 0..3 {
                 (0..connected[uid as usize]).for_each(|_| usage.disconnect(uid));
                 (0..working[uid as usize]).for_each(|_| usage.ended(uid));
             }
-            prop_assert!(usage.of.is_empty() && usage.all == 0);
+            prop_assert!(usage.of.is_empty() && usage.all == 0 && usage.all_workers == 0);
         }
     }
 }

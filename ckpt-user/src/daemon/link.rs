@@ -8,6 +8,7 @@
 //!   ◀── Run ──────── the job's directory is claimed                        (or Done: it has said why not)
 //!   ─── Started ───▶ the program's process id                              (or Over: it cannot be run)
 //!   ◀── Running ──── others can find the job
+//!   ─── Programs ──▶ a connection with the eBPF programs of another core    (asked for by the same word)
 //!   ─── Signal, Ended, Over ──▶     a signal of the job's; its first process has ended; nothing is left of it
 //!   ◀── Done ─────── what to exit with
 //!
@@ -224,6 +225,9 @@ pub enum Word {
     /// Show that you may trace the process with this id ([`crate::front::beside`]).
     #[prost(int32, tag = "25")]
     Show(i32),
+    /// A worker whose core is gone wants another one's programs; the connection comes with the answer, if there is one.
+    #[prost(bool, tag = "30")]
+    Programs(bool),
 }
 
 impl Word {
@@ -243,7 +247,7 @@ impl Word {
 struct Said {
     #[prost(
         oneof = "Word",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 30"
     )]
     word: Option<Word>,
 }
@@ -429,6 +433,7 @@ mod tests {
             Word::Foreground(4711),
             Word::Here(true),
             Word::Show(42),
+            Word::Programs(true),
         ];
         words.iter().for_each(|word| front.say(word, &[]).unwrap());
         for word in words {

@@ -15,6 +15,7 @@ pub mod admission;
 pub mod asked;
 mod background;
 mod become_worker;
+mod bounds;
 mod faults;
 mod groups;
 pub mod ids;
@@ -29,6 +30,7 @@ mod peer;
 pub mod place;
 mod proc_fd;
 mod questions;
+mod rates;
 mod serve;
 mod spawn;
 pub mod subgroups;
@@ -45,7 +47,9 @@ use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use tokio::runtime::Builder;
 
 pub use serve::Rules;
 use subgroups::{Share, Subgroups};
@@ -65,8 +69,11 @@ pub struct Options {
 }
 
 /// What the core needs: ids and namespaces of workers (SETGID, SETUID, SYS_CHROOT, SYS_ADMIN), looking at clients
-/// (SYS_PTRACE).
-const KEPT: &[u32] = &[6, 7, 18, 19, 21];
+/// (SYS_PTRACE), and ending workers that have outlived them (KILL).
+const KEPT: &[u32] = &[5, 6, 7, 18, 19, 21];
+
+/// Threads that answer questions of workers: of one user one at a time. As many are there for what takes long beside clients.
+const TELLERS: usize = 512;
 
 /// Serves until it is asked to end.
 ///
@@ -86,7 +93,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let mut running = background::begin(options)?;
     umask(Mode::from_bits_truncate(0o022));
-    log_lines::init(options.verbose);
+    log_lines::init(options.verbose, options.log.is_some());
     leave::leave(options.share != Share::default());
     let (place, listener) = place::Place::made(options.socket.as_deref(), options.rules.uid)?;
     // Workers have these limits of it, and once rights are laid down they stay as they are.
@@ -98,29 +105,44 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .map_err(|error| log::warn!("workers inject system calls for what eBPF would read: {error}"))
         .ok();
     caps::keep_only(KEPT).context("cannot lay down rights")?;
+    log_lines::begin_writing().context("cannot start a thread")?;
     let subgroups = Subgroups::begin(options.share).map(Arc::new);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // One thread for each connection that there may be, so that nobody waits for somebody else's.
+    let threads = options.rules.limits.all as usize + TELLERS;
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(threads).build()?;
+    let tellers = Builder::new_current_thread().max_blocking_threads(TELLERS).build()?;
+    let told = (teller, tellers.handle().clone());
     let ended = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
         running.told()?;
         log::info!("listening at {}", place.path().display());
         if let Some(served) = Scope::now().for_served() {
             log::info!("{served}");
         }
-        tokio::select! {
-            served = serve::serve(listener, options.rules, teller, subgroups.clone()) => served,
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
+        let mut served = pin!(serve::serve(listener, options.rules, told, subgroups.clone()));
+        loop {
+            tokio::select! {
+                served = &mut served => return served,
+                _ = term.recv() => return Ok(()),
+                _ = int.recv() => return Ok(()),
+                _ = hangup.recv() => match &options.log {
+                    Some(log) => log_lines::open_again(log),
+                    None => return Ok(()),
+                },
+            }
         }
     });
     running.over();
     place.leave();
     // Clients that take their time are not waited for.
     runtime.shutdown_background();
+    tellers.shutdown_background();
     if let Some(subgroups) = &subgroups {
         subgroups.end();
     }
     log::info!("ended; what it had started for jobs goes on");
+    log::logger().flush();
     Ok(ended?)
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The node's.
 pub const NODE: &str = "/run/ckptbpf/daemon.sock";
@@ -129,13 +130,9 @@ fn listen_at(path: &Path, uid: Option<u32>) -> io::Result<OwnedFd> {
 /// # Errors
 /// NotFound or ConnectionRefused: nobody does.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
-    /// struct timeval: how long a daemon that has many waiting may take.
-    const PATIENCE: [i64; 2] = [5, 0];
-    let made = socket::create(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)?;
-    let patience: Vec<u8> = PATIENCE.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    socket::set_option(&made, libc::SO_SNDTIMEO, &patience)?;
-    nix::sys::socket::connect(made.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(made)
+    /// How long a daemon that has many waiting may take.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    socket::connect_within(path, libc::SOCK_SEQPACKET, PATIENCE)
 }
 
 #[cfg(test)]

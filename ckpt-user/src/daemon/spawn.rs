@@ -17,6 +17,9 @@ use tokio::process::{Child, Command};
 /// eBPF programs by, if it has any.
 const ASSIGNMENT: u16 = 0x80;
 
+/// What the worker tells the core, by the same socket: the process that it shows to its front (a pidfd).
+const SHOWN: u16 = 0x81;
+
 /// Whose worker it is to be.
 #[derive(Debug)]
 pub struct Assignment {
@@ -28,21 +31,25 @@ pub struct Assignment {
     pub programs: Option<OwnedFd>,
 }
 
-/// A worker, and the connection that it asks by.
+/// A worker, whose it is, and the connection that it asks by.
 #[derive(Debug)]
 pub struct Worker {
     pub process: Child,
+    /// Its front's pidfd.
+    pub front: OwnedFd,
+    /// Our end of the socket that it has its assignment by.
+    pub told: OwnedFd,
     pub questions: Option<OwnedFd>,
 }
 
-/// Starts one for the client at the other end of `front`.
+/// Starts one for the client at the other end of `front`, which is `process`.
 ///
 /// # Errors
 /// What the kernel says; InvalidData for more groups than a message has room for.
 pub fn start(
     who: &Who,
     front: BorrowedFd<'_>,
-    process: BorrowedFd<'_>,
+    process: OwnedFd,
     has_programs: bool,
     subgroups: Option<&Subgroups>,
 ) -> io::Result<Worker> {
@@ -67,9 +74,23 @@ pub fn start(
         subgroups.enter(who.uid, pid)?;
     }
     let with: Vec<BorrowedFd<'_>> =
-        [front, process].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
+        [front, process.as_fd()].into_iter().chain(programs.iter().map(AsFd::as_fd)).collect();
     packet::send(ours.as_fd(), &message, &with, MsgFlags::MSG_DONTWAIT)?;
-    Ok(Worker { process: worker, questions })
+    Ok(Worker { process: worker, front: process, told: ours, questions })
+}
+
+/// As a worker: tells the core of a process that its user may keep from being gone, before they can.
+///
+/// # Errors
+/// The core is gone.
+pub fn tell_shown(core: BorrowedFd<'_>, process: BorrowedFd<'_>) -> io::Result<()> {
+    packet::send(core, &wire::join(SHOWN, &[]), &[process], MsgFlags::MSG_DONTWAIT)
+}
+
+/// As the core: what a worker has told by [`tell_shown`].
+pub fn shown(by: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let told = packet::receive(by, wire::LIMIT, MsgFlags::MSG_DONTWAIT).ok().flatten()?;
+    told.descriptors.into_iter().next()
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
-use tokio::task::spawn_blocking;
+use tokio::runtime::Handle;
 use zerocopy::FromBytes;
 
 /// Loaded programs.
@@ -149,18 +149,25 @@ enum Next {
     Over,
 }
 
-/// Answers the questions of a worker of `uid`'s until it closes the connection, or asks what no worker of ours does.
+/// Answers the questions of a worker of `uid`'s until it closes the connection, or asks what no worker of ours does. The threads that
+/// look are of `pool`.
 ///
 /// # Errors
 /// The connection cannot be waited for.
-pub async fn serve(teller: Arc<Teller>, turn: Turn, uid: u32, connection: Arc<OwnedFd>) -> io::Result<()> {
+pub async fn serve(
+    teller: Arc<Teller>,
+    pool: Handle,
+    turn: Turn,
+    uid: u32,
+    connection: Arc<OwnedFd>,
+) -> io::Result<()> {
     let connection = Arc::new(packet::watched(connection)?);
     loop {
         let mut ready = connection.readable().await?;
         let turn = turn.clone().lock_owned().await;
         let (teller, connection) = (teller.clone(), connection.clone());
         // What comes with a message may take long to close.
-        let next = spawn_blocking(move || {
+        let next = pool.spawn_blocking(move || {
             let _turn = turn;
             one(&teller, uid, &connection)
         });

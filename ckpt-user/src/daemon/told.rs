@@ -1,5 +1,13 @@
 //! A worker's way to its core's eBPF programs ([`super::questions`]).
+//!
+//! ```text
+//! core ── a connection, at the worker's start ──▶ worker          the core is gone:
+//!                                                 worker ── Programs ──▶ front ── Hello{programs} ──▶ another core
+//!                                                        ◀── Programs, the connection ──
+//! ```
+//! A front has its namespaces still, and is judged by that core as any client; the worker may be in those of a restarted program.
 
+use super::link::{Link, Word};
 use super::questions::{self, ASK, Answer, Ask, LESSONS, MOST, OBJECT};
 use super::wire;
 use crate::sys::bpf::BpfError;
@@ -13,27 +21,65 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use zerocopy::IntoBytes;
 
-/// The connection of this worker, and of those that it forks.
-static CORE: OnceLock<OwnedFd> = OnceLock::new();
+/// The connection of this worker, and of those that it forks; none once its core is gone.
+static CORE: Mutex<Option<Arc<OwnedFd>>> = Mutex::new(None);
+
+/// Who asks another core for one. Of a worker that had a connection.
+static FRONT: OnceLock<Arc<Link>> = OnceLock::new();
+
+/// There is another connection than when it was asked last ([`is_another`]).
+static IS_ANOTHER: AtomicBool = AtomicBool::new(false);
+
+/// The front has been asked, and has not answered yet.
+static IS_ASKED: AtomicBool = AtomicBool::new(false);
 
 static ASKING: Mutex<()> = Mutex::new(());
 
 /// Of the last question of this process.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// Notes it; the first call counts.
-pub fn note_core(connection: OwnedFd) {
-    CORE.get_or_init(|| connection);
+fn core() -> MutexGuard<'static, Option<Arc<OwnedFd>>> {
+    CORE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes the connection that this worker was started with, and its front.
+pub fn note_core(connection: OwnedFd, front: &Arc<Link>) {
+    FRONT.get_or_init(|| front.clone());
+    *core() = Some(Arc::new(connection));
+}
+
+/// Notes the front's answer: a connection with another core, or that there is none now.
+pub fn note_another(connection: Option<OwnedFd>) {
+    if let Some(connection) = connection {
+        *core() = Some(Arc::new(connection));
+        IS_ANOTHER.store(true, Ordering::Relaxed);
+    }
+    IS_ASKED.store(false, Ordering::Relaxed);
+}
+
+/// Whether there is another core than when this was asked last.
+pub fn is_another() -> bool {
+    IS_ANOTHER.swap(false, Ordering::Relaxed)
+}
+
+/// Has the front ask for another core where there is none any more. Its answer comes when it may ([`note_another`]).
+pub fn ask_for_another() {
+    if let Some(front) = FRONT.get().filter(|_| core().is_none())
+        && !IS_ASKED.swap(true, Ordering::Relaxed)
+    {
+        // One that is gone is noticed by the supervisor.
+        let _ = front.say(&Word::Programs(true), &[]);
+    }
 }
 
 /// A core that tells.
 #[derive(Debug)]
 pub struct Told {
-    core: &'static OwnedFd,
+    core: Arc<OwnedFd>,
     /// Of this process.
     own: OwnedFd,
 }
@@ -43,7 +89,7 @@ impl Told {
     /// The core has no programs.
     pub fn by_core() -> io::Result<Self> {
         let none = || io::Error::other("it has none; its log says why");
-        Ok(Self { core: CORE.get().ok_or_else(none)?, own: pidfd::open(Pid::this())? })
+        Ok(Self { core: core().clone().ok_or_else(none)?, own: pidfd::open(Pid::this())? })
     }
 
     /// What this kernel's words mean.
@@ -89,11 +135,17 @@ impl Told {
                 io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it is not heard"),
                 _ => error,
             })
-            .and_then(|()| questions::hear(self.core, number));
+            .and_then(|()| questions::hear(&self.core, number));
         if heard.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::TimedOut) {
-            let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
+            self.is_gone();
         }
         heard
+    }
+
+    fn is_gone(&self) {
+        let _ = shutdown(self.core.as_raw_fd(), Shutdown::Both);
+        drop(core().take_if(|core| Arc::ptr_eq(core, &self.core)));
+        ask_for_another();
     }
 }
 
@@ -103,7 +155,7 @@ impl Told {
 /// # Errors
 /// The core does not open it.
 pub fn object(pid: Pid, mapping: Range<u64>) -> io::Result<Option<File>> {
-    if CORE.get().is_none() {
+    if core().is_none() {
         return Ok(None);
     }
     let process = pidfd::open(pid)?;

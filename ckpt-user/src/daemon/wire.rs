@@ -7,6 +7,7 @@
 //!             then any number of: Features + a userfaultfd ─▶ Done
 //!        ── Hello{ids} ───────────────▶ core        answer: Done
 //!             then any number of: NextId ─▶ Done, and NextId{0} when it has been used
+//!        ── Hello{programs} ──────────▶ core        answer: Done; then questions by this very socket ([`super::questions`])
 //! ```
 //! No text and no length of the sender's comes to the core: a message is the header and a struct, or it is refused. All
 //! numbers are in the machine's own order; both sides are on one machine. What front and worker say to each other has the
@@ -19,8 +20,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"CKD1");
 /// Of the messages here and in [`super::link`]: both sides have the same, or do not talk.
 pub const VERSION: u16 = 1;
+/// Of what this was made of (`build.rs`). A worker is told its front's command line, so a client that wants more than a word has to be of
+/// the same build.
+pub const BUILD: u32 = number(env!("CKPTBPF_BUILD"));
+/// The same of what questions and their answers are made of: other builds may have the same.
+pub const ROWS: u32 = number(env!("CKPTBPF_ROWS"));
 /// The longest message, its header included.
 pub const LIMIT: usize = 64 << 10;
+
+const fn number(text: &str) -> u32 {
+    match u32::from_str_radix(text, 16) {
+        Ok(number) => number,
+        Err(_) => panic!("build.rs writes a number"),
+    }
+}
 
 /// What every message begins with: 12 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -50,9 +63,10 @@ pub mod kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Hello {
-    /// [`QUERY`], [`WORKER`], [`FAULTS`] or [`IDS`].
+    /// [`QUERY`], [`WORKER`], [`FAULTS`], [`PROGRAMS`] or [`IDS`].
     pub wants: u32,
-    pub reserved: u32,
+    /// The client's [`BUILD`]; [`ROWS`] for [`PROGRAMS`].
+    pub build: u32,
 }
 
 /// Only: who is there?
@@ -62,6 +76,9 @@ pub const WORKER: u32 = 2;
 
 /// What it takes to serve page faults.
 pub const FAULTS: u32 = 3;
+
+/// For a worker of another core, that is gone: what the core's eBPF programs tell.
+pub const PROGRAMS: u32 = 4;
 
 /// Process ids of the client's choice.
 pub const IDS: u32 = 8;
@@ -108,6 +125,8 @@ pub struct Welcome {
     pub pid: i32,
     /// Processes of this user's workers that the kernel has killed for the user's own limit of memory.
     pub killed: u32,
+    /// The core's [`BUILD`].
+    pub build: u32,
 }
 
 /// Why the core does not do it; the client has the words ([`Refusal::told`]).
@@ -116,13 +135,13 @@ pub struct Welcome {
 pub enum Refusal {
     /// Not a message of ours.
     Malformed = 1,
-    /// Of another version.
+    /// Of another version, or another build of it.
     Version = 2,
     /// The daemon is for another user.
     OtherUser = 3,
     /// The daemon is for another job.
     OtherJob = 4,
-    /// As many as this user may have.
+    /// As many as this user, or all together, may have.
     Workers = 5,
     /// As many connections as there may be.
     Connections = 6,
@@ -144,6 +163,10 @@ pub enum Refusal {
     IsRoot = 14,
     /// It lends no userfaultfd.
     NoFaults = 15,
+    /// Too many of this user's have begun just now.
+    Often = 16,
+    /// It has no eBPF programs.
+    NoPrograms = 17,
 }
 
 /// [`Refusal`] as it is sent.
@@ -155,7 +178,7 @@ pub struct Refused {
 }
 
 impl Refusal {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Malformed,
         Self::Version,
         Self::OtherUser,
@@ -171,6 +194,8 @@ impl Refusal {
         Self::Failed,
         Self::IsRoot,
         Self::NoFaults,
+        Self::Often,
+        Self::NoPrograms,
     ];
 
     /// The one with this number.
@@ -185,7 +210,9 @@ impl Refusal {
             Self::Version => "it is of another version than this ckptbpf",
             Self::OtherUser => "it is there for another user",
             Self::OtherJob => "it is there for another job",
-            Self::Workers => "you have as many jobs with it as a user may have",
+            Self::Workers => {
+                "you have as many jobs with it as a user may have, or all together have as many as there may be"
+            }
             Self::Connections => "there are as many connections to it as there may be",
             Self::Process => "it cannot tell which process this is",
             Self::SetId => "this process has the rights of a set-user-id or set-group-id program",
@@ -198,6 +225,8 @@ impl Refusal {
             Self::Failed => "it cannot start a process for it; its log says why",
             Self::IsRoot => "root needs none",
             Self::NoFaults => "its administrator does not want lazy restarts (--no-lazy)",
+            Self::NoPrograms => "it has no eBPF programs; its log says why",
+            Self::Often => "too many of your jobs have begun with it just now",
         }
     }
 }
@@ -280,8 +309,8 @@ mod tests {
     #[test]
     fn messages_come_out_as_they_went_in() {
         let all = [
-            Message::Hello(Hello { wants: WORKER, reserved: 0 }),
-            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, killed: 2 }),
+            Message::Hello(Hello { wants: WORKER, build: BUILD }),
+            Message::Welcome(Welcome { workers: 1, most: 32, pid: 77, killed: 2, build: BUILD }),
             Refusal::SetId.into(),
             Message::Device(Outcome { error: 0, reserved: 0 }),
             Message::Features(Features { features: 1 << 40 }),
@@ -294,12 +323,12 @@ mod tests {
         for refusal in Refusal::ALL {
             assert_eq!(Refusal::of(refusal as u32), Some(refusal));
         }
-        assert_eq!((Refusal::of(0), Refusal::of(16)), (None, None));
+        assert_eq!((Refusal::of(0), Refusal::of(18)), (None, None));
     }
 
     #[test]
     fn what_is_half_longer_foreign_or_of_another_version_is_refused() {
-        let whole = Message::Hello(Hello { wants: QUERY, reserved: 0 }).to_bytes();
+        let whole = Message::Hello(Hello { wants: QUERY, build: BUILD }).to_bytes();
         for length in 0..whole.len() {
             assert_eq!(Message::parse(&whole[..length]), Err(Refusal::Malformed), "{length} bytes");
         }

@@ -5,7 +5,7 @@ use super::asked::Asked;
 use super::become_worker;
 use super::lender;
 use super::link::{Go, Heard, Heir, Link, Secret, TERMINAL, Word};
-use super::spawn::Assignment;
+use super::spawn::{self, Assignment};
 use super::told;
 use super::wire::Refusal;
 use crate::cli;
@@ -20,7 +20,7 @@ use crate::sys::{environment, pidfd};
 use crate::task::keyring;
 use anyhow::{Context, bail};
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
@@ -35,14 +35,16 @@ pub fn main() -> anyhow::Result<u8> {
     nix::sys::prctl::set_name(c"ckptbpf")?;
     let core = pidfd::duplicate_standard(0).context("this is for the daemon to start")?;
     let Assignment { who, front, process, programs } = Assignment::receive(core.as_fd())?;
-    drop(core);
     let judged = become_worker::become_worker(&who, process.as_fd());
     // The connection may be held by others; what counts is whoever has asked.
     let link = Arc::new(Link::with(front, process));
     let judged = match judged {
-        Ok(()) if !is_unconfined(&link).context("its front went away")? => Err(Refusal::Confined),
+        Ok(()) if !is_unconfined(&link, core.as_fd()).context("its front went away")? => {
+            Err(Refusal::Confined)
+        }
         judged => judged,
     };
+    drop(core);
     if let Err(refusal) = judged {
         link.refuse(refusal)?;
         return Ok(FAILED);
@@ -51,7 +53,7 @@ pub fn main() -> anyhow::Result<u8> {
     // One that is gone is not to be found.
     let _ = ProcessId::of(who.pid.as_raw()).map(registry::note_front);
     if let Some(programs) = programs {
-        told::note_core(programs);
+        told::note_core(programs, &link);
     }
     let (asked, heir) = go(&link)?;
     environment::set(asked.variables);
@@ -70,8 +72,8 @@ pub fn main() -> anyhow::Result<u8> {
 }
 
 /// Whether the front, or somebody who helps it, may trace what its user may. Then a worker is worth no more than it is.
-fn is_unconfined(link: &Link) -> anyhow::Result<bool> {
-    let challenge = Challenge::start().context("cannot fork")?;
+fn is_unconfined(link: &Link, core: BorrowedFd<'_>) -> anyhow::Result<bool> {
+    let challenge = Challenge::start(|shown| spawn::tell_shown(core, shown)).context("cannot fork")?;
     let (pid, address) = challenge.place();
     link.say(&Word::Challenge(Secret { pid: pid.as_raw(), address }), &[])?;
     match link.hear_within(ANSWER)? {

@@ -72,6 +72,11 @@ impl Again {
         self.due.take().is_some()
     }
 
+    /// The way to the daemon that was asked last.
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.due.is_none() && self.asked.is_none()

@@ -3,6 +3,7 @@
 //! That a process may be traced is not the worker's word alone: it is shown by the front, for which the kernel opens the process's
 //! memory or does not (PTRACE_MODE_ATTACH, ptrace(2)). So nobody traces by a worker what they may not trace themselves.
 
+use super::door::Door;
 use crate::daemon::link::{Heard, Link, Word};
 use crate::freeze::{tree, yama};
 use crate::job::ended::{Ended, FAILED};
@@ -26,11 +27,11 @@ pub(super) fn show(pid: i32, worker: &Link) -> io::Result<()> {
     worker.say_opened(&Word::Kept(true), File::open(format!("/proc/{pid}/mem")))
 }
 
-/// As the front: waits for the worker, and tells it signals. Returns what to end with.
+/// As the front: waits for the worker, and tells it signals, and of another core ([`Word::Programs`]). Returns what to end with.
 ///
 /// # Errors
 /// It cannot wait (poll).
-pub(super) fn serve(pid: i32, worker: &Link) -> anyhow::Result<Ended> {
+pub(super) fn serve(pid: i32, worker: &Link, door: &Door) -> anyhow::Result<Ended> {
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     loop {
         let mut fds: Vec<PollFd<'_>> = worker.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
@@ -52,6 +53,7 @@ pub(super) fn serve(pid: i32, worker: &Link) -> anyhow::Result<Ended> {
             match worker.hear_what_waits() {
                 Ok(None) => break,
                 Ok(Some(Heard { word: Word::Done(status), .. })) => return Ok(Ended::Exited(status as u8)),
+                Ok(Some(Heard { word: Word::Programs(_), .. })) => super::tell_programs(worker, door),
                 Ok(Some(_)) => {}
                 Err(_) => {
                     let again = format!("for more: ckptbpf attach {pid}");

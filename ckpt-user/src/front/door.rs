@@ -3,7 +3,9 @@
 use crate::daemon::asked::Asked;
 use crate::daemon::link::{Link, Refused};
 use crate::daemon::place;
-use crate::daemon::wire::{Hello, LIMIT, Message, QUERY, Refusal, WORKER, Welcome};
+use crate::daemon::wire::{
+    BUILD, Hello, LIMIT, Message, Outcome, PROGRAMS, QUERY, ROWS, Refusal, WORKER, Welcome,
+};
 use crate::sys::{packet, pidfd};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
@@ -54,21 +56,9 @@ impl Door {
     /// # Errors
     /// There is nobody, or not one who serves us.
     pub fn found(path: &Path) -> Result<Self, NoDoor> {
-        let socket = knock(path, QUERY)?;
-        let answered = || -> io::Result<Message> {
-            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut fds, ANSWER)? == 0 {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let packet = packet::receive(socket.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT)?;
-            let packet = packet.ok_or(io::ErrorKind::ConnectionReset)?;
-            Message::parse(&packet.bytes).map_err(|refusal| io::Error::other(Refused(refusal)))
-        };
-        match answered().map_err(NoDoor::of)? {
+        match answered(&knock(path, QUERY)?)? {
+            Message::Welcome(welcome) if welcome.build != BUILD => Err(Refused(Refusal::Version).into()),
             Message::Welcome(welcome) => Ok(Self { path: path.to_owned(), welcome, words: None }),
-            Message::Refused(refused) => {
-                Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
-            }
             _ => Err(Refused(Refusal::Malformed).into()),
         }
     }
@@ -103,12 +93,43 @@ impl Door {
         Asked { words: self.words.clone().unwrap_or(here.words), ..here }
     }
 
+    /// A connection for our worker, with the eBPF programs of whoever listens there now.
+    ///
+    /// # Errors
+    /// There is nobody, or not one who tells us.
+    pub fn programs(&self) -> Result<OwnedFd, NoDoor> {
+        let core = knock(&self.path, PROGRAMS)?;
+        match answered(&core)? {
+            Message::Done(Outcome { error: 0, .. }) => Ok(core),
+            _ => Err(Refused(Refusal::Malformed).into()),
+        }
+    }
+
     /// A worker of our own, at the other end of a link. From the process that is to be the program's parent.
     ///
     /// # Errors
     /// The daemon is gone by now.
     pub fn worker(&self) -> Result<Link, NoDoor> {
         Ok(Link::new(knock(&self.path, WORKER)?))
+    }
+}
+
+/// The core's next word.
+fn answered(core: &OwnedFd) -> Result<Message, NoDoor> {
+    let heard = || -> io::Result<Message> {
+        let mut fds = [PollFd::new(core.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, ANSWER)? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let packet = packet::receive(core.as_fd(), LIMIT, MsgFlags::MSG_DONTWAIT)?;
+        let packet = packet.ok_or(io::ErrorKind::ConnectionReset)?;
+        Message::parse(&packet.bytes).map_err(|refusal| io::Error::other(Refused(refusal)))
+    };
+    match heard().map_err(NoDoor::of)? {
+        Message::Refused(refused) => {
+            Err(Refused(Refusal::of(refused.reason).unwrap_or(Refusal::Failed)).into())
+        }
+        message => Ok(message),
     }
 }
 
@@ -139,7 +160,8 @@ pub fn knock(path: &Path, wants: u32) -> Result<OwnedFd, NoDoor> {
     }
     let own = pidfd::open(Pid::this()).map_err(NoDoor::Silent)?;
     let with = if wants == QUERY { &[] } else { &[own.as_fd()][..] };
-    let hello = Message::Hello(Hello { wants, reserved: 0 });
+    let build = if wants == PROGRAMS { ROWS } else { BUILD };
+    let hello = Message::Hello(Hello { wants, build });
     let say = |with| packet::send(socket.as_fd(), &hello.to_bytes(), with, MsgFlags::empty());
     // A daemon that takes none knows who we are.
     let is_refused = |error: &io::Error| error.raw_os_error() == Some(libc::EPERM);

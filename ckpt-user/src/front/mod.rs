@@ -47,7 +47,7 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
     }
     match (&wanted, shown) {
         (Word::Done(status), _) => return Ok(Ended::Exited(*status as u8)),
-        (Word::Running(_), Some(pid)) => return beside::serve(pid, &worker),
+        (Word::Running(_), Some(pid)) => return beside::serve(pid, &worker, door),
         _ => {}
     }
     let signals = Signals::listen_with_witness(None).context("cannot listen for signals")?;
@@ -157,6 +157,14 @@ fn hand_on(worker: &Link, door: &Door, heir: Option<&Heir>) -> io::Result<()> {
     let Keyring { serial, name, .. } = keyring::Known::own().session;
     let heir = heir.cloned();
     worker.say(&Word::Go(Go { streams: bits, place, keyring: serial, keyring_name: name, heir }), &with)
+}
+
+/// Answers [`Word::Programs`]: by whoever listens there now.
+fn tell_programs(worker: &Link, door: &Door) {
+    let programs = door.programs().ok();
+    let with: Vec<BorrowedFd<'_>> = programs.iter().map(AsFd::as_fd).collect();
+    // That the worker is gone is seen by the next look.
+    let _ = worker.say(&Word::Programs(programs.is_some()), &with);
 }
 
 /// The secret; nothing where it may not be read, which is an answer, too.

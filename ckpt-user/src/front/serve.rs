@@ -254,6 +254,7 @@ impl<'a> Front<'a> {
                     (self.is_known, self.is_at_work) = (true, true);
                     (self.running)();
                 }
+                Word::Programs(_) => super::tell_programs(worker, self.again.door()),
                 Word::Heir(heir) => self.heir = Some(heir),
                 // It has said why it cannot have what another one had.
                 Word::Done(_) if self.heir.is_some() && !self.is_at_work => {

@@ -2,7 +2,7 @@
 
 use crate::daemon::asked::Asked;
 use crate::daemon::link::{Admitted, Go, Heir, Run, Secret, Started, Word, understood};
-use crate::daemon::wire::{self, Hello, Message, NextId, QUERY, Refusal, WORKER};
+use crate::daemon::wire::{self, BUILD, Hello, Message, NextId, QUERY, Refusal, WORKER};
 use crate::task::iterators::lessons::Lessons;
 use crate::task::iterators::rows::{Rows, Waiting};
 use std::io::{Seek, Write};
@@ -17,7 +17,7 @@ pub mod daemon_request {
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {
-        let hello = |wants| Message::Hello(Hello { wants, reserved: 0 }).to_bytes();
+        let hello = |wants| Message::Hello(Hello { wants, build: BUILD }).to_bytes();
         let next = Message::NextId(NextId { id: 4711, reserved: 0 }).to_bytes();
         vec![hello(QUERY), hello(WORKER), next, Message::from(Refusal::Workers).to_bytes()]
     }

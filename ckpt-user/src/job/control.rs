@@ -17,7 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::sys::ids;
+use crate::sys::{ids, socket};
 use crate::task::outside;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,6 +25,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
+use super::registry;
 use super::runtime_dir::RuntimeDir;
 
 /// The longest request or reply, its newline included.
@@ -35,6 +36,8 @@ const CLIENT_TIME: Duration = Duration::from_secs(5);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Clients at a time; more are told to come again.
 const CLIENTS: usize = 64;
+/// Of a daemon's worker: each has a thread, and workers of all users share what the daemon may have.
+const CLIENTS_OF_WORKER: usize = 16;
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,7 +316,8 @@ impl Server {
 
     fn welcome(self, mut client: UnixStream) {
         let count = self.clients.clone();
-        if count.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+        let most = if registry::front().is_some() { CLIENTS_OF_WORKER } else { CLIENTS };
+        if count.fetch_add(1, Ordering::Relaxed) >= most {
             count.fetch_sub(1, Ordering::Relaxed);
             let _ = client.set_nonblocking(true);
             answer(&mut client, &error("too many requests at once; ask again"));
@@ -425,8 +429,11 @@ fn too_long() -> io::Error {
 pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Result<Reply, ControlError> {
     let shown = path.display().to_string();
     let gone = |source| ControlError::Gone { path: shown.clone(), source };
-    let mut stream =
-        UnixStream::connect(path).map_err(|source| ControlError::Connect { path: shown.clone(), source })?;
+    // Whoever may listen there may also have the queue full, and nobody who takes anything out of it.
+    let connected = socket::connect_within(path, libc::SOCK_STREAM, CLIENT_TIME);
+    let mut stream = connected
+        .map(UnixStream::from)
+        .map_err(|source| ControlError::Connect { path: shown.clone(), source })?;
     // As it was when it began to listen.
     let by = getsockopt(&stream, PeerCredentials).map_err(|errno| gone(errno.into()))?.pid();
     if supervisor.is_some_and(|pid| outside::known_as(by).ok() != Some(pid)) {
@@ -435,7 +442,6 @@ pub fn request(path: &Path, request: &Request, supervisor: Option<i32>) -> Resul
     let not_understood = |source| ControlError::NotUnderstood { path: shown.clone(), source };
     let mut line = serde_json::to_vec(request).map_err(not_understood)?;
     line.push(b'\n');
-    stream.set_write_timeout(Some(CLIENT_TIME)).map_err(gone)?;
     stream.write_all(&line).map_err(gone)?;
     let time = match request {
         Request::Checkpoint { .. } => None,

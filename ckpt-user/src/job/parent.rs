@@ -3,6 +3,7 @@
 use super::ended::Ended;
 use super::signals::{Meaning, Signals};
 use crate::daemon::link::{Heard, Heir, Link, Run, Word};
+use crate::daemon::told;
 use crate::front;
 use crate::sys::pidfd;
 use nix::unistd::Pid;
@@ -119,13 +120,14 @@ fn next(from: &Link) -> Option<News> {
     loop {
         match from.hear_what_waits() {
             Ok(None) => return None,
-            Ok(Some(Heard { word, .. })) => match word {
+            Ok(Some(Heard { word, descriptors })) => match word {
                 Word::Signal(signal) if signal < 0 => {
                     return Some(News::Signal(Meaning::Everyones(signal.saturating_neg())));
                 }
                 Word::Signal(signal) => return Some(News::Signal(Meaning::Forward(signal))),
                 Word::Ended(status) => return Some(News::Ended(Ended::from_wait(status))),
                 Word::Over(_) => return Some(News::Over),
+                Word::Programs(_) => told::note_another(descriptors.into_iter().next()),
                 _ => {}
             },
             Err(_) => front::lost(),

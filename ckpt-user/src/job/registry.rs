@@ -136,34 +136,43 @@ impl Target {
 pub fn live(places: &[RuntimeDir]) -> Vec<Live> {
     let mut found = Vec::new();
     for place in places {
-        for name in place.names() {
-            let Some(stem) = name.strip_suffix(".json") else { continue };
-            let Some(entry) =
-                place.read(&name).ok().and_then(|text| serde_json::from_slice::<Entry>(&text).ok())
-            else {
-                continue;
-            };
-            // The name says whose entry it is; one that claims another supervisor's is not believed.
-            if name_of(entry.supervisor) != stem || entry.uid != place.ids().uid {
-                continue;
-            }
-            let is_worker = entry.front.is_some_and(ProcessId::runs);
-            let supervised = entry.supervisor.runs() || (is_worker && entry.supervisor.is_hidden());
-            if supervised || entry.program.runs() {
-                if !is_credible(&entry, place) {
-                    continue;
-                }
-                let socket = place.path().join(format!("{stem}.sock"));
-                found.push(Live { entry: Entry { socket, ..entry }, supervised });
-            } else {
-                place.remove(&name);
-                place.remove(&format!("{stem}.sock"));
-            }
-        }
+        found.extend(living(place).into_iter().filter(|job| is_credible(&job.entry, place)));
     }
     // A job that was attached again has the entry of its dead supervisor too: the live one speaks for it.
     found.sort_by_key(|job| (job.entry.program.pid, !job.supervised));
     found.dedup_by_key(|job| job.entry.program);
+    found
+}
+
+/// Removes entries of dead jobs, with their sockets. Nobody is asked, and no path that an entry names is gone to: that may take as
+/// long as somebody likes.
+pub fn clear(places: &[RuntimeDir]) {
+    places.iter().for_each(|place| drop(living(place)));
+}
+
+/// What entries of one runtime directory say that live; those of dead jobs are removed, with their sockets.
+fn living(place: &RuntimeDir) -> Vec<Live> {
+    let mut found = Vec::new();
+    for name in place.names() {
+        let Some(stem) = name.strip_suffix(".json") else { continue };
+        let Some(entry) = place.read(&name).ok().and_then(|text| serde_json::from_slice::<Entry>(&text).ok())
+        else {
+            continue;
+        };
+        // The name says whose entry it is; one that claims another supervisor's is not believed.
+        if name_of(entry.supervisor) != stem || entry.uid != place.ids().uid {
+            continue;
+        }
+        let is_worker = entry.front.is_some_and(ProcessId::runs);
+        let supervised = entry.supervisor.runs() || (is_worker && entry.supervisor.is_hidden());
+        if supervised || entry.program.runs() {
+            let socket = place.path().join(format!("{stem}.sock"));
+            found.push(Live { entry: Entry { socket, ..entry }, supervised });
+        } else {
+            place.remove(&name);
+            place.remove(&format!("{stem}.sock"));
+        }
+    }
     found
 }
 

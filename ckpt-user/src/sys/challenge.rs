@@ -2,14 +2,17 @@
 //! nothing that ptrace(2) minds (Landlock, security labels; `ptrace_may_access` of kernel/ptrace.c).
 //!
 //! Who may read it may have it run code, too, and it is outside of its user's control groups. So before it is open it has lost
-//! whatever would be worth that: its descriptors, all system calls but three, and all but a second of processor time.
+//! whatever would be worth that: its descriptors, all system calls but four, and all but a second of processor time. And who traces it
+//! may keep it from being gone, as long as they like: so its pidfd is told to whoever counts such processes before it is open.
 
 use super::clone::{self, end_with};
+use super::pidfd;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2, write};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Bytes of the secret.
@@ -24,17 +27,21 @@ pub struct Challenge {
 
 impl Challenge {
     /// Starts it: a copy of this process, which has one thread, no right to anything but its user's, and PR_SET_NO_NEW_PRIVS.
+    /// `told` has its pidfd before anybody else can reach it.
     ///
     /// # Errors
-    /// Of fork(2), or there are no random numbers.
-    pub fn start() -> io::Result<Self> {
+    /// Of fork(2) or of `told`, or there are no random numbers.
+    pub fn start(told: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<Self> {
         let mut secret = Box::new([0; LENGTH]);
         random(secret.as_mut_slice())?;
-        let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
+        let (waits, go) = pipe2(OFlag::O_CLOEXEC)?;
         let parent = Pid::this();
-        let Some(child) = clone::fork(0, None)? else { stay(parent, &to) };
+        let Some(child) = clone::fork(0, None)? else { stay(parent, &waits, &to) };
         drop(to);
         let challenge = Self { secret, child };
+        told(pidfd::open(child)?.as_fd())?;
+        write(&go, &[1])?;
         // Its word that it is open; none if it has failed.
         std::fs::File::from(from).read_exact(&mut [0; 1])?;
         Ok(challenge)
@@ -98,16 +105,18 @@ const FILTER: [libc::sock_filter; 11] = {
     ]
 };
 
-fn stay(parent: Pid, to: &OwnedFd) -> ! {
+/// Waits for its word to open, and then for its end.
+fn stay(parent: Pid, waits: &OwnedFd, to: &OwnedFd) -> ! {
     end_with(parent);
     let limit = |most| libc::rlimit { rlim_cur: most, rlim_max: most };
     let (none, a_second) = (limit(0), limit(1));
     let program = libc::sock_fprog { len: FILTER.len() as u16, filter: FILTER.as_ptr().cast_mut() };
-    let (word, yes, place): (_, libc::c_ulong, _) = ([1u8], 1, 0);
+    let (mut word, yes, place): (_, libc::c_ulong, _) = ([0u8], 1, 0);
     // SAFETY: system calls that take numbers, and structs and a byte that live across each call, in a process with one thread that
     // has nothing to lose: whatever fails, it ends. Nothing that owns a descriptor is used after they are closed.
     unsafe {
-        let is_safe = libc::dup2(to.as_raw_fd(), place) == place
+        let is_safe = libc::read(waits.as_raw_fd(), word.as_mut_ptr().cast(), word.len()) == 1
+            && libc::dup2(to.as_raw_fd(), place) == place
             && libc::syscall(libc::SYS_close_range, place + 1, u32::MAX, 0) == 0
             && libc::setrlimit(libc::RLIMIT_NPROC, &raw const none) == 0
             && libc::setrlimit(libc::RLIMIT_CPU, &raw const a_second) == 0;
@@ -139,7 +148,7 @@ mod tests {
     fn who_may_trace_reads_the_secret_and_the_process_can_do_nothing_else() {
         let alone = || -> io::Result<()> {
             nix::sys::prctl::set_no_new_privs()?;
-            let challenge = Challenge::start()?;
+            let challenge = Challenge::start(|_| Ok(()))?;
             let (child, address) = challenge.place();
             let mut answer = [0; LENGTH];
             let remote = [RemoteIoVec { base: address as usize, len: LENGTH }];

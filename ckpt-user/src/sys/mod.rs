@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod caps;
 pub mod challenge;
 pub mod clone;
+pub mod closer;
 pub mod deed;
 pub mod diag;
 pub mod environment;

@@ -1,4 +1,4 @@
-//! sched_getattr(2), sched_getaffinity(2), ioprio_get(2) of another thread.
+//! sched_getattr(2), sched_getaffinity(2), ioprio_get(2) of another thread; setpriority(2), sched_setaffinity(2) of the calling one.
 
 use nix::unistd::Pid;
 use std::io;
@@ -24,6 +24,25 @@ pub fn affinity(tid: Pid) -> io::Result<Vec<u8>> {
         unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.as_raw(), mask.len(), mask.as_mut_ptr()) };
     mask.truncate(super::check(got)? as usize);
     Ok(mask)
+}
+
+/// Has the calling thread, and those that come from it, run on these processors alone.
+///
+/// # Errors
+/// EINVAL: it may have none of them (cpuset(7)).
+pub fn set_own_affinity(mask: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads `mask.len()` bytes, which live across the call.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, mask.len(), mask.as_ptr()) };
+    super::check(set).map(drop)
+}
+
+/// The nice value of the calling thread, and of those that come from it.
+///
+/// # Errors
+/// EACCES: it would be less, which takes a right.
+pub fn set_own_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: integers only (PRIO_PROCESS = 0, and 0 is the calling thread).
+    super::check(unsafe { libc::syscall(libc::SYS_setpriority, 0, 0, nice) }).map(drop)
 }
 
 /// The I/O priority (class << 13 | level).

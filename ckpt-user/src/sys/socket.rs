@@ -1,8 +1,13 @@
 //! Socket options by number, addresses as bytes, and peeking.
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
+};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
 
 /// The value of an option of level SOL_SOCKET.
 pub fn option(fd: &OwnedFd, name: i32) -> io::Result<Vec<u8>> {
@@ -55,6 +60,24 @@ pub fn create(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     let made = super::check(i64::from(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) }))?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+/// A connection to the Unix socket at `path`, of this type (SOCK_STREAM, SOCK_SEQPACKET). Whoever listens has so long to take it,
+/// and then each message: connect(2) would otherwise wait for as long as others fill the queue.
+///
+/// # Errors
+/// NotFound or ConnectionRefused: nobody listens; WouldBlock: it was not taken in time.
+pub fn connect_within(path: &Path, kind: i32, patience: Duration) -> io::Result<OwnedFd> {
+    let (made, address) = (create(libc::AF_UNIX, kind, 0)?, UnixAddr::new(path)?);
+    // struct timeval.
+    let time = [patience.as_secs(), u64::from(patience.subsec_micros())].map(u64::to_ne_bytes).concat();
+    set_option(&made, libc::SO_SNDTIMEO, &time)?;
+    loop {
+        match nix::sys::socket::connect(made.as_raw_fd(), &address) {
+            Err(Errno::EINTR) => {}
+            done => return Ok(done.map(|()| made)?),
+        }
+    }
 }
 
 type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;

@@ -104,20 +104,41 @@ pub fn raise_to_most() -> io::Result<()> {
     raised.into_iter().collect()
 }
 
-/// Takes another process's hard limit of the size of files, from its /proc/PID/limits, as far as it is the lower one.
-///
-/// # Errors
-/// As [`parse`].
-pub fn take_file_size(limits: &str) -> io::Result<()> {
-    let (_, own) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    let theirs = parse(limits)?.into_iter().find(|limit| limit.resource == FILE_SIZE);
-    let hard = theirs.map_or(own, |theirs| theirs.hard.min(own));
-    Ok(setrlimit(Resource::RLIMIT_FSIZE, hard, hard)?)
-}
-
 /// What this process may have of it at most; all, where that is not told.
 pub fn own_hard(resource: Resource) -> u64 {
     getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard)
+}
+
+/// Those of whoever a process works for that are its own, too, by their numbers: all but CPU time and open files.
+const TAKEN_OVER: [(u32, Resource); 14] = [
+    (FILE_SIZE, Resource::RLIMIT_FSIZE),
+    (2, Resource::RLIMIT_DATA),
+    (3, Resource::RLIMIT_STACK),
+    (4, Resource::RLIMIT_CORE),
+    (5, Resource::RLIMIT_RSS),
+    (6, Resource::RLIMIT_NPROC),
+    (LOCKED_MEMORY, Resource::RLIMIT_MEMLOCK),
+    (9, Resource::RLIMIT_AS),
+    (10, Resource::RLIMIT_LOCKS),
+    (11, Resource::RLIMIT_SIGPENDING),
+    (12, Resource::RLIMIT_MSGQUEUE),
+    (NICE, Resource::RLIMIT_NICE),
+    (REALTIME_PRIORITY, Resource::RLIMIT_RTPRIO),
+    (15, Resource::RLIMIT_RTTIME),
+];
+
+/// Lowers this process's own to another one's, where that has less ([`TAKEN_OVER`]).
+///
+/// # Errors
+/// getrlimit(2), setrlimit(2).
+pub fn lower_own(theirs: &[Limit]) -> io::Result<()> {
+    for (number, resource) in TAKEN_OVER {
+        let Some(limit) = theirs.iter().find(|limit| limit.resource == number) else { continue };
+        let (soft, hard) = getrlimit(resource)?;
+        let lower = hard.min(limit.hard);
+        setrlimit(resource, soft.min(limit.soft).min(lower), lower)?;
+    }
+    Ok(())
 }
 
 /// Sets the limits of the calling skeleton; only those that differ from `current`. Some are raised as far as they may be, and

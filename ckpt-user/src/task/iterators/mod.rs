@@ -14,7 +14,7 @@ pub mod rows;
 use super::hidden::{ProcessState, ThreadState};
 use super::keyring;
 use super::posix_timers::Overruns;
-use crate::daemon::told::Told;
+use crate::daemon::told::{self, Told};
 use crate::freeze::rewind::Waits;
 use crate::freeze::{seen, tree};
 use crate::memory::vma::Raw;
@@ -101,6 +101,13 @@ impl Kernel {
     pub fn load(&self, options: Options) {
         let mut state = self.state();
         state.is_let_be = false;
+        if state.by_core && state.iterators.is_none() {
+            told::ask_for_another();
+            if told::is_another() {
+                log::info!("a daemon tells again what eBPF reads");
+                (state.tried, state.late) = (false, 0);
+            }
+        }
         if state.tried {
             return;
         }
