@@ -235,7 +235,7 @@ fn each_example_is_a_job_that_comes_to_its_end(slurm: &Slurm<'_>) {
     let expected = Expected::of(slurm.sandbox, &victim_cmd("count_static").args(few), Some("few")).file;
     let path = format!("PATH={}:$PATH\n", slurm.tool.parent().unwrap().display());
     let node = format!("#SBATCH --nodelist={}\n", slurm.node(0));
-    let program = slurm.user.copy_of(&victim("count_static"));
+    let program = program(slurm);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("slurm").join("examples");
     let submit = |example: PathBuf| {
         let name = example.file_stem().unwrap().to_str().unwrap().to_owned();

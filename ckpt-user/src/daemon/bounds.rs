@@ -2,8 +2,7 @@
 //! them than its peer.
 //!
 //! But for two limits: that of open files, as a checkpoint has a copy of each description that the program has; and that of CPU time,
-//! which counts for each process by itself, of which a user may begin as many as they like, and would end a worker of a long job. And of
-//! the size of files it is the hard limit that counts, as for any ckptbpf ([`limits::raise_own`]).
+//! which counts for each process by itself, of which a user may begin as many as they like, and would end a worker of a long job.
 
 use super::proc_fd::ProcFd;
 use crate::sys::sched;
@@ -18,7 +17,6 @@ use std::io;
 /// It is gone, or the kernel does not tell.
 pub fn take_over(peer: Pid, theirs: &ProcFd, ours: &ProcFd) -> io::Result<()> {
     limits::lower_own(&limits::parse(&theirs.text("limits")?)?)?;
-    limits::raise_own();
     let nice = |of: &ProcFd| of.text("stat").and_then(|text| Ok(Stat::parse(&text)?.number(NICE)));
     let (its, own) = (nice(theirs)?, nice(ours)?);
     if its > own {
