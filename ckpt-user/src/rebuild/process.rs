@@ -255,7 +255,7 @@ fn thread_of(maker: &mut Remote, tid: i32, nursery: &Nursery) -> Result<Remote, 
             return Ok(new);
         }
         let gadget = new.gadget();
-        new.end_thread(gadget, 0)?;
+        new.end_thread(gadget, 0, false)?;
         Err(io::Error::from_raw_os_error(libc::EEXIST))
     })
 }

@@ -24,7 +24,7 @@ pub fn resume(processes: Vec<RebuiltProcess>, chain: &Chain) -> Result<Vec<Track
         let gadget = process.gadget;
         for (thread, remote) in process.record.threads.iter().zip(process.threads) {
             if let Some(status) = thread.ended {
-                remote.end_thread(gadget, status).rebuilding(pid, "its first thread")?;
+                remote.end_thread(gadget, status, true).rebuilding(pid, "its first thread")?;
                 continue;
             }
             stopped.push(remote.into_thread().rebuilding(pid, "a thread")?);

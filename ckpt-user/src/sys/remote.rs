@@ -246,8 +246,8 @@ impl Remote {
     }
 
     /// Ends this thread alone, as exit(2) does, by the `syscall` instruction at `gadget`; others of its process go on. What is
-    /// left of it until they have ended, too, has this wait(2) status.
-    pub fn end_thread(mut self, gadget: u64, status: i32) -> io::Result<()> {
+    /// left of it until they have ended, too, has this wait(2) status: of the first one there is something left, and its id is taken.
+    pub fn end_thread(mut self, gadget: u64, status: i32, is_first: bool) -> io::Result<()> {
         // A first thread is not to be waited for while there are others.
         const LOOK: Duration = Duration::from_micros(100);
         let thread = self.thread.take().ok_or_else(lost)?;
@@ -255,7 +255,7 @@ impl Remote {
         thread.set_regs(&Regs { rip: gadget, rax, rdi, orig_rax: u64::MAX, ..self.template })?;
         let mut running = thread.cont(0)?;
         loop {
-            match running.wait(Some(Instant::now() + LOOK))? {
+            match running.wait(is_first.then(|| Instant::now() + LOOK))? {
                 // A SIGSTOP from outside is not ours to keep: the restored program is not running yet.
                 Waited::Stopped(stopped) => running = stopped.cont(0)?,
                 Waited::TimedOut(still) if !still.has_ended() => running = still,

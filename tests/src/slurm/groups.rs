@@ -11,7 +11,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Removes those of the nodes; what cannot be removed, as there is a process in it, is told.
 pub fn remove(nodes: &[String]) -> Vec<String> {
     // That of the jobs' daemons, in the second version: it is made anew by the next one that needs it.
-    places().iter().filter(|place| place.ends_with("ckptbpf")).for_each(|place| drop(remove_all(place)));
+    for place in places().iter().filter(|place| place.ends_with("ckptbpf")) {
+        remove_all(place);
+    }
     let all = of(nodes);
     until(GRACE, || None, || all.iter().filter(|group| group.exists()).all(|group| remove_all(group)));
     all.iter().filter(|group| group.exists()).flat_map(|group| busy(group)).collect()

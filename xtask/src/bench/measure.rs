@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn there_are_thirty_deltas_and_more_in_all_rounds() {
-        assert!(WHOLE.rounds * (WHOLE.ours - 1) >= 30);
-        assert!(QUICK.rounds > 1 && QUICK.ours > 1 && QUICK.theirs > 0);
+        const { assert!(WHOLE.rounds * (WHOLE.ours - 1) >= 30) };
+        const { assert!(QUICK.rounds > 1 && QUICK.ours > 1 && QUICK.theirs > 0) };
     }
 }
