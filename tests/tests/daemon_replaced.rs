@@ -34,9 +34,9 @@ print(i, zlib.crc32(memory[:]), flush=True)";
 /// System calls that the last freeze has injected.
 fn injected(sandbox: &Sandbox, job: &Job) -> u64 {
     let text = std::fs::read_to_string(sandbox.see(job.dir()).join("events.jsonl")).unwrap();
-    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let freezes = events.filter(|event| event["phase"] == "freeze");
-    freezes.last().unwrap()["injected"].as_u64().unwrap()
+    let mut events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let last = events.rfind(|event| event["phase"] == "freeze");
+    last.unwrap()["injected"].as_u64().unwrap()
 }
 
 /// A checkpoint that needs a daemon is refused where there is none, and taken when there is one again: in the job that was launched

@@ -242,7 +242,7 @@ async fn over(mut process: Child, front: OwnedFd) -> io::Result<ExitStatus> {
     match process.start_kill() {
         Ok(()) => log::warn!("worker {number} has not ended with its front, and is ended"),
         Err(error) => {
-            log::error!("worker {number} has not ended with its front, and cannot be ended: {error}")
+            log::error!("worker {number} has not ended with its front, and cannot be ended: {error}");
         }
     }
     process.wait().await
@@ -253,10 +253,11 @@ async fn left_alone(front: OwnedFd) {
     if let Ok(front) = packet::watched(Arc::new(front))
         && front.readable().await.is_ok()
     {
-        return tokio::time::sleep(WITHOUT_FRONT).await;
+        tokio::time::sleep(WITHOUT_FRONT).await;
+    } else {
+        // It cannot be watched.
+        std::future::pending::<()>().await;
     }
-    // It cannot be watched.
-    std::future::pending().await
 }
 
 /// Until the process that a worker has shown to its front is gone, too. Whoever traces that has to wait for it, and may take their time;
