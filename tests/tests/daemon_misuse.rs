@@ -129,8 +129,9 @@ os.execv(sys.argv[1], [sys.argv[1], 'daemon', '-vv'])
     let check = || sandbox.run(verb("daemon", ["--check"])).code() == 0;
     sandbox.wait_for("the daemon to answer", SOON, check);
     let lines = "
+# What is no message, or, as connections take a while to be closed, too many of them.
 for _ in range(500):
-    assert refusal(b'x') == 1
+    assert refusal(b'x') in (1, 6, 16)
 ";
     let user = User::of(&sandbox);
     sandbox.run(daemon_client(&user, lines)).success();

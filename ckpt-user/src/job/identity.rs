@@ -200,7 +200,9 @@ pub enum Refusal {
         owner: u32,
     },
     /// Ids that only root can give.
-    #[error("the image belongs to uid {owner} and claims its ids; to give them: sudo ckptbpf restart …")]
+    #[error(
+        "the image (of uid {owner}) claims ids or capabilities that you have not, which takes root: sudo ckptbpf restart …"
+    )]
     NeedsRoot {
         /// Of the file.
         owner: u32,
