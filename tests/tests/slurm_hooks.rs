@@ -15,11 +15,16 @@ const SOON: Duration = Duration::from_secs(30);
 /// All that a daemon of a job may have.
 const FILES: [&str; 6] = ["sock", "sock.lock", "pid", "pid.new", "log", "err"];
 
-/// `slurm/NAME` as slurmd calls it on the node n1, with ckptbpf from the folder `bin`.
+/// `slurm/NAME` as slurmd calls it on the node n1, which hands on no PATH, with ckptbpf from the folder `bin`.
 fn hook(name: &str, bin: &Path, job: &str) -> Cmd {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("slurm").join(name);
-    let cmd = Cmd::new("/bin/sh").arg(script).env("CKPTBPF_PATH", bin.to_str().unwrap());
-    cmd.env("SLURMD_NODENAME", "n1").env("SLURM_JOB_ID", job).env("SLURM_JOB_UID", &UID.to_string())
+    let told = [
+        format!("CKPTBPF_PATH={}", bin.display()),
+        "SLURMD_NODENAME=n1".to_owned(),
+        format!("SLURM_JOB_ID={job}"),
+        format!("SLURM_JOB_UID={UID}"),
+    ];
+    Cmd::new("/usr/bin/env").arg("-i").args(&told).arg("/bin/sh").arg(script)
 }
 
 /// A daemon that never comes: the job begins, and no process and no file of it is left.
