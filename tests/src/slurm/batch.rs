@@ -110,9 +110,11 @@ impl<'s, 'b> Batch<'s, 'b> {
         (0..2).any(|node| groups::has_job(self.slurm.node(node), &number))
     }
 
-    /// Bytes that it has had at most, and how often a process of it was killed for want of memory; none where nobody tells.
+    /// Bytes that it has had at most, and how often a process of it was killed for want of memory; none where nobody tells, and before it
+    /// has a node.
     pub fn memory(&self) -> Option<(u64, u64)> {
-        groups::memory(&self.node(), &self.number())
+        let node = self.node();
+        if node.is_empty() { None } else { groups::memory(&node, &self.number()) }
     }
 
     /// The directory of its checkpoints.
