@@ -65,13 +65,39 @@ fn what_daemons_leave_without_an_epilog_goes_and_what_runs_stays() {
     sandbox.run("cd /run/ckptbpf/slurm && mv n1-7.pid n1-7.pid.new && rm n1-8.pid").success();
     assert!(of_job(&sandbox, "7", "sock.lock").exists());
     sandbox.run(hook("epilog", &bin, "9")).success();
-    assert!(FILES.iter().all(|end| !of_job(&sandbox, "7", end).exists()));
+    // But for its log: what is written there may say why it has ended.
+    let is_left = |end: &&str| of_job(&sandbox, "7", end).exists();
+    assert_eq!(FILES.into_iter().filter(is_left).collect::<Vec<_>>(), ["log"]);
     assert!(
         ["sock", "sock.lock", "log"].iter().all(|end| of_job(&sandbox, "8", end).exists()) && runs(alive)
     );
     sandbox.run(hook("epilog", &bin, "8")).success();
     sandbox.wait_for("the end of the other one", SOON, || !runs(alive));
     assert!(FILES.iter().all(|end| !of_job(&sandbox, "8", end).exists()));
+    sandbox.run("rm /run/ckptbpf/slurm/n1-7.log").success();
+}
+
+/// An epilog takes a dead daemon's files away while the next one begins in its place: it does, with all of its files.
+#[test]
+fn a_daemon_begins_where_an_epilog_clears_away() {
+    let sandbox = Sandbox::new("slurm_begins");
+    let bin = ckptbpf().parent().unwrap().to_owned();
+    sandbox.run(hook("prolog", &bin, "7")).success();
+    let number = || std::fs::read_to_string(of_job(&sandbox, "7", "pid")).unwrap();
+    let dead: i32 = number().trim().parse().unwrap();
+    sandbox.kill(dead, Signal::SIGKILL as i32).unwrap();
+    sandbox.wait_for("its end", SOON, || !sandbox.ps().iter().any(|process| process.pid == dead));
+    // As an epilog does while it removes them, and for as long as this says.
+    let folder = "cd /run/ckptbpf/slurm";
+    let clears = "exec 9>>n1-7.sock.lock && flock -n 9 && touch cleared && sleep 0.3 && rm n1-7.sock n1-7.sock.lock n1-7.pid";
+    let clearing = sandbox.spawn(format!("{folder} && {clears}").as_str());
+    sandbox.wait_for("the lock", SOON, || of_job(&sandbox, "7", "pid").with_file_name("cleared").exists());
+    sandbox.run(hook("prolog", &bin, "7")).success();
+    clearing.wait(SOON).success();
+    assert_ne!(number().trim().parse::<i32>().unwrap(), dead);
+    assert!(["sock", "sock.lock"].iter().all(|end| of_job(&sandbox, "7", end).exists()));
+    sandbox.run(hook("epilog", &bin, "7")).success();
+    sandbox.run("rm /run/ckptbpf/slurm/cleared").success();
 }
 
 /// A log without a daemon is there to be read for a day.

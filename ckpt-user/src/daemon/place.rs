@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The node's.
 pub const NODE: &str = "/run/ckptbpf/daemon.sock";
@@ -83,8 +83,11 @@ impl Place {
     }
 }
 
-/// The lock of whoever listens there; none where somebody has it. One that is left takes its file away.
+/// The lock of whoever listens there; none where somebody has it, and not just to take away what a dead one has left, as an epilog
+/// does. One that is left takes its file away.
 fn locked(path: &Path) -> io::Result<Option<Flock<File>>> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
     loop {
         let file = File::options()
             .write(true)
@@ -94,7 +97,11 @@ fn locked(path: &Path) -> io::Result<Option<Flock<File>>> {
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() > PATIENCE => return Ok(None),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
             Err((_, errno)) => return Err(errno.into()),
             Ok(lock) => lock,
         };
