@@ -355,6 +355,36 @@ wait_for(lambda: last() < 10000)
     });
 }
 
+/// Where a fork has the kernel go on elsewhere at the very moment that the core has it go on where it was, it does that again.
+#[test]
+fn ids_go_on_where_they_were_while_others_fork() {
+    beside_a_job("attack_forks", &[], |sandbox, _daemon, tool| {
+        let lines = "
+client = connect()
+send(client, hello(IDS))
+assert answer(client)[0] == DONE
+for _ in range(300):
+    send(client, message(NEXT_ID, struct.pack('iI', 30000, 0)))
+    assert answer(client)[0] == DONE
+    send(client, message(NEXT_ID, struct.pack('iI', 0, 0)))
+";
+        let forks = "
+import os
+for _ in range(4000):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+";
+        let forking: Vec<_> =
+            (0..2).map(|_| sandbox.spawn(Cmd::new("/usr/bin/python3").args(["-c", forks]))).collect();
+        sandbox.run(python(tool, lines)).success();
+        forking.into_iter().for_each(|one| drop(one.wait(SOON).success()));
+        let last = sandbox.run("cat /proc/sys/kernel/ns_last_pid").success().stdout_text();
+        let last: i32 = last.trim().parse().unwrap();
+        assert!(last < 20_000, "{last}");
+    });
+}
+
 /// A daemon for one user, or for one job, serves no other; a socket of a user's own is no daemon's.
 #[test]
 fn daemons_of_others() {

@@ -64,7 +64,7 @@ fn go_before(id: i32) -> io::Result<Moved> {
 
 impl Drop for Moved {
     fn drop(&mut self) {
-        if let Err(error) = taken::go_on_after(self.back) {
+        if let Err(error) = taken::go_on_after_surely(self.back) {
             log::warn!("process ids cannot go on after {}: {error}", self.back);
         }
     }

@@ -54,7 +54,7 @@ pub fn stay_clear(image: &Image) {
         let clear = clear_of(last, &ids(image));
         // Where it may not be written to, an id that is taken for this is an error that says so.
         if clear != last
-            && let Err(error) = go_on_after(clear)
+            && let Err(error) = go_on_after_surely(clear)
         {
             log::debug!("{LAST}: {error}");
         }
@@ -79,6 +79,25 @@ pub fn last() -> io::Result<i32> {
 /// EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, EINVAL beyond kernel.pid_max.
 pub fn go_on_after(id: i32) -> io::Result<()> {
     std::fs::write(LAST, id.to_string())
+}
+
+/// The same, surely: whoever forks at that very moment would have the kernel go on where that was (`alloc_pid` and
+/// `pid_ns_ctl_handler` of kernel/pid*.c: only forks have the lock).
+///
+/// # Errors
+/// As above; EBUSY where others are always quicker.
+pub fn go_on_after_surely(id: i32) -> io::Result<()> {
+    const TRIES: u32 = 20;
+    // Longer than one that forks has the lock.
+    const LOCKED: Duration = Duration::from_micros(50);
+    for _ in 0..TRIES {
+        go_on_after(id)?;
+        std::thread::sleep(LOCKED);
+        if (id..=id.saturating_add(ROOM)).contains(&last()?) {
+            return Ok(());
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
 /// The least id from `last` on with [`ROOM`] behind it.

@@ -11,6 +11,7 @@
 //! ```
 
 use super::{check, pidfd};
+use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -76,8 +77,10 @@ impl Closer {
     }
 }
 
-/// Gives this thread a table of its own, with nothing in it but the standard streams, and a pidfd of this process.
+/// Gives this thread a table of its own, with nothing in it but the standard streams, and a pidfd of this process. It takes no signals:
+/// a handler would write to what has its number here, and whoever waits for that would never hear of it.
 fn own_table() -> io::Result<OwnedFd> {
+    SigSet::all().thread_block()?;
     // SAFETY: integers only. What has these numbers in the table that this thread leaves stays open there, and it uses none of them.
     check(i64::from(unsafe { libc::unshare(libc::CLONE_FILES) }))?;
     // SAFETY: as above; the table is this thread's alone.
@@ -155,5 +158,24 @@ mod tests {
         assert_eq!(nix::unistd::read(&from, &mut byte), Ok(1));
         closer.close(to).unwrap();
         assert_eq!(nix::unistd::read(&from, &mut byte), Ok(0));
+    }
+
+    #[test]
+    fn signals_are_for_others() {
+        let closer = Closer::start().unwrap();
+        let (_from, to) = nix::unistd::pipe().unwrap();
+        closer.close(to).unwrap();
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+        let of = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
+        let closers = tasks.filter(|task| of(&format!("{}/comm", task.display())).trim() == "closer");
+        let blocked = |task: std::path::PathBuf| {
+            let status = of(&format!("{}/status", task.display()));
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?.trim().to_owned();
+            u64::from_str_radix(&mask, 16).ok()
+        };
+        let masks: Vec<u64> = closers.filter_map(blocked).collect();
+        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
+        let all = |mask: &u64| wanted.iter().all(|signal| mask >> (signal - 1) & 1 == 1);
+        assert!(!masks.is_empty() && masks.iter().all(all), "{masks:x?}");
     }
 }
