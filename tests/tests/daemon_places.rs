@@ -283,4 +283,11 @@ assert server.recv(100) == b'READY=1'
         assert!(said(&log).contains("info: ended") && !said(&moved).contains("info: ended"));
         std::fs::remove_file(&log).unwrap();
     }
+    // Without a log it goes on: `systemctl reload` of the unit as it is shipped.
+    let daemon = Daemon::begin(&sandbox, &[]);
+    sandbox.kill(daemon.pid(), Signal::SIGHUP as i32).unwrap();
+    let has_heard = || daemon.log().contains("no log of its own");
+    sandbox.wait_for("word of SIGHUP", SOON, has_heard);
+    daemon.check().success();
+    daemon.end();
 }

@@ -67,3 +67,18 @@ fn a_worker_makes_no_file_larger_than_its_user_may() {
     job.kill_all();
     daemon.end();
 }
+
+/// A worker begins with a process of its own, which counts as its user's: where that may have none, it is not said to have been killed.
+#[test]
+fn a_worker_that_may_fork_nothing_is_refused_by_name() {
+    let sandbox = Sandbox::new("daemon_processes");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let user = tool.user.clone().unwrap();
+    let launch = Cmd::new(&tool.binary).args(["launch", "-d", "images", "--", "/bin/true"]);
+    let bounded = Cmd::new("prlimit").args(["--nproc=1", "--"]).program(&launch);
+    let said = sandbox.run(user.runs(&bounded)).expect_code(125).stderr_text();
+    assert!(said.contains("is done without: it cannot start a process for it; its log says why"), "{said}");
+    assert!(daemon.log().contains("cannot start the process that it shows"), "{}", daemon.log());
+    daemon.end();
+}

@@ -31,20 +31,27 @@ fn hook(name: &str, bin: &Path, job: &str) -> Cmd {
 #[test]
 fn a_prolog_whose_daemon_hangs_lets_the_job_begin() {
     let sandbox = Sandbox::new("slurm_prolog");
-    let fake = sandbox.dir().join("fake");
-    std::fs::create_dir(&fake).unwrap();
-    let write = |name: &str, text: &str| {
-        std::fs::write(fake.join(name), text).unwrap();
-        std::fs::set_permissions(fake.join(name), PermissionsExt::from_mode(0o755)).unwrap();
-    };
-    write("ckptbpf", "#!/bin/sh\n[ \"$2\" = --check ] && exit 1\nexec sleep 1000\n");
     // As the prolog has it, with less patience.
     let hasty = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"\nshift 3\nexec /usr/bin/timeout -k 1 1 \"$@\"\n";
-    write("timeout", hasty);
+    let hangs = "#!/bin/sh\n[ \"$2\" = --check ] && exit 1\nexec sleep 1000\n";
+    let fake = folder_of(&sandbox, [("ckptbpf", hangs), ("timeout", hasty)]);
     sandbox.run(hook("prolog", &fake, "41")).success();
     let asked = std::fs::read_to_string(fake.join("asked")).unwrap();
     assert!(asked.contains("-k 5 60 ckptbpf daemon --job 41 "), "{asked}");
     assert!(!of_job(&sandbox, "41", "err").exists());
+}
+
+/// A daemon in the background says why it fails in its log, which goes with the job: the system's log has it, too.
+#[test]
+fn why_a_job_has_no_daemon_is_in_the_system_s_log() {
+    let sandbox = Sandbox::new("slurm_why");
+    let fails = "#!/bin/sh\n[ \"$2\" = --check ] && exit 1\nwhile [ \"$1\" != --log ]; do shift; done\necho the reason >\"$2\"\nexit 125\n";
+    let logger = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/said\"\n";
+    let fake = folder_of(&sandbox, [("ckptbpf", fails), ("logger", logger)]);
+    sandbox.run(hook("prolog", &fake, "41")).success();
+    let said = std::fs::read_to_string(fake.join("said")).unwrap();
+    assert!(said.contains("job 41 has no daemon: the reason\n"), "{said}");
+    sandbox.run("rm /run/ckptbpf/slurm/n1-41.log").success();
 }
 
 /// Ended by kill -9, without a number, or about to write one: the epilog of another job tells them apart, and the own one ends what runs.
@@ -111,6 +118,17 @@ fn a_log_that_nobody_writes_any_more_goes_after_a_day() {
     assert!(of_job(&sandbox, "3", "log").exists());
     assert!(!of_job(&sandbox, "4", "log").exists() && !of_job(&sandbox, "5", "err").exists());
     sandbox.run("rm /run/ckptbpf/slurm/n1-3.log").success();
+}
+
+/// A folder with these scripts.
+fn folder_of(sandbox: &Sandbox, scripts: [(&str, &str); 2]) -> PathBuf {
+    let folder = sandbox.dir().join("fake");
+    std::fs::create_dir(&folder).unwrap();
+    for (name, text) in scripts {
+        std::fs::write(folder.join(name), text).unwrap();
+        std::fs::set_permissions(folder.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    folder
 }
 
 /// A file of a job's daemon, by its ending.

@@ -6,6 +6,7 @@ use super::wire::{FAULTS, Features, LIMIT, Message, Outcome, Refusal};
 use crate::front::door;
 use crate::sys::packet::{self, Packet};
 use crate::sys::uffd::{self, Uffd};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -80,11 +81,15 @@ impl Lender {
     }
 }
 
+/// How long a core may take, in milliseconds: ids it gives to one client after the other.
+const ANSWER: u16 = 60_000;
+
 /// The next word of the core.
 ///
 /// # Errors
-/// It is gone, or refuses.
+/// It is gone, refuses, or says nothing for a minute.
 pub(super) fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
+    wait(core, ANSWER)?;
     let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "the daemon is gone");
     let packet = packet::receive(core.as_fd(), LIMIT, MsgFlags::empty())?.ok_or_else(gone)?;
     let Packet { bytes, descriptors, .. } = packet;
@@ -97,11 +102,41 @@ pub(super) fn answer(core: &OwnedFd) -> io::Result<(Message, Vec<OwnedFd>)> {
     }
 }
 
+/// One that is stopped is not to hold up a restart for ever, which no signal ends.
+fn wait(core: &OwnedFd, patience: u16) -> io::Result<()> {
+    loop {
+        match poll(&mut [PollFd::new(core.as_fd(), PollFlags::POLLIN)], patience) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon does not answer")),
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// # Errors
 /// What was not done.
 pub(super) fn succeeded(outcome: Outcome) -> io::Result<()> {
     match outcome.error {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error.cast_signed())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    #[test]
+    fn a_core_that_says_nothing_is_not_waited_for_without_end() {
+        let (ours, its) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        assert_eq!(wait(&ours, 10).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let done = Message::Done(Outcome { error: 0, reserved: 0 });
+        packet::send(its.as_fd(), &done.to_bytes(), &[], MsgFlags::empty()).unwrap();
+        assert_eq!(answer(&ours).unwrap().0, done);
+        drop(its);
+        assert_eq!(answer(&ours).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -43,9 +43,10 @@ pub mod worker;
 use crate::freeze::yama::Scope;
 use crate::sys::caps;
 use crate::task::limits as resource_limits;
+use crate::task::proc::ProcDir;
 use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         );
     }
     let mut running = background::begin(options)?;
+    // Its end is told by SIGHUP, and so is, to a service, that its log is to be opened again.
+    let has_terminal = ProcDir::process(Pid::this()).stat().is_ok_and(|stat| stat.terminal() != 0);
     umask(Mode::from_bits_truncate(0o022));
     log_lines::init(options.verbose, options.log.is_some());
     leave::leave(options.share != Share::default());
@@ -129,7 +132,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 _ = int.recv() => return Ok(()),
                 _ = hangup.recv() => match &options.log {
                     Some(log) => log_lines::open_again(log),
-                    None => return Ok(()),
+                    None if has_terminal => return Ok(()),
+                    None => log::info!("there is no log of its own to be opened again"),
                 },
             }
         }

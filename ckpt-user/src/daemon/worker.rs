@@ -12,6 +12,7 @@ use crate::cli;
 use crate::freeze::tree;
 use crate::job::ended::FAILED;
 use crate::job::process::ProcessId;
+use crate::job::terminal::say;
 use crate::job::way::Way;
 use crate::job::{namespace, registry};
 use crate::object::terminal;
@@ -39,10 +40,8 @@ pub fn main() -> anyhow::Result<u8> {
     // The connection may be held by others; what counts is whoever has asked.
     let link = Arc::new(Link::with(front, process));
     let judged = match judged {
-        Ok(()) if !is_unconfined(&link, core.as_fd()).context("its front went away")? => {
-            Err(Refusal::Confined)
-        }
-        judged => judged,
+        Ok(()) => unconfined(&link, core.as_fd(), who.uid).context("its front went away")?,
+        refused => refused,
     };
     drop(core);
     if let Err(refusal) = judged {
@@ -71,13 +70,22 @@ pub fn main() -> anyhow::Result<u8> {
     Ok(status)
 }
 
-/// Whether the front, or somebody who helps it, may trace what its user may. Then a worker is worth no more than it is.
-fn is_unconfined(link: &Link, core: BorrowedFd<'_>) -> anyhow::Result<bool> {
-    let challenge = Challenge::start(|shown| spawn::tell_shown(core, shown)).context("cannot fork")?;
+/// Whether the front, or somebody who helps it, may trace what its user may, and is not refused. Then a worker is worth no more than
+/// it is.
+fn unconfined(link: &Link, core: BorrowedFd<'_>, uid: u32) -> anyhow::Result<Result<(), Refusal>> {
+    let challenge = match Challenge::start(|shown| spawn::tell_shown(core, shown)) {
+        Ok(challenge) => challenge,
+        // Its user may have no more processes (RLIMIT_NPROC), say.
+        Err(error) => {
+            say(&format!("a worker for uid {uid}: cannot start the process that it shows: {error}"));
+            return Ok(Err(Refusal::Failed));
+        }
+    };
     let (pid, address) = challenge.place();
     link.say(&Word::Challenge(Secret { pid: pid.as_raw(), address }), &[])?;
     match link.hear_within(ANSWER)? {
-        Some(Heard { word: Word::Answer(answer), .. }) => Ok(challenge.is_met(&answer)),
+        Some(Heard { word: Word::Answer(answer), .. }) if challenge.is_met(&answer) => Ok(Ok(())),
+        Some(Heard { word: Word::Answer(_), .. }) => Ok(Err(Refusal::Confined)),
         _ => bail!("no answer"),
     }
 }

@@ -27,6 +27,19 @@ pub(super) fn show(pid: i32, worker: &Link) -> io::Result<()> {
     worker.say_opened(&Word::Kept(true), File::open(format!("/proc/{pid}/mem")))
 }
 
+/// As the front: what the worker says next, but that it wants another core ([`Word::Programs`]), which it is answered.
+///
+/// # Errors
+/// It is gone.
+pub(super) fn next(worker: &Link, door: &Door) -> anyhow::Result<Word> {
+    loop {
+        match worker.hear()?.context("the daemon's worker was killed")?.word {
+            Word::Programs(_) => super::tell_programs(worker, door),
+            word => return Ok(word),
+        }
+    }
+}
+
 /// As the front: waits for the worker, and tells it signals, and of another core ([`Word::Programs`]). Returns what to end with.
 ///
 /// # Errors
@@ -111,6 +124,20 @@ fn is_memory_of(pid: i32, fd: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    #[test]
+    fn a_worker_that_wants_another_core_is_answered_and_heard_on() {
+        let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (one, other) = socketpair(kind.0, kind.1, None, kind.2).unwrap();
+        let (front, worker) = (Link::new(one), Link::new(other));
+        worker.say(&Word::Programs(true), &[]).unwrap();
+        worker.say(&Word::Done(0), &[]).unwrap();
+        assert_eq!(next(&front, &Door::to_nobody()).unwrap(), Word::Done(0));
+        assert_eq!(worker.hear().unwrap().unwrap().word, Word::Programs(false));
+        drop(worker);
+        assert!(next(&front, &Door::to_nobody()).is_err());
+    }
 
     #[test]
     fn nothing_else_is_taken_for_the_memory_of_a_process() {

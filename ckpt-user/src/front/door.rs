@@ -63,6 +63,12 @@ impl Door {
         }
     }
 
+    /// Where nobody listens.
+    #[cfg(test)]
+    pub fn to_nobody() -> Self {
+        Self { path: "/no/such/daemon.sock".into(), welcome: Welcome::default(), words: None }
+    }
+
     /// Asks once more whoever listens there.
     ///
     /// # Errors

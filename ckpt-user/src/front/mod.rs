@@ -43,7 +43,7 @@ pub fn go(door: &Door, program: Option<&LaunchOptions>, running: &mut dyn FnMut(
         // A worker that is gone says so below.
         let _ = beside::show(pid, &worker);
         shown = Some(pid);
-        wanted = worker.hear()?.map(|heard| heard.word).context("the daemon's worker was killed")?;
+        wanted = beside::next(&worker, door)?;
     }
     match (&wanted, shown) {
         (Word::Done(status), _) => return Ok(Ended::Exited(*status as u8)),

@@ -22,7 +22,8 @@ use super::start::{self, Start};
 use super::tracer;
 use super::way::{Way, by_daemon};
 use crate::daemon::admission;
-use crate::daemon::link::{Link, Word};
+use crate::daemon::link::{Heard, Link, Word};
+use crate::daemon::told;
 use crate::freeze::{tree, yama};
 use crate::front;
 use crate::refusal::named;
@@ -93,9 +94,13 @@ fn front_of(way: &Way) -> Option<&Arc<Link>> {
     }
 }
 
-/// As a worker: ends with whoever has asked for it.
+/// As a worker: takes in what its front says of another core, and ends with it.
 fn end_with(front: &Link) {
-    while matches!(front.hear(), Ok(Some(_))) {}
+    while let Ok(Some(Heard { word, descriptors })) = front.hear() {
+        if matches!(word, Word::Programs(_)) {
+            told::note_another(descriptors.into_iter().next());
+        }
+    }
     front::lost()
 }
 
