@@ -2,11 +2,12 @@
 // Helpers beside the tests may panic too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Counting, Daemon, Tool, the_worker};
+use ckpt_tests::scenario::{Counting, Daemon, MODES, Tool, steps, the_worker};
 use ckpt_tests::skip::skip_part;
+use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Job, Sandbox};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -16,6 +17,16 @@ fn limit_of(sandbox: &Sandbox, pid: i32, name: &str) -> Vec<String> {
     let limits = std::fs::read_to_string(sandbox.see(format!("/proc/{pid}/limits").as_ref())).unwrap();
     let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.split_ascii_whitespace().take(2).map(str::to_owned).collect()
+}
+
+/// A user's, whose files may have so many KiB.
+fn with_files_of(sandbox: &Sandbox, daemon: &Daemon<'_>, most: u32) -> Tool {
+    let tool = daemon.serves(Tool::of_user(sandbox));
+    let binary = sandbox.dir().join("with-small-files");
+    let line = format!("#!/bin/bash\nulimit -f {most}\nexec {} \"$@\"\n", tool.binary.display());
+    std::fs::write(&binary, line).unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Tool { binary, ..tool }
 }
 
 /// A worker has a copy of each description of all processes of the program, which may be more than one process can have.
@@ -45,15 +56,11 @@ fn workers_have_as_many_open_files_as_the_machine_allows() {
 fn a_worker_makes_no_file_larger_than_its_user_may() {
     let sandbox = Sandbox::new("daemon_file_sizes");
     let daemon = Daemon::begin(&sandbox, &[]);
-    let tool = daemon.serves(Tool::of_user(&sandbox));
+    let tool = with_files_of(&sandbox, &daemon, 4);
     let user = tool.user.clone().unwrap();
-    let binary = sandbox.dir().join("with-tiny-files");
-    let line = format!("#!/bin/bash\nulimit -f 4\nexec {} \"$@\"\n", tool.binary.display());
-    std::fs::write(&binary, line).unwrap();
-    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = Cmd::sh("exec 8<> <(:); echo ready; while :; do read -t 0.1 -u 8; done");
     let images = user.home().join("images");
-    let mut job = Job::launch_by(&sandbox, Tool { binary, ..tool }, images, &[], &program);
+    let mut job = Job::launch_by(&sandbox, tool, images, &[], &program);
     job.running().wait_for_output("ready\n", SOON);
     job.program();
     let worker = the_worker(&sandbox, &daemon);
@@ -80,5 +87,44 @@ fn a_worker_that_may_fork_nothing_is_refused_by_name() {
     let said = sandbox.run(user.runs(&bounded)).expect_code(125).stderr_text();
     assert!(said.contains("is done without: it cannot start a process for it; its log says why"), "{said}");
     assert!(daemon.log().contains("cannot start the process that it shows"), "{}", daemon.log());
+    daemon.end();
+}
+
+/// What the program has done to such a file since is undone by a mapping of the worker's own, whose /proc/self/mem is root's.
+#[test]
+fn a_mapped_file_larger_than_its_user_may_make_is_written_back_by_a_worker() {
+    let sandbox = Sandbox::new("daemon_file_sizes_mapped");
+    let daemon = Daemon::begin(&sandbox, &[]);
+    // 32 MiB.
+    let tool = with_files_of(&sandbox, &daemon, 32768);
+    let home = tool.user.clone().unwrap().home().to_owned();
+    let large = home.join("large");
+    std::fs::write(&large, vec![7; 40 << 20]).unwrap();
+    chown(&large, Some(UID), Some(UID)).unwrap();
+    let script = "
+import mmap, os, select
+memory = mmap.mmap(os.open('large', os.O_RDWR), 40 << 20)
+memory[-9:] = b'%9d' % 0
+while True:
+    memory[-9:] = b'%9d' % (int(memory[-9:]) + 1)
+    print(int(memory[-9:]), flush=True)
+    select.select([], [], [], 0.01)
+";
+    let program = Cmd::new("/usr/bin/python3").args(["-c", script]);
+    let mut job = Job::launch_by(&sandbox, tool, home.join("images"), &[], &program);
+    for mode in MODES {
+        steps(&sandbox, job.running());
+        job.checkpoint();
+        // That is undone.
+        steps(&sandbox, job.running());
+        job.kill_all();
+        job.restart(*mode, &[]);
+    }
+    steps(&sandbox, job.running());
+    job.kill_all();
+    let printed = String::from_utf8(job.stdout()).unwrap();
+    let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
+    let expected: String = (1..=whole.lines().count()).map(|step| format!("{step}\n")).collect();
+    assert_eq!(whole, expected);
     daemon.end();
 }

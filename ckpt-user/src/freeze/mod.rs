@@ -363,12 +363,11 @@ fn assemble(members: &[(Pid, Pid)], mut rest: Stopping<'_>, since: Instant) -> R
         let is_rewound = rewind::rewind(&mut regs);
         if is_rewound {
             let memory = &process.memory;
-            let timed = match waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
-                Some(left) => rewind::shorten(&mut regs, left, memory),
+            match waits.get(&tid).and_then(|wait| left(pid, tid, &regs, wait)) {
+                Some(left) => rewind::shorten(&mut regs, left, memory).reading(pid, "a timeout")?,
                 None if looks => rewind::copy_timeout(&mut regs, memory),
-                None => Ok(()),
-            };
-            timed.reading(pid, "a timeout")?;
+                None => {}
+            }
         }
         if registers::abort_section(thread, &mut regs) || is_rewound {
             thread.set_regs(&regs).reading(pid, "registers")?;

@@ -101,14 +101,15 @@ pub fn shorten(regs: &mut Regs, left: u64, memory: &Forced) -> io::Result<()> {
     put(regs, timespec, memory)
 }
 
-/// Has a rewound call whose timeout stands in memory take it from a copy that nobody changes. What cannot be read stays as it is.
-pub fn copy_timeout(regs: &mut Regs, memory: &Forced) -> io::Result<()> {
+/// Has a rewound call whose timeout stands in memory take it from a copy that nobody changes. What cannot be read, or has no room
+/// below the stack, stays as it is.
+pub fn copy_timeout(regs: &mut Regs, memory: &Forced) {
     let mut timespec = [0; TIMESPEC];
     let from = by_timespec(regs.orig_rax as i64).map_or(0, |register| *register(regs));
-    if from == 0 || memory.read(from, &mut timespec).is_err() {
-        return Ok(());
+    if from != 0 && memory.read(from, &mut timespec).is_ok() {
+        // Without it the call begins anew from its own each time.
+        let _ = put(regs, timespec, memory);
     }
-    put(regs, timespec, memory)
 }
 
 /// Bytes of `struct timespec`.
@@ -189,13 +190,17 @@ mod tests {
         regs.rsp = stack.as_ptr_range().end as u64;
         for nowhere in [0, 8] {
             regs.r10 = nowhere;
-            copy_timeout(&mut regs, &memory).unwrap();
+            copy_timeout(&mut regs, &memory);
             assert_eq!(regs.r10, nowhere);
         }
+        // No stack has room there.
+        let mut elsewhere = Regs { rsp: 4096, r10: own.as_ptr() as u64, ..regs };
+        copy_timeout(&mut elsewhere, &memory);
+        assert_eq!(elsewhere.r10, own.as_ptr() as u64);
         regs.r10 = own.as_ptr() as u64;
         // The second time it is the copy that is copied.
         for _ in 0..2 {
-            copy_timeout(&mut regs, &memory).unwrap();
+            copy_timeout(&mut regs, &memory);
             assert_eq!(regs.r10, place_of_timeout(regs.rsp));
             let mut copy = [[0; 8]; 2];
             memory.read(regs.r10, copy.as_flattened_mut()).unwrap();

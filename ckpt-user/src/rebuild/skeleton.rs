@@ -162,10 +162,22 @@ fn end_child(child: Remote, parent: &mut Remote, exit_signal: i32) -> io::Result
 
 /// A child of ours in the session of `leader`: born of a helper that ends, and adopted by us, the subreaper.
 fn orphan(leader: &mut Skeleton, pid: i32, nursery: &Nursery) -> Result<Skeleton, RebuildError> {
-    let mut helper = fork_child(leader, None, libc::SIGCHLD).rebuilding(pid, "a helper")?;
+    let mut helper = helper_within(leader, pid).rebuilding(pid, "a helper")?;
     let made = child(&mut helper, pid, libc::SIGCHLD, nursery)?;
     end_child(helper.remote, &mut leader.remote, libc::SIGCHLD).rebuilding(pid, "a helper")?;
     Ok(made)
+}
+
+/// A child of the leader with any id but `pid`, which may be the very one that the kernel gives next.
+fn helper_within(leader: &mut Skeleton, pid: i32) -> io::Result<Skeleton> {
+    let first = fork_child(leader, None, libc::SIGCHLD)?;
+    if first.remote.pid().as_raw() != pid {
+        return Ok(first);
+    }
+    // While the first has it, another one gets another.
+    let other = fork_child(leader, None, libc::SIGCHLD)?;
+    end_child(first.remote, &mut leader.remote, libc::SIGCHLD)?;
+    Ok(other)
 }
 
 /// Two ranges of scratch size that neither the image's mappings touch nor those of whom skeletons are copies.

@@ -119,6 +119,8 @@ unsafe fn keep_only(kept: i32, number: i32) {
     // SAFETY: system calls that take numbers; what they close is nobody's, as the caller promises.
     unsafe {
         let place = libc::dup2(kept, number);
+        // It lasts if this process executes something; one that had that number already is as it was.
+        libc::fcntl(place, libc::F_SETFD, 0);
         let below = place < 1 || libc::syscall(libc::SYS_close_range, 0, place - 1, 0) == 0;
         if place < 0 || !below || libc::syscall(libc::SYS_close_range, place + 1, u32::MAX, 0) != 0 {
             libc::_exit(1);
@@ -204,4 +206,31 @@ pub const NEWTIME: i32 = 0x80;
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: integer arguments only.
     super::check(i64::from(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{probe, wait};
+
+    #[test]
+    fn the_one_descriptor_lasts_whatever_number_it_had() {
+        let done = probe::try_in_child(|| {
+            let (door, _other) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+            for number in [door.as_raw_fd(), 100] {
+                let child = fork_waiting(None, Some((door.as_fd(), number)))?;
+                let shown = std::fs::read_to_string(format!("/proc/{child}/fdinfo/{number}"));
+                wait::send(child, libc::SIGKILL);
+                wait::for_end(child)?;
+                let shown = shown?;
+                let flags = shown.lines().find_map(|line| line.strip_prefix("flags:"));
+                let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+                if flags.is_none_or(|flags| flags & libc::O_CLOEXEC != 0) {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+            Ok(())
+        });
+        done.unwrap();
+    }
 }

@@ -1,6 +1,6 @@
 //! Shared anonymous memory as a descriptor.
 
-use super::mem::Forced;
+use super::mem;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// which no page is set aside; MAP_NORESERVE, without which all of it counts as memory that is committed.
 pub fn create(size: u64, flags: i32) -> io::Result<OwnedFd> {
     let flags = if flags & libc::MAP_HUGETLB == 0 { flags } else { flags | libc::MAP_NORESERVE };
+    // Whoever is closed to others (PR_SET_DUMPABLE) may not follow the link below, and promises no memory before it is told so.
+    drop(mem::Forced::open(Pid::this())?);
     let mapped = Mapped::new(size as usize, libc::MAP_SHARED | libc::MAP_ANONYMOUS | flags, -1)?;
     let start = mapped.at as u64;
     let path = format!("/proc/self/map_files/{start:x}-{:x}", start + size);
@@ -23,8 +25,7 @@ pub fn create(size: u64, flags: i32) -> io::Result<OwnedFd> {
 pub struct Mapped {
     at: usize,
     len: usize,
-    /// None of what is not to be written.
-    memory: Option<Forced>,
+    is_writable: bool,
 }
 
 impl Mapped {
@@ -50,23 +51,25 @@ impl Mapped {
     }
 
     fn map(len: usize, protection: i32, flags: i32, fd: i32) -> io::Result<Self> {
-        let memory = if protection & libc::PROT_WRITE == 0 { None } else { Some(Forced::open(Pid::this())?) };
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of ours is touched.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { at: at as usize, len, memory })
+        Ok(Self { at: at as usize, len, is_writable: protection & libc::PROT_WRITE != 0 })
     }
 
-    /// Writes through /proc/self/mem, which gives an error where a store would give SIGBUS: no huge page is left.
+    /// Writes as to another process, which gives an error where a store would give SIGBUS: no huge page is left. Not through
+    /// /proc/self/mem: whoever is closed to others (PR_SET_DUMPABLE) has that for root alone.
     pub fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let end = at.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > self.len as u64) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let memory = self.memory.as_ref().ok_or(io::ErrorKind::PermissionDenied)?;
-        memory.write(self.at as u64 + at, bytes)
+        if !self.is_writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        mem::write(Pid::this(), self.at as u64 + at, bytes)
     }
 }
 
