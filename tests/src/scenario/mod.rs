@@ -7,6 +7,7 @@
 //! ```
 //! It speaks to `ckptbpf` by its command line alone, as docs/cli.md has it.
 
+mod bystander;
 mod client;
 mod counting;
 mod covered;
@@ -32,6 +33,7 @@ use crate::sandbox::{Cmd, Finished, Leak, Running, Sandbox};
 use crate::skip::skip_part;
 use crate::user::User;
 
+pub use bystander::{beside_a_job, open_files};
 pub use client::daemon_client;
 pub use counting::{Counting, has_another_worker, the_worker, workers};
 pub use covered::Covered;
