@@ -1,8 +1,8 @@
-/* sleeps MS ROUNDS [KIND,…]: one thread per kind of sleep, each of MS milliseconds, all at once, ROUNDS times.
+/* sleeps MS ROUNDS [KIND,… [PERCENT]]: one thread per kind of sleep, each of MS milliseconds, all at once, ROUNDS times.
  *
  * In each round a line at its beginning, one when two thirds are over, and at its end one per kind in a fixed order: "ok", or
- * what was wrong: a result or errno that an undisturbed sleep never gives (EINTR above all), woken early, or longer by a
- * quarter and 250 ms, which is what a sleep does that begins anew after a restart.
+ * what was wrong: a result or errno that an undisturbed sleep never gives (EINTR above all), woken early, or longer by
+ * PERCENT (a quarter) and 250 ms, which is what a sleep does that begins anew after a restart.
  *
  * How long one may be is counted in naps that another thread takes all the while: where the machine is busy, or the program
  * stands, those are longer too. So the bound needs no scale, under which a sleep that begins anew could not be told. */
@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 
 enum { NAP_MS = 25, GRACE_MS = 250 };
-static long ms;
+static long ms, percent;
 static volatile long naps;
 static pthread_barrier_t begin, end;
 static int feed[2], semaphores, rounds;
@@ -218,7 +218,7 @@ static void *run(void *arg)
         long slept = (now_ns() - start) / 1000000, napped = (naps - first_nap) * NAP_MS;
         if (result != kind->result || error != kind->error)
             snprintf(kind->report, sizeof kind->report, "gave %ld, errno %d", result, error);
-        else if (slept < ms || napped > ms + ms / 4 + GRACE_MS)
+        else if (slept < ms || napped > ms + ms * percent / 100 + GRACE_MS)
             snprintf(kind->report, sizeof kind->report, "took %ld ms, and %ld ms of naps", slept, napped);
         else
             strcpy(kind->report, "ok");
@@ -254,6 +254,7 @@ int main(int argc, char **argv)
     int threads = 0;
     ms = number(argc, argv, 1, 200);
     rounds = number(argc, argv, 2, 10);
+    percent = number(argc, argv, 4, 25);
     sigemptyset(&timed);
     sigaddset(&timed, SIGRTMIN + 3);
     semaphores = semget(IPC_PRIVATE, 1, 0600);
