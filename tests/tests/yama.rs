@@ -33,19 +33,13 @@ fn the_worker_alone_is_let_and_outlives_the_daemon() {
     let daemon = Daemon::begin(&sandbox, &[]);
     let told = daemon.check().success().stdout_text();
     assert!(told.contains("kernel.yama.ptrace_scope=1: each process of a job names its worker"), "{told}");
-    let tool = daemon.serves(Tool::of_user(&sandbox));
-    let user = tool.user.clone().unwrap();
-    let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
-    let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let program = user.reaches(&held(&sandbox, program));
-    let mut job = Job::launch_by(&sandbox, tool.clone(), user.home().join("images"), &[], &program);
-    job.running().wait_for_output("\n50 ", SOON);
-    job.checkpoint();
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
+    let (user, tool) = (&counting.user, &counting.tool);
     // Another of the user's processes, and one that no ckptbpf has started.
-    let (counting, other) = (job.program(), sandbox.spawn(user.runs(&Cmd::new("sleep").arg("1000"))));
+    let (program, other) = (counting.job.program(), sandbox.spawn(user.runs(&Cmd::new("sleep").arg("1000"))));
     let is_there = || sandbox.ps().iter().any(|one| one.pid == other.pid && one.comm == "sleep");
     sandbox.wait_for("the other program", SOON, is_there);
-    let look = user.runs(&Cmd::sh(&format!("cat /proc/{counting}/syscall")));
+    let look = user.runs(&Cmd::sh(&format!("cat /proc/{program}/syscall")));
     assert!(sandbox.run(look).stderr_text().contains("not permitted"));
     for what in ["attach", "checkpoint"] {
         let asked = tool.verb(what, ["-d", "beside"]).arg(other.pid.to_string());
@@ -58,11 +52,8 @@ fn the_worker_alone_is_let_and_outlives_the_daemon() {
     other.kill(Signal::SIGKILL);
     other.wait(SOON);
     daemon.kill();
-    job.checkpoint();
-    let_go(&sandbox);
-    job.wait(SOON).success();
-    assert_same("standard output", &expected.stdout, &job.stdout());
-    assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+    counting.job.checkpoint();
+    counting.ends_as_expected(&sandbox);
     // What the one that was killed has left goes with its successor.
     Daemon::begin(&sandbox, &[]).end();
 }

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Daemon, Expected, Job, Tool, held, let_go};
+use super::{Counting, Daemon, Tool};
 
 use crate::sandbox::Sandbox;
-use crate::{assert_same, victim_cmd};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -21,23 +20,14 @@ pub fn open_files(sandbox: &Sandbox, pid: i32) -> usize {
 pub fn beside_a_job(name: &str, options: &[&str], attack: impl FnOnce(&Sandbox, &Daemon<'_>, &Tool)) {
     let sandbox = Sandbox::new(name);
     let daemon = Daemon::begin(&sandbox, options);
-    let tool = daemon.serves(Tool::of_user(&sandbox));
-    let user = tool.user.clone().unwrap();
-    let program = victim_cmd("count_static").args(["numbers", "3000", "2000"]);
-    let expected = Expected::of(&sandbox, &program, Some("numbers"));
-    let program = user.reaches(&held(&sandbox, program));
-    let mut job = Job::launch_by(&sandbox, tool.clone(), user.home().join("images"), &[], &program);
-    job.running().wait_for_output("\n50 ", SOON);
-    job.checkpoint();
+    let counting = Counting::begin(&sandbox, &daemon, &[]);
     let before = open_files(&sandbox, daemon.pid());
-    attack(&sandbox, &daemon, &Tool { user: Some(user.other()), ..tool });
+    attack(&sandbox, &daemon, &Tool { user: Some(counting.user.other()), ..counting.tool.clone() });
     sandbox.wait_for("the daemon to have nothing of it left", SOON, || {
         // A connection of before may still have been open.
         open_files(&sandbox, daemon.pid()) <= before
     });
-    assert_eq!(job.checkpoint().kind, "delta");
-    let_go(&sandbox);
-    job.wait(SOON).success();
-    assert_same("the file", &expected.file, &std::fs::read(user.home().join("numbers")).unwrap());
+    assert_eq!(counting.job.checkpoint().kind, "delta");
+    counting.ends_as_expected(&sandbox);
     daemon.end();
 }
