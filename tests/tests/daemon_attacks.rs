@@ -135,11 +135,7 @@ fn challenges_that_are_not_met() {
 def word(number, body):
     return message(256, bytes([number << 3 | 2, len(body)]) + body)
 def begun():
-    client = connect()
-    try:
-        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
-    except PermissionError:
-        send(client, hello(WORKER))
+    client = asks_for_worker()
     kind, body, _ = answer(client)
     assert kind == 256, (kind, body)
     return client
@@ -166,11 +162,7 @@ import ctypes, select
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 def begun():
-    client = connect()
-    try:
-        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
-    except PermissionError:
-        send(client, hello(WORKER))
+    client = asks_for_worker()
     kind, body, _ = answer(client)
     return client, kind, body
 def number(data):

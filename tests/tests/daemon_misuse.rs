@@ -63,13 +63,6 @@ fn jobs_without_number_begin_only_so_often() {
     let user = tool.user.clone().unwrap();
     let lines = "
 import select
-def begun():
-    client = connect()
-    try:
-        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
-    except PermissionError:
-        send(client, hello(WORKER))
-    return client
 def said(client):
     kind, body, _ = answer(client)
     client.close()
@@ -77,7 +70,7 @@ def said(client):
 begin = time.monotonic()
 count, answers = 0, []
 while 16 not in answers:
-    answers = [said(client) for client in [begun() for _ in range(8)]]
+    answers = [said(client) for client in [asks_for_worker() for _ in range(8)]]
     # Too many may be there at once.
     assert set(answers) <= {0, 5, 16}, answers
     count += answers.count(0)

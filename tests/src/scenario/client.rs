@@ -40,6 +40,13 @@ def asked(data, fds=()):
         assert fds
         return REFUSED, struct.pack("II", 1, 0), []
     return answer(client)
+def asks_for_worker():
+    client = connect()
+    try:
+        send(client, hello(WORKER), [os.pidfd_open(os.getpid())])
+    except PermissionError:
+        send(client, hello(WORKER))
+    return client
 def refusal(data, fds=()):
     kind, body, fds = asked(data, fds)
     return struct.unpack("I", body[:4])[0] if kind == REFUSED else (kind, len(fds))
