@@ -5,7 +5,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Counting, Daemon, MODES, Tool, steps, the_worker};
+use ckpt_tests::scenario::{Counting, Daemon, MODES, Tool, are_counted, steps, the_worker};
 use ckpt_tests::skip::skip_part;
 use ckpt_tests::user::UID;
 use ckpt_tests::{Cmd, Job, Sandbox};
@@ -122,9 +122,6 @@ while True:
     }
     steps(&sandbox, job.running());
     job.kill_all();
-    let printed = String::from_utf8(job.stdout()).unwrap();
-    let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
-    let expected: String = (1..=whole.lines().count()).map(|step| format!("{step}\n")).collect();
-    assert_eq!(whole, expected);
+    are_counted(&job);
     daemon.end();
 }

@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use ckpt_tests::scenario::{Tool, ckptbpf, steps, verb};
+use ckpt_tests::scenario::{Tool, are_counted, ckptbpf, steps, verb};
 use ckpt_tests::skip::skip;
 use ckpt_tests::{Cmd, Job, Mode, Sandbox};
 
@@ -93,10 +93,7 @@ fn a_mapped_file_beyond_the_hard_limit_of_file_sizes_is_no_larger_one_that_is_ma
     }
     steps(&sandbox, job.running());
     job.kill_all();
-    let printed = String::from_utf8(job.stdout()).unwrap();
-    let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
-    let expected: String = (1..=whole.lines().count()).map(|step| format!("{step}\n")).collect();
-    assert_eq!(whole, expected);
+    are_counted(&job);
 }
 
 /// The kernel sends ckptbpf SIGXFSZ then, which is not for the program.

@@ -46,7 +46,7 @@ pub use listing::Generation;
 pub use scripts::Scripts;
 pub use stepper::{stepper, walk, walk_through, walk_until};
 use steps::kill_all_but;
-pub use steps::{kill_all, steps};
+pub use steps::{are_counted, kill_all, steps};
 pub use survive::{Survival, survive};
 
 /// How long a checkpoint or a restart may take in a test.

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use super::PATIENCE;
+use super::{Job, PATIENCE};
 use crate::sandbox::{Running, Sandbox};
 
 /// Waits for some more steps of a program that prints a line in each.
@@ -13,6 +13,14 @@ pub fn steps(sandbox: &Sandbox, running: &Running<'_>) {
         assert!(!running.has_ended(), "it has ended: {}", running.stderr());
         lines() > then + 3
     });
+}
+
+/// That the whole lines which a job has printed are 1, 2, 3 and so on.
+pub fn are_counted(job: &Job<'_>) {
+    let printed = String::from_utf8(job.stdout()).expect("numbers");
+    let whole = printed.rfind('\n').map_or("", |end| &printed[..=end]);
+    let expected: String = (1..=whole.lines().count()).map(|step| format!("{step}\n")).collect();
+    assert_eq!(whole, expected);
 }
 
 /// kill -9 of everybody in the box, and the end of `running`, which is one of them.
