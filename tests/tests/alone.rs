@@ -271,6 +271,25 @@ fn waits_longer_than_the_interval_end_alone() {
     assert_same("standard output", &expected.stdout, &job.stdout());
 }
 
+/// One that a checkpoint has met goes on for what was left of it at the next one, over a restart.
+#[test]
+fn waits_that_a_checkpoint_has_met_end_in_time_alone() {
+    let sandbox = Sandbox::new("alone_met");
+    let tool = Tool::of_user(&sandbox);
+    let user = tool.user.clone().unwrap();
+    let program = victim_cmd("sleeps").args(["6000", "1", "epoll_wait,epoll_pwait2,sigtimedwait,semtimedop"]);
+    let expected = Expected::of(&sandbox, &program, None);
+    let mut job = Job::launch_by(&sandbox, tool, user.home().join("images"), &[], &user.reaches(&program));
+    job.running().wait_for_output("1 sleeping", SOON);
+    job.checkpoint();
+    job.running().wait_for_output("1 late", SOON);
+    job.checkpoint();
+    job.kill_all();
+    job.restart(Mode::Eager, &[]);
+    job.wait(SOON * 2).success();
+    assert_same("standard output", &expected.stdout, &job.stdout());
+}
+
 /// Without namespaces nothing can be restarted, which is said before anything is made.
 #[test]
 fn no_restart_alone_where_users_have_no_namespaces() {
