@@ -24,6 +24,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("sqlite3", "checkpointing a database, with a transaction open"),
     ("slurm-wlm", "jobs of Slurm, which the tests start and end themselves"),
     ("munge", "the same: by which Slurm knows who asks"),
+    ("iproute2", "the same: the address of its nodes"),
+    ("e2fsprogs", "disks that fail and folders that nothing can be written to"),
 ];
 
 /// Programs that the soak checkpoints as they are packaged: some 130 MB.
