@@ -26,12 +26,14 @@ mod vmlinux;
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cmd::step;
 use crate::{setup, test};
 use fetch::Fetched;
+use guest::Results;
 use journey::{Ground, Journey};
 use kernels::{Kernel, Matrix};
 use machine::Machine;
@@ -96,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Those with most to do first: so no processor waits for the other one at the end.
     let mut queue: Vec<(usize, &Guest)> = guests.iter().enumerate().collect();
     queue.sort_by_key(|(_, guest)| Reverse(guest.plan.tests.len()));
-    let mut columns = two_at_a_time(&queue, |(place, guest)| Ok((*place, guest.run(&programs, args.keep)?)))?;
+    let mut columns = two_at_a_time(&queue, |(at, guest)| Ok((*at, guest.column(&programs, args.keep))))?;
     columns.sort_by_key(|(place, _)| *place);
     let table = Table::new(columns.into_iter().map(|(_, column)| column).collect());
     if !guests.is_empty() {
@@ -170,6 +172,15 @@ struct Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// What cannot even be started has a column, too: it is no reason to be silent about the others.
+    fn column(&self, programs: &Programs, keep: bool) -> Column {
+        self.run(programs, keep).unwrap_or_else(|error| {
+            let wrong = Some(format!("{error:#}"));
+            let results = Results { tests: Vec::new(), wrong, took: Duration::ZERO };
+            Column::new(&self.kernel.name, self.fetched, &self.plan, results)
+        })
+    }
+
     fn run(&self, programs: &Programs, keep: bool) -> Result<Column> {
         let [initrd, console] =
             ["cpio", "console"].map(|kind| PathBuf::from(format!("{}.{kind}", self.files.display())));

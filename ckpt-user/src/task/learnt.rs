@@ -3,7 +3,10 @@
 
 use crate::sys::bpf::{Bpf, BpfError, Keyrings, ProcessRow, TaskRow};
 use crate::sys::deed::{Deed, Doer};
+use crate::task::proc::ProcDir;
 use nix::unistd::Pid;
+use std::io;
+use std::time::Duration;
 use zerocopy::FromZeros;
 
 /// What threads may be denied, or have asked for, that only they themselves can be asked about.
@@ -152,6 +155,7 @@ impl Watched {
             Ok(None) => return Ok(None),
             Err(source) => return Err(BpfError::Proc { path: "a child of ckptbpf", source }),
         };
+        sleeps(doer.pid()).map_err(|source| BpfError::Proc { path: "a child of ckptbpf", source })?;
         let host = bpf.track_own(doer.pid().as_raw() as u32)?;
         let looked = Self::look(bpf, host);
         bpf.untrack(host)?;
@@ -172,6 +176,21 @@ impl Watched {
             processes.iter().find(|row| row.tgid == host).ok_or(BpfError::NoProcess(host))?;
         words.process = process.memory_flags;
         Ok(words)
+    }
+}
+
+/// Waits until a doer sleeps: it has other bits while it runs, which would be taken for those of a deed. The same bits are to be
+/// seen in all of them.
+///
+/// # Errors
+/// It has been killed.
+fn sleeps(doer: Pid) -> io::Result<()> {
+    loop {
+        match ProcDir::process(doer).stat()?.state() {
+            'S' => return Ok(()),
+            'Z' | 'X' => return Err(io::ErrorKind::BrokenPipe.into()),
+            _ => std::thread::sleep(Duration::from_micros(100)),
+        }
     }
 }
 

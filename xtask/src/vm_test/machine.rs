@@ -62,8 +62,10 @@ impl<'a> Machine<'a> {
             command.args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={}", share.tag)]);
         }
         let words: String = self.words.iter().map(|(name, value)| format!(" vm.{name}={value}")).collect();
-        // Warnings and worse are printed (`guest.rs` looks for them), and nothing else.
-        command.arg("-append").arg(format!("console=ttyS0 panic=-1 loglevel=5{words}"));
+        // Warnings and worse are printed (`guest.rs` looks for them), and nothing else. A processor that had no time here for half a
+        // minute is not stuck: that is a `BUG:` after two.
+        let words = format!("console=ttyS0 panic=-1 loglevel=5 watchdog_thresh=60{words}");
+        command.arg("-append").arg(words);
         command
     }
 

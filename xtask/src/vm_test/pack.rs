@@ -24,10 +24,11 @@ const TOOLS: &[&str] = &[
 ];
 /// Runs its arguments with the programs and libraries of the machine below.
 const ON_HOST: &str = "vm-test/guest/host.sh";
-/// Limits of tests, for a processor that is emulated: a page fault takes it thirteen times as long; and that nobody else is there, for
-/// those that set what is the whole machine's.
-const ENVIRONMENT: &str = "CKPTBPF_TEST_TIMEOUT_SCALE=6\nCKPTBPF_OWN_MACHINE=1\nHOME=/root\nLC_ALL=C\nRUST_BACKTRACE=1\n\
-     PATH=/usr/bin:/bin:/usr/sbin:/sbin\n";
+/// Limits of tests, for a processor that is emulated: a page fault takes it thirteen times as long; less of what is only more of the same:
+/// one eager and one lazy restart of a program, and half the memory; and that nobody else is there, for those that set what is the whole
+/// machine's.
+const ENVIRONMENT: &str = "CKPTBPF_TEST_TIMEOUT_SCALE=6\nCKPTBPF_ROUNDS=2\nCKPTBPF_LAZY_MIB=128\n\
+     CKPTBPF_OWN_MACHINE=1\nHOME=/root\nLC_ALL=C\nRUST_BACKTRACE=1\nPATH=/usr/bin:/bin:/usr/sbin:/sbin\n";
 const FOLDERS: &[&str] =
     &["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp", "/root", "/mnt", "/files", "/etc/sudoers.d"];
 
