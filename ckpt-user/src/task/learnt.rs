@@ -197,7 +197,7 @@ fn sleeps(doer: Pid) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::bpf;
+    use crate::sys::{bpf, wait};
 
     #[test]
     fn what_was_learnt_is_told_to_others() {
@@ -210,6 +210,19 @@ mod tests {
         restricted.settings.security[3] = 1;
         assert!(told.lost(&restricted).unwrap().0.contains("Landlock"));
         assert!(Learnt::told(Bits { landlock: Some(8), ..bits }).is_none());
+    }
+
+    #[test]
+    fn a_doer_is_looked_at_when_it_sleeps() {
+        for _ in 0..200 {
+            let doer = Doer::of(Deed::Nothing).unwrap().unwrap();
+            sleeps(doer.pid()).unwrap();
+            assert_eq!(ProcDir::process(doer.pid()).stat().unwrap().state(), 'S');
+        }
+        let killed = Doer::of(Deed::Nothing).unwrap().unwrap();
+        wait::send(killed.pid(), libc::SIGKILL);
+        while wait::unreaped(killed.pid()).is_none() {}
+        assert_eq!(sleeps(killed.pid()).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     /// Bits of kernels that are known: 15 and 16, since Linux 6.18 20 and 21, for instructions; 10, then 12, for the cache.
